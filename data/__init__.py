@@ -1,0 +1,1 @@
+"""Images and boxes: data sets, scan, augmentation, loading."""

@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction: the loops that join models and data."""

@@ -1,0 +1,1 @@
+"""Detectors: YAML to ModelSpec to modules, heads, losses, cost."""

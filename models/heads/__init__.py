@@ -1,0 +1,1 @@
+"""Detection heads: raw maps to boxes and scores."""

@@ -1,0 +1,1 @@
+"""What every room needs: boxes, letterbox, errors, configuration."""

@@ -1,0 +1,46 @@
+"""Box arithmetic on xyxy pixels; centre-size exists only inside heads and losses."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(N, 4) x1 y1 x2 y2 -> (N, 4) centre x, centre y, width, height."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat(((low + high) / 2, high - low), -1)
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) centre x, centre y, width, height -> (..., 4) x1 y1 x2 y2."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat((centre - half, centre + half), -1)
+
+
+def complete_iou(predicted: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """CIoU of paired boxes, (N, 4) and (N, 4) centre-size in the same units -> (N,).
+
+    IoU - distance term - aspect term; the aspect term's weight is detached.
+    arXiv:1911.08287, section 3.2 (equations 10-12).
+    """
+    a_centre, a_size = predicted[..., :2], predicted[..., 2:]
+    b_centre, b_size = target[..., :2], target[..., 2:]
+    a_low, a_high = a_centre - a_size / 2, a_centre + a_size / 2
+    b_low, b_high = b_centre - b_size / 2, b_centre + b_size / 2
+    overlap = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0)
+    intersection = overlap.prod(-1)
+    union = a_size.prod(-1) + b_size.prod(-1) - intersection + eps
+    iou = intersection / union
+    hull = torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)
+    diagonal = hull.square().sum(-1) + eps
+    distance = (a_centre - b_centre).square().sum(-1)
+    angle = torch.atan(b_size[..., 0] / (b_size[..., 1] + eps)) - torch.atan(
+        a_size[..., 0] / (a_size[..., 1] + eps)
+    )
+    aspect = (4 / math.pi**2) * angle.square()
+    with torch.no_grad():
+        weight = aspect / (aspect - iou + (1 + eps))
+    return iou - distance / diagonal - weight * aspect

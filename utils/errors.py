@@ -1,0 +1,91 @@
+"""Errors a user can mend, their exit codes, and the frame every script runs in."""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import NoReturn
+
+EXIT_INTERNAL = 1
+EXIT_USER = 2
+EXIT_PARTLY = 3
+EXIT_SOURCE_LOST = 4
+
+
+class FeatherDetError(Exception):
+    """Base of the errors that are reported as one line; `exit_code` is what the script returns."""
+
+    exit_code = EXIT_INTERNAL
+
+
+class UserError(FeatherDetError):
+    """Bad input or configuration. The message names file, place, value and remedy."""
+
+    exit_code = EXIT_USER
+
+
+class PartlyDoneError(FeatherDetError):
+    """Some inputs were skipped (and named); the rest was done."""
+
+    exit_code = EXIT_PARTLY
+
+
+class SourceLostError(FeatherDetError):
+    """A stream ended for good before it was asked to."""
+
+    exit_code = EXIT_SOURCE_LOST
+
+
+class TerminatedError(FeatherDetError):
+    """SIGTERM arrived; work was put in a safe state."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' for the closest known name, or '' when nothing is close."""
+    lowered = {item.lower(): item for item in known}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    return f"; did you mean {lowered[close[0]]!r}?" if close else ""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise TerminatedError("terminated")
+
+
+def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
+    """Run `main(argv)`, print one line for an error, exit with the documented code.
+
+    Exit codes: 0 done, 1 internal error, 2 user error, 3 partly done, 4 source lost, 130 SIGINT,
+    143 SIGTERM.  `--debug` anywhere on the command line adds the traceback.
+    """
+    argv = sys.argv[1:]
+    debug = "--debug" in argv
+    argv = [item for item in argv if item != "--debug"]
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = main(argv) or 0
+    except FeatherDetError as error:
+        code = _report(f"error: {error}", error.exit_code, debug)
+    except KeyboardInterrupt:
+        code = _report("interrupted", 128 + signal.SIGINT, debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = EXIT_INTERNAL
+    except Exception as error:  # the frame of last resort: one line, not a traceback
+        hint = "" if debug else " (run again with --debug for the traceback)"
+        text = f"internal error: {type(error).__name__}: {error}{hint}"
+        code = _report(text, EXIT_INTERNAL, debug)
+    sys.exit(code)
+
+
+def _report(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.write(message + "\n")
+    return code

@@ -1,0 +1,64 @@
+"""Non-maximum suppression of decoded maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from utils.structures import Decoded, Detections
+
+MAX_CANDIDATES = 30_000  # by score, before suppression; YOLOv5's limit
+
+
+@dataclass(frozen=True)
+class NmsConfig:
+    """`conf` and `iou` thresholds in [0, 1]; `classes` keeps only these labels (None: all)."""
+
+    conf: float = 0.25
+    iou: float = 0.45
+    max_det: int = 300
+    agnostic: bool = False
+    multi_label: bool = True
+    classes: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("conf", "iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"NmsConfig.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.max_det < 1:
+            raise ValueError(f"NmsConfig.max_det must be at least 1, got {self.max_det}")
+
+
+@torch.no_grad()
+def nms(decoded: Decoded, config: NmsConfig) -> list[Detections]:
+    """Suppress overlapping boxes class by class -> one `Detections` per image, network pixels.
+
+    Every (box, class) pair over `conf` is a candidate (with `multi_label` off only the best class of
+    a box); at most 30,000 by score enter, at most `max_det` leave, best first.  Nothing depends on
+    the clock or on the other images of the batch.
+    """
+    return [
+        _one(boxes, scores, config)
+        for boxes, scores in zip(decoded.boxes, decoded.scores, strict=True)
+    ]
+
+
+def _one(boxes: Tensor, scores: Tensor, config: NmsConfig) -> Detections:
+    rows = torch.nonzero(scores.amax(1) > config.conf).squeeze(1)
+    boxes, scores = boxes[rows].float(), scores[rows].float()
+    if config.multi_label and scores.shape[1] > 1:
+        row, label = torch.nonzero(scores > config.conf, as_tuple=True)
+        boxes, score = boxes[row], scores[row, label]
+    else:
+        score, label = scores.max(1) if scores.shape[0] else (scores.sum(1), rows)
+    if config.classes is not None:
+        wanted = torch.isin(label, torch.tensor(config.classes, device=label.device))
+        boxes, score, label = boxes[wanted], score[wanted], label[wanted]
+    order = score.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
+    boxes, score, label = boxes[order], score[order], label[order]
+    groups = torch.zeros_like(label) if config.agnostic else label
+    kept = batched_nms(boxes, score, groups, config.iou)[: config.max_det]
+    return Detections(boxes[kept], score[kept], label[kept])

@@ -1,0 +1,53 @@
+"""Where things are looked up and where runs are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from utils.errors import UserError, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def find_config(name: str, folder: str) -> Path:
+    """The YAML file that `name` means, as users type it.
+
+    Tried in turn: the path itself; `cfg/<folder>/<last part>`, with .yaml added where it has no suffix.
+    `folder` is '' for detectors, 'data', 'train', 'backbones' or 'necks'.
+    Raises UserError with the nearest known name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    home = ROOT / "cfg" / folder
+    file = path.name if path.suffix in {".yaml", ".yml"} else path.name + ".yaml"
+    if (home / file).is_file():
+        return home / file
+    if path.suffix == "" and path.with_suffix(".yaml").is_file():
+        return path.with_suffix(".yaml")
+    known = sorted(item.stem for item in home.glob("*.yaml"))
+    raise UserError(
+        f"{name}: no such file, nor is it one of cfg/{folder}{'/' if folder else ''}*.yaml"
+        f"{nearest(Path(file).stem, known)}"
+    )
+
+
+def new_run_dir(project: str, name: str, *, exist_ok: bool = False) -> Path:
+    """Make and return project/name, or name2, name3, ... when it exists.
+
+    Creation is the test, so that two runs started at once never share a folder.
+    """
+    base = Path(project) / name
+    base.parent.mkdir(parents=True, exist_ok=True)
+    if exist_ok:
+        base.mkdir(exist_ok=True)
+        return base
+    number = 1
+    while True:
+        path = base if number == 1 else base.with_name(f"{name}{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path

@@ -1,0 +1,71 @@
+"""The values that travel between data, models and engine. Boxes are xyxy pixels, always."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The true boxes of a batch."""
+
+    image_index: Tensor  # (M,) int64, row of the batch
+    labels: Tensor  # (M,) int64
+    boxes: Tensor  # (M, 4) float32, xyxy network pixels
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    def to(self, device: torch.device) -> Targets:
+        """The same targets on `device`; asynchronous when the tensors are pinned."""
+        return Targets(
+            self.image_index.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.boxes.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> Targets:
+        """The same targets in page-locked memory."""
+        return Targets(
+            self.image_index.pin_memory(), self.labels.pin_memory(), self.boxes.pin_memory()
+        )
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a head says of a batch, before non-maximum suppression."""
+
+    boxes: Tensor  # (B, N, 4) xyxy network pixels
+    scores: Tensor  # (B, N, classes) in [0, 1]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The detections of one image, best first."""
+
+    boxes: Tensor  # (K, 4) float32, xyxy pixels
+    scores: Tensor  # (K,) float32 in [0, 1]
+    labels: Tensor  # (K,) int64
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    def cpu(self) -> Detections:
+        """The same detections in main memory."""
+        return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())
+
+    def with_boxes(self, boxes: Tensor) -> Detections:
+        """The same detections at other places, e.g. after `Letterbox.to_image`."""
+        return Detections(boxes, self.scores, self.labels)
+
+    @staticmethod
+    def empty(device: torch.device | str = "cpu") -> Detections:
+        """No detections."""
+        return Detections(
+            torch.zeros(0, 4, device=device),
+            torch.zeros(0, device=device),
+            torch.zeros(0, dtype=torch.int64, device=device),
+        )
