@@ -22,7 +22,7 @@ def find_config(name: str, folder: str) -> Path:
     home = ROOT / "cfg" / folder
     file = path.name if path.suffix in {".yaml", ".yml"} else path.name + ".yaml"
     if (home / file).is_file():
-        return home / file
+        return shown(home / file)
     if path.suffix == "" and path.with_suffix(".yaml").is_file():
         return path.with_suffix(".yaml")
     known = sorted(item.stem for item in home.glob("*.yaml"))
@@ -30,6 +30,14 @@ def find_config(name: str, folder: str) -> Path:
         f"{name}: no such file, nor is it one of cfg/{folder}{'/' if folder else ''}*.yaml"
         f"{nearest(Path(file).stem, known)}"
     )
+
+
+def shown(path: Path) -> Path:
+    """`path` as people want to read it: relative to the current folder where it lies in it."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
 
 
 def new_run_dir(project: str, name: str, *, exist_ok: bool = False) -> Path:

@@ -1,0 +1,199 @@
+"""Images from files: right colours, right way up, whole, and never larger than the cap."""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from PIL.ImageFile import ImageFile
+
+MAX_PIXELS = 100_000_000  # refused from the header alone; far above any camera's frame
+MAX_BYTES = 1 << 30
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+)
+# Pillow's classes directly: `Image.open` would warn on its own pixel limit, below ours.
+_HEADERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
+# What Pillow's parsers raise on hostile bytes (SyntaxError is its "not this format").
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error)
+_PLAIN = {"JPEG": {"L", "RGB"}, "PNG": {"L", "RGB", "RGBA"}}  # modes cv2 reads as Pillow does
+_EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 258
+_END_OF_JPEG = b"\xff\xd9"
+
+
+class ImageError(Exception):
+    """A file that is not a whole, readable image; `cause` says why, without the path."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """An image file -> (H, W, 3) uint8 RGB, EXIF orientation applied. Raises ImageError.
+
+    See `decode_image` for what is done with other modes than 8-bit RGB.
+    """
+    return decode_image(read_bytes(path), max_pixels=max_pixels)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file of at most MAX_BYTES. Raises ImageError."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(f"{status.st_size} bytes; more than {MAX_BYTES} are not read")
+        return path.read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:
+        if path.is_symlink():
+            raise ImageError("dangling or looping symbolic link") from error
+        raise ImageError(getattr(error, "strerror", None) or str(error)) from error
+
+
+def image_format(data: bytes) -> str | None:
+    """'JPEG', 'PNG', 'GIF', 'BMP', 'TIFF' or 'WEBP' by the first bytes, whatever the name says."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Bytes of an image file -> (H, W, 3) uint8 RGB, EXIF orientation applied.
+
+    Grey is repeated, CMYK and palettes become RGB as Pillow converts them, an alpha channel is
+    dropped, 16-bit samples become round(v / 257); of a GIF or TIFF the first picture is taken.
+    Raises ImageError when the size in the header exceeds `max_pixels` (nothing is decoded then),
+    when the data is cut off or corrupt, and for 32-bit samples (they have no range).
+    """
+    kind = image_format(data)
+    if kind is None:
+        raise ImageError(_not_an_image(data))
+    try:
+        header = _HEADERS[kind](io.BytesIO(data))
+    except _BROKEN as error:
+        raise ImageError(f"broken {kind} header: {error}") from error
+    width, height = header.size
+    if width * height > max_pixels:
+        raise ImageError(f"{width}x{height} pixels; more than {max_pixels} are not decoded")
+    try:
+        if _has_16_bits(data, kind, header):
+            return _turn(_read_16_bits(data), _orientation(data, kind, header))
+        if header.mode in _PLAIN.get(kind, ()) and "transparency" not in header.info:
+            return _turn(_read_plain(data, kind, header), _orientation(data, kind, header))
+        return _read_by_pillow(header)
+    except cv2.error as error:
+        raise ImageError(f"corrupt {kind} data: {error.err}") from error
+    except _BROKEN as error:
+        raise ImageError(f"corrupt {kind} data: {error}") from error
+
+
+def _not_an_image(data: bytes) -> str:
+    if not data:
+        return "empty file"
+    if data[4:8] == b"ftyp":
+        return "HEIF, AVIF or video; not a supported image format"
+    if not data[:512].strip(b"\0"):
+        return "starts with zero bytes; not an image"
+    return "not an image (no known signature)"
+
+
+def _has_16_bits(data: bytes, kind: str, header: ImageFile) -> bool:
+    if kind == "PNG":
+        return data[24] == 16  # the bit depth in IHDR, which is always the first chunk
+    if kind == "TIFF":
+        bits: Any = getattr(header, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+        return 16 in bits
+    return False
+
+
+def _read_16_bits(data: bytes) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint16:
+        raise ImageError("corrupt or cut off 16-bit data")
+    image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    return np.ascontiguousarray(image[..., 2::-1])
+
+
+def _read_plain(data: bytes, kind: str, header: ImageFile) -> np.ndarray:
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is None:
+        raise ImageError(f"{kind} data is cut off or corrupt")
+    # Older OpenCV fills what is missing with grey; the end marker cannot lie in the header.
+    start = header.fp.tell() if header.fp else 0
+    if kind == "JPEG" and data.rfind(_END_OF_JPEG, start) < 0:
+        raise ImageError("JPEG data is cut off (no end marker)")
+    return image
+
+
+def _read_by_pillow(header: ImageFile) -> np.ndarray:
+    if header.mode in {"I", "F"}:
+        raise ImageError("32-bit samples have no defined range; store 8 or 16 bits")
+    header.load()
+    # no transparency: Pillow would warn, and the alpha is dropped anyway
+    header.info.pop("transparency", None)
+    return np.array(ImageOps.exif_transpose(header).convert("RGB"))
+
+
+def _orientation(data: bytes, kind: str, header: ImageFile) -> int:
+    """EXIF orientation 1 to 8; 1 when absent or unreadable."""
+    if kind == "TIFF":
+        return 1  # OpenCV has applied the TIFF tag itself
+    late = kind == "PNG" and b"eXIf" in data  # this chunk may follow the pixels
+    if not late and not _EXIF_KEYS & header.info.keys():
+        return 1
+    try:
+        value = header.getexif().get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo the camera's orientation (Exif 2.3, tag 0x0112)."""
+    if orientation in {5, 7}:
+        image = cv2.transpose(image)
+    if orientation == 6:
+        return cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)
+    if orientation == 8:
+        return cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE)
+    if orientation in {3, 7}:
+        return cv2.rotate(image, cv2.ROTATE_180)
+    if orientation in {2, 4}:
+        return cv2.flip(image, 1 if orientation == 2 else 0)
+    return image

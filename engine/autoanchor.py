@@ -1,0 +1,161 @@
+"""Anchors that fit the data: recall of those at hand, and better ones by k-means and mutation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.seeding import generator
+
+ENOUGH = 0.98  # recall under which new anchors are sought (YOLOv5's limit)
+GENERATIONS = 1000
+SAMPLE = 20_000  # boxes the search looks at; recall is always measured on all
+ROUNDS = 30  # of k-means; it has settled long before
+MUTATION_CHANCE = 0.9
+MUTATION_SPREAD = 0.1
+SMALLEST = 2.0  # pixels; the augmentation drops smaller boxes anyway
+
+
+@dataclass(frozen=True)
+class AnchorReport:
+    """What the search found; `anchors` (A, 2) pixels, ascending area; `changed` against before."""
+
+    anchors: np.ndarray
+    recall: float
+    before: float | None
+    changed: bool
+
+    def text(self) -> str:
+        """One line for the console."""
+        if not self.changed and self.before is not None and self.before >= ENOUGH:
+            return f"AutoAnchor: best possible recall {self.before:.4f}, anchors kept"
+        pairs = " ".join(f"({w:.0f},{h:.0f})" for w, h in self.anchors)
+        if not self.changed:
+            return f"AutoAnchor: recall {self.recall:.4f}; none better found, anchors kept: {pairs}"
+        before = "" if self.before is None else f"{self.before:.4f} -> "
+        return f"AutoAnchor: best possible recall {before}{self.recall:.4f} with new anchors {pairs}"
+
+
+def box_sizes(boxes: list[np.ndarray], shapes: list[tuple[int, int]], image_size: int) -> np.ndarray:
+    """Per image (N, 4) xyxy pixels and (height, width) -> (M, 2) sizes at network size.
+
+    Boxes with a side under 2 px there are left out.
+    """
+    scaled = [
+        (box[:, 2:] - box[:, :2]) * (image_size / max(shape))
+        for box, shape in zip(boxes, shapes, strict=True)
+    ]
+    sizes = np.concatenate(scaled) if scaled else np.zeros((0, 2))
+    return sizes[(sizes >= SMALLEST).all(1)].astype(np.float64)
+
+
+def best_ratios(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """(N, 2) sizes, (A, 2) anchors -> (N,) the best anchor's min(w/aw, aw/w, h/ah, ah/h)."""
+    ratio = sizes[:, None] / anchors[None]
+    return np.minimum(ratio, 1 / ratio).min(2).max(1)
+
+
+def best_possible_recall(sizes: np.ndarray, anchors: np.ndarray, threshold: float) -> float:
+    """Share of boxes with an anchor whose min ratio exceeds 1 / `threshold`; 1 without boxes."""
+    if not len(sizes):
+        return 1.0
+    return float((best_ratios(sizes, anchors) > 1 / threshold).mean())
+
+
+def search_anchors(
+    sizes: np.ndarray, count: int, *, threshold: float, seed: int, generations: int = GENERATIONS
+) -> np.ndarray:
+    """(N, 2) sizes in pixels -> (count, 2) anchors, ascending area; the same for the same seed.
+
+    k-means on sizes scaled by their deviation, then mutation that keeps the fitter: the mean best
+    ratio of the boxes that have an anchor within the threshold.  Raises ValueError without boxes.
+    """
+    if not len(sizes):
+        raise ValueError("anchors cannot be sought without boxes")
+    rng = generator(seed, count)
+    if len(sizes) > SAMPLE:
+        sizes = sizes[rng.choice(len(sizes), SAMPLE, replace=False)]
+    anchors = k_means(sizes, count, rng)
+    fitness = _fitness(sizes, anchors, threshold)
+    for _ in range(generations):
+        mutant = np.maximum(anchors * _mutation(anchors.shape, rng), SMALLEST)
+        score = _fitness(sizes, mutant, threshold)
+        if score > fitness:
+            anchors, fitness = mutant, score
+    return by_area(anchors)
+
+
+def k_means(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(N, 2) -> (count, 2) centres (k-means++ start) of the sizes over their deviation.
+
+    With fewer different sizes than centres, the missing ones are drawn around the present ones.
+    """
+    spread = sizes.std(0)
+    spread[spread == 0] = 1.0
+    points = sizes / spread
+    unique = np.unique(points, axis=0)
+    if len(unique) < count:
+        extra = unique[rng.integers(len(unique), size=count - len(unique))]
+        extra = extra * np.exp(rng.normal(0.0, 0.5, size=extra.shape))
+        return by_area(np.concatenate([unique, extra]) * spread)
+    centres = _plus_plus(points, count, rng)
+    for _ in range(ROUNDS):
+        nearest = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
+        members = np.bincount(nearest, minlength=count)
+        sums = np.stack(
+            [np.bincount(nearest, weights=points[:, axis], minlength=count) for axis in (0, 1)], 1
+        )
+        filled = members > 0
+        moved = centres.copy()
+        moved[filled] = sums[filled] / members[filled, None]
+        if np.array_equal(moved, centres):
+            break
+        centres = moved
+    return by_area(centres * spread)
+
+
+def _plus_plus(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    centres = [points[rng.integers(len(points))]]
+    distance = np.full(len(points), math.inf)
+    for _ in range(count - 1):
+        distance = np.minimum(distance, ((points - centres[-1]) ** 2).sum(1))
+        centres.append(points[rng.choice(len(points), p=distance / distance.sum())])
+    return np.stack(centres)
+
+
+def _mutation(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    factor = np.ones(shape)
+    while (factor == 1).all():
+        chosen = rng.random(shape) < MUTATION_CHANCE
+        step = rng.random() * MUTATION_SPREAD * rng.standard_normal(shape)
+        factor = np.clip(1 + chosen * step, 0.3, 3.0)
+    return factor
+
+
+def _fitness(sizes: np.ndarray, anchors: np.ndarray, threshold: float) -> float:
+    best = best_ratios(sizes, anchors)
+    return float((best * (best > 1 / threshold)).mean())
+
+
+def by_area(anchors: np.ndarray) -> np.ndarray:
+    """The anchors in ascending order of area."""
+    return anchors[np.argsort(anchors.prod(1), kind="stable")]
+
+
+def fit_anchors(
+    sizes: np.ndarray, present: np.ndarray | None, count: int, *, threshold: float, seed: int
+) -> AnchorReport:
+    """Keep the `present` (A, 2) anchors when they suffice, else the better of them and new ones.
+
+    `present` None means that the model has none yet: then `count` new ones are always taken.
+    """
+    before = None if present is None else best_possible_recall(sizes, present, threshold)
+    if present is not None and before is not None and (before >= ENOUGH or not len(sizes)):
+        return AnchorReport(present, before, before, changed=False)
+    found = search_anchors(sizes, count, threshold=threshold, seed=seed)
+    recall = best_possible_recall(sizes, found, threshold)
+    if present is not None and before is not None and recall <= before:
+        return AnchorReport(present, before, before, changed=False)
+    return AnchorReport(found, recall, before, changed=True)

@@ -1,0 +1,156 @@
+"""One process or many: the device, the process group of torchrun, and the few collectives used.
+
+Everything here works without a process group, as a world of one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils.errors import FeatherDetError, UserError
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT = 1800.0  # seconds; a scan or a final evaluation on rank 0 must fit in it
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """This process's place among the processes of a run."""
+
+    device: torch.device
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints, draws and writes checkpoints."""
+        return self.rank == 0
+
+
+def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
+    """'' -> CUDA if present else CPU; 'cpu'; '0', 'cuda:0' -> that GPU.  UserError otherwise.
+
+    Under torchrun ('' or 'cuda') every process takes the GPU of its local rank.
+    """
+    name = text.strip().lower()
+    if name == "cpu" or (name == "" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    index = name.removeprefix("cuda").removeprefix(":") if name else str(local_rank)
+    if "," in index:
+        count = len([item for item in index.split(",") if item])
+        raise UserError(
+            f"--device {text}: one process drives one GPU; for {count} of them start\n"
+            f"  torchrun --nproc_per_node {count} train.py ...   "
+            f"(CUDA_VISIBLE_DEVICES={index} chooses which)"
+        )
+    index = index or str(local_rank)
+    if not index.isdigit():
+        raise UserError(f"--device {text}: expected '', 'cpu' or a GPU number such as 0")
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {text}: no CUDA device is usable here; try --device cpu")
+    if int(index) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {text}: GPU {index} does not exist, there are {torch.cuda.device_count()}"
+            " (counted from 0)"
+        )
+    return torch.device("cuda", int(index))
+
+
+def start(device: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> Distributed:
+    """Choose the device and join torchrun's process group, if its environment is there.
+
+    `timeout` in seconds bounds every collective: a rank that stays away longer ends the run.
+    """
+    world_size = _environment("WORLD_SIZE", 1)
+    local_rank = _environment("LOCAL_RANK", 0)
+    if world_size > 1 and device.strip().isdigit():
+        raise UserError(f"--device {device}: under torchrun leave it out (or cpu); ranks choose")
+    place = Distributed(
+        select_device(device, local_rank=local_rank),
+        rank=_environment("RANK", 0),
+        local_rank=local_rank,
+        world_size=world_size,
+    )
+    if place.device.type == "cuda":
+        torch.cuda.set_device(place.device)
+    if world_size > 1 and not dist.is_initialized():
+        backend = "nccl" if place.device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            cause = str(error).splitlines()[0]
+            raise FeatherDetError(
+                f"rank {place.rank} of {world_size}: no process group ({backend}) within"
+                f" {timeout:g} s: {cause}; is the port free and every rank started?"
+            ) from error
+    return place
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"environment: {name} must be a whole number, got {text!r}") from None
+
+
+def is_active() -> bool:
+    """Whether this process belongs to a group of more than one."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0 (a single process always is)."""
+    return not is_active() or dist.get_rank() == 0
+
+
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """The sum of `value` over ranks, as a new tensor without gradient."""
+    total = value.detach().clone()
+    if is_active():
+        dist.all_reduce(total)
+    return total
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if is_active():
+        dist.barrier()
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's `value` on every rank (pickled between the run's own processes)."""
+    if not is_active():
+        return value
+    box: list[T] = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def broadcast_tensors(tensors: list[Tensor]) -> None:
+    """Overwrite `tensors` in place by rank 0's."""
+    if is_active():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set on any rank; waits for the device when there are several ranks."""
+    if not is_active():
+        return flag
+    return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item())
+
+
+def cleanup() -> None:
+    """Leave the process group."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,90 @@
+"""Optimizers with YOLOv5's three parameter groups, and one update of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from engine.schedule import Rates
+from utils.hyp import Hyperparameters
+
+GROUPS = ("biases", "weights", "norms")  # also the order of x/lr0, x/lr1, x/lr2 in results.csv
+OPTIMIZERS = ("SGD", "Adam", "AdamW")
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters by group; decay belongs on `weights` alone.
+
+    Biases by name; a tensor of one axis (a normalisation's weight, a scale) counts as a norm.
+    """
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.rpartition(".")[2] == "bias":
+            groups["biases"].append(parameter)
+        elif parameter.ndim <= 1:
+            groups["norms"].append(parameter)
+        else:
+            groups["weights"].append(parameter)
+    return groups
+
+
+def build_optimizer(
+    model: nn.Module, name: str, hyp: Hyperparameters, *, weight_decay: float
+) -> Optimizer:
+    """SGD with Nesterov momentum, Adam or AdamW (momentum is beta1) over three groups.
+
+    `weight_decay` acts on the group `weights` only.  The fused kernels do the whole update in one
+    pass.  Raises ValueError for another name.
+    """
+    groups = [
+        {"params": parameters, "weight_decay": weight_decay if kind == "weights" else 0.0}
+        for kind, parameters in parameter_groups(model).items()
+    ]
+    if name == "SGD":
+        return SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=True, fused=True)
+    if name in {"Adam", "AdamW"}:
+        kind = Adam if name == "Adam" else AdamW
+        return kind(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
+    raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
+
+
+def apply_rates(optimizer: Optimizer, rates: Rates) -> None:
+    """Set the rates of all groups for the next update."""
+    for group, rate in zip(optimizer.param_groups, rates.lr, strict=True):
+        group["lr"] = rate
+        if "momentum" in group:
+            group["momentum"] = rates.momentum
+        else:
+            group["betas"] = (rates.momentum, group["betas"][1])
+
+
+def update_weights(
+    optimizer: Optimizer, scaler: torch.amp.GradScaler, *, max_norm: float
+) -> Tensor:
+    """Unscale, clip to `max_norm` (0: no clip), step, clear the gradients.
+
+    Returns the gradient's norm before the clip, a 0-dim tensor on the device.  With fp16 a
+    non-finite norm makes the scaler skip the step and lower its scale.
+    """
+    scaler.unscale_(optimizer)
+    limit = max_norm if max_norm > 0 else float("inf")
+    norm = nn.utils.clip_grad_norm_(trainable(optimizer), limit)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def trainable(optimizer: Optimizer) -> list[Tensor]:
+    """All parameters the optimizer moves, in a fixed order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def gradients(parameters: Iterable[Tensor]) -> list[Tensor | None]:
+    """The gradients at hand, None where there is none."""
+    return [parameter.grad for parameter in parameters]

@@ -1,0 +1,88 @@
+"""Learning rate, momentum and accumulation as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from utils.hyp import Hyperparameters
+
+WARMUP_STEPS_AT_LEAST = 100  # YOLOv5's floor for small data sets
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one step uses; the order of `lr` is that of `optimizer.GROUPS`."""
+
+    lr: tuple[float, float, float]  # biases, weights, normalisation weights
+    momentum: float
+    accumulate: int  # batches whose gradients add up to one update
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Warm-up, then a linear or half-cosine fall per epoch from lr0 to lr0 * lrf.
+
+    `batch_size` is the total over ranks.  `step` counts batches from 0 over the whole run.
+    `adaptive` optimizers (Adam, AdamW) move by the rate itself whatever the gradient, so their
+    biases do not start above lr0.
+    """
+
+    hyp: Hyperparameters
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    cosine: bool = False
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.steps_per_epoch, self.batch_size) < 1:
+            raise ValueError(f"Schedule needs positive counts, got {self}")
+
+    @property
+    def warmup_steps(self) -> int:
+        """max(warm-up epochs, 100 batches); none with warmup_epochs 0."""
+        if self.hyp.warmup_epochs == 0:
+            return 0
+        return max(round(self.hyp.warmup_epochs * self.steps_per_epoch), WARMUP_STEPS_AT_LEAST)
+
+    @property
+    def accumulate(self) -> int:
+        """Batches per update after the warm-up: the nominal batch over the batch, at least 1."""
+        return max(round(self.hyp.nbs / self.batch_size), 1)
+
+    @property
+    def weight_decay(self) -> float:
+        """The decay scaled by the images of an update over the nominal batch."""
+        return self.hyp.weight_decay * self.batch_size * self.accumulate / self.hyp.nbs
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last batch of the run."""
+        return self.epochs * self.steps_per_epoch - 1
+
+    def factor(self, epoch: int) -> float:
+        """The rate of `epoch` (from 0) over lr0, warm-up aside."""
+        lrf, done = self.hyp.lrf, epoch / self.epochs
+        if self.cosine:
+            return lrf + (1 - lrf) * (1 + math.cos(math.pi * done)) / 2
+        return lrf + (1 - lrf) * (1 - done)
+
+    def at(self, step: int) -> Rates:
+        """The rates of batch `step`."""
+        hyp = self.hyp
+        peak = hyp.lr0 * self.factor(step // self.steps_per_epoch)
+        if step >= self.warmup_steps:
+            return Rates((peak, peak, peak), hyp.momentum, self.accumulate)
+        done = step / self.warmup_steps
+        bias_start = min(hyp.warmup_bias_lr, hyp.lr0) if self.adaptive else hyp.warmup_bias_lr
+        rising = _between(0.0, peak, done)
+        return Rates(
+            (_between(bias_start, peak, done), rising, rising),
+            _between(hyp.warmup_momentum, hyp.momentum, done),
+            max(round(_between(1.0, hyp.nbs / self.batch_size, done)), 1),
+        )
+
+
+def _between(start: float, end: float, done: float) -> float:
+    return start + (end - start) * done

@@ -1,0 +1,306 @@
+"""Convolution, normalisation, activation: the parts every other block is built from."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from functools import partial
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.registry import register
+from utils.errors import nearest
+
+BN_EPS = 1e-3  # YOLOv5's values; torch's own are 1e-5 and 0.1
+BN_MOMENTUM = 0.03
+
+
+# In place where backward needs the result only; elsewhere in place would cost a copy in training.
+ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {
+        "SiLU": nn.SiLU,
+        "ReLU": partial(nn.ReLU, inplace=True),
+        "LeakyReLU": partial(nn.LeakyReLU, inplace=True),
+        "Hardswish": nn.Hardswish,
+        "Mish": nn.Mish,
+        "Identity": nn.Identity,
+    }
+)
+_ACTIVATION_TEXT = re.compile(
+    r"(?:nn\.)?(?P<name>[A-Za-z0-9]+)(?:\(\s*(?P<value>[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)?\s*\))?"
+)
+_default_activation: ContextVar[str] = ContextVar("default_activation", default="SiLU")
+
+
+def activation(text: str) -> nn.Module:
+    """'SiLU', 'nn.ReLU()' or 'LeakyReLU(0.1)' -> a fresh module without parameters.
+
+    ValueError for anything but a name of ACTIVATIONS, bare, with `()`, or with one number where
+    the activation takes one (LeakyReLU).
+    """
+    known = ", ".join(ACTIVATIONS)
+    match = _ACTIVATION_TEXT.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"activation {text!r} is not Name, Name() or Name(number); known: {known}")
+    name, value = match["name"], match["value"]
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {text!r}; known: {known}{nearest(name, ACTIVATIONS)}")
+    if value is None:
+        return ACTIVATIONS[name]()
+    if name != "LeakyReLU":
+        raise ValueError(f"activation {name} takes no number, got {text!r}")
+    try:
+        slope = float(value)
+    except ValueError:
+        raise ValueError(f"activation {text!r}: {value!r} is not a number") from None
+    return ACTIVATIONS[name](slope)
+
+
+@contextlib.contextmanager
+def default_activation(text: str) -> Iterator[None]:
+    """While inside, `act=True` means `text`; per thread, and restored afterwards."""
+    activation(text)
+    token = _default_activation.set(text)
+    try:
+        yield
+    finally:
+        _default_activation.reset(token)
+
+
+def make_activation(act: str | bool) -> nn.Module:
+    """True -> the model's default, False -> Identity, text -> `activation(text)`."""
+    if act is True:
+        return activation(_default_activation.get())
+    if act is False:
+        return nn.Identity()
+    if not isinstance(act, str):
+        raise ValueError(  # noqa: TRY004  a value of a YAML row, reported as such
+            f"act must be true, false or the name of an activation, got {act!r}"
+        )
+    return activation(act)
+
+
+def require_positive(block: str, **values: Any) -> None:
+    """ValueError naming the first value that is not an integer of at least 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{block}: {name} must be an integer of at least 1, got {value!r}")
+
+
+def require_flag(block: str, **values: Any) -> None:
+    """ValueError naming the first value that is not true or false."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(  # noqa: TRY004  a value of a YAML row
+                f"{block}: {name} must be true or false, got {value!r}"
+            )
+
+
+def hidden_width(block: str, channels: int, expansion: float) -> int:
+    """int(channels * expansion), or ValueError when that leaves no channel."""
+    require_positive(block, channels=channels)
+    if isinstance(expansion, bool) or not isinstance(expansion, int | float):
+        raise ValueError(  # noqa: TRY004  a value of a YAML row
+            f"{block}: expansion must be a number, got {expansion!r}"
+        )
+    width = int(channels * expansion)
+    if width < 1:
+        raise ValueError(f"{block}: expansion {expansion} of {channels} channels leaves none")
+    return width
+
+
+def round_channels(value: float, divisor: int) -> int:
+    """Nearest multiple of `divisor`, at least `divisor` and never under 90 % of `value`."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+class Block(nn.Module):
+    """Base of everything a row of a model YAML may name.
+
+    The constructor takes `c_in` first (a list of widths where `reads_several`) and sets `c_out`.
+
+    `ignores`: parameters of the block it replaces that a swap may drop; `channel_args`: parameters
+    that follow the width multiple.
+    """
+
+    ignores: ClassVar[tuple[str, ...]] = ()
+    channel_args: ClassVar[tuple[str, ...]] = ("c_out",)
+    reads_several: ClassVar[bool] = False
+    c_out: int
+
+    def fuse_(self) -> None:
+        """Fold this block's own BN into its own convolution, where one directly follows the other.
+
+        Children are not touched: `fuse` walks the tree.
+        """
+
+
+def fuse(module: nn.Module) -> None:
+    """Fold every BN that follows a convolution, in the whole tree, in place; for eval only."""
+    for part in module.modules():
+        if isinstance(part, Block):
+            part.fuse_()
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """BN with YOLOv5's epsilon and momentum."""
+    return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+
+
+def bn_scale_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Float64 (scale, shift) of a BN in eval mode: bn(x) = scale * x + shift, per channel."""
+    mean, variance = bn.running_mean, bn.running_var
+    if mean is None or variance is None:
+        raise ValueError("BN without running statistics cannot be folded")
+    scale = bn.weight.double() / torch.sqrt(variance.double() + bn.eps)
+    return scale, bn.bias.double() - mean.double() * scale
+
+
+@torch.no_grad()
+def fold(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    """Make conv(x) into scale * conv(x) + shift, in place; scale and shift (out_channels,)."""
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * scale
+    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
+    conv.weight.copy_(weight)
+    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
+
+
+def _pair(block: str, kernel: int | Sequence[int]) -> tuple[int, int]:
+    values = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
+    if len(values) != 2:
+        raise ValueError(f"{block}: kernel must be one integer or two, got {kernel!r}")
+    require_positive(block, kernel=values[0])
+    require_positive(block, kernel=values[1])
+    return values[0], values[1]
+
+
+def require_groups(block: str, groups: int, **widths: int) -> None:
+    """ValueError when a width is not a multiple of `groups`."""
+    require_positive(block, groups=groups)
+    for name, width in widths.items():
+        if width % groups:
+            raise ValueError(f"{block}: {name} {width} is not a multiple of groups {groups}")
+
+
+@register
+class Conv(Block):
+    """k x k convolution without bias, BN, activation.
+
+    (B, c_in, H, W) -> (B, c_out, H', W'); H' = ceil(H / stride) with an odd kernel and the default
+    padding of kernel // 2.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int | Sequence[int] = 1,
+        stride: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
+        act: str | bool = True,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        require_positive(name, c_in=c_in, c_out=c_out, stride=stride)
+        require_groups(name, groups, c_in=c_in, c_out=c_out)
+        size = _pair(name, kernel)
+        if padding is not None and (not isinstance(padding, int) or padding < 0):
+            raise ValueError(f"{name}: padding must be an integer of at least 0, got {padding!r}")
+        pad = (size[0] // 2, size[1] // 2) if padding is None else (padding, padding)
+        self.c_out = c_out
+        self.conv = nn.Conv2d(c_in, c_out, size, stride, pad, groups=groups, bias=False)
+        self.bn: nn.Module = batch_norm(c_out)
+        self.act = make_activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+    def fuse_(self) -> None:
+        if isinstance(self.bn, nn.BatchNorm2d):
+            fold(self.conv, *bn_scale_shift(self.bn))
+            self.bn = nn.Identity()
+
+
+@register
+class DWConv(Conv):
+    """Conv with as many groups as the widths allow: depthwise when c_in == c_out.
+
+    (B, c_in, H, W) -> (B, c_out, H', W'); groups = gcd(c_in, c_out).
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int | Sequence[int] = 1,
+        stride: int = 1,
+        act: str | bool = True,
+    ) -> None:
+        require_positive(type(self).__name__, c_in=c_in, c_out=c_out)
+        groups = math.gcd(c_in, c_out)
+        super().__init__(c_in, c_out, kernel, stride, groups=groups, act=act)
+
+
+@register
+class Conv2d(nn.Conv2d, Block):
+    """torch's plain convolution with bias, without BN or activation (`nn.Conv2d` in a YAML).
+
+    (B, c_in, H, W) -> (B, c_out, H', W').  No padding unless asked for, as in torch.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        require_positive(
+            "Conv2d", c_in=c_in, c_out=c_out, kernel=kernel, stride=stride, dilation=dilation
+        )
+        require_groups("Conv2d", groups, c_in=c_in, c_out=c_out)
+        require_flag("Conv2d", bias=bias)
+        super().__init__(c_in, c_out, kernel, stride, padding, dilation, groups, bias)
+        self.c_out = c_out
+
+
+@register
+class Focus(Block):
+    """The four pixel phases as channels, then a Conv: the stem of YOLOv5 v1-v5.
+
+    (B, c_in, 2H, 2W) -> (B, c_out, H, W); both sides of the input must be even.  Phases (row,
+    column) in the order (0, 0), (1, 0), (0, 1), (1, 1).
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
+        act: str | bool = True,
+    ) -> None:
+        super().__init__()
+        require_positive("Focus", c_in=c_in)
+        self.c_out = c_out
+        self.conv = Conv(4 * c_in, c_out, kernel, stride, padding, groups, act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x[..., ::2, :], x[..., 1::2, :]
+        phases = [row[..., column::2] for column in (0, 1) for row in rows]
+        return self.conv(torch.cat(phases, 1))

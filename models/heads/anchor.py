@@ -1,0 +1,104 @@
+"""YOLOv5's anchor-based head: a 1x1 convolution per level, and what its maps mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from utils.structures import Decoded
+
+PRIOR_OBJECTS = 8.0  # objects expected in a 640 px image, for the first biases
+PRIOR_CLASS = 0.6
+
+
+class Detect(nn.Module):
+    """A 1x1 convolution per level to anchors * (5 + classes).
+
+    Maps of (B, C_i, H_i, W_i) -> raw maps (B, A, H_i, W_i, 5 + classes): t_x t_y t_w t_h t_obj t_class...
+    `anchors` (levels, A, 2) are in units of each level's stride, as in YOLOv5's checkpoints.
+    """
+
+    anchors: Tensor
+
+    def __init__(self, c_in: Sequence[int], *, classes: int, anchors_per_level: int) -> None:
+        super().__init__()
+        if classes < 1:
+            raise ValueError(f"Detect needs at least one class, got {classes}")
+        self.classes = classes
+        self.outputs = 5 + classes
+        self.anchors_per_level = anchors_per_level
+        self.stride: tuple[int, ...] = ()  # set by the builder, which measures it
+        self.m = nn.ModuleList(nn.Conv2d(c, anchors_per_level * self.outputs, 1) for c in c_in)
+        self.register_buffer("anchors", torch.zeros(len(c_in), anchors_per_level, 2))
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """One feature map per level -> one raw map per level."""
+        raw = []
+        for convolution, feature in zip(self.m, maps, strict=True):
+            y = convolution(feature)
+            batch, _, height, width = y.shape
+            y = y.view(batch, self.anchors_per_level, self.outputs, height, width)
+            raw.append(y.permute(0, 1, 3, 4, 2))
+        return raw
+
+    def set_stride(self, stride: Sequence[int], anchors: Sequence[Sequence[float]] | int) -> None:
+        """Fix the levels' strides in pixels, and from them anchors and the first biases."""
+        self.stride = tuple(stride)
+        if isinstance(anchors, int):  # a place to start from; AutoAnchor finds the real ones
+            sizes = [2.0 ** (1 + 2 * a / max(anchors, 1)) for a in range(anchors)]
+            pixels = torch.tensor(
+                [[[s * t, s * t] for t in sizes] for s in self.stride], device="cpu"
+            )
+        else:
+            pixels = torch.tensor(anchors, device="cpu").view(len(self.stride), -1, 2)
+        self.set_anchors(pixels)
+        self._set_biases()
+
+    def set_anchors(self, pixels: Tensor) -> None:
+        """(levels, A, 2) widths and heights in pixels; given to the levels by area, small to fine."""
+        pixels = pixels.detach().float().cpu()
+        areas = pixels.prod(-1).mean(-1)
+        by_stride = torch.tensor(self.stride, device="cpu").argsort().argsort()
+        ordered = pixels[areas.argsort()][by_stride]
+        stride = torch.tensor(self.stride, dtype=torch.float32, device="cpu").view(-1, 1, 1)
+        self.anchors.copy_(ordered / stride)
+
+    @torch.no_grad()
+    def _set_biases(self) -> None:
+        """Start from the priors of RetinaNet (arXiv:1708.02002, section 3.3) in YOLOv5's form."""
+        for convolution, stride in zip(self.m, self.stride, strict=True):
+            if convolution.bias.is_meta:
+                continue
+            bias = convolution.bias.view(self.anchors_per_level, -1)
+            bias[:, 4] += math.log(PRIOR_OBJECTS / (640 / stride) ** 2)
+            bias[:, 5:] += math.log(PRIOR_CLASS / (self.classes - 0.99999))
+
+    def decode(self, raw: Sequence[Tensor]) -> Decoded:
+        """Raw maps -> boxes in network pixels and scores = objectness * class, in float32.
+
+        centre = (2 sigmoid(t_xy) - 0.5 + cell) * stride, size = (2 sigmoid(t_wh))^2 * anchor.
+        """
+        boxes, scores = [], []
+        for level, y in enumerate(raw):
+            batch, _, height, width, _ = y.shape
+            stride = self.stride[level]
+            y = y.float().sigmoid()
+            cells = cell_grid(height, width, y.device)
+            centre = (y[..., 0:2] * 2 - 0.5 + cells) * stride
+            half = (y[..., 2:4] * 2).square() * (self.anchors[level] * (stride / 2)).view(
+                1, -1, 1, 1, 2
+            )
+            boxes.append(torch.cat((centre - half, centre + half), -1).reshape(batch, -1, 4))
+            scores.append((y[..., 5:] * y[..., 4:5]).reshape(batch, -1, self.classes))
+        return Decoded(torch.cat(boxes, 1), torch.cat(scores, 1))
+
+
+def cell_grid(height: int, width: int, device: torch.device) -> Tensor:
+    """(height, width, 2) float32: the (column, row) of each cell."""
+    rows = torch.arange(height, device=device, dtype=torch.float32)
+    columns = torch.arange(width, device=device, dtype=torch.float32)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack((x, y), -1)

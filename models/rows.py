@@ -1,0 +1,134 @@
+"""Rows of a model file: `[from, number, block, args]`, named or not, args listed or mapped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models import registry
+from utils.errors import UserError, nearest
+from utils.yamlio import Document
+
+WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.]*(\([0-9.]*\))?")  # what a text argument may be: a name
+DETECTION_CHANNELS = re.compile(
+    r"na\s*\*\s*\(\s*nc\s*\+\s*5\s*\)"
+)  # v1's one expression, a constant
+DETECTOR_BLOCKS = ("Detect", "Segment", "Classify")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as written: sources may be relative, negative or names; arguments are not bound yet."""
+
+    section: str
+    sources: tuple[int | str, ...]
+    repeats: int
+    block: str
+    args: list[Any] | Mapping[str, Any]
+    name: str | None
+    where: str  # file:line: section[index]
+    multiples: tuple[float, float] | None = (
+        None  # (depth, width) of an included file, else the model's
+    )
+
+
+def read_rows(document: Document, key: tuple[str, ...], section: str) -> tuple[Row, ...]:
+    """The rows at `key` of a document. Raises UserError with file, line and row."""
+    content: Any = document.data
+    for part in key:
+        content = content.get(part) if isinstance(content, Mapping) else None
+    if not isinstance(content, list) or not content:
+        raise UserError(
+            f"{document.at(*key)}: {'.'.join(key)} must be a list of rows [from, number, block, args], "
+            f"got {type(content).__name__}"
+        )
+    return tuple(
+        _row(item, section, f"{document.at(*key, index)}: {section}[{index}]")
+        for index, item in enumerate(content)
+    )
+
+
+def _row(item: Any, section: str, where: str) -> Row:
+    name = None
+    if isinstance(item, Mapping):
+        if len(item) != 1:
+            raise UserError(
+                f"{where}: a named row is 'NAME: [from, number, block, args]', got {item!r}"
+            )
+        (name, item) = next(iter(item.items()))
+        if not isinstance(name, str) or not name.isidentifier():
+            raise UserError(f"{where}: row name {name!r} must be letters, digits and _")
+    if not isinstance(item, list) or len(item) != 4:
+        raise UserError(f"{where}: a row is [from, number, block, args], got {item!r}")
+    source, repeats, block, args = item
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise UserError(f"{where}: number must be a whole number from 1, got {repeats!r}")
+    if not isinstance(args, (list, Mapping)):
+        raise UserError(f"{where}: args must be a list or a mapping, got {args!r}")
+    sources = tuple(source) if isinstance(source, list) else (source,)
+    for entry in sources:
+        if isinstance(entry, bool) or not isinstance(entry, (int, str)):
+            raise UserError(f"{where}: from must be row numbers or names, got {entry!r}")
+    return Row(section, sources, repeats, _block_name(block, where), args, name, where)
+
+
+def _block_name(block: Any, where: str) -> str:
+    known = (*registry.BLOCKS, *registry.YAML_NAMES, *DETECTOR_BLOCKS)
+    if not isinstance(block, str) or block not in known:
+        close = nearest(str(block), known)
+        raise UserError(
+            f"{where}: unknown block {block!r}{close} (known: {', '.join(sorted(registry.BLOCKS))})"
+        )
+    return registry.YAML_NAMES.get(block, block)
+
+
+def bind_arguments(row: Row) -> dict[str, Any]:
+    """Arguments by constructor parameter, checked: names, number, and text only where a name belongs."""
+    parameters = {item.name: item for item in registry.signature(row.block)}
+    given = [name for name in parameters if name != "n"]
+    if isinstance(row.args, Mapping):
+        bound = {}
+        for key, value in row.args.items():
+            name = registry.ALIASES.get(key, key)
+            if name not in given:
+                raise UserError(
+                    f"{row.where}: {row.block} has no argument {key!r}{nearest(str(key), given)}"
+                )
+            if name in bound:
+                raise UserError(f"{row.where}: argument {name!r} of {row.block} is given twice")
+            bound[name] = value
+    else:
+        if len(row.args) > len(given):
+            raise UserError(
+                f"{row.where}: {row.block} takes at most {len(given)} arguments ({', '.join(given)}), "
+                f"got {len(row.args)}"
+            )
+        bound = dict(zip(given, row.args, strict=False))
+    bound = {key: _value(row, key, value) for key, value in bound.items()}
+    missing = [
+        name for name in given if name not in bound and registry.is_required(parameters[name])
+    ]
+    if missing:
+        raise UserError(f"{row.where}: {row.block} needs {', '.join(missing)}")
+    return bound
+
+
+def _value(row: Row, key: str, value: Any) -> Any:
+    if isinstance(value, str):
+        if value == "None":  # as YOLOv5's files write it
+            return None
+        if row.block == "Conv2d" and key == "c_out" and DETECTION_CHANNELS.fullmatch(value):
+            return value
+        if not WORD.fullmatch(value) or not registry.takes_text(row.block, key):
+            raise UserError(
+                f"{row.where}: argument {key!r} of {row.block} is the text {value!r}; expected a value "
+                "(expressions are never run)"
+            )
+        return value
+    if isinstance(value, list):
+        return tuple(_value(row, key, item) for item in value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    raise UserError(f"{row.where}: argument {key!r} of {row.block} cannot be {value!r}")

@@ -1,0 +1,167 @@
+"""Drawn boxes: places, colours, labels, and an input that stays as it was."""
+
+from __future__ import annotations
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+
+from utils import drawing
+from utils.drawing import color, draw_boxes, grid, text_color, write_image
+from utils.errors import UserError
+
+
+def grey(height: int = 120, width: int = 160) -> np.ndarray:
+    return np.full((height, width, 3), 114, np.uint8)
+
+
+def changed(image: np.ndarray) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the pixels that are no longer grey."""
+    rows, columns = np.nonzero((image != 114).any(2))
+    return columns.min(), rows.min(), columns.max(), rows.max()
+
+
+def test_input_is_not_touched_and_no_boxes_is_a_plain_copy():
+    image = grey()
+    out = draw_boxes(image, [[10, 40, 60, 90]], [1], names=["a", "b"], scores=[0.5])
+    assert (image == 114).all()
+    assert (out != 114).any()
+    empty = draw_boxes(image, np.zeros((0, 4)), [], names=["a"])
+    assert empty is not image
+    assert np.array_equal(empty, image)
+
+
+def test_the_line_lies_on_the_box_in_the_colour_of_the_class():
+    out = draw_boxes(
+        grey(), [[10, 40, 60, 90]], [3], names=["a"] * 4, hide_labels=True, thickness=1
+    )
+    assert changed(out) == (10, 40, 60, 90)
+    assert tuple(out[65, 10]) == tuple(out[90, 30]) == color(3)
+    assert (out[45:85, 15:55] == 114).all()
+
+
+def test_colours_are_fixed_and_distinct():
+    assert color(0) == (230, 25, 75)
+    assert color(5) == color(5)
+    colours = [color(label) for label in range(256)]
+    assert len(set(colours)) == 256
+    assert all(0 <= value <= 255 for row in colours for value in row)
+    distances = [
+        np.linalg.norm(np.subtract(a, b)) for a, b in itertools.combinations(colours[:80], 2)
+    ]
+    assert min(distances) > 40
+
+
+def test_text_is_black_on_light_and_white_on_dark_with_contrast_over_4_5():
+    assert text_color((255, 225, 25)) == (0, 0, 0)
+    assert text_color((0, 0, 117)) == (255, 255, 255)
+
+    def luminance(shade):
+        linear = [
+            v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4
+            for v in np.array(shade) / 255
+        ]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    for label in range(80):
+        pair = luminance(color(label)), luminance(text_color(color(label)))
+        assert (max(pair) + 0.05) / (min(pair) + 0.05) >= 4.5
+
+
+@pytest.mark.parametrize(
+    "box", [[0, 0, 30, 30], [150, 0, 159, 20], [140, 100, 159, 119], [0, 110, 10, 119]]
+)
+def test_labels_stay_inside_and_show_their_whole_text(box):
+    tight = draw_boxes(grey(), [box], [1], names=["x", "umbrella"], scores=[0.87])
+    label = drawing._label("umbrella 0.87", drawing.SMALLEST_FONT, color(1))
+    assert tight.shape == (120, 160, 3)
+    found = cv2.matchTemplate(tight, label, cv2.TM_SQDIFF)
+    y, x = np.unravel_index(found.argmin(), found.shape)
+    place = tight[y : y + label.shape[0], x : x + label.shape[1]]
+    assert np.array_equal(place, label), "the label was cut"
+
+
+def test_a_label_wider_than_the_image_is_shrunk_then_cut():
+    out = draw_boxes(grey(20, 60), [[0, 0, 59, 19]], [0], names=["a very long name indeed"])
+    assert out.shape == (20, 60, 3)
+
+
+def test_score_and_label_can_be_hidden():
+    boxes, names = [[10, 40, 150, 90]], ["cat"]
+    full = draw_boxes(grey(), boxes, [0], names=names, scores=[0.5])
+    no_score = draw_boxes(grey(), boxes, [0], names=names, scores=[0.5], hide_conf=True)
+    assert np.array_equal(no_score, draw_boxes(grey(), boxes, [0], names=names))
+    assert not np.array_equal(full, no_score)
+    bare = draw_boxes(grey(), boxes, [0], names=names, scores=[0.5], hide_labels=True)
+    assert changed(bare)[1] >= 39
+
+
+def test_line_and_letters_grow_with_the_image():
+    small = draw_boxes(grey(300, 300), [[50, 100, 250, 250]], [0], names=["a"])
+    large = draw_boxes(grey(3000, 3000), [[500, 1000, 2500, 2500]], [0], names=["a"])
+    run = lambda image, row: int((image[row] != 114).any(1).sum()) // 2  # noqa: E731
+    assert run(small, 200) == 1
+    assert 10 <= run(large, 2000) <= 12
+    assert (
+        drawing._label("a", 75, color(0)).shape[0] > 5 * drawing._label("a", 10, color(0)).shape[0]
+    )
+
+
+@pytest.mark.parametrize("name", ["Fußgänger", "пешеход", "πεζός"])
+def test_latin_cyrillic_and_greek_names_have_glyphs(name):
+    assert drawing._text(0, [name], 0.5) == f"{name} 0.50"
+    letters = {bytes(drawing._font(drawing._latin(), 16).getmask(char)) for char in set(name)}
+    assert len(letters) == len(set(name))  # all different: none is the missing-glyph square
+
+
+def test_a_name_without_glyphs_becomes_the_class_number(monkeypatch):
+    monkeypatch.setattr(drawing, "_wide_fonts", lambda: ())
+    drawing._font_for.cache_clear()
+    assert drawing._text(7, ["x"] * 7 + ["行人"], None) == "class 7"
+    drawing._font_for.cache_clear()
+    assert drawing._text(9, ["only one"], 0.25) == "class 9 0.25"
+
+
+def test_the_best_box_is_on_top():
+    boxes = [[20, 50, 100, 100], [20, 50, 100, 100]]
+    out = draw_boxes(grey(), boxes, [1, 2], names=["a", "b", "c"], scores=[0.9, 0.1])
+    assert tuple(out[75, 20]) == color(1)
+
+
+def test_not_finite_or_far_boxes_do_not_break_it():
+    boxes = [[float("nan"), -1e30, float("inf"), 1e30]]
+    assert draw_boxes(grey(), boxes, [0], names=["a"]).shape == (120, 160, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [(np.zeros((9, 9), np.uint8), [0]), (np.zeros((9, 9, 3)), [0]), (grey(), [])],
+)
+def test_wrong_input_is_refused(image, labels):
+    with pytest.raises(ValueError, match=r"needs|boxes"):
+        draw_boxes(image, [[0, 0, 5, 5]], labels, names=["a"])
+
+
+def test_grid_places_cells_row_by_row():
+    images = [np.full((50, 50, 3), value, np.uint8) for value in (10, 20, 30)]
+    out = grid(images, 2, 40)
+    assert out.shape == (82, 82, 3)
+    assert [int(out[y, x, 0]) for y, x in ((20, 20), (20, 60), (60, 20))] == [10, 20, 30]
+    assert out[60, 60, 0] == 255  # no fourth image
+    assert grid(images[:1], 4, (20, 30)).shape == (20, 30, 3)
+    with pytest.raises(ValueError, match="needs images"):
+        grid([], 2, 40)
+
+
+def test_write_image_keeps_rgb_and_names_what_it_cannot_write(tmp_path):
+    image = grey()
+    image[:, :, 0] = 200
+    path = tmp_path / "bild äöü.png"
+    write_image(path, image)
+    assert np.array_equal(cv2.imdecode(np.fromfile(path, np.uint8), 1)[..., ::-1], image)
+    with pytest.raises(UserError, match=r"\.xyz"):
+        write_image(tmp_path / "a.xyz", image)
+    with pytest.raises(UserError, match="cannot write"):
+        write_image(tmp_path / "missing" / "a.png", image)

@@ -1,0 +1,243 @@
+"""Boxes with readable labels on RGB images; image grids; image files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw, ImageFont
+
+from utils.errors import UserError
+from utils.letterbox import Letterbox
+
+Color = tuple[int, int, int]
+
+# Twenty colours that are easy to tell apart, strong on photographs; class 0 first.
+PALETTE: tuple[Color, ...] = (
+    *((230, 25, 75), (60, 180, 75), (67, 99, 216), (245, 130, 49), (145, 30, 180)),
+    *((66, 212, 244), (240, 50, 230), (191, 239, 69), (250, 190, 212), (70, 153, 144)),
+    *((220, 190, 255), (154, 99, 36), (255, 225, 25), (128, 0, 0), (170, 255, 195)),
+    *((128, 128, 0), (255, 216, 177), (0, 0, 117), (169, 169, 169), (255, 250, 200)),
+)
+COLORS = 256  # different ones; further classes begin again
+DARKEST = 110  # sum of the channels; darker lines vanish in shadows
+
+PIXELS_PER_LINE = 300  # geometric mean side per pixel of line thickness
+PIXELS_PER_LETTER = 40  # ... and per pixel of font size
+SMALLEST_FONT = 10
+TINIEST_FONT = 7  # only where a label would not fit into the image otherwise
+GAP = 2  # white pixels between the cells of a grid
+
+# Fonts with the scripts that DejaVu lacks; Pillow looks for them in the system's folders.
+WIDE_FONTS = (
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc"),
+    *("msyh.ttc", "msgothic.ttc", "malgun.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc"),
+    *("Arial Unicode.ttf", "DroidSansFallbackFull.ttf"),
+)
+
+
+def color(label: int) -> Color:
+    """The (red, green, blue) of a class, always the same; classes 0-255 all differ."""
+    return _colors()[label % COLORS]
+
+
+@lru_cache(maxsize=1)
+def _colors() -> tuple[Color, ...]:
+    """The palette, then each time the colour that is farthest from all before it."""
+    levels = np.linspace(0, 255, 8).round()
+    cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    cube = cube[cube.sum(1) > DARKEST]
+    chosen = [np.array(row, dtype=np.float64) for row in PALETTE]
+    nearest = np.min([((cube - row) ** 2).sum(1) for row in chosen], axis=0)
+    while len(chosen) < COLORS:
+        chosen.append(cube[nearest.argmax()])
+        nearest = np.minimum(nearest, ((cube - chosen[-1]) ** 2).sum(1))
+    return tuple((int(red), int(green), int(blue)) for red, green, blue in chosen)
+
+
+def text_color(background: Color) -> Color:
+    """Black or white, whichever contrasts more (relative luminance as in WCAG 2, section 1.4.3)."""
+    linear = [
+        c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4
+        for c in (value / 255 for value in background)
+    ]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    # contrast with white (1.05 / (L + 0.05)) equals contrast with black ((L + 0.05) / 0.05) here
+    return (0, 0, 0) if luminance > math.sqrt(1.05 * 0.05) - 0.05 else (255, 255, 255)
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: ArrayLike,
+    labels: ArrayLike,
+    *,
+    names: Sequence[str],
+    scores: ArrayLike | None = None,
+    thickness: int | None = None,
+    hide_labels: bool = False,
+    hide_conf: bool = False,
+) -> np.ndarray:
+    """(H, W, 3) uint8 RGB with (N, 4) xyxy pixel boxes and (N,) class indices -> a new such image.
+
+    `scores` (N,) are printed behind the names; the best boxes come on top.  Line and font follow
+    the image's size unless `thickness` (pixels) is given for the line.  Raises ValueError for
+    another image type or unequal lengths.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"draw_boxes needs (H, W, 3) uint8, got {image.dtype} {image.shape}")
+    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    classes = [int(value) for value in np.asarray(labels).reshape(-1)]
+    values = None if scores is None else np.asarray(scores, dtype=np.float64).reshape(-1)
+    if len(corners) != len(classes) or (values is not None and len(values) != len(classes)):
+        given = "no" if values is None else len(values)
+        raise ValueError(f"{len(corners)} boxes, {len(classes)} labels, {given} scores")
+    canvas = np.ascontiguousarray(image).copy()
+    side = math.sqrt(image.shape[0] * image.shape[1])
+    line = thickness or max(round(side / PIXELS_PER_LINE), 1)
+    font_size = max(round(side / PIXELS_PER_LETTER), SMALLEST_FONT)
+    order = range(len(classes)) if values is None else np.argsort(values, kind="stable")
+    pixels = _whole(corners, image.shape[0], image.shape[1])
+    for row in order:
+        left, top, right, bottom = pixels[row]
+        shade = color(classes[row])
+        # level lines on whole pixels: LINE_AA would only blur them (the letters are anti-aliased)
+        cv2.rectangle(canvas, (left, top), (right, bottom), shade, line, cv2.LINE_8)
+    for row in order:
+        text = _text(classes[row], names, None if values is None or hide_conf else values[row])
+        if not hide_labels:
+            _put_label(
+                canvas, text, pixels[row], color(classes[row]), font_size=font_size, line=line
+            )
+    return canvas
+
+
+def _whole(boxes: np.ndarray, height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """Boxes as pixels of the image; what is not finite collapses to the border."""
+    limits = np.array([width - 1, height - 1, width - 1, height - 1])
+    rows = np.clip(np.nan_to_num(np.round(boxes), nan=0, posinf=1e9, neginf=0), 0, limits)
+    return [(int(a), int(b), int(c), int(d)) for a, b, c, d in rows]
+
+
+def _text(label: int, names: Sequence[str], score: float | None) -> str:
+    name = names[label] if 0 <= label < len(names) else f"class {label}"
+    name = " ".join(str(name).split())
+    if any(char.isprintable() and _font_for(char) is None for char in name):
+        name = f"class {label}"  # better than a row of empty squares
+    return name if score is None else f"{name} {score:.2f}"
+
+
+def _put_label(
+    canvas: np.ndarray,
+    text: str,
+    box: tuple[int, int, int, int],
+    shade: Color,
+    *,
+    font_size: int,
+    line: int,
+) -> None:
+    """Write `text` above the box, or inside it when there is no room; always inside the image."""
+    height, width = canvas.shape[:2]
+    patch = _label(text, font_size, shade)
+    while patch.shape[1] > width and font_size > TINIEST_FONT:
+        font_size -= 1
+        patch = _label(text, font_size, shade)
+    rows, columns = min(patch.shape[0], height), min(patch.shape[1], width)
+    outer = line // 2
+    left = min(max(box[0] - outer, 0), width - columns)
+    top = box[1] - outer - rows
+    if top < 0:
+        top = min(max(box[1], 0), height - rows)
+    canvas[top : top + rows, left : left + columns] = patch[:rows, :columns]
+
+
+@lru_cache(maxsize=512)
+def _label(text: str, font_size: int, shade: Color) -> np.ndarray:
+    """The filled label box with its text: (h, w, 3) uint8, never to be written to."""
+    fonts = {_font_for(char) for char in text if _font_for(char) is not None}
+    name = next((font for font in fonts if font != _latin()), None) or _latin()
+    font = _font(name, font_size)
+    ascent, descent = font.getmetrics()
+    margin = max(font_size // 5, 2)
+    size = (math.ceil(font.getlength(text)) + 2 * margin, ascent + descent + margin // 2)
+    patch = Image.new("RGB", size, shade)
+    ImageDraw.Draw(patch).text((margin, margin // 4), text, fill=text_color(shade), font=font)
+    return np.asarray(patch)
+
+
+@lru_cache(maxsize=1)
+def _latin() -> str:
+    """DejaVu Sans (Latin, Cyrillic, Greek and more), which matplotlib brings along."""
+    return str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+
+
+@lru_cache(maxsize=64)
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(name, size)
+
+
+@lru_cache(maxsize=1)
+def _wide_fonts() -> tuple[str, ...]:
+    found = []
+    for name in WIDE_FONTS:
+        try:
+            _font(name, 16)
+        except OSError:  # not installed
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def _font_for(char: str) -> str | None:
+    """The first font that has a glyph for `char`."""
+    if ord(char) < 128:
+        return _latin()
+    for name in (_latin(), *_wide_fonts()):
+        font = _font(name, 16)
+        missing, glyph = font.getmask("\U0010ffff"), font.getmask(char)
+        if glyph.size != missing.size or bytes(glyph) != bytes(missing):
+            return name
+    return None
+
+
+def grid(images: Sequence[np.ndarray], columns: int, cell: int | tuple[int, int]) -> np.ndarray:
+    """RGB images of any size, letterboxed into cells, row by row -> one RGB image.
+
+    `cell` is (height, width) in pixels, or one number for a square.
+    Raises ValueError without images.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"grid needs images and columns, got {len(images)} and {columns}")
+    height, width = (cell, cell) if isinstance(cell, int) else cell
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3)
+    canvas = np.full(shape, 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
+        box = Letterbox((image.shape[0], image.shape[1]), (height, width))
+        canvas[top : top + height, left : left + width] = box.apply(image, area=True)
+    return canvas
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB in the format of the suffix, into an existing folder.
+
+    Raises UserError when the suffix is no image format or the file cannot be written.
+    """
+    try:
+        done, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
+    except cv2.error:
+        done = False
+    if not done:
+        raise UserError(f"{path}: cannot encode an image as {path.suffix!r}; use .jpg or .png")
+    try:
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}") from error

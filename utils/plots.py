@@ -1,0 +1,154 @@
+"""Curves and the confusion matrix as PNG files, without pyplot and its global state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from utils.metrics import Curves
+
+LEGEND_CLASSES = 20  # more lines than this have no legend
+NUMBERED_CLASSES = 30  # a larger matrix has no numbers in its cells
+DPI = 200
+MEAN_COLOR = "#1f3fbf"
+GRID_COLOR = "#d9d9d9"
+
+
+def plot_curves(curves: Curves, names: Sequence[str], folder: Path) -> None:
+    """Write P_curve.png, R_curve.png and F1_curve.png over the confidence into `folder`."""
+    for file, title, values in (
+        ("P_curve.png", "Precision", curves.precision),
+        ("R_curve.png", "Recall", curves.recall),
+        ("F1_curve.png", "F1", curves.f1),
+    ):
+        figure, axes = _axes(f"{title} and confidence", "Confidence", title)
+        label = f"all classes {_at_best(values, curves, title)}"
+        called = [names[index] for index in curves.classes]
+        _lines(axes, curves.confidence, values, names=called, label=label)
+        _save(figure, folder / file)
+
+
+def _at_best(values: np.ndarray, curves: Curves, title: str) -> str:
+    if not len(values):
+        return "(none)"
+    mean = values.mean(0)
+    place = curves.best if title == "F1" else 0 if title == "Recall" else int(mean.argmax())
+    return f"{mean[place]:.2f} at {curves.confidence[place]:.3f}"
+
+
+def plot_precision_recall(
+    recall: np.ndarray, precision: np.ndarray, *, names: Sequence[str], path: Path
+) -> None:
+    """Write precision (K, R) over recall (R,) of K named classes at IoU 0.5.
+
+    The area under each line, as COCO takes it (the mean over the points), is in the legend.
+    """
+    figure, axes = _axes("Precision and recall, IoU 0.5", "Recall", "Precision")
+    area = precision.mean(1)
+    called = [f"{name} {value:.3f}" for name, value in zip(names, area, strict=True)]
+    label = f"all classes {area.mean():.3f} mAP50" if len(area) else "all classes (none)"
+    _lines(axes, recall, precision, names=called, label=label)
+    _save(figure, path)
+
+
+def _axes(title: str, across: str, up: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=across, ylabel=up)
+    axes.set_title(title, fontweight="bold")
+    axes.grid(color=GRID_COLOR, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _lines(
+    axes: Axes, across: np.ndarray, values: np.ndarray, *, names: Sequence[str], label: str
+) -> None:
+    """One thin line for each class and a thick one for their mean."""
+    few = len(values) <= LEGEND_CLASSES
+    colors = mpl.colormaps["tab20"].colors if few else [GRID_COLOR]  # type: ignore[attr-defined]
+    for row, (line, name) in enumerate(zip(values, names, strict=True)):
+        shade = colors[row % len(colors)] if few else "#8c8c8c"
+        width, depth = (1.3, 0.9) if few else (0.6, 0.45)
+        axes.plot(across, line, color=shade, linewidth=width, alpha=depth, label=_short(name))
+    handles = axes.get_lines() if few else []
+    if len(values):
+        mean = axes.plot(across, values.mean(0), color=MEAN_COLOR, linewidth=3, label=label)
+        handles = [*mean, *handles]
+    if handles:
+        axes.legend(
+            handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9
+        )
+
+
+def _short(name: str) -> str:
+    """A name that fits beside a plot and that matplotlib does not read as a formula or hides."""
+    text = name if len(name) <= 28 else name[:27] + "…"
+    text = text.replace("$", r"\$")
+    return " " + text if text.startswith("_") else text
+
+
+def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Write a (K + 1, K + 1) matrix of counts, row = predicted, column = true, last = background.
+
+    The colour is the share of the column: of the true boxes of a class (of the false detections, in
+    the last column).  Up to 30 classes have share and count in their cells.
+    """
+    total = matrix.sum(0, keepdims=True)
+    share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
+    side = len(matrix)
+    size = float(np.clip(3 + 0.55 * side, 7, 18))
+    figure = Figure(figsize=(size + 1.5, size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(np.ma.masked_equal(share, 0), cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the column")
+    letters = float(np.clip(430 / side, 5, 10))
+    ticks = [*(_short(name) for name in names), "background"]
+    axes.set_xticks(range(side), ticks, rotation=90, fontsize=letters)
+    axes.set_yticks(range(side), ticks, fontsize=letters)
+    axes.set(xlabel="True", ylabel="Predicted")
+    axes.set_title("Confusion matrix", fontweight="bold")
+    axes.set_xticks(np.arange(side + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(side + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color=GRID_COLOR, linewidth=0.3)
+    axes.tick_params(which="both", length=0)
+    if side - 1 <= NUMBERED_CLASSES:
+        _numbers(axes, matrix, share, size=float(np.clip(90 / side, 5, 10)))
+    _save(figure, path)
+
+
+def _numbers(axes: Axes, matrix: np.ndarray, share: np.ndarray, *, size: float) -> None:
+    for row, column in np.argwhere(matrix):
+        shade = "white" if share[row, column] > 0.5 else "black"
+        text = f"{share[row, column]:.2f}\n{matrix[row, column]}"
+        axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=size)
+
+
+def plot_study(sizes: Sequence[int], series: dict[str, Sequence[float]], path: Path) -> None:
+    """Write one small diagram for each named series over the image sizes (pixels)."""
+    figure = Figure(figsize=(4.5 * len(series), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, values) in zip(
+        figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True
+    ):
+        axes.plot(sizes, values, marker="o", color=MEAN_COLOR, linewidth=2)
+        axes.set(xlabel="image size (pixels)", ylabel=name)
+        axes.set_ylim(bottom=0)
+        axes.grid(color=GRID_COLOR, linewidth=0.6)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=DPI)
