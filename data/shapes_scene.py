@@ -38,6 +38,7 @@ CAREFREE = 0.15  # ... except for this share of objects, which lie anywhere
 OUTLINED = 0.5  # share of objects with a rim of another colour
 MIN_VISIBLE = 0.30  # objects hidden more than 70 % are not annotated
 MIN_SIDE = 4  # pixels; nor are slivers under this
+CRUMB = 0.03  # loose parts of an object's visible area under this share do not count
 _HIDDEN_TRIES = 12
 
 
@@ -137,7 +138,7 @@ def paint_figures(
         scribble(rng, canvas, widest=3.0)
     items = []
     for index, (figure, mask) in enumerate(zip(figures, masks, strict=True)):
-        seen = canvas.owner == index + 1
+        seen = _without_crumbs(canvas.owner == index + 1)
         area = int(np.count_nonzero(seen))
         if area < MIN_VISIBLE * mask.area:
             continue
@@ -205,6 +206,15 @@ def _crowd_item(canvas: Canvas, region: Mask, *, owner: int) -> tuple[Item, ...]
             crowd={"size": list(canvas.size), "counts": list(run_lengths(seen))},
         ),
     )
+
+
+def _without_crumbs(mask: np.ndarray) -> np.ndarray:
+    """The mask without loose pixels, which would stretch its box; nobody would mark them."""
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    areas = stats[:, cv2.CC_STAT_AREA]
+    kept = areas >= CRUMB * areas[1:].sum()
+    kept[0] = False
+    return kept[parts] if count > 1 else mask
 
 
 def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -32,19 +32,6 @@ def letterbox(sample: Sample, geometry: Letterbox, *, area: bool = False) -> Sam
     return replace(sample, image=image, boxes=boxes, segments=segments)
 
 
-def place(image: np.ndarray, geometry: Letterbox) -> np.ndarray:
-    """`image`, already scaled to geometry.size, on the grey canvas geometry.dst."""
-    height, width = geometry.size
-    if image.shape[:2] != (height, width):
-        raise ValueError(f"image is {image.shape[:2]}, the letterbox needs {geometry.size}")
-    if geometry.dst == geometry.size:
-        return image
-    left, top = geometry.offset
-    canvas = np.full((*geometry.dst, 3), GREY, dtype=np.uint8)
-    canvas[top : top + height, left : left + width] = image
-    return canvas
-
-
 def keep(sample: Sample, mask: np.ndarray) -> Sample:
     """The sample with only the boxes where `mask` (N,) is true."""
     if mask.all():

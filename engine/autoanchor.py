@@ -35,10 +35,14 @@ class AnchorReport:
         if not self.changed:
             return f"AutoAnchor: recall {self.recall:.4f}; none better found, anchors kept: {pairs}"
         before = "" if self.before is None else f"{self.before:.4f} -> "
-        return f"AutoAnchor: best possible recall {before}{self.recall:.4f} with new anchors {pairs}"
+        return (
+            f"AutoAnchor: best possible recall {before}{self.recall:.4f} with new anchors {pairs}"
+        )
 
 
-def box_sizes(boxes: list[np.ndarray], shapes: list[tuple[int, int]], image_size: int) -> np.ndarray:
+def box_sizes(
+    boxes: list[np.ndarray], shapes: list[tuple[int, int]], image_size: int
+) -> np.ndarray:
     """Per image (N, 4) xyxy pixels and (height, width) -> (M, 2) sizes at network size.
 
     Boxes with a side under 2 px there are left out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,19 +11,28 @@ from typing import NoReturn
 
 from utils.errors import TerminatedError
 
+INSISTING = 10.0  # seconds after the first signal
+
 
 class StopRequest:
     """Which signal asked to stop, if any; `signal` is 0 until then."""
 
     def __init__(self) -> None:
         self.signal = 0
+        self._since = 0.0
         self._abort = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler: note the first, obey the second at once."""
-        again = self.signal != 0
-        self.signal = self.signal or number
-        if self._abort or again:
+        """Signal handler: note the first, obey one that insists at once.
+
+        A process group and its launcher may each send one within moments: that is not insisting.
+        """
+        now = time.monotonic()
+        insists = self.signal != 0 and now - self._since > INSISTING
+        if not self.signal:
+            self.signal, self._since = number, now
+        if self._abort or insists:
+            self._abort = False
             stop(self.signal)
 
     @contextmanager
@@ -41,7 +51,7 @@ def stop(number: int) -> NoReturn:
     """Leave as the signal asks: KeyboardInterrupt (exit 130) or TerminatedError (exit 143)."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise TerminatedError("terminated; the run's state is in weights/last.pt, go on with --resume")
+    raise TerminatedError("terminated")
 
 
 @contextmanager

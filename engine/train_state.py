@@ -20,7 +20,8 @@ from utils.errors import UserError
 class TrainState:
     """What changes while training; all of it goes into last.pt, so that a resumed run is exact.
 
-    Order and augmentation of the data depend on (seed, epoch, index) alone and need no state.
+    Order and augmentation of the data depend on (seed, epoch, index) alone, and torch's generators
+    are seeded by (seed, step): no random state needs saving.
     """
 
     model: Detector
@@ -31,15 +32,16 @@ class TrainState:
     epoch: int = 0
     batches: int = 0  # of this epoch that are done
     pending: int = 0  # batches whose gradients wait for an update
-    losses: Tensor = field(default_factory=lambda: torch.zeros(3))  # box, obj, cls summed this epoch
-    instances: int = 0  # boxes seen this epoch
+    losses: Tensor = field(
+        default_factory=lambda: torch.zeros(3)
+    )  # box, obj, cls summed this epoch
     best_fitness: float = -1.0
     best_epoch: int = -1
     rows: list[dict[str, float]] = field(default_factory=list)  # results.csv
 
     def start_epoch(self, epoch: int) -> None:
         """Reset what is counted per epoch."""
-        self.epoch, self.batches, self.instances = epoch, 0, 0
+        self.epoch, self.batches = epoch, 0
         self.losses = torch.zeros(3, device=self.device)
 
     def mean_losses(self) -> Tensor:
@@ -59,11 +61,9 @@ class TrainState:
             "batches": self.batches,
             "pending": self.pending,
             "losses": self.losses,
-            "instances": self.instances,
             "best_fitness": self.best_fitness,
             "best_epoch": self.best_epoch,
             "rows": self.rows,
-            "rng": random_state(),
         }
 
     def load_dict(self, saved: Mapping[str, Any]) -> None:
@@ -76,15 +76,15 @@ class TrainState:
         except (KeyError, RuntimeError, ValueError) as error:
             cause = str(error).splitlines()[0]
             raise UserError(f"the run cannot be resumed with this model: {cause}") from error
-        for name in ("epoch", "batches", "pending", "instances", "best_fitness", "best_epoch"):
+        for name in ("epoch", "batches", "pending", "best_fitness", "best_epoch"):
             setattr(self, name, saved[name])
         self.losses = saved["losses"].to(self.device)
         self.rows = [dict(row) for row in saved["rows"]]
         if saved["gradients"] is not None:
             parameters = trainable(self.optimizer)
             for parameter, gradient in zip(parameters, saved["gradients"], strict=True):
-                parameter.grad = None if gradient is None else _like(gradient, parameter)
-        restore_random_state(saved["rng"])
+                # the memory order travels with the tensor: a norm sums in that order
+                parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
     def all_finite(self) -> bool:
         """Whether every weight, statistic and average is a number; waits for the device."""
@@ -95,22 +95,3 @@ class TrainState:
         floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
         largest = torch.stack([tensor.detach().abs().amax().float() for tensor in floats])
         return bool(torch.isfinite(largest).all())
-
-
-def _like(saved: Tensor, parameter: Tensor) -> Tensor:
-    """`saved` on the parameter's device, in its own memory order: a norm sums in that order."""
-    return saved.to(parameter.device)
-
-
-def random_state() -> dict[str, Any]:
-    """The states of torch's generators (layers with dropout draw from them)."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` returned; GPUs that are not here any more are skipped."""
-    torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available():
-        for index, value in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(value.cpu(), index)

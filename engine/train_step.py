@@ -21,7 +21,7 @@ from engine.train_state import TrainState
 from models.losses.anchor import AnchorLoss, Losses
 from utils.errors import FeatherDetError
 from utils.runlog import console_row
-from utils.seeding import generator
+from utils.seeding import generator, seed_step
 from utils.structures import Targets
 
 READ_EVERY = 10  # steps between looks at a GPU's results; each look waits for the device
@@ -45,6 +45,7 @@ class StepPlan:
     grad_clip: float = 10.0
     multi_scale: int = 0  # the stride whose multiples are drawn; 0: every batch as it comes
     seed: int = 0
+    rank: int = 0
     world_size: int = 1
 
     @property
@@ -131,9 +132,7 @@ def rescale(images: Tensor, targets: Targets, size: tuple[int, int]) -> tuple[Te
     return resized, Targets(targets.image_index, targets.labels, targets.boxes * scale)
 
 
-def drawn_size(
-    shape: tuple[int, int], *, stride: int, seed: int, step: int
-) -> tuple[int, int]:
+def drawn_size(shape: tuple[int, int], *, stride: int, seed: int, step: int) -> tuple[int, int]:
     """The size of batch `step` under multi-scale: the long side a multiple of `stride` within
     half and one and a half of its own, the other side in proportion, rounded up."""
     long_side = max(shape)
@@ -153,6 +152,7 @@ def train_step(
     """
     step = state.epoch * plan.schedule.steps_per_epoch + state.batches
     rates = plan.schedule.at(step)
+    seed_step(plan.seed, step, plan.rank)  # for layers that draw: dropout
     batch = batch.to(plan.device)
     images, targets = prepare(batch.images, channels_last=plan.channels_last), batch.targets
     if plan.multi_scale:

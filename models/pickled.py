@@ -1,4 +1,4 @@
-"""What a pickle may hold, as inert values: names, stubs, references to bytes, and the few constructors.
+"""What a pickle may hold, as inert values: names, stubs, references to bytes, a few constructors.
 
 Nothing here imports, looks up or calls what a file names; see `models.unpickle`.
 """
@@ -95,7 +95,7 @@ class TensorRef:
 
 
 def plain_key(key: Any) -> Any:
-    """A key that hashes without running anything and cannot collide on purpose; DamagedError otherwise."""
+    """The key, if it hashes without running anything and cannot collide on purpose."""
     if type(key) is int and -MAX_KEY < key < MAX_KEY:
         return key
     if key is None or type(key) in {str, bool, bytes}:
@@ -122,10 +122,6 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _size(sides: Any = ()) -> tuple[int, ...]:
-    return _integers(sides)
-
-
 def _device(*parts: Any) -> str:
     return ":".join(str(part) for part in parts if type(part) in {str, int})
 
@@ -134,22 +130,19 @@ def _path(*parts: Any) -> str:
     return "/".join(part for part in parts if type(part) is str)
 
 
-def _integers(values: Any) -> tuple[int, ...]:
-    if type(values) not in {tuple, list} or not all(
-        type(v) is int and 0 <= v < MAX_SIDE for v in values
-    ):
+def _integers(values: Any = ()) -> tuple[int, ...]:
+    numbers = type(values) in {tuple, list} and all(type(v) is int for v in values)
+    if not numbers or not all(0 <= v < MAX_SIDE for v in values):
         raise DamagedError("a tensor's sizes are not numbers from 0")
     return tuple(values)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorRef:
     shape, stride, (offset,) = _integers(shape), _integers(stride), _integers((offset,))
-    if (
-        not isinstance(storage, StorageRef)
-        or len(shape) != len(stride)
-        or len(shape) > MAX_DIMENSIONS
-    ):
-        raise DamagedError("a tensor without storage or with odd sizes")
+    if not isinstance(storage, StorageRef):
+        raise DamagedError("a tensor without storage")
+    if len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS:
+        raise DamagedError("a tensor with odd sizes")
     ref = TensorRef(storage, offset, shape, stride)
     last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True))
     # more elements than the storage has could only overlap: a small file that asks for all memory
@@ -169,7 +162,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "__builtin__.set": plain_set,
     "builtins.set": plain_set,
     "_codecs.encode": _encode,
-    "torch.Size": _size,
+    "torch.Size": _integers,
     "torch.device": _device,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,

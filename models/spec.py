@@ -95,7 +95,7 @@ class ModelSpec:
                     sources=tuple(int(source) for source in row["sources"]),
                     repeats=int(row["repeats"]),
                     block=str(row["block"]),
-                    args=dict(row["args"]),
+                    args={k: tuple(v) if isinstance(v, list) else v for k, v in row["args"].items()},
                     name=row["name"],
                     where=str(row["where"]),
                 )
@@ -105,7 +105,7 @@ class ModelSpec:
             if not isinstance(anchors, int):
                 anchors = tuple(tuple(float(value) for value in level) for level in anchors)
             return ModelSpec(layers, anchors, str(data["activation"]), str(data["source"]))
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a model specification: {error!r}") from error
 
     def to_yaml_dict(self) -> dict[str, Any]:

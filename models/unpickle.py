@@ -1,9 +1,9 @@
 """Pickled PyTorch objects as inert values: an interpreter of pickle's opcodes that runs nothing.
 
-Python's own unpickler imports and calls what a file names. This one never looks a name up: a class of
-the network becomes a `Stub` that only keeps its state, a tensor a `TensorRef`, a short list of
-constructors is done by the functions below, and any other name refuses the file. The opcodes are read
-by `pickletools` and mean what Python's documentation of that module says.
+Python's own unpickler imports and calls what a file names. This one never looks a name up: a class
+of the network becomes a `Stub` that only keeps its state, a tensor a `TensorRef`, a short list of
+constructors is done by functions of `models.pickled`, and any other name refuses the file. The
+opcodes are decoded by `pickletools` and mean what Python's documentation of that module says.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from models.pickled import (
 )
 from utils.errors import UserError
 
-MAX_OPCODES = 5_000_000  # YOLOv5-n has 34,000; a large model with its optimizer about a million
+MAX_OPCODES = 2_000_000  # the genuine YOLOv5-n has 34,279
 MAX_PICKLE = 64 << 20  # bytes of opcodes, tensors' data excluded
+# what decoding raises on bytes that are no well-formed pickle
+MALFORMED = (DamagedError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError)
 
 
 def read(stream: IO[bytes], where: str, persistent: Callable[[Any], Any]) -> Any:
     """Read one pickle from `stream` and leave it after the end.
 
     `persistent` gives the value of a persistent id.  Result: dict, list, tuple, set, plain scalars,
-    Global, Stub, TensorRef.  Raises UserError, which starts with `where`, for a global that is not on
-    the list, for damage, and past the limits.
+    Global, Stub, TensorRef.  Raises UserError, which starts with `where`, for a global that is not
+    on the list, for damage, and past the limits.
     """
     machine = _Machine(where, persistent)
     start = stream.tell()
@@ -46,14 +48,7 @@ def read(stream: IO[bytes], where: str, persistent: Callable[[Any], Any]) -> Any
                 raise UserError(f"{where}: a pickle of over {MAX_PICKLE >> 20} MiB; refused")
             machine.step(opcode.name, argument)
         return machine.result()
-    except (
-        DamagedError,
-        ValueError,
-        LookupError,
-        TypeError,
-        ArithmeticError,
-        MemoryError,
-    ) as error:
+    except MALFORMED as error:
         cause = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise UserError(
             f"{where}: not a checkpoint: damaged at byte {position} ({cause})"
@@ -123,8 +118,8 @@ class _Machine:
         if not is_known(found):
             shown = ascii(found.qualified)[1:-1][:100]
             raise UserError(
-                f"{self.where}: refused: the file names {shown!r}, which no detector needs and which "
-                "could run code; nothing was run"
+                f"{self.where}: refused: the file names {shown!r}, which no detector needs and "
+                "which could run code; nothing was run"
             )
         return found
 
@@ -169,8 +164,8 @@ def _build(target: Any, state: Any) -> None:
         raise DamagedError("state for something that has none")
 
 
-def _recall(memo: dict[int, Any], index: Any) -> Any:
-    return memo[int(index)]
+def _op_recall(m: _Machine, index: Any) -> None:
+    m.stack.append(m.memo[int(index)])
 
 
 def _op_pop(m: _Machine, _: Any) -> None:
@@ -252,10 +247,13 @@ def _op_memoize(m: _Machine, index: Any) -> None:
     m.memo[len(m.memo) if index is None else int(index)] = m.top()
 
 
-CONSTANTS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
-    "UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
-)
+# fmt: off
+CONSTANTS = frozenset((
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",
+    "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+))
+# fmt: on
 LITERALS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -289,9 +287,9 @@ OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "BINPUT": _op_memoize,
     "LONG_BINPUT": _op_memoize,
     "MEMOIZE": _op_memoize,
-    "GET": lambda m, a: m.stack.append(_recall(m.memo, a)),
-    "BINGET": lambda m, a: m.stack.append(_recall(m.memo, a)),
-    "LONG_BINGET": lambda m, a: m.stack.append(_recall(m.memo, a)),
+    "GET": _op_recall,
+    "BINGET": _op_recall,
+    "LONG_BINGET": _op_recall,
     "GLOBAL": _op_global,
     "STACK_GLOBAL": _op_stack_global,
     "INST": _op_instance,

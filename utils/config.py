@@ -40,7 +40,9 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-class _Parser(argparse.ArgumentParser):
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose mistakes are UserErrors, with the nearest of the `known` flags."""
+
     known: tuple[str, ...] = ()
 
     def error(self, message: str) -> NoReturn:
@@ -53,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(config: type[C], argv: Sequence[str] | None, *, prog: str, description: str) -> C:
     """Read `argv` into `config`. Raises UserError for unknown flags and impossible values."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog=prog,
         description=description,
         allow_abbrev=False,

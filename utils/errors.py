@@ -69,6 +69,8 @@ def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = main(argv) or 0
+    except TerminatedError as error:
+        code = _report(str(error), error.exit_code, debug)
     except FeatherDetError as error:
         code = _report(f"error: {error}", error.exit_code, debug)
     except KeyboardInterrupt:

@@ -30,6 +30,16 @@ class Truth:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: np.ndarray) -> Truth:
+        """The boxes of these rows (indices or a mask)."""
+        return Truth(
+            self.image[rows],
+            self.labels[rows],
+            self.boxes[rows],
+            self.crowd[rows],
+            self.areas[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Found:
@@ -141,22 +151,12 @@ def match(found: Found, truth: Truth, *, iou: float = CURVE_IOU) -> Matches:
     """
     crowd = np.flatnonzero(truth.crowd)
     plain = np.flatnonzero(~truth.crowd)
-    rows, columns, values = overlaps(found, _rows(truth, plain), least=iou, same_class=True)
+    rows, columns, values = overlaps(found, truth.take(plain), least=iou, same_class=True)
     correct = _best_by_score(found.scores, len(plain), rows, columns, values)
-    on_crowd, _, _ = overlaps(found, _rows(truth, crowd), least=iou, same_class=True, of_found=True)
+    on_crowd, _, _ = overlaps(found, truth.take(crowd), least=iou, same_class=True, of_found=True)
     ignored = np.zeros(len(found), dtype=bool)
     ignored[on_crowd] = True
     return Matches(correct, ignored & ~correct)
-
-
-def _rows(truth: Truth, rows: np.ndarray) -> Truth:
-    return Truth(
-        truth.image[rows],
-        truth.labels[rows],
-        truth.boxes[rows],
-        truth.crowd[rows],
-        truth.areas[rows],
-    )
 
 
 def _best_by_score(
@@ -248,21 +248,22 @@ def confusion_matrix(
     except for detections on a crowd region of their class (see `match`) and the regions themselves.
     """
     found = found.take(found.scores >= conf)
-    plain = _rows(truth, np.flatnonzero(~truth.crowd))
-    crowd = _rows(truth, np.flatnonzero(truth.crowd))
+    plain = truth.take(~truth.crowd)
+    crowd = truth.take(truth.crowd)
     rows, columns, values = overlaps(found, plain, least=iou, same_class=False)
     order = np.lexsort((rows, -found.scores[rows], -values))
     rows, columns = _pair_off(rows[order], columns[order])
-    matrix = np.zeros((classes + 1, classes + 1), dtype=np.int64)
-    np.add.at(matrix, (found.labels[rows], plain.labels[columns]), 1)
     alone = np.ones(len(found), dtype=bool)
     alone[rows] = False
     alone[overlaps(found, crowd, least=iou, same_class=True, of_found=True)[0]] = False
-    np.add.at(matrix, (found.labels[alone], classes), 1)
     missed = np.ones(len(plain), dtype=bool)
     missed[columns] = False
-    np.add.at(matrix, (classes, plain.labels[missed]), 1)
-    return matrix
+    nothing = np.full(max(len(found), len(plain)), classes)
+    predicted = (found.labels[rows], found.labels[alone], nothing[: missed.sum()])
+    true = (plain.labels[columns], nothing[: alone.sum()], plain.labels[missed])
+    side = classes + 1
+    cells = np.concatenate(predicted) * side + np.concatenate(true)
+    return np.bincount(cells, minlength=side * side).reshape(side, side)
 
 
 def _pair_off(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

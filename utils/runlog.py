@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,12 @@ CONSOLE = ("Epoch", "GPU_mem", "box_loss", "obj_loss", "cls_loss", "Instances", 
 DRAWN = (*COLUMNS[1:4], *COLUMNS[4:6], *COLUMNS[8:11], *COLUMNS[6:8])
 
 
+def say(text: str) -> None:
+    """One line for the reader, on stdout; progress bars go to stderr."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def console_header() -> str:
     """The heads of the columns of `console_row`."""
     return ("%11s" * len(CONSOLE)) % CONSOLE
@@ -56,7 +63,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Plain values as YAML, in their own order."""
-    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    text = yaml.safe_dump(
+        dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None
+    )
     write_text(path, text)
 
 
@@ -95,7 +104,9 @@ def plot_results(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 class TensorBoard:
     """Scalars per epoch as TensorBoard events, when tensorboard is installed; else nothing."""
 
-    def __init__(self, folder: Path, *, enabled: bool = True, purge_from: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, enabled: bool = True, purge_from: int | None = None
+    ) -> None:
         """`purge_from`: the epoch a resumed run goes on with; later events of old are dropped."""
         self._writer: Any = None
         if enabled and importlib.util.find_spec("tensorboard") is not None:

@@ -1,5 +1,5 @@
 """Importing this package registers every block; the imports are explicit."""
 
-from models.blocks import conv, csp, route
+from models.blocks import attention, conv, csp, ghost, mixconv, osa, route, shuffle
 
-__all__ = ["conv", "csp", "route"]
+__all__ = ["attention", "conv", "csp", "ghost", "mixconv", "osa", "route", "shuffle"]

@@ -102,16 +102,16 @@ def require_flag(block: str, **values: Any) -> None:
             )
 
 
-def hidden_width(block: str, channels: int, expansion: float) -> int:
-    """int(channels * expansion), or ValueError when that leaves no channel."""
+def hidden_width(block: str, channels: int, factor: float) -> int:
+    """int(channels * factor), or ValueError when that leaves no channel."""
     require_positive(block, channels=channels)
-    if isinstance(expansion, bool) or not isinstance(expansion, int | float):
+    if isinstance(factor, bool) or not isinstance(factor, int | float):
         raise ValueError(  # noqa: TRY004  a value of a YAML row
-            f"{block}: expansion must be a number, got {expansion!r}"
+            f"{block}: a width must be a number times the channels, got {factor!r}"
         )
-    width = int(channels * expansion)
+    width = int(channels * factor)
     if width < 1:
-        raise ValueError(f"{block}: expansion {expansion} of {channels} channels leaves none")
+        raise ValueError(f"{block}: {factor} times {channels} channels leaves none")
     return width
 
 

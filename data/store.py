@@ -1,0 +1,257 @@
+"""Decoded images at the size training or validation needs, kept in memory or on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data.images import ImageError, read_image
+from data.records import ImageRecord
+from utils.errors import UserError
+from utils.letterbox import Letterbox
+
+RECENT_BYTES = 128 << 20  # what a process keeps of the images it used last
+FREE_SHARE = 0.8  # `ram` leaves the rest of the free memory to the network
+FORMAT = 1  # of the files in the disk cache
+
+
+class ImageStore:
+    """Images scaled to long side `size`, by their place in `records`: (H, W, 3) uint8 RGB.
+
+    Enlarged bilinearly; shrunk by area averages with `area`, else bilinearly from the JPEG at the
+    least of 1/2, 1/4, 1/8 that is still as large as needed.  `cache`: 'none' keeps the last
+    RECENT_BYTES of this process; 'ram' keeps all, in memory shared with worker processes (where
+    it does not fit, a warning, then 'none'); 'disk' keeps .npy files in the user's cache folder.
+    The arrays are read-only where they are kept.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        size: int,
+        *,
+        cache: str = "none",
+        area: bool = False,
+        recent_bytes: int = RECENT_BYTES,
+        processes: int = 1,
+    ) -> None:
+        self._records = records
+        self._size = size
+        self._area = area
+        self._shared = _shared_memory(self._shapes(), processes) if cache == "ram" else None
+        self._folder = _disk_folder(size, area=area) if cache == "disk" else None
+        self._recent = _Recent(recent_bytes if cache != "ram" or self._shared is None else 0)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        """The image of record `position`. Raises UserError when its file has become unreadable."""
+        if self._shared is not None:
+            return self._from_shared(self._shared, position)
+        image = self._recent.get(position)
+        if image is None:
+            image = self._read(position) if self._folder is None else self._from_disk(position)
+            self._recent.put(position, image)
+        return image
+
+    def geometry(self, position: int) -> Letterbox:
+        """The scale from record `position`'s image to the stored one (no padding)."""
+        record = self._records[position]
+        whole = Letterbox.square((record.height, record.width), self._size)
+        return Letterbox(whole.src, whole.size)
+
+    def _shapes(self) -> list[tuple[int, int]]:
+        return [self.geometry(position).dst for position in range(len(self._records))]
+
+    def _read(self, position: int) -> np.ndarray:
+        record = self._records[position]
+        source, (height, width) = (record.height, record.width), self.geometry(position).dst
+        fits = [n for n in (8, 4, 2) if max(source) >= n * self._size and not self._area]
+        reduce = fits[0] if fits else 1
+        try:
+            image = read_image(record.path, reduce=reduce)
+        except ImageError as error:
+            raise UserError(
+                f"{record.path}: unreadable since the scan: {error.cause}; "
+                "mend or remove it and start again"
+            ) from error
+        if image.shape[:2] not in (source, tuple(-(-side // reduce) for side in source)):
+            raise UserError(
+                f"{record.path}: was {source[1]}x{source[0]} pixels at the scan and has changed; "
+                "start again"
+            )
+        if image.shape[:2] != (height, width):
+            shrink = self._area and self._size < max(source)
+            way = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+            image = cv2.resize(image, (width, height), interpolation=way)
+        image.setflags(write=False)
+        return image
+
+    def _from_shared(self, memory: SharedImages, position: int) -> np.ndarray:
+        image = memory.get(position)
+        if image is None:
+            image = self._read(position)
+            memory.put(position, image)
+        return image
+
+    def _from_disk(self, position: int) -> np.ndarray:
+        assert self._folder is not None  # only called with cache='disk'
+        record, shape = self._records[position], (*self.geometry(position).dst, 3)
+        file = self._folder / f"{_key(record.path)}.npy"
+        try:
+            image = np.load(file, allow_pickle=False)
+            if image.shape == shape and image.dtype == np.uint8:
+                return image
+        except (OSError, ValueError, EOFError):  # not there yet, or cut off: written anew
+            pass
+        image = self._read(position)
+        try:
+            _write_atomically(file, image)
+        except OSError as error:
+            sys.stderr.write(f"warning: {file}: cannot cache: {error.strerror}; going on without\n")
+            self._folder = None
+        return image
+
+
+class SharedImages:
+    """Bytes of all images in one block that forked and spawned processes share.
+
+    A flag per image says that it is complete.  Two processes may write the same image; they write
+    the same bytes, and the flag last.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
+        self._shapes = list(shapes)
+        sizes = [height * width * 3 for height, width in shapes]
+        self._starts = np.cumsum([len(shapes), *sizes])
+        self._file, descriptor = _shareable_file(int(self._starts[-1]))
+        self._bytes = np.memmap(self._file, dtype=np.uint8, mode="r+")
+        weakref.finalize(self, _drop_file, self._file, descriptor, os.getpid())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bytes": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bytes = np.memmap(self._file, dtype=np.uint8, mode="r+")
+
+    def get(self, position: int) -> np.ndarray | None:
+        """The image, read-only, or None when nobody has put it yet."""
+        if not self._bytes[position]:
+            return None
+        image = self._view(position)
+        image.setflags(write=False)
+        return image
+
+    def put(self, position: int, image: np.ndarray) -> None:
+        """Keep a copy of `image`."""
+        self._view(position)[:] = image
+        self._bytes[position] = 1
+
+    def _view(self, position: int) -> np.ndarray:
+        start, stop = self._starts[position], self._starts[position + 1]
+        return np.asarray(self._bytes[start:stop]).reshape(*self._shapes[position], 3)
+
+
+class _Recent:
+    """The images used last, up to a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._images: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def get(self, position: int) -> np.ndarray | None:
+        if position in self._images:
+            self._images.move_to_end(position)
+        return self._images.get(position)
+
+    def put(self, position: int, image: np.ndarray) -> None:
+        if image.nbytes > self._limit:
+            return
+        self._images[position] = image
+        self._held += image.nbytes
+        while self._held > self._limit:
+            self._held -= self._images.popitem(last=False)[1].nbytes
+
+
+def free_memory() -> int:
+    """Bytes that this process may still use: the machine's, or the container's if fewer.
+
+    Where the system does not say, as much as there is memory.
+    """
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or its limit is "max"
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{n}").read_text() for n in ("max", "current"))
+        free.append(int(limit) - int(used))
+    return min(free)
+
+
+def _shared_memory(shapes: Sequence[tuple[int, int]], processes: int) -> SharedImages | None:
+    needed = sum(height * width * 3 for height, width in shapes) * processes
+    free = free_memory()
+    if needed <= FREE_SHARE * free:
+        return SharedImages(shapes)
+    sys.stderr.write(
+        f"warning: --cache ram needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
+        "going on without (--cache disk may help)\n"
+    )
+    return None
+
+
+def _shareable_file(size: int) -> tuple[str, int]:
+    """A path and descriptor of `size` zero bytes, in memory where the system can, that other
+    processes can map by the path."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("images")
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+    else:
+        descriptor, path = tempfile.mkstemp(prefix="images-")
+    os.ftruncate(descriptor, size)
+    return path, descriptor
+
+
+def _drop_file(path: str, descriptor: int, owner: int) -> None:
+    if os.getpid() != owner:
+        return
+    os.close(descriptor)
+    Path(path).unlink(missing_ok=True)
+
+
+def _disk_folder(size: int, *, area: bool) -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "featherdet" / "images" / f"{size}{'-area' if area else ''}"
+
+
+def _key(path: Path) -> str:
+    """Names a file's present content: another path, size or time of change is another key."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: unreadable since the scan: {error.strerror}") from error
+    text = f"{FORMAT} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+
+
+def _write_atomically(file: Path, image: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            np.save(stream, image, allow_pickle=False)
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,45 @@
+"""Test-time augmentation: the same images at several scales and mirrored, as one set of boxes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.detector import Detector
+from utils.letterbox import GREY
+from utils.structures import Decoded
+
+# (scale, mirrored left-right), YOLOv5's; the first is the plain pass
+VIEWS = ((1.0, False), (0.83, True), (0.67, False))
+
+
+def decode_augmented(model: Detector, images: Tensor, plain: Decoded) -> Decoded:
+    """Add the other views' boxes and scores to those of the plain pass.
+
+    `images` (B, 3, H, W) in [0, 1]; boxes come back in their pixels, to be merged by one NMS.
+    """
+    views = [plain, *(_view(model, images, *view) for view in VIEWS[1:])]
+    return Decoded(
+        torch.cat([view.boxes for view in views], 1), torch.cat([view.scores for view in views], 1)
+    )
+
+
+def _view(model: Detector, images: Tensor, scale: float, mirrored: bool) -> Decoded:
+    height, width = images.shape[2:]
+    inner = (max(int(height * scale), 1), max(int(width * scale), 1))
+    stride = model.max_stride
+    outer = [math.ceil(side * scale / stride) * stride for side in (height, width)]
+    scaled = F.interpolate(
+        images.flip(3) if mirrored else images, size=inner, mode="bilinear", align_corners=False
+    )
+    padding = (0, outer[1] - inner[1], 0, outer[0] - inner[0])
+    decoded = model.head.decode(model(F.pad(scaled, padding, value=GREY / 255)))
+    x, y = width / inner[1], height / inner[0]
+    boxes = decoded.boxes * decoded.boxes.new_tensor((x, y, x, y))
+    if mirrored:
+        left, top, right, bottom = boxes.unbind(-1)
+        boxes = torch.stack((width - right, top, width - left, bottom), -1)
+    return Decoded(boxes, decoded.scores)

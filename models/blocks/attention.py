@@ -1,0 +1,74 @@
+"""Channel attention: squeeze-and-excitation and its effective form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from torch import Tensor, nn
+
+from models.blocks.conv import Block, make_activation, require_positive
+from models.registry import register
+
+# Hardsigmoid is relu6(x + 3) / 6.
+GATES: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {"Sigmoid": nn.Sigmoid, "Hardsigmoid": nn.Hardsigmoid}
+)
+
+
+def make_gate(block: str, gate: str) -> nn.Module:
+    """'Sigmoid' or 'Hardsigmoid' -> a fresh module; ValueError otherwise."""
+    if gate not in GATES:
+        raise ValueError(f"{block}: gate must be one of {', '.join(GATES)}, got {gate!r}")
+    return GATES[gate]()
+
+
+@register
+class SE(Block):
+    """x * gate(expand(act(reduce(mean x)))): both 1x1 convolutions with bias, no BN.
+
+    (B, c_in, H, W) -> (B, c_in, H, W).  The inner width is `reduced`, or int(c_in * ratio) where
+    that is None.  Squeeze-and-excitation, arXiv:1709.01507.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        ratio: float = 0.25,
+        reduced: int | None = None,
+        act: str | bool = "ReLU",
+        gate: str = "Sigmoid",
+    ) -> None:
+        super().__init__()
+        require_positive("SE", c_in=c_in)
+        width = int(c_in * ratio) if reduced is None else reduced
+        if not isinstance(width, int) or not 1 <= width <= c_in:
+            asked = f"ratio {ratio}" if reduced is None else f"reduced {reduced!r}"
+            raise ValueError(f"SE: {asked} gives {width!r} of {c_in} channels; need 1 to {c_in}")
+        self.c_out = c_in
+        self.reduce = nn.Conv2d(c_in, width, 1)
+        self.act = make_activation(act)
+        self.expand = nn.Conv2d(width, c_in, 1)
+        self.gate = make_gate("SE", gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3), keepdim=True)
+        return x * self.gate(self.expand(self.act(self.reduce(mean))))
+
+
+@register
+class ESE(Block):
+    """x * hardsigmoid(fc(mean x)) with one 1x1 convolution of full width, with bias.
+
+    (B, c_in, H, W) -> (B, c_in, H, W).  Effective SE of VoVNetV2, arXiv:1911.06667, section 3.2.
+    """
+
+    def __init__(self, c_in: int) -> None:
+        super().__init__()
+        require_positive("ESE", c_in=c_in)
+        self.c_out = c_in
+        self.fc = nn.Conv2d(c_in, c_in, 1)
+        self.gate = make_gate("ESE", "Hardsigmoid")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.fc(x.mean((2, 3), keepdim=True)))

@@ -1,0 +1,200 @@
+"""Ghost blocks: YOLOv5's form (5x5 cheap operation, halving) and the paper's (GhostNet)."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks.attention import SE
+from models.blocks.conv import (
+    Block,
+    Conv,
+    DWConv,
+    require_flag,
+    require_positive,
+    round_channels,
+)
+from models.blocks.csp import C3
+from models.registry import register
+
+CHEAP_KERNEL = 5  # YOLOv5's choice; the paper takes 3
+SE_DIVISOR = 4  # GhostNet rounds SE's inner width to a multiple of this
+
+
+@register
+class GhostConv(Block):
+    """Half of the channels by a convolution, the other half from those by a 5x5 depthwise one.
+
+    (B, c_in, H, W) -> (B, c_out, H', W').  YOLOv5's form of arXiv:1911.11907; c_out must be even.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        act: str | bool = True,
+    ) -> None:
+        super().__init__()
+        require_positive("GhostConv", c_out=c_out)
+        if c_out % 2:
+            raise ValueError(f"GhostConv needs an even c_out, got {c_out}")
+        half = c_out // 2
+        self.c_out = c_out
+        self.cv1 = Conv(c_in, half, kernel, stride, groups=groups, act=act)
+        self.cv2 = Conv(half, half, CHEAP_KERNEL, groups=half, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cv1(x)
+        return torch.cat((y, self.cv2(y)), 1)
+
+
+@register
+class GhostBottleneck(Block):
+    """GhostConv to half, depthwise when strided, GhostConv without activation, plus the shortcut.
+
+    (B, c_in, H, W) -> (B, c_out, H', W').  YOLOv5's form: the shortcut is the identity at stride 1
+    (so c_in must equal c_out) and depthwise + 1x1 at stride 2; `kernel` serves stride 2 alone.
+    c_out must be a multiple of 4.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        require_positive("GhostBottleneck", c_in=c_in, c_out=c_out)
+        if c_out % 4:
+            raise ValueError(f"GhostBottleneck needs a c_out that is a multiple of 4, got {c_out}")
+        if stride not in {1, 2}:
+            raise ValueError(f"GhostBottleneck: stride must be 1 or 2, got {stride!r}")
+        if stride == 1 and c_in != c_out:
+            raise ValueError(
+                f"GhostBottleneck of stride 1 keeps its width, got c_in {c_in} and c_out {c_out}"
+            )
+        half = c_out // 2
+        strided = stride == 2
+        self.c_out = c_out
+        self.conv = nn.Sequential(
+            GhostConv(c_in, half),
+            DWConv(half, half, kernel, stride, act=False) if strided else nn.Identity(),
+            GhostConv(half, c_out, act=False),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if strided:
+            self.shortcut = nn.Sequential(
+                DWConv(c_in, c_in, kernel, stride, act=False), Conv(c_in, c_out, act=False)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.shortcut(x)
+
+
+@register
+class C3Ghost(C3):
+    """C3 whose n inner blocks are GhostBottlenecks: always residual, without groups.
+
+    (B, c_in, H, W) -> (B, c_out, H, W).  `shortcut` and `groups` hold the places they have in
+    YOLOv5's rows and mean nothing here.  With h = c_out * expansion, params = 2 h (c_in + 2)
+    + (2 h + 2) c_out + n (3 h^2 / 4 + 47 h / 2).
+    """
+
+    ignores: ClassVar[tuple[str, ...]] = ("shortcut", "groups")
+
+    def make_unit(self, width: int, *, shortcut: bool, groups: int) -> nn.Module:
+        """A GhostBottleneck whatever `shortcut` and `groups` say."""
+        return GhostBottleneck(width, width)
+
+
+@register
+class GhostModule(Block):
+    """ceil(c_out / ratio) channels by a convolution, the rest from those by cheap depthwise ones.
+
+    (B, c_in, H, W) -> (B, c_out, H', W').  Ghost module, arXiv:1911.11907, section 3.1: ratio is
+    its s, cheap_kernel its d; BN and `act` in both halves, primary channels first, cut to c_out.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        ratio: int = 2,
+        cheap_kernel: int = 3,
+        act: str | bool = True,
+    ) -> None:
+        super().__init__()
+        require_positive("GhostModule", c_out=c_out, ratio=ratio, cheap_kernel=cheap_kernel)
+        if ratio < 2:
+            raise ValueError(f"GhostModule: ratio must be at least 2, got {ratio}")
+        if cheap_kernel % 2 == 0:
+            raise ValueError(f"GhostModule: cheap_kernel must be odd, got {cheap_kernel}")
+        primary = math.ceil(c_out / ratio)
+        self.c_out = c_out
+        self.primary = Conv(c_in, primary, kernel, stride, act=act)
+        self.cheap = Conv(primary, primary * (ratio - 1), cheap_kernel, groups=primary, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.primary(x)
+        return torch.cat((y, self.cheap(y)), 1)[:, : self.c_out]
+
+
+@register
+class GhostUnit(Block):
+    """The Ghost bottleneck: module to `hidden`, depthwise when strided, SE, module to c_out.
+
+    (B, c_in, H, W) -> (B, c_out, H', W').  arXiv:1911.11907, section 3.2.  `hidden` is the table's
+    exp (2 c_out when None), `se` the SE ratio (0: none).  The shortcut is the identity at stride 1
+    with equal widths, else depthwise + 1x1; nothing is activated after the addition.  `kernel`
+    serves the strided convolution and the shortcut; cheap operations are always 3x3.
+    """
+
+    channel_args: ClassVar[tuple[str, ...]] = ("c_out", "hidden")
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        stride: int = 1,
+        hidden: int | None = None,
+        se: float = 0.0,
+        shortcut: bool = True,
+        act: str | bool = True,
+    ) -> None:
+        super().__init__()
+        require_positive("GhostUnit", c_in=c_in, c_out=c_out, kernel=kernel)
+        require_flag("GhostUnit", shortcut=shortcut)
+        width = 2 * c_out if hidden is None else hidden
+        require_positive("GhostUnit", hidden=width)
+        if stride not in {1, 2} or kernel % 2 == 0:
+            raise ValueError(
+                f"GhostUnit: stride must be 1 or 2 and kernel odd, got {stride!r} and {kernel}"
+            )
+        if not 0 <= se <= 1:
+            raise ValueError(f"GhostUnit: se must lie in [0, 1], got {se!r}")
+        self.c_out = c_out
+        self.ghost1 = GhostModule(c_in, width, act=act)
+        self.down: nn.Module = nn.Identity()
+        if stride == 2:
+            self.down = Conv(width, width, kernel, stride, groups=width, act=False)
+        self.se: nn.Module = nn.Identity()
+        if se > 0:
+            reduced = round_channels(width * se, SE_DIVISOR)
+            self.se = SE(width, reduced=reduced, act=act, gate="Hardsigmoid")
+        self.ghost2 = GhostModule(width, c_out, act=False)
+        self.shortcut: nn.Module | None = None
+        if shortcut and stride == 1 and c_in == c_out:
+            self.shortcut = nn.Identity()
+        elif shortcut:
+            self.shortcut = nn.Sequential(
+                Conv(c_in, c_in, kernel, stride, groups=c_in, act=False),
+                Conv(c_in, c_out, act=False),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.ghost2(self.se(self.down(self.ghost1(x))))
+        return y if self.shortcut is None else y + self.shortcut(x)

@@ -1,0 +1,169 @@
+"""Mixed depthwise convolution (MixNet)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks.attention import SE
+from models.blocks.conv import (
+    Block,
+    Conv,
+    batch_norm,
+    bn_scale_shift,
+    fold,
+    hidden_width,
+    make_activation,
+    require_flag,
+    require_positive,
+)
+from models.registry import register
+
+
+def split_channels(channels: int, parts: int) -> list[int]:
+    """Equal parts, the remainder added to the first: (10, 3) -> [4, 3, 3]."""
+    share = channels // parts
+    return [channels - share * (parts - 1)] + [share] * (parts - 1)
+
+
+@register
+class MixConv(Block):
+    """Depthwise convolution with another kernel size for each part of the channels, BN, activation.
+
+    (B, c_in, H, W) -> (B, c_in, H', W').  arXiv:1907.09595, section 3.1; parts are equal but for
+    the remainder, which the first one gets.  Kernels must be odd.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        kernels: Sequence[int] = (3, 5),
+        stride: int = 1,
+        act: str | bool = True,
+    ) -> None:
+        super().__init__()
+        require_positive("MixConv", c_in=c_in, stride=stride)
+        if not isinstance(kernels, Sequence) or not kernels:
+            raise ValueError(f"MixConv: kernels must be a list of odd integers, got {kernels!r}")
+        for kernel in kernels:
+            require_positive("MixConv", kernel=kernel)
+            if kernel % 2 == 0:
+                raise ValueError(f"MixConv needs odd kernels, got {list(kernels)}")
+        if len(kernels) > c_in:
+            raise ValueError(f"MixConv: {len(kernels)} kernels for {c_in} channels")
+        self.c_out = c_in
+        self.widths = split_channels(c_in, len(kernels))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False)
+            for width, kernel in zip(self.widths, kernels, strict=True)
+        )
+        self.bn: nn.Module = batch_norm(c_in)
+        self.act = make_activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.split(self.widths, 1)
+        mixed = [conv(part) for conv, part in zip(self.convs, parts, strict=True)]
+        return self.act(self.bn(torch.cat(mixed, 1)))
+
+    def fuse_(self) -> None:
+        if not isinstance(self.bn, nn.BatchNorm2d):
+            return
+        scale, shift = (values.split(self.widths) for values in bn_scale_shift(self.bn))
+        for conv, factor, offset in zip(self.convs, scale, shift, strict=True):
+            assert isinstance(conv, nn.Conv2d)
+            fold(conv, factor, offset)
+        self.bn = nn.Identity()
+
+
+@register
+class MixConvBlock(Block):
+    """1x1 expansion, MixConv, SE, 1x1 projection without activation, plus the input if it fits.
+
+    (B, c_in, H, W) -> (B, c_out, H', W').  MixNet's block, arXiv:1907.09595, section 3.3.
+    `expand` 1 leaves the expansion out; expand_groups and project_groups group the 1x1
+    convolutions; SE's inner width is int(c_in * se), of the block's own input (0: none).  The input
+    is added with stride 1, c_in == c_out and `shortcut`.
+    """
+
+    def __init__(  # noqa: PLR0913  the arguments of a YAML row
+        self,
+        c_in: int,
+        c_out: int,
+        kernels: Sequence[int] = (3,),
+        stride: int = 1,
+        expand: float = 6,
+        se: float = 0.0,
+        expand_groups: int = 1,
+        project_groups: int = 1,
+        shortcut: bool = True,
+        act: str | bool = True,
+    ) -> None:
+        super().__init__()
+        require_positive("MixConvBlock", c_in=c_in, c_out=c_out)
+        require_flag("MixConvBlock", shortcut=shortcut)
+        width = hidden_width("MixConvBlock", c_in, expand)
+        self.c_out = c_out
+        self.expand: nn.Module = nn.Identity()
+        if expand != 1:
+            self.expand = Conv(c_in, width, groups=expand_groups, act=act)
+        self.mix = MixConv(width, kernels, stride, act)
+        self.se: nn.Module = nn.Identity()
+        if se:
+            reduced = hidden_width("MixConvBlock", c_in, se)
+            self.se = SE(width, reduced=reduced, act=act)
+        self.project = Conv(width, c_out, groups=project_groups, act=False)
+        self.add = shortcut and stride == 1 and c_in == c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.se(self.mix(self.expand(x))))
+        return x + y if self.add else y
+
+
+@register
+class MixStage(Block):
+    """A C3's place taken by n MixNet blocks; a 1x1 first where the widths differ.
+
+    (B, c_in, H, W) -> (B, c_out, H, W).  The blocks are those of MixNet-S at 80 channels (kernels
+    3 and 5, projection in two groups, SE 0.25), but expand 1.5 times, not 6: more would cost more
+    than the C3 it replaces.  With c = c_out, w = c * expand, r = int(c * se), even halves: params =
+    [c_in != c] (c_in + 2) c + n (3 c w / 2 + 22 w + 2 c + 2 r w + r).
+    """
+
+    ignores: ClassVar[tuple[str, ...]] = ("groups", "expansion")
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        n: int = 1,
+        shortcut: bool = True,
+        kernels: Sequence[int] = (3, 5),
+        expand: float = 1.5,
+        se: float = 0.25,
+        act: str | bool = True,
+    ) -> None:
+        super().__init__()
+        require_positive("MixStage", n=n)
+        self.c_out = c_out
+        self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
+        self.m = nn.Sequential(
+            *(
+                MixConvBlock(
+                    c_out,
+                    c_out,
+                    kernels,
+                    expand=expand,
+                    se=se,
+                    project_groups=2,
+                    shortcut=shortcut,
+                    act=act,
+                )
+                for _ in range(n)
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.m(self.enter(x))

@@ -1,0 +1,132 @@
+"""ShuffleNetV2's units, in torchvision's arrangement (shuffle at the end of every unit)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks.conv import Block, Conv, require_flag, require_positive
+from models.registry import register
+
+GROUPS = 2
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Interleave `groups` equal runs of channels: out[i * groups + g] = in[g * C / groups + i].
+
+    (B, C, H, W) -> (B, C, H, W).  arXiv:1707.01083, section 3.1.
+    """
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _require_even(block: str, c_out: int) -> int:
+    require_positive(block, c_out=c_out)
+    if c_out % 2:
+        raise ValueError(
+            f"{block} splits its channels in two halves: c_out must be even, got {c_out}"
+        )
+    return c_out // 2
+
+
+def _require_odd_kernel(block: str, kernel: int) -> None:
+    require_positive(block, kernel=kernel)
+    if kernel % 2 == 0:
+        raise ValueError(f"{block}: kernel must be odd, got {kernel}")
+
+
+@register
+class ShuffleUnit(Block):
+    """Half passes, half goes through 1x1, depthwise, 1x1; concatenated, then shuffled.
+
+    (B, c, H, W) -> (B, c, H, W); c_in must equal c_out and be even.  ShuffleNetV2's unit of stride
+    1, arXiv:1807.11164, figure 3c.  With h = c / 2 and kernel k: params = 2 h^2 + (k^2 + 6) h.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int = 3, act: str | bool = True) -> None:
+        super().__init__()
+        half = _require_even("ShuffleUnit", c_out)
+        _require_odd_kernel("ShuffleUnit", kernel)
+        if c_in != c_out:
+            raise ValueError(f"ShuffleUnit keeps its width, got c_in {c_in} and c_out {c_out}")
+        self.c_out = c_out
+        self.branch = nn.Sequential(
+            Conv(half, half, act=act),
+            Conv(half, half, kernel, groups=half, act=False),
+            Conv(half, half, act=act),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        passed, worked = x.chunk(2, 1)
+        return channel_shuffle(torch.cat((passed, self.branch(worked)), 1), GROUPS)
+
+
+@register
+class ShuffleDown(Block):
+    """Two branches of stride 2, depthwise + 1x1 and 1x1 + depthwise + 1x1; concatenated, shuffled.
+
+    (B, c_in, H, W) -> (B, c_out, ceil(H / 2), ceil(W / 2)); c_out must be even.  ShuffleNetV2's
+    unit for spatial down sampling, arXiv:1807.11164, figure 3d.  Both branches end at c_out / 2, so
+    that c_in may equal c_out; with `official_widths` the first keeps c_in and the second makes
+    c_out - c_in, as the authors' code does.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        stride: int = 2,
+        official_widths: bool = False,
+        act: str | bool = True,
+    ) -> None:
+        super().__init__()
+        half = _require_even("ShuffleDown", c_out)
+        require_positive("ShuffleDown", c_in=c_in)
+        require_flag("ShuffleDown", official_widths=official_widths)
+        _require_odd_kernel("ShuffleDown", kernel)
+        if stride != 2:
+            raise ValueError(f"ShuffleDown has stride 2, got {stride!r}")
+        if official_widths and c_in >= c_out:
+            raise ValueError(
+                f"ShuffleDown with official_widths needs c_in < c_out, got {c_in} and {c_out}"
+            )
+        first, second = (c_in, c_out - c_in) if official_widths else (half, half)
+        self.c_out = c_out
+        self.branch1 = nn.Sequential(
+            Conv(c_in, c_in, kernel, stride, groups=c_in, act=False), Conv(c_in, first, act=act)
+        )
+        self.branch2 = nn.Sequential(
+            Conv(c_in, half, act=act),
+            Conv(half, half, kernel, stride, groups=half, act=False),
+            Conv(half, second, act=act),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return channel_shuffle(torch.cat((self.branch1(x), self.branch2(x)), 1), GROUPS)
+
+
+@register
+class ShuffleStage(Block):
+    """A C3's place taken by n ShuffleUnits; a 1x1 first where the widths differ.
+
+    (B, c_in, H, W) -> (B, c_out, H, W).  Half of the channels pass each unit, so `shortcut` means
+    nothing here.  With c = c_out, h = c / 2, kernel 3: params = [c_in != c] (c_in + 2) c
+    + n (2 h^2 + 15 h).
+    """
+
+    ignores: ClassVar[tuple[str, ...]] = ("shortcut", "groups", "expansion")
+
+    def __init__(
+        self, c_in: int, c_out: int, n: int = 1, kernel: int = 3, act: str | bool = True
+    ) -> None:
+        super().__init__()
+        _require_even("ShuffleStage", c_out)
+        require_positive("ShuffleStage", n=n)
+        self.c_out = c_out
+        self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
+        self.m = nn.Sequential(*(ShuffleUnit(c_out, c_out, kernel, act) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.m(self.enter(x))

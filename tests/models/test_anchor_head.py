@@ -1,0 +1,44 @@
+"""The anchor head's decoding, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from models.heads.anchor import Detect
+
+
+def head(classes: int = 2) -> Detect:
+    detect = Detect([4, 4], classes=classes, anchors_per_level=2)
+    detect.set_stride((8, 16), ((10, 14, 16, 30), (60, 80, 100, 90)))
+    return detect
+
+
+def test_decode_by_hand() -> None:
+    detect = head()
+    raw = [torch.full((1, 2, 4, 5, 7), -9.0), torch.full((1, 2, 2, 3, 7), -9.0)]
+    # level 1, anchor 1, row 1, column 2: t = 0 is the middle of the ranges
+    raw[1][0, 1, 1, 2] = torch.tensor([0.0, math.log(3), 0.0, math.log(3), 0.0, math.log(3), -math.log(3)])
+    decoded = detect.decode(raw)
+    assert decoded.boxes.shape == (1, 2 * 20 + 2 * 6, 4)
+    index = 40 + 6 + 1 * 3 + 2
+    # centre: x = (2*.5 - .5 + 2)*16 = 40, y = (2*.75 - .5 + 1)*16 = 32
+    # size: w = (2*.5)^2*100 = 100, h = (2*.75)^2*90 = 202.5
+    expected = torch.tensor([40 - 50, 32 - 101.25, 40 + 50, 32 + 101.25])
+    assert torch.allclose(decoded.boxes[0, index], expected)
+    assert torch.allclose(decoded.scores[0, index], torch.tensor([0.5 * 0.75, 0.5 * 0.25]))
+
+
+def test_raw_maps_are_the_convolutions_values() -> None:
+    detect = head()
+    maps = [torch.randn(2, 4, 3, 5), torch.randn(2, 4, 2, 2)]
+    raw = detect(maps)
+    flat = detect.m[0](maps[0])
+    assert torch.equal(raw[0][1, 1, 2, 4], flat[1, 7:14, 2, 4])
+
+
+def test_no_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one class, got 0"):
+        Detect([4], classes=0, anchors_per_level=3)

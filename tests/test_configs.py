@@ -1,0 +1,79 @@
+"""Every shipped model: parameters, GFLOPs and strides against the golden table; all rows are used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.builder import build_detector
+from models.parser import load_spec
+
+CFG = Path(__file__).resolve().parent.parent / "cfg"
+MODELS = sorted(path.stem for path in CFG.glob("*.yaml"))
+P5, P6, P2 = (8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32)
+# parameters at 80 classes, GFLOPs = 2 MACs of the convolutions at 640 px, strides.
+# yolov5*, *6, *-csp, *-ghost, l-p2: published layouts, exact. The others: ours, so that a change is seen.
+GOLDEN = {
+    "yolov5n": (1_872_157, 4.468, P5),
+    "yolov5s": (7_235_389, 16.434, P5),
+    "yolov5m": (21_190_557, 48.872, P5),
+    "yolov5l": (46_563_709, 108.994, P5),
+    "yolov5x": (86_749_405, 205.448, P5),
+    "yolov5n6": (3_246_940, 4.559, P6),
+    "yolov5s6": (12_626_620, 16.797, P6),
+    "yolov5m6": (35_731_932, 49.912, P6),
+    "yolov5l6": (76_770_172, 111.235, P6),
+    "yolov5x6": (140_794_780, 209.565, P6),
+    "yolov5l-p2": (47_493_372, 125.555, P2),
+    "yolov5n-csp": (1_930_941, 4.704, P5),
+    "yolov5s-csp": (7_468_157, 17.377, P5),
+    "yolov5m-csp": (21_805_053, 52.175, P5),
+    "yolov5l-csp": (47_818_749, 116.963, P5),
+    "yolov5x-csp": (88_965_245, 221.177, P5),
+    "yolov5n-ghost": (1_049_217, 2.590, P5),
+    "yolov5s-ghost": (3_897_605, 8.706, P5),
+    "yolov5m-ghost": (8_845_413, 19.180, P5),
+    "yolov5l-ghost": (16_019_117, 34.313, P5),
+    "yolov5x-ghost": (25_588_445, 54.536, P5),
+    "yolov5n-osa": (2_182_909, 5.241, P5),
+    "yolov5s-osa": (8_484_605, 19.527, P5),
+    "yolov5l-osa": (53_372_413, 125.981, P5),
+    "yolov5n-shuffle": (588_877, 1.849, P5),
+    "yolov5s-shuffle": (2_076_573, 5.834, P5),
+    "yolov5l-shuffle": (11_454_141, 29.678, P5),
+    "yolov5n-mixconv": (1_668_821, 3.757, P5),
+    "yolov5s-mixconv": (6_338_221, 13.256, P5),
+    "yolov5l-mixconv": (46_794_269, 92.351, P5),
+}
+
+
+def test_every_shipped_model_is_in_the_table() -> None:
+    assert sorted(GOLDEN) == MODELS
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_golden(name: str) -> None:
+    spec = load_spec(name)
+    with torch.device("meta"):
+        model = build_detector(spec, classes=80).eval()
+    params, gflops, stride = GOLDEN[name]
+    assert sum(p.numel() for p in model.parameters()) == params
+    assert model.stride == stride
+    assert spec.unused_rows() == []
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 640, 640, device="meta"))
+    assert counter.get_total_flops() / 1e9 == pytest.approx(gflops, abs=0.00051)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("yolov5n")])
+def test_every_parameter_of_the_small_models_learns(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_detector(load_spec(name), classes=2)
+    raw = model(torch.rand(2, 3, 128, 128))
+    sum(y.square().mean() for y in raw).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key

@@ -1,0 +1,36 @@
+"""Box arithmetic against by-hand values and torchvision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.ops import complete_box_iou_loss
+
+from utils.boxes import complete_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
+
+
+def test_conversions_by_hand() -> None:
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
+    assert xyxy_to_cxcywh(boxes).tolist() == [[20, 40, 20, 40]]
+    assert torch.equal(cxcywh_to_xyxy(xyxy_to_cxcywh(boxes)), boxes)
+
+
+def test_ciou_of_equal_and_apart_boxes() -> None:
+    a = torch.tensor([[5.0, 5.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]])
+    b = torch.tensor([[5.0, 5.0, 2.0, 2.0], [5.0, 1.0, 2.0, 2.0]])
+    # apart: IoU 0, centres 4 apart, hull 6 x 2: 0 - 16/40
+    assert complete_iou(a, b).tolist() == pytest.approx([1.0, -0.4], abs=1e-6)
+
+
+def test_ciou_equals_torchvision_value_and_gradient() -> None:
+    torch.manual_seed(0)
+    a = torch.rand(50, 4) + 0.2
+    b = torch.rand(50, 4) + 0.2
+    ours = a.clone().requires_grad_()
+    theirs = a.clone().requires_grad_()
+    value = complete_iou(ours, b)
+    loss = complete_box_iou_loss(cxcywh_to_xyxy(theirs), cxcywh_to_xyxy(b))
+    assert torch.allclose(1 - value, loss, atol=1e-5)
+    value.sum().backward()
+    (-loss.sum()).backward()
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-4)

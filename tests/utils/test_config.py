@@ -1,0 +1,119 @@
+"""Dataclasses as command lines, and the small utilities beside them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import pytest
+
+from utils.config import option, parse
+from utils.errors import UserError, nearest
+from utils.hyp import Hyperparameters, load_hyp
+from utils.paths import find_config, new_run_dir
+from utils.seeding import generator
+
+
+@dataclass(frozen=True)
+class Config:
+    weights: str = option(help="weights")
+    imgsz: int = option(640, help="size", flags=("--img",))
+    classes: tuple[int, ...] | None = option(None, help="labels")
+    half: bool = option(False, help="half")
+    conf: float = option(0.25, help="threshold")
+    resume: str | None = option(None, help="run", const="newest")
+
+    def __post_init__(self) -> None:
+        if self.conf > 1:
+            raise ValueError(f"--conf must be at most 1, got {self.conf}")
+
+
+def run(*argv: str) -> Config:
+    return parse(Config, argv, prog="x", description="d")
+
+
+def test_flags_spellings_and_types() -> None:
+    config = run("--weights", "a.pt", "--img", "320", "--classes", "0", "3", "--half", "--resume")
+    assert config == Config("a.pt", 320, (0, 3), True, 0.25, "newest")
+    assert run("--weights", "a", "--imgsz", "64").imgsz == 64
+    assert run("--weights", "a").classes is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--weights", "a", "--imgz", "3"), "unknown argument '--imgz'; did you mean '--imgsz'"),
+        (("--weights", "a", "--imgsz", "big"), "invalid int value: 'big'"),
+        ((), "--weights"),
+        (("--weights", "a", "--conf", "2"), "--conf must be at most 1, got 2.0"),
+        (("--weights", "a", "--weight", "b"), "unknown argument '--weight'"),
+    ],
+)
+def test_bad_command_lines(argv: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(*argv)
+
+
+def test_hyperparameters_defaults_and_errors(tmp_path: Path) -> None:
+    assert load_hyp("default") == Hyperparameters()
+    off = load_hyp("no-augmentation")
+    assert (off.mosaic, off.fliplr, off.scale, off.hsv_s, off.translate) == (0, 0, 0, 0, 0)
+    assert off.lr0 == Hyperparameters().lr0
+    path = tmp_path / "h.yaml"
+    for text, message in {
+        "lr0: 1e-3": None,
+        "lr: 0.1": "unknown hyper-parameter 'lr'; did you mean 'lr",
+        "lr0: fast": r"h\.yaml:1: lr0 must be a number",
+        "mosaic: 2": r"mosaic must lie in \[0.0, 1.0\], got 2.0",
+        "momentum: .nan": "momentum must lie",
+    }.items():
+        path.write_text(text)
+        if message is None:
+            assert load_hyp(str(path)).lr0 == 0.001
+        else:
+            with pytest.raises(UserError, match=message):
+                load_hyp(str(path))
+
+
+def test_configs_are_found_as_users_type_them() -> None:
+    for name in ("coco", "coco.yaml", "data/coco.yaml"):
+        assert find_config(name, "data").as_posix().endswith("cfg/data/coco.yaml")
+
+
+def test_run_folders_started_at_once_differ(tmp_path: Path) -> None:
+    with ThreadPool(8) as pool:
+        made = pool.map(lambda _: new_run_dir(str(tmp_path / "runs"), "exp"), range(8))
+    assert len({path.name for path in made}) == 8
+    assert {path.name for path in made} == {"exp", *(f"exp{n}" for n in range(2, 9))}
+    assert new_run_dir(str(tmp_path / "runs"), "exp", exist_ok=True).name == "exp"
+
+
+def test_nearest_and_generators() -> None:
+    assert nearest("Conv2", ["Conv", "C3"]) == "; did you mean 'Conv'?"
+    assert nearest("zzz", ["Conv"]) == ""
+    assert generator(1, 2, 3).integers(1 << 60) == generator(1, 2, 3).integers(1 << 60)
+    assert generator(1, 2, 3).integers(1 << 60) != generator(1, 3, 2).integers(1 << 60)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "text"),
+    [
+        ("raise UserError('bad value')", 2, "error: bad value"),
+        ("raise PartlyDoneError('2 of 3')", 3, "error: 2 of 3"),
+        ("raise SourceLostError('gone')", 4, "error: gone"),
+        ("1 / 0", 1, "internal error: ZeroDivisionError"),
+        ("raise KeyboardInterrupt", 130, "interrupted"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 143, "terminated"),
+        ("return 0", 0, ""),
+    ],
+)
+def test_exit_codes_and_one_line(root: Path, body: str, code: int, text: str) -> None:
+    script = f"import os, signal, time\nfrom utils.errors import *\ndef main(argv):\n    {body}\nrun_script(main)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr.startswith(text)
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == (1 if text else 0)

@@ -1,0 +1,78 @@
+"""One geometry, forwards and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from utils.letterbox import GREY, Letterbox
+
+
+def test_square_by_hand() -> None:
+    box = Letterbox.square((480, 640), 320)
+    assert (box.scale, box.size, box.offset) == (0.5, (240, 320), (0, 40))
+    image = np.full((480, 640, 3), 7, np.uint8)
+    canvas = box.apply(image)
+    assert canvas.shape == (320, 320, 3)
+    assert (canvas[:40] == GREY).all()
+    assert (canvas[40:280] == 7).all()
+    assert (canvas[280:] == GREY).all()
+    assert box.to_network(np.array([[0, 0, 640, 480]], np.float32)).tolist() == [[0, 40, 320, 280]]
+
+
+def test_small_images_are_enlarged() -> None:
+    assert Letterbox.square((50, 100), 640).size == (320, 640)
+
+
+@pytest.mark.parametrize(
+    ("src", "expected"),
+    [
+        ((480, 640), (512, 672)),  # ceil(.75*640/32 + .5)*32 = 512; ceil(20.5)*32 = 672
+        ((640, 480), (672, 512)),
+        ((333, 500), (448, 672)),  # .666*20 + .5 = 13.82
+        ((500, 500), (672, 672)),
+    ],
+)
+def test_rect_shapes_of_the_reference(src: tuple[int, int], expected: tuple[int, int]) -> None:
+    box = Letterbox.rect(src, 640, 32)
+    assert box.dst == expected
+    assert max(box.size) == 640
+
+
+def test_tight_is_the_least_canvas() -> None:
+    assert Letterbox.tight((480, 640), 640, 32).dst == (480, 640)
+    assert Letterbox.tight((333, 500), 640, 32).dst == (448, 640)
+    assert Letterbox.tight((1, 4000), 640, 32).dst == (32, 640)
+
+
+@pytest.mark.parametrize("src", [(37, 91), (480, 640), (12, 4000), (333, 500), (640, 640)])
+@pytest.mark.parametrize("size", [64, 96, 640])
+@pytest.mark.parametrize("kind", ["square", "rect", "tight"])
+def test_round_trip(src: tuple[int, int], size: int, kind: str) -> None:
+    box = Letterbox.square(src, size) if kind == "square" else getattr(Letterbox, kind)(src, size, 32)
+    h, w = src
+    boxes = np.array([[0, 0, w, h], [w * 0.1, h * 0.2, w * 0.7, h * 0.9]], np.float32)
+    network = box.to_network(boxes)
+    assert network.min() >= 0
+    assert (network[:, 2:] <= np.array([box.dst[1], box.dst[0]]) + 1e-3).all()
+    back = box.to_image(torch.from_numpy(network)).numpy()
+    assert np.allclose(back, boxes, atol=1e-2 * max(w, h) / 100)
+
+
+def test_boxes_follow_pixels() -> None:
+    image = np.zeros((91, 37, 3), np.uint8)
+    image[20:60, 10:30] = 255
+    box = Letterbox.square((91, 37), 273)  # exactly three times
+    bright = np.argwhere(box.apply(image)[..., 0] > 127)
+    drawn = [bright[:, 1].min(), bright[:, 0].min(), bright[:, 1].max() + 1, bright[:, 0].max() + 1]
+    assert np.allclose(box.to_network(np.array([[10, 20, 30, 60]], np.float32))[0], drawn, atol=1)
+
+
+def test_to_image_clips_and_other_sizes_are_refused() -> None:
+    box = Letterbox.square((480, 640), 320)
+    assert box.to_image(torch.tensor([[-9.0, 0.0, 400.0, 400.0]])).tolist() == [[0, 0, 640, 480]]
+    with pytest.raises(ValueError, match="is for"):
+        box.apply(np.zeros((10, 10, 3), np.uint8))
+    with pytest.raises(ValueError, match="positive"):
+        Letterbox((0, 5), (32, 32))

@@ -1,0 +1,18 @@
+"""Train a detector: python train.py --cfg yolov5n-ghost --data coco --img 640 --batch 16."""
+
+from __future__ import annotations
+
+from engine.train_config import TrainConfig
+from engine.trainer import fit
+from utils.config import parse
+from utils.errors import run_script
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse `argv` (sys.argv by default), train, return 0."""
+    fit(parse(TrainConfig, argv, prog="train.py", description=__doc__ or ""))
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
