@@ -110,7 +110,9 @@ def _categories(path: Path, items: list[Any]) -> tuple[tuple[int, ...], tuple[st
     """Category ids in rising order, and their names."""
     names: dict[int, str] = {}
     for item in items:
-        number, name = (item.get("id"), item.get("name")) if isinstance(item, dict) else (None, None)
+        number, name = (
+            (item.get("id"), item.get("name")) if isinstance(item, dict) else (None, None)
+        )
         if type(number) is not int or not isinstance(name, str) or not name:
             raise UserError(f"{path}: category {item!r} lacks a whole 'id' or a 'name'")
         if number in names:
@@ -126,7 +128,9 @@ def _categories(path: Path, items: list[Any]) -> tuple[tuple[int, ...], tuple[st
     return tuple(ids), tuple(names[number] for number in ids)
 
 
-def _check_names(source: CocoSource, found: tuple[str, ...], wanted: tuple[str, ...] | None) -> None:
+def _check_names(
+    source: CocoSource, found: tuple[str, ...], wanted: tuple[str, ...] | None
+) -> None:
     if wanted is None or wanted == found:
         return
     pairs = itertools.zip_longest(wanted, found)

@@ -73,6 +73,16 @@ def transform(
     return moved, tuple(left)
 
 
+def scale_segments(
+    segments: tuple[np.ndarray | None, ...],
+    scale: tuple[float, float],
+    offset: tuple[float, float] = (0, 0),
+) -> tuple[np.ndarray | None, ...]:
+    """Polygons times (x, y) `scale` plus `offset`, float32; None stays None."""
+    factor, shift = np.array(scale, dtype=np.float32), np.array(offset, dtype=np.float32)
+    return tuple(None if outline is None else outline * factor + shift for outline in segments)
+
+
 def is_axis_aligned(matrix: np.ndarray) -> bool:
     """Whether the matrix only scales and shifts."""
     return not (matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1])
@@ -91,9 +101,7 @@ def candidates(before: np.ndarray, after: np.ndarray, area_scale: float) -> np.n
     return big & slim & (width * height >= MIN_AREA_KEPT * old)
 
 
-def _scale_and_shift(
-    boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
+def _scale_and_shift(boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     scale, shift = np.diag(matrix)[:2], matrix[:2, 2]
     moved = boxes.reshape(-1, 2, 2) * scale + shift
     clipped = moved.clip(0, np.array(size[::-1])).astype(np.float32).reshape(-1, 4)
@@ -116,9 +124,10 @@ def _ragged(
 def _clip_to(polygons: Ragged, matrix: np.ndarray, size: tuple[int, int]) -> Ragged:
     height, width = size
     if matrix[2, 0] or matrix[2, 1]:
-        # w >= HORIZON for the points themselves, which only a subtraction can say in this form
-        near = Ragged(polygons.points - [0, 0, HORIZON], polygons.owner).clip((0, 0, 1))
-        polygons = Ragged(near.points + [0, 0, HORIZON], near.owner)
+        # depth >= HORIZON: the planes of `clip` go through the origin, so it is shifted there
+        horizon = np.array([0, 0, HORIZON])
+        near = Ragged(polygons.points - horizon, polygons.owner).clip((0, 0, 1))
+        polygons = Ragged(near.points + horizon, near.owner)
     for plane in ((1, 0, 0), (-1, 0, width), (0, 1, 0), (0, -1, height)):
         polygons = polygons.clip(plane)
     return polygons

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.pipeline import Augmentation, SampleKey, collate, fetch
+from data.pipeline import Augmentation, SampleKey, collate, fetch, padding
 from data.records import DataIndex
 from data.sample import Batch
 from data.store import ImageStore
@@ -26,6 +26,8 @@ from utils.letterbox import Letterbox
 from utils.seeding import generator
 
 CACHES = ("none", "ram", "disk")
+DEAD_WORKER = re.compile(r"worker \(pid.*")  # torch's words; its text after the line is advice
+TOO_MANY_WORKERS = ".*worker processes in total"
 SHUFFLE = 1  # purpose of a generator, beside (seed, epoch, index) of the samples
 
 
@@ -177,7 +179,7 @@ class _ValSet(Dataset):
         except UserError as error:
             return _Failure(str(error))
         samples = [
-            letterbox(sample, _padding(sample.size, geometry))
+            letterbox(sample, padding(sample.size, geometry.dst))
             for sample, geometry in zip(scaled, letterboxes, strict=True)
         ]
         return collate(samples, letterboxes)
@@ -228,17 +230,10 @@ class _TrainSampler(Sampler):
         return height, width
 
 
-def _padding(size: tuple[int, int], geometry: Letterbox) -> Letterbox:
-    """The rest of `geometry` for an image that is already scaled to `size`."""
-    padding = Letterbox(size, size)
-    ...
-    return padding
-
-
 def _data_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
     with warnings.catch_warnings():
         # the user has asked for that many; torch would warn of more than there are cores
-        warnings.filterwarnings("ignore", message=".*worker processes in total")
+        warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
         return DataLoader(
             dataset,
             batch_size=None,  # a key of the sampler is a whole batch
@@ -261,4 +256,20 @@ def _start_worker(number: int) -> None:
 
 
 def _deliver(loader: DataLoader) -> Iterator[Batch]:
-    ...
+    """The loader's batches, with its failures as one-line errors."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
+            batches = iter(loader)
+        for batch in batches:
+            if isinstance(batch, _Failure):
+                raise UserError(batch.message)
+            yield batch
+    except RuntimeError as error:
+        dead = DEAD_WORKER.search(str(error))
+        if dead is None:
+            raise
+        raise FeatherDetError(
+            f"a process that loads images has died: {dead[0]}; fewer --workers, more memory or "
+            "more shared memory (/dev/shm) may help"
+        ) from error

@@ -64,8 +64,8 @@ class Augmentation:
                 sample = mixup(sample, second, rng)
         else:
             plain = fetch(self.records, self.store, key.index)
-            canvas = LongSideLetterbox(plain.size, key.shape, self.size)
-            sample = random_affine(letterbox(plain, canvas), key.shape, rng, self.hyp)
+            boxed = letterbox(plain, padding(plain.size, key.shape))
+            sample = random_affine(boxed, key.shape, rng, self.hyp)
         sample = hsv(sample, rng, self.hyp)
         if rng.random() < self.hyp.flipud:
             sample = flip_up_down(sample)
@@ -97,6 +97,11 @@ def fetch(records: Sequence[ImageRecord], store: ImageStore, index: int) -> Samp
         ),
     )
     return keep(whole, ~record.crowd)
+
+
+def padding(size: tuple[int, int], canvas: tuple[int, int]) -> Letterbox:
+    """The grey round an image of (height, width) `size` that has its scale already."""
+    return LongSideLetterbox(size, canvas, max(size))
 
 
 def collate(samples: Sequence[Sample], letterboxes: Sequence[Letterbox]) -> Batch:

@@ -37,9 +37,7 @@ def keep(sample: Sample, mask: np.ndarray) -> Sample:
     if mask.all():
         return sample
     segments = tuple(s for s, kept in zip(sample.segments, mask, strict=True) if kept)
-    return replace(
-        sample, boxes=sample.boxes[mask], labels=sample.labels[mask], segments=segments
-    )
+    return replace(sample, boxes=sample.boxes[mask], labels=sample.labels[mask], segments=segments)
 
 
 def random_affine(
@@ -136,9 +134,7 @@ def hsv(sample: Sample, rng: np.random.Generator, hyp: Hyperparameters) -> Sampl
     steps[:, 0] %= HUES
     table = steps.clip(0, 255).astype(np.uint8)
     planes = cv2.split(cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV))
-    changed = [
-        cv2.LUT(plane, np.ascontiguousarray(table[:, k])) for k, plane in enumerate(planes)
-    ]
+    changed = [cv2.LUT(plane, np.ascontiguousarray(table[:, k])) for k, plane in enumerate(planes)]
     return replace(sample, image=cv2.cvtColor(cv2.merge(changed), cv2.COLOR_HSV2RGB))
 
 
@@ -155,7 +151,10 @@ def flip_up_down(sample: Sample) -> Sample:
 def _flip(sample: Sample, *, axis: int) -> Sample:
     side = sample.size[1 - axis]
     boxes = sample.boxes.copy()
-    boxes[:, axis], boxes[:, axis + 2] = side - sample.boxes[:, axis + 2], side - sample.boxes[:, axis]
+    boxes[:, axis], boxes[:, axis + 2] = (
+        side - sample.boxes[:, axis + 2],
+        side - sample.boxes[:, axis],
+    )
     segments = tuple(_mirror(segment, side, axis) for segment in sample.segments)
     image = cv2.flip(sample.image, 1 - axis)
     return replace(sample, image=image, boxes=boxes, segments=segments)

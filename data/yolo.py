@@ -1,4 +1,4 @@
-"""YOLO label files: 'class cx cy w h' or 'class x1 y1 x2 y2 x3 y3 ...', as fractions, one a line."""
+"""Image folders and lists with YOLO label files beside them -> columns."""
 
 from __future__ import annotations
 
@@ -12,20 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from data.images import IMAGE_SUFFIXES, ImageError, read_bytes
-from data.labels import Entry, Parsed, empty_labels, make_labels
+from data.labels import Entry, Labels, Parsed, empty_labels, make_labels
 from data.records import NOTE, SKIPPED_ROW, Problem
+from data.yolo_rows import LabelError, LabelRows, parse_label, split_lines
 from utils.errors import UserError
 
-MAX_ROWS = 10_000
 MAX_LABEL_BYTES = 32 << 20
 _MAX_LIST_BYTES = 1 << 30
-_TOLERANCE = 1e-3  # of rounding in files; what reaches over the image's edge is clipped anyway
 # Images by name, in formats that are not read: said, rather than silently left out.
 _OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg"})
-
-
-class LabelError(Exception):
-    """A label file that cannot be read as a whole."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +30,6 @@ class YoloSource:
     places: tuple[Path, ...]  # folders and list files (.txt)
     where: tuple[str, ...]  # file:line of the YAML, one for each place
     root: Path  # image ids that need a path are relative to it
-
-
-@dataclass(frozen=True)
-class LabelRows:
-    """The N usable rows of one label file, and what is wrong with the others."""
-
-    lines: np.ndarray  # (N,) int64, from 1
-    classes: np.ndarray  # (N,) int64
-    boxes: np.ndarray  # (N, 4) float64, xyxy fractions of the image
-    polygons: tuple[np.ndarray | None, ...]  # (P, 2) fractions, None for a box row
-    problems: tuple[tuple[int, str], ...]  # line, cause
 
 
 def read_yolo(source: YoloSource, names: tuple[str, ...], *, known: Parsed | None = None) -> Parsed:
@@ -143,15 +127,10 @@ def _read_list(file: Path) -> Iterator[tuple[Path, str]]:
         raise UserError(f"{file}: not a list of image paths: {error}") from error
     if "\0" in text:
         raise UserError(f"{file}: not a list of image paths: it holds zero bytes")
-    for number, line in enumerate(_lines(text), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         if line.strip():
             path = Path(os.path.normpath(file.parent / line.strip()))
             yield path, f"{file}:{number}"
-
-
-def _lines(text: str) -> list[str]:
-    """By LF, CRLF or CR only; str.splitlines also splits at form feeds and the like."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _entries(paths: Sequence[Path], root: Path) -> list[Entry]:
@@ -163,9 +142,11 @@ def _entries(paths: Sequence[Path], root: Path) -> list[Entry]:
         if path.parent not in label_folders:
             label_folders[path.parent] = _label_folder(path.parent)
         unique = uses[number] == 1
-        image_id = number if unique else (
-            path.relative_to(root) if path.is_relative_to(root) else path
-        ).as_posix()
+        image_id = (
+            number
+            if unique
+            else (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+        )
         label_file = label_folders[path.parent] / f"{path.stem}.txt"
         entries.append(Entry(path, image_id, label_file=label_file))
     return entries
@@ -209,43 +190,4 @@ def _columns(found: dict[int, LabelRows]) -> Labels:
         boxes=np.concatenate([item.boxes for item in rows]),
         sources=np.concatenate([item.lines for item in rows]),
         polygons=[polygon for item in rows for polygon in item.polygons],
-    )
-
-
-def parse_label(data: bytes, classes: int) -> LabelRows:
-    """One label file -> its rows. Raises LabelError when it is not text or has too many rows."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LabelError(f"not UTF-8 text (byte {error.start})") from error
-    if "\0" in text:
-        raise LabelError("binary data, not text")
-    rows = [(n, line.split()) for n, line in enumerate(_lines(text), start=1) if line.strip()]
-    if len(rows) > MAX_ROWS:
-        raise LabelError(f"{len(rows)} rows; more than {MAX_ROWS} are not read")
-    problems: dict[int, str] = {}
-    lines: list[int] = []
-    numbers: list[np.ndarray] = []
-    for line, row in rows:
-        values = _numbers(row)
-        if isinstance(values, str):
-            problems[line] = values
-        else:
-            lines.append(line)
-            numbers.append(values)
-    polygons = [_polygon(values) for values in numbers]
-    class_values = np.array([values[0] for values in numbers], np.float64)
-    centre_size = np.array(
-        [_centre_size(v, p) for v, p in zip(numbers, polygons, strict=True)], np.float64
-    ).reshape(-1, 4)
-    for i, cause in _causes(class_values, centre_size, classes).items():
-        problems[lines[i]] = cause
-    good = [i for i, line in enumerate(lines) if line not in problems]
-    half = centre_size[good, 2:] / 2
-    return LabelRows(
-        lines=np.array([lines[i] for i in good], np.int64),
-        classes=class_values[good].astype(np.int64),
-        boxes=np.concatenate((centre_size[good, :2] - half, centre_size[good, :2] + half), 1),
-        polygons=tuple(polygons[i] for i in good),
-        problems=tuple(sorted(problems.items())),
     )

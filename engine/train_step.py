@@ -148,7 +148,7 @@ def train_step(
 ) -> tuple[Losses, Tensor]:
     """Forward, loss, backward and, when enough batches have come together, an update.
 
-    Returns the losses and the values (1,) or (2,) that must be finite; nothing waits for the device.
+    Returns the losses and (1,) or (2,) values that must be finite; nothing waits for the device.
     """
     step = state.epoch * plan.schedule.steps_per_epoch + state.batches
     rates = plan.schedule.at(step)

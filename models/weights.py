@@ -64,10 +64,7 @@ def read_yolov5(path: str | Path) -> Imported:
         detect = _detect(path, tree)
         strides = _strides(pickled, network, detect)
         state = {name: _float(pickled.tensor(ref)) for name, ref in tree.tensors.items()}
-        used = {id(ref) for ref in tree.tensors.values()}
-        ignored = sorted(
-            name for name, ref in all_tensors(pickled.root).items() if id(ref) not in used
-        )
+        ignored = _ignored(pickled, tree)
     head = next(name for name, stub in tree.modules.items() if stub is detect)
     anchors = _anchors(path, state, head, strides)
     names = _names(path, network)
@@ -79,7 +76,7 @@ def read_yolov5(path: str | Path) -> Imported:
         anchors=anchors,
         state_dict=state,
         parts=parts,
-        ignored=tuple(ignored),
+        ignored=ignored,
         source=f"{path.name} ({key})",
     )
 
@@ -152,6 +149,15 @@ def _network(path: Path, root: Any) -> tuple[str, Stub]:
     raise UserError(f"{path}: holds no detector, neither FeatherDet's nor YOLOv5's (found: {held})")
 
 
+def _ignored(pickled: Pickled, tree: Tree) -> tuple[str, ...]:
+    """Tensors that are no part of the network, and bytes that no tensor refers to."""
+    used = {id(ref) for ref in tree.tensors.values()}
+    tensors = all_tensors(pickled.root)
+    names = [name for name, ref in tensors.items() if id(ref) not in used]
+    bare = pickled.keys - {ref.storage.key for ref in tensors.values()}
+    return (*sorted(names), *(f"data/{key}" for key in sorted(bare)))
+
+
 def _detect(path: Path, tree: Tree) -> Stub:
     rows = [stub for name, stub in tree.modules.items() if name.count(".") == 1]
     last = rows[-1] if rows else None
@@ -165,7 +171,7 @@ def _detect(path: Path, tree: Tree) -> Stub:
 
 def _strides(pickled: Pickled, network: Stub, detect: Stub) -> tuple[int, ...]:
     value = detect.state.get("stride", network.state.get("stride"))
-    values = pickled.tensor(value).flatten().tolist() if isinstance(value, TensorRef) else value
+    values: Any = pickled.tensor(value).flatten().tolist() if isinstance(value, TensorRef) else value
     if type(values) not in {list, tuple} or not all(
         isinstance(v, (int, float)) and v >= 1 and v == int(v) for v in values
     ):
@@ -234,15 +240,15 @@ def _activation(facts: Mapping[str, Any]) -> str:
     return name if slope is None else f"{name}({slope})"
 
 
-def _plain(path: Path, value: Any, left: Iterator[int]) -> Any:
+def _plain(path: Path, value: Any, left: Iterator[int], depth: int = 8) -> Any:
     """A copy of nested lists and dicts of scalars, of as many values as `left` has."""
-    if next(left, None) is not None:
+    if depth and next(left, None) is not None:
         if value is None or type(value) in {str, int, float, bool}:
             return value
         if type(value) in {list, tuple}:
-            return [_plain(path, item, left) for item in value]
+            return [_plain(path, item, left, depth - 1) for item in value]
         if type(value) is dict:
-            return {str(key): _plain(path, item, left) for key, item in value.items()}
+            return {str(key): _plain(path, item, left, depth - 1) for key, item in value.items()}
     raise UserError(f"{path}: the architecture ('yaml') is no table of plain values; refused")
 
 

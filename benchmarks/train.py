@@ -1,0 +1,128 @@
+"""How much of the bare step's speed training keeps: `python -m benchmarks.train`.
+
+End to end: loading, augmentation, copy, forward, loss, backward, optimizer and averaging, as train.py
+does them, over whole epochs.  Bare: forward, sum of the raw maps, backward, with the same model,
+batch and threads, in the faster of the two memory formats, and no loss or optimizer.  Both alternate in
+one process; medians and their ratio are what counts on a shared machine.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+
+import torch
+
+from engine import distributed
+from engine.interrupts import StopRequest
+from engine.train_config import TrainConfig
+from engine.train_setup import TrainRun, prepare
+from engine.train_step import StepClock, prepare as to_network, train_epoch
+from engine.trainer import reproducible
+from utils.config import option, parse
+from utils.errors import run_script
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is timed."""
+
+    cfg: str = option("yolov5n", help="model YAML, by path or name")
+    data: str = option("bccd", help="data set YAML, by path or name")
+    imgsz: int = option(320, flags=("--img",), help="network size in pixels")
+    batch_size: int = option(16, flags=("--batch",), help="images per step")
+    workers: int = option(TrainConfig().workers, help="loading processes")
+    cache: str = option("none", choices=("none", "ram", "disk"), help="as in train.py")
+    device: str = option("", help="'' for CUDA if present, cpu, or a GPU number")
+    repeats: int = option(5, help="timings of each kind")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print both rates and their ratio."""
+    config = parse(BenchConfig, argv, prog="benchmarks.train", description=__doc__ or "")
+    place = distributed.start(config.device)
+    with tempfile.TemporaryDirectory() as folder, reproducible(place.device):
+        run = prepare(_train_config(config, folder), place)
+        images = to_network(next(_batches(run, 0)).images.to(place.device), channels_last=True)
+        formats = (torch.channels_last, torch.contiguous_format)
+        for memory_format in formats:  # warm-up, and the choice of the faster one
+            _bare(run, images, memory_format, 2)
+        layout = max(formats, key=lambda item: _bare(run, images, item, 4))
+        end_to_end, bare = [], []
+        for repeat in range(config.repeats + 1):
+            steps = len(run.loader)
+            rates = (_end_to_end(run, repeat + 1), _bare(run, images, layout, steps))
+            if repeat:  # the first round starts the workers and fills caches
+                end_to_end.append(rates[0])
+                bare.append(rates[1])
+                sys.stderr.write(f"{repeat}: end to end {rates[0]:.2f}, bare {rates[1]:.2f} images/s\n")
+    ratio = statistics.median(a / b for a, b in zip(end_to_end, bare, strict=True))
+    print(f"{config.cfg} at {config.imgsz} px, batch {config.batch_size}, {place.device}, "
+          f"{torch.get_num_threads()} threads, {config.workers} workers, bare in {layout}")  # fmt: skip
+    print(f"end to end {statistics.median(end_to_end):.2f} images/s")
+    print(f"bare       {statistics.median(bare):.2f} images/s")
+    print(f"ratio      {ratio:.3f} (median of {config.repeats} pairs)")
+    return 0
+
+
+def _train_config(config: BenchConfig, folder: str) -> TrainConfig:
+    return TrainConfig(
+        cfg=config.cfg,
+        data=config.data,
+        imgsz=config.imgsz,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        cache=config.cache,
+        device=config.device,
+        project=folder,
+        noplots=True,
+    )
+
+
+def _batches(run: TrainRun, epoch: int):  # noqa: ANN202  the loader's own iterator
+    run.loader.set_epoch(epoch)
+    return iter(run.loader)
+
+
+def _end_to_end(run: TrainRun, epoch: int) -> float:
+    """Images per second of one epoch as train.py runs it, from asking for the first batch."""
+    run.state.start_epoch(epoch)
+    clock = StepClock(run.place.device)
+    batch = run.config.batch_size
+    _wait(run)
+    start = time.perf_counter()
+    train_epoch(
+        run.state, run.plan, _batches(run, epoch), request=StopRequest(), clock=clock, progress=False
+    )
+    _wait(run)
+    return len(run.loader) * batch / (time.perf_counter() - start)
+
+
+def _bare(run: TrainRun, images: torch.Tensor, layout: torch.memory_format, steps: int) -> float:
+    """Images per second of forward, sum, backward on one batch that is already there."""
+    model = run.state.model.to(memory_format=layout)
+    images = images.contiguous(memory_format=layout)
+    autocast = run.plan.autocast
+    _wait(run)
+    start = time.perf_counter()
+    for _ in range(steps):
+        with torch.autocast(run.place.device.type, autocast, enabled=autocast is not None):
+            total = torch.stack([y.float().sum() for y in model(images)]).sum()
+        total.backward()
+        model.zero_grad(set_to_none=False)
+    _wait(run)
+    rate = steps * len(images) / (time.perf_counter() - start)
+    run.state.model.to(memory_format=torch.channels_last)
+    return rate
+
+
+def _wait(run: TrainRun) -> None:
+    if run.place.device.type == "cuda":
+        torch.cuda.synchronize(run.place.device)
+
+
+if __name__ == "__main__":
+    run_script(main)

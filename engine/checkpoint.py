@@ -1,0 +1,187 @@
+"""Checkpoints: tensors and plain values, written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.archive import open_pickled
+from models.builder import build_detector
+from models.detector import Detector
+from models.spec import ModelSpec
+from models.weights import Imported, load_all, read_yolov5, to_detector
+from utils.errors import UserError
+
+FORMAT = "featherdet-1"
+PLAIN = (str, int, float, bool, type(None))
+KEYS = ("spec", "names", "model")  # what a detector is made of; the rest belongs to training
+
+
+def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
+    """Write `payload` (tensors, dicts, lists, tuples, text, numbers, None) to `path`, atomically.
+
+    The file appears under its name when it is whole and on the disk; until then, and after any
+    failure, the previous one stays as it was. `format` is added. Tensors are stored on the CPU.
+    Raises TypeError naming the key of another kind of value, UserError when writing fails.
+    """
+    path = Path(path)
+    content = _checked({"format": FORMAT, **payload}, "checkpoint")
+    # one fixed name: what a killed run leaves behind, the next save writes over
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        cause = _write_error(error)
+        if cause is None:
+            raise
+        kept = "; the previous one is intact" if path.exists() else ""
+        raise UserError(f"{path}: the checkpoint could not be written ({cause}){kept}") from error
+    _sync_folder(path.parent)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a file of `save_checkpoint`; tensors on the CPU, no code is run.
+
+    Raises UserError 'FILE: not a checkpoint: cause'.
+    """
+    path = Path(path)
+    if not _is_own(path):
+        raise UserError(
+            f"{path}: not a checkpoint: not written by FeatherDet (no 'format'); a YOLOv5 file can be "
+            "given as --weights, but not resumed"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a checkpoint: {cause}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise UserError(f"{path}: format {found!r} is not known, expected {FORMAT!r}")
+    return content
+
+
+def load_detector(
+    weights: str | Path, *, device: torch.device | str, fuse: bool = False
+) -> Detector:
+    """The detector of a FeatherDet or genuine YOLOv5 checkpoint, whole, in eval mode, on `device`.
+
+    Every tensor is loaded, or UserError lists what does not fit; weights that are not finite are
+    refused. With `fuse` the BatchNorms are folded into the convolutions.
+    """
+    path = Path(weights)
+    model = _build(path, load_checkpoint(path)) if _is_own(path) else to_detector(read_yolov5(path))
+    require_finite(model.state_dict(), str(path))
+    if fuse:
+        model.fuse()
+    return model.to(device).eval()
+
+
+def model_payload(model: Detector) -> dict[str, Any]:
+    """What `load_detector` needs of `model`: spec, names and tensors (anchors among them)."""
+    return {
+        "spec": model.spec.to_dict(),
+        "names": list(model.names),
+        "model": dict(model.state_dict()),
+    }
+
+
+def strip_checkpoint(path: str | Path) -> None:
+    """Take the training state (optimizer, random state, raw weights) out of a finished run's file."""
+    save_checkpoint(path, {**load_checkpoint(path), "train_state": None})
+
+
+def require_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError naming the first tensor with NaN or infinity."""
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            bad = int((~torch.isfinite(value)).sum())
+            raise UserError(
+                f"{where}: non-finite weights: {bad} of {value.numel()} values of {name} are NaN or "
+                "infinite; use an earlier checkpoint"
+            )
+
+
+def read_source(weights: str | Path) -> tuple[Detector | Imported, dict[str, Tensor]]:
+    """A checkpoint of either kind, and its tensors, without loading them into a model."""
+    raise NotImplementedError
+
+
+def _is_own(path: Path) -> bool:
+    with open_pickled(path) as pickled:
+        return type(pickled.root) is dict and "format" in pickled.root
+
+
+def _build(path: Path, content: Mapping[str, Any]) -> Detector:
+    for key in KEYS:
+        if key not in content:
+            raise UserError(f"{path}: not a detector's checkpoint: key {key!r} is missing")
+    names = content["names"]
+    try:
+        spec = ModelSpec.from_dict(content["spec"])
+        model = build_detector(spec, classes=len(names), names=names)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(f"{path}: damaged specification of the model: {error}") from error
+    load_all(model, content["model"], str(path))
+    return model
+
+
+def _checked(value: Any, key: str) -> Any:
+    """A copy of plain containers, tensors detached, on the CPU and without unused storage."""
+    if type(value) in PLAIN:
+        return value
+    if isinstance(value, Tensor):
+        return _checked_tensor(value, key)
+    if isinstance(value, Mapping) and type(value).__module__ in {"builtins", "collections"}:
+        for name in value:
+            if type(name) not in PLAIN:
+                raise TypeError(f"{key}: a key is a {type(name).__name__}, expected text or a number")
+        return {name: _checked(item, f"{key}.{name}") for name, item in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(_checked(item, f"{key}.{i}") for i, item in enumerate(value))
+    raise TypeError(
+        f"{key} is a {type(value).__name__}; a checkpoint holds tensors, dicts, lists, tuples, text, "
+        "numbers and None only"
+    )
+
+
+def _checked_tensor(value: Tensor, key: str) -> Tensor:
+    if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+        raise TypeError(f"{key} is a tensor without plain values ({value.layout}, {value.device})")
+    value = value.detach().cpu().as_subclass(Tensor)
+    whole = value.untyped_storage().nbytes() == math.prod(value.shape) * value.element_size()
+    return value if whole else value.clone()
+
+
+def _write_error(error: BaseException) -> str | None:
+    """The cause when writing failed, None for anything else (which is raised as it is)."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # torch's zip writer reports a failed write as a RuntimeError, with the OSError behind it or not
+    if isinstance(error, RuntimeError):
+        behind = error.__cause__ or error.__context__
+        return _write_error(behind) if isinstance(behind, OSError) else str(error).splitlines()[0]
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the renaming itself on the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
