@@ -1,9 +1,9 @@
 """How much of the bare step's speed training keeps: `python -m benchmarks.train`.
 
-End to end: loading, augmentation, copy, forward, loss, backward, optimizer and averaging, as train.py
-does them, over whole epochs.  Bare: forward, sum of the raw maps, backward, with the same model,
-batch and threads, in the faster of the two memory formats, and no loss or optimizer.  Both alternate in
-one process; medians and their ratio are what counts on a shared machine.
+End to end: loading, augmentation, copy, forward, loss, backward, optimizer and averaging, as
+train.py does them, over whole epochs.  Bare: forward, sum of the raw maps, backward, with the same
+model, batch and threads, in the faster of the two memory formats, and no loss or optimizer.  Both
+alternate in one process; medians and their ratio are what counts on a shared machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from engine import distributed
 from engine.interrupts import StopRequest
 from engine.train_config import TrainConfig
 from engine.train_setup import TrainRun, prepare
-from engine.train_step import StepClock, prepare as to_network, train_epoch
+from engine.train_step import StepClock, train_epoch
+from engine.train_step import prepare as to_network
 from engine.trainer import reproducible
 from utils.config import option, parse
 from utils.errors import run_script
@@ -58,10 +59,13 @@ def main(argv: list[str] | None = None) -> int:
             if repeat:  # the first round starts the workers and fills caches
                 end_to_end.append(rates[0])
                 bare.append(rates[1])
-                sys.stderr.write(f"{repeat}: end to end {rates[0]:.2f}, bare {rates[1]:.2f} images/s\n")
+                sys.stderr.write(
+                    f"{repeat}: end to end {rates[0]:.2f}, bare {rates[1]:.2f} images/s\n"
+                )
     ratio = statistics.median(a / b for a, b in zip(end_to_end, bare, strict=True))
     print(f"{config.cfg} at {config.imgsz} px, batch {config.batch_size}, {place.device}, "
-          f"{torch.get_num_threads()} threads, {config.workers} workers, bare in {layout}")  # fmt: skip
+          f"{torch.get_num_threads()} threads, {config.workers} workers, "
+          f"bare in {layout}")  # fmt: skip
     print(f"end to end {statistics.median(end_to_end):.2f} images/s")
     print(f"bare       {statistics.median(bare):.2f} images/s")
     print(f"ratio      {ratio:.3f} (median of {config.repeats} pairs)")
@@ -95,7 +99,12 @@ def _end_to_end(run: TrainRun, epoch: int) -> float:
     _wait(run)
     start = time.perf_counter()
     train_epoch(
-        run.state, run.plan, _batches(run, epoch), request=StopRequest(), clock=clock, progress=False
+        run.state,
+        run.plan,
+        _batches(run, epoch),
+        request=StopRequest(),
+        clock=clock,
+        progress=False,
     )
     _wait(run)
     return len(run.loader) * batch / (time.perf_counter() - start)

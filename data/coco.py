@@ -152,7 +152,7 @@ def _entries(
         image = item if isinstance(item, dict) else {}
         number, name = image.get("id"), image.get("file_name")
         where = f"{source.annotations}: images[{position}]"
-        if type(number) not in {int, str} or not isinstance(name, str) or not name:
+        if not isinstance(number, int | str) or not isinstance(name, str) or not name:
             problems.append(Problem(where, "lacks 'id' or 'file_name'"))
         elif "\0" in name:
             problems.append(Problem(where, "a zero byte in 'file_name'"))
@@ -231,18 +231,19 @@ def _causes(columns: _Columns, images: Mapping[int | str, int]) -> dict[int, str
         for row in np.flatnonzero(wrong).tolist():
             causes.setdefault(row, describe(columns.raw[row]))
 
-    width_height = columns.boxes[:, 2:]
+    finite = np.isfinite(columns.boxes.sum(1))
+    flat = (columns.boxes[:, 2:] <= 0).any(1)
     add(columns.image < 0, lambda item: f"image_id {item.get('image_id')!r} is not in 'images'")
     add(
         columns.classes < 0,
         lambda item: f"category_id {item.get('category_id')!r} is not in 'categories'",
     )
     add(
-        ~np.isfinite(columns.boxes).all(1),
+        ~finite,
         lambda item: f"bbox {str(item.get('bbox'))[:80]} is not four finite numbers",
     )
     add(
-        (width_height <= 0).any(1),
+        flat,
         lambda item: f"bbox {item['bbox']} has no area: width and height must be positive",
     )
     add(

@@ -160,7 +160,6 @@ class _ValSet(Dataset):
             config.image_size,
             cache=config.cache,
             area=True,
-            recent_bytes=0,
             processes=config.world_size,
         )
 
@@ -246,7 +245,7 @@ def _data_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
         )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

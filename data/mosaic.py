@@ -48,4 +48,4 @@ def _lay(canvas: np.ndarray, sample: Sample, left: int, top: int) -> Sample:
     matrix = np.array([[1.0, 0, left], [0, 1, top], [0, 0, 1]])
     boxes, segments = transform(sample.boxes, sample.segments, matrix, (rows, columns))
     moved = Sample(sample.image, boxes, sample.labels, sample.image_id, segments)
-    return keep(moved, (boxes[:, 2:] > boxes[:, :2]).all(1))
+    return keep(moved, np.all(boxes[:, 2:] > boxes[:, :2], axis=1))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from data.geometry import scale_segments
 from data.mosaic import mosaic4
 from data.records import ImageRecord
 from data.sample import Batch, Sample
@@ -91,10 +92,7 @@ def fetch(records: Sequence[ImageRecord], store: ImageStore, index: int) -> Samp
         boxes=scaled.to_network(record.boxes),
         labels=record.labels,
         image_id=record.image_id,
-        segments=tuple(
-            None if segment is None else segment * np.float32(scaled.scale_xy)
-            for segment in record.segments
-        ),
+        segments=scale_segments(record.segments, scaled.scale_xy),
     )
     return keep(whole, ~record.crowd)
 

@@ -20,11 +20,15 @@ class Sample:
     boxes: np.ndarray  # (N, 4) float32, xyxy pixels
     labels: np.ndarray  # (N,) int64
     image_id: int | str
-    segments: tuple[np.ndarray | None, ...] = field(default=())  # per box (P, 2) float32 pixels or None
+    segments: tuple[np.ndarray | None, ...] = field(
+        default=()
+    )  # per box (P, 2) float32 pixels or None
 
     def __post_init__(self) -> None:
         if self.image.dtype != np.uint8 or self.image.ndim != 3:
-            raise ValueError(f"Sample.image must be HWC uint8, got {self.image.dtype} {self.image.shape}")
+            raise ValueError(
+                f"Sample.image must be HWC uint8, got {self.image.dtype} {self.image.shape}"
+            )
         if self.boxes.shape != (len(self.labels), 4):
             raise ValueError(f"{len(self.labels)} labels but boxes of shape {self.boxes.shape}")
         if not self.segments:

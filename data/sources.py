@@ -20,6 +20,7 @@ from utils.errors import SourceLostError, UserError
 
 # Containers that store the number of frames; the others estimate it from the duration.
 EXACT_COUNTS = frozenset({".avi", ".m4v", ".mov", ".mp4"})
+LOCAL = frozenset({"image", "video"})
 WAKE = 1.0  # seconds after which a waiting loop looks up, so that Ctrl-C is heard
 
 
@@ -92,6 +93,11 @@ class Sources:
     def __len__(self) -> int:
         return len(self.places)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are to be read; they must not be written to."""
+        return tuple(Path(place.text) for place in self.places if place.kind in LOCAL)
+
     def __iter__(self) -> Iterator[Frame]:
         self.problems = []
         for label, cause in self._bad:
@@ -141,7 +147,7 @@ class Sources:
         fps: float | None = None,
     ) -> Frame:
         place = self.places[item - 1]
-        path = Path(place.text) if place.kind in {"image", "video"} else None
+        path = Path(place.text) if place.kind in LOCAL else None
         return Frame(
             image=image,
             kind=kind,

@@ -8,7 +8,6 @@ import os
 import sys
 import tempfile
 import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from data.records import ImageRecord
 from utils.errors import UserError
 from utils.letterbox import Letterbox
 
-RECENT_BYTES = 128 << 20  # what a process keeps of the images it used last
+SMALL_SET = 1 << 30  # a set of at most this many bytes is kept in memory without being asked,
+SMALL_SHARE = 0.25  # unless that is more than this share of the free memory
 FREE_SHARE = 0.8  # `ram` leaves the rest of the free memory to the network
 FORMAT = 1  # of the files in the disk cache
 
@@ -30,10 +30,11 @@ class ImageStore:
     """Images scaled to long side `size`, by their place in `records`: (H, W, 3) uint8 RGB.
 
     Enlarged bilinearly; shrunk by area averages with `area`, else bilinearly from the JPEG at the
-    least of 1/2, 1/4, 1/8 that is still as large as needed.  `cache`: 'none' keeps the last
-    RECENT_BYTES of this process; 'ram' keeps all, in memory shared with worker processes (where
-    it does not fit, a warning, then 'none'); 'disk' keeps .npy files in the user's cache folder.
-    The arrays are read-only where they are kept.
+    least of 1/2, 1/4, 1/8 that is still as large as needed.  `cache`: 'ram' keeps all images once
+    they are read, in memory shared with worker processes (where it does not fit, a warning, and
+    they are read each time); 'disk' keeps .npy files in the user's cache folder; 'none' does as
+    'ram' for small sets only.  `processes`: how many keep a set of their own on this machine.
+    The arrays are read-only.
     """
 
     def __init__(
@@ -43,34 +44,29 @@ class ImageStore:
         *,
         cache: str = "none",
         area: bool = False,
-        recent_bytes: int = RECENT_BYTES,
         processes: int = 1,
     ) -> None:
         self._records = records
         self._size = size
         self._area = area
-        self._shared = _shared_memory(self._shapes(), processes) if cache == "ram" else None
         self._folder = _disk_folder(size, area=area) if cache == "disk" else None
-        self._recent = _Recent(recent_bytes if cache != "ram" or self._shared is None else 0)
+        shapes = [self.geometry(position).dst for position in range(len(records))]
+        fits = cache != "disk" and _fits(shapes, processes, asked=cache == "ram")
+        self._shared = SharedImages(shapes) if fits else None
 
     def __getitem__(self, position: int) -> np.ndarray:
         """The image of record `position`. Raises UserError when its file has become unreadable."""
         if self._shared is not None:
             return self._from_shared(self._shared, position)
-        image = self._recent.get(position)
-        if image is None:
-            image = self._read(position) if self._folder is None else self._from_disk(position)
-            self._recent.put(position, image)
-        return image
+        if self._folder is not None:
+            return self._from_disk(self._folder, position)
+        return self._read(position)
 
     def geometry(self, position: int) -> Letterbox:
         """The scale from record `position`'s image to the stored one (no padding)."""
         record = self._records[position]
         whole = Letterbox.square((record.height, record.width), self._size)
         return Letterbox(whole.src, whole.size)
-
-    def _shapes(self) -> list[tuple[int, int]]:
-        return [self.geometry(position).dst for position in range(len(self._records))]
 
     def _read(self, position: int) -> np.ndarray:
         record = self._records[position]
@@ -103,13 +99,13 @@ class ImageStore:
             memory.put(position, image)
         return image
 
-    def _from_disk(self, position: int) -> np.ndarray:
-        assert self._folder is not None  # only called with cache='disk'
+    def _from_disk(self, folder: Path, position: int) -> np.ndarray:
         record, shape = self._records[position], (*self.geometry(position).dst, 3)
-        file = self._folder / f"{_key(record.path)}.npy"
+        file = folder / f"{_key(record.path)}.npy"
         try:
             image = np.load(file, allow_pickle=False)
             if image.shape == shape and image.dtype == np.uint8:
+                image.setflags(write=False)
                 return image
         except (OSError, ValueError, EOFError):  # not there yet, or cut off: written anew
             pass
@@ -162,28 +158,6 @@ class SharedImages:
         return np.asarray(self._bytes[start:stop]).reshape(*self._shapes[position], 3)
 
 
-class _Recent:
-    """The images used last, up to a number of bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._held = 0
-        self._images: OrderedDict[int, np.ndarray] = OrderedDict()
-
-    def get(self, position: int) -> np.ndarray | None:
-        if position in self._images:
-            self._images.move_to_end(position)
-        return self._images.get(position)
-
-    def put(self, position: int, image: np.ndarray) -> None:
-        if image.nbytes > self._limit:
-            return
-        self._images[position] = image
-        self._held += image.nbytes
-        while self._held > self._limit:
-            self._held -= self._images.popitem(last=False)[1].nbytes
-
-
 def free_memory() -> int:
     """Bytes that this process may still use: the machine's, or the container's if fewer.
 
@@ -199,16 +173,19 @@ def free_memory() -> int:
     return min(free)
 
 
-def _shared_memory(shapes: Sequence[tuple[int, int]], processes: int) -> SharedImages | None:
+def _fits(shapes: Sequence[tuple[int, int]], processes: int, *, asked: bool) -> bool:
+    """Whether to keep images of these shapes in memory."""
     needed = sum(height * width * 3 for height, width in shapes) * processes
     free = free_memory()
-    if needed <= FREE_SHARE * free:
-        return SharedImages(shapes)
-    sys.stderr.write(
-        f"warning: --cache ram needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
-        "going on without (--cache disk may help)\n"
-    )
-    return None
+    if not asked:
+        return needed <= min(SMALL_SET, SMALL_SHARE * free)
+    if needed > FREE_SHARE * free:
+        sys.stderr.write(
+            f"warning: --cache ram needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
+            "free; going on without (--cache disk may help)\n"
+        )
+        return False
+    return True
 
 
 def _shareable_file(size: int) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from data.geometry import candidates, is_axis_aligned, transform
+from data.geometry import candidates, is_axis_aligned, scale_segments, transform
 from data.sample import Sample
 from utils.hyp import Hyperparameters
 from utils.letterbox import GREY, Letterbox
@@ -24,10 +24,7 @@ HUES = 180  # OpenCV's hue of a byte image counts in steps of 2 degrees
 def letterbox(sample: Sample, geometry: Letterbox, *, area: bool = False) -> Sample:
     """`sample` (of size geometry.src) on the grey canvas geometry.dst, with its boxes."""
     image = geometry.apply(sample.image, area=area)
-    segments = tuple(
-        None if s is None else s * np.float32(geometry.scale_xy) + np.float32(geometry.offset)
-        for s in sample.segments
-    )
+    segments = scale_segments(sample.segments, geometry.scale_xy, geometry.offset)
     boxes = geometry.to_network(sample.boxes)
     return replace(sample, image=image, boxes=boxes, segments=segments)
 
@@ -151,10 +148,7 @@ def flip_up_down(sample: Sample) -> Sample:
 def _flip(sample: Sample, *, axis: int) -> Sample:
     side = sample.size[1 - axis]
     boxes = sample.boxes.copy()
-    boxes[:, axis], boxes[:, axis + 2] = (
-        side - sample.boxes[:, axis + 2],
-        side - sample.boxes[:, axis],
-    )
+    boxes[:, [axis, axis + 2]] = side - sample.boxes[:, [axis + 2, axis]]
     segments = tuple(_mirror(segment, side, axis) for segment in sample.segments)
     image = cv2.flip(sample.image, 1 - axis)
     return replace(sample, image=image, boxes=boxes, segments=segments)

@@ -55,14 +55,12 @@ def read_yolo(source: YoloSource, names: tuple[str, ...], *, known: Parsed | Non
     for i, (entry, content) in enumerate(zip(entries, contents, strict=True)):
         if content is None:
             continue
-        try:
-            if isinstance(content, str):
-                raise LabelError(content)
-            found[i] = parse_label(content, len(names))
-        except LabelError as error:
-            problems.append(Problem(str(entry.label_file), str(error)))
+        parsed = _parse(content, len(names))
+        if isinstance(parsed, str):
+            problems.append(Problem(str(entry.label_file), parsed))
             unreadable[i] = True
             continue
+        found[i] = parsed
         rejected[i] = len(found[i].problems)
         for line, cause in found[i].problems:
             problems.append(Problem(f"{entry.label_file}:{line}", cause, SKIPPED_ROW))
@@ -158,7 +156,7 @@ def _id_from_stem(path: Path) -> int | str:
 
 
 def _label_folder(folder: Path) -> Path:
-    """The folder's last part 'images' becomes 'labels'; without it, or if that is not there, itself."""
+    """With its last part 'images' as 'labels', if there is such a folder; else the same folder."""
     parts = folder.parts
     if "images" not in parts:
         return folder
@@ -177,6 +175,16 @@ def _content(path: Path | None) -> bytes | str | None:
         return read_bytes(path, limit=MAX_LABEL_BYTES)
     except ImageError as error:
         return error.cause
+
+
+def _parse(content: bytes | str, classes: int) -> LabelRows | str:
+    """The rows of a label file, or why there are none."""
+    if isinstance(content, str):
+        return content
+    try:
+        return parse_label(content, classes)
+    except LabelError as error:
+        return str(error)
 
 
 def _columns(found: dict[int, LabelRows]) -> Labels:

@@ -78,7 +78,7 @@ def _wrong_columns(row: Sequence[str]) -> str:
 def _convert(
     rows: Sequence[tuple[int, list[str]]], problems: dict[int, str]
 ) -> tuple[list[int], np.ndarray, np.ndarray, list[np.ndarray | None]]:
-    """Rows of numbers -> lines, classes (N,), centre-size (N, 4), polygons; bad ones -> problems."""
+    """Rows -> lines, classes (N,), centre-size (N, 4), polygons; those of text -> problems."""
     try:  # nearly every file: boxes only, all of them numbers
         table = np.array([row for _, row in rows], np.float64).reshape(-1, _BOX)
         if len(table) == len(rows):
@@ -120,11 +120,11 @@ def _box_of(points: np.ndarray) -> np.ndarray:
 
 def _causes(classes: np.ndarray, shapes: np.ndarray, count: int) -> dict[int, str]:
     """Why a row cannot be used, by its index; the first cause counts."""
-    finite = np.isfinite(classes) & np.isfinite(shapes).all(1)
+    finite = np.isfinite(np.column_stack((classes, shapes)).sum(1))
     whole = finite & (classes == np.round(classes))
     known = whole & (classes >= 0) & (classes < count)
-    area = (shapes[:, 2:] > 0).all(1)
     centre, size = shapes[:, :2], shapes[:, 2:]
+    area = (size > 0).all(1)
     inside = ((centre >= -_TOLERANCE) & (centre <= 1 + _TOLERANCE)).all(1)
     fraction = inside & (size <= 1 + _TOLERANCE).all(1)
     causes: dict[int, str] = {}

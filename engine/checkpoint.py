@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,46 @@ from models.archive import open_pickled
 from models.builder import build_detector
 from models.detector import Detector
 from models.spec import ModelSpec
-from models.weights import Imported, load_all, read_yolov5, to_detector
+from models.weights import load_all, read_yolov5, to_detector
 from utils.errors import UserError
 
 FORMAT = "featherdet-1"
-PLAIN = (str, int, float, bool, type(None))
-KEYS = ("spec", "names", "model")  # what a detector is made of; the rest belongs to training
+SCALARS = (str, int, float)
+LISTED = 8  # names shown of a longer list
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What became of every tensor when weights went into another model; names are keys."""
+
+    source: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]  # in the model, not in the file: keep their start values
+    unfit: tuple[str, ...]  # in both, but of another shape, class count or stride: likewise
+    unused: tuple[str, ...]  # in the file, not in the model
+
+    def text(self) -> str:
+        """One line of counts, then the names that were not loaded."""
+        total = len(self.loaded) + len(self.missing) + len(self.unfit)
+        lines = [f"{self.source}: {len(self.loaded)} of the model's {total} tensors loaded"]
+        for what, names in (
+            ("not in the file", self.missing),
+            ("of another form", self.unfit),
+            ("in the file but not in the model", self.unused),
+        ):
+            if names:
+                more = ", ..." if len(names) > LISTED else ""
+                lines.append(f"  {len(names)} {what}: {', '.join(names[:LISTED])}{more}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Tensors of a checkpoint of either kind, and what the head's mean."""
+
+    state: Mapping[str, Tensor]
+    head: tuple[int, int]  # classes, anchors per level
+    strides: tuple[int, ...]
 
 
 def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
@@ -60,8 +95,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not _is_own(path):
         raise UserError(
-            f"{path}: not a checkpoint: not written by FeatherDet (no 'format'); a YOLOv5 file can be "
-            "given as --weights, but not resumed"
+            f"{path}: not a checkpoint: not written by FeatherDet (no 'format'); a YOLOv5 file can "
+            "be given as --weights, but not resumed"
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -90,6 +125,37 @@ def load_detector(
     return model.to(device).eval()
 
 
+def transfer(model: Detector, weights: str | Path) -> TransferReport:
+    """Load into `model` what fits by name and shape from a FeatherDet or YOLOv5 checkpoint.
+
+    The detection convolutions fit only with as many classes and anchors, the anchors only with the
+    same strides.  Raises UserError for a file that is none of both, or has non-finite weights.
+    """
+    source = _read_weights(Path(weights))
+    require_finite(source.state, str(weights))
+    own = model.state_dict()
+    head = model.head
+    prefix = f"model.{len(model.layers) - 1}."
+    same_head = source.head == (head.classes, head.anchors_per_level)
+    fitting: dict[str, Tensor] = {}
+    for name, value in source.state.items():
+        fits = name in own and own[name].shape == value.shape
+        if name.startswith(f"{prefix}m."):
+            fits = fits and same_head  # 3 * (5 + 15) and 4 * (5 + 10) outputs are 60 alike
+        elif name == f"{prefix}anchors":
+            fits = fits and source.strides == model.stride
+        if fits:
+            fitting[name] = value
+    model.load_state_dict(fitting, strict=False)
+    return TransferReport(
+        source=str(weights),
+        loaded=tuple(fitting),
+        missing=tuple(name for name in own if name not in source.state),
+        unfit=tuple(name for name in own if name in source.state and name not in fitting),
+        unused=tuple(name for name in source.state if name not in own),
+    )
+
+
 def model_payload(model: Detector) -> dict[str, Any]:
     """What `load_detector` needs of `model`: spec, names and tensors (anchors among them)."""
     return {
@@ -100,7 +166,7 @@ def model_payload(model: Detector) -> dict[str, Any]:
 
 
 def strip_checkpoint(path: str | Path) -> None:
-    """Take the training state (optimizer, random state, raw weights) out of a finished run's file."""
+    """Take the training state (optimizer, raw weights) out of a finished run's file."""
     save_checkpoint(path, {**load_checkpoint(path), "train_state": None})
 
 
@@ -110,14 +176,9 @@ def require_finite(state: Mapping[str, Tensor], where: str) -> None:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             bad = int((~torch.isfinite(value)).sum())
             raise UserError(
-                f"{where}: non-finite weights: {bad} of {value.numel()} values of {name} are NaN or "
-                "infinite; use an earlier checkpoint"
+                f"{where}: non-finite weights: {bad} of {value.numel()} values of {name} are NaN "
+                "or infinite; use an earlier checkpoint"
             )
-
-
-def read_source(weights: str | Path) -> tuple[Detector | Imported, dict[str, Tensor]]:
-    """A checkpoint of either kind, and its tensors, without loading them into a model."""
-    raise NotImplementedError
 
 
 def _is_own(path: Path) -> bool:
@@ -125,37 +186,59 @@ def _is_own(path: Path) -> bool:
         return type(pickled.root) is dict and "format" in pickled.root
 
 
+def _read_weights(path: Path) -> _Weights:
+    if _is_own(path):
+        model = _build(path, load_checkpoint(path))
+        head = (model.head.classes, model.head.anchors_per_level)
+        return _Weights(model.state_dict(), head, model.stride)
+    found = read_yolov5(path)
+    # the second copy of the anchors, in pixels, that v1-v5 keep
+    state = {k: v for k, v in found.state_dict.items() if not k.endswith(".anchor_grid")}
+    return _Weights(state, (len(found.names), found.anchors.shape[1]), found.strides)
+
+
 def _build(path: Path, content: Mapping[str, Any]) -> Detector:
-    for key in KEYS:
-        if key not in content:
-            raise UserError(f"{path}: not a detector's checkpoint: key {key!r} is missing")
-    names = content["names"]
+    for key, kind in (("spec", dict), ("names", list), ("model", dict)):
+        if not isinstance(content.get(key), kind):
+            raise UserError(f"{path}: not a detector's checkpoint: no usable {key!r} in it")
+    names, state = content["names"], content["model"]
     try:
         spec = ModelSpec.from_dict(content["spec"])
-        model = build_detector(spec, classes=len(names), names=names)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(f"{path}: damaged specification of the model: {error}") from error
-    load_all(model, content["model"], str(path))
+        model = build_detector(spec, classes=len(names), names=[str(name) for name in names])
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{path}: a damaged specification of the model: {error}") from error
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: not a detector's checkpoint: 'model' holds more than tensors")
+    load_all(model, state, str(path))
     return model
 
 
 def _checked(value: Any, key: str) -> Any:
-    """A copy of plain containers, tensors detached, on the CPU and without unused storage."""
-    if type(value) in PLAIN:
-        return value
+    """A copy in plain containers, tensors detached, on the CPU and without unused storage."""
     if isinstance(value, Tensor):
         return _checked_tensor(value, key)
-    if isinstance(value, Mapping) and type(value).__module__ in {"builtins", "collections"}:
+    if value is None or isinstance(value, (bool, *SCALARS)):
+        return _plain(value)
+    if isinstance(value, dict):
         for name in value:
-            if type(name) not in PLAIN:
-                raise TypeError(f"{key}: a key is a {type(name).__name__}, expected text or a number")
-        return {name: _checked(item, f"{key}.{name}") for name, item in value.items()}
+            if not (name is None or isinstance(name, SCALARS)):
+                kind = type(name).__name__
+                raise TypeError(f"{key} has a {kind} as a key, expected text or a number")
+        return {_plain(name): _checked(item, f"{key}.{name}") for name, item in value.items()}
     if type(value) in {list, tuple}:
         return type(value)(_checked(item, f"{key}.{i}") for i, item in enumerate(value))
     raise TypeError(
-        f"{key} is a {type(value).__name__}; a checkpoint holds tensors, dicts, lists, tuples, text, "
-        "numbers and None only"
+        f"{key} is a {type(value).__name__}; a checkpoint holds tensors, dicts, lists, tuples, "
+        "text, numbers and None only"
     )
+
+
+def _plain(value: Any) -> Any:
+    """The scalar without its subclass (torch.__version__ is one of str, numpy.float64 of float)."""
+    for kind in SCALARS:
+        if isinstance(value, kind) and not isinstance(value, bool):
+            return kind(value)
+    return value
 
 
 def _checked_tensor(value: Tensor, key: str) -> Tensor:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data.records import DataIndex, ImageRecord
 from data.sample import Batch
 from engine.augment import decode_augmented
+from engine.checkpoint import require_finite
 from engine.distributed import broadcast_object, is_active, is_main
 from engine.figures import Shard, by_id, metrics_of
 from engine.pictures import BatchPictures
@@ -24,7 +25,7 @@ from engine.results import DetectionMetrics
 from engine.stopwatch import Stopwatch
 from models.detector import Detector
 from models.losses.anchor import AnchorLoss
-from utils.errors import UserError
+from utils.errors import FeatherDetError, UserError
 from utils.metrics import Found
 from utils.nms import NmsConfig, nms
 from utils.structures import Decoded, Detections
@@ -68,43 +69,71 @@ def evaluate(
     """
     _check(model, index, config, device)
     records = by_id(index)
-    with _eval_mode(model), torch.inference_mode():
-        shard = _detect(
-            model,
-            tqdm(
-                batches,
-                desc="validating",
-                dynamic_ncols=True,
-                disable=not (progress and is_main()),
-                leave=False,
-            ),
-            records,
-            config=config,
-            device=device,
-            loss=loss,
-            pictures=BatchPictures(plots, index.names) if plots is not None and is_main() else None,
-        )
-    shards = _gather(shard)
+    bar = tqdm(
+        batches,
+        desc="validating",
+        dynamic_ncols=True,
+        disable=not (progress and is_main()),
+        leave=False,
+    )
+    drawn = BatchPictures(plots, index.names) if plots is not None and is_main() else None
+
+    outcome: Shard | Exception
+    try:
+        with _eval_mode(model), torch.inference_mode():
+            outcome = _detect(
+                model, bar, records, config=config, device=device, loss=loss, pictures=drawn
+            )
+    except Exception as error:  # the other ranks must learn of it, not wait until the timeout
+        if not is_active():
+            raise
+        outcome = _portable(error)
+    outcomes = _gather(outcome)
     answer: DetectionMetrics | Exception | None = None
     if is_main():
-        try:
-            answer = metrics_of(shards, records, index, plots=plots)
-        except Exception as error:  # every rank must raise it, not wait for ever
-            answer = error
+        answer = _conclude(outcomes, records, index, plots)
     answer = broadcast_object(answer)
     if not isinstance(answer, DetectionMetrics):
         raise answer or RuntimeError("rank 0 sent no metrics")
     return answer
 
 
+def _portable(error: Exception) -> Exception:
+    """The error in a form that surely travels between processes."""
+    known = isinstance(error, FeatherDetError)
+    return error if known else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _gather(outcome: Shard | Exception) -> list[Shard | Exception]:
+    """What all ranks have, on rank 0; elsewhere nothing."""
+    if not is_active():
+        return [outcome]
+    outcomes: list[Shard | Exception | None] = [None] * dist.get_world_size()
+    dist.gather_object(outcome, outcomes if is_main() else None)
+    return [item for item in outcomes if item is not None]
+
+
+def _conclude(
+    outcomes: Sequence[Shard | Exception],
+    records: Sequence[ImageRecord],
+    index: DataIndex,
+    plots: Path | None,
+) -> DetectionMetrics | Exception:
+    shards = [item for item in outcomes if isinstance(item, Shard)]
+    if len(shards) < len(outcomes):
+        return next(item for item in outcomes if isinstance(item, Exception))
+    try:
+        return metrics_of(shards, records, index, plots=plots)
+    except Exception as error:
+        if not is_active():
+            raise
+        return _portable(error)
+
+
 def _check(model: Detector, index: DataIndex, config: EvalConfig, device: torch.device) -> None:
     if config.half and device.type != "cuda":
         raise UserError(f"half precision needs CUDA; on {device.type} evaluate without --half")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"non-finite weights: {name} holds NaN or infinity; nothing to evaluate"
-            )
+    require_finite(model.state_dict(), "the model")
     if config.single_cls:
         if len(index.names) != 1:
             raise ValueError(f"single_cls needs an index of one class, got {len(index.names)}")
@@ -198,12 +227,3 @@ def _found(item: Detections, number: int) -> Found:
     here = item.cpu()
     image = np.full(len(here), number)
     return Found(image, here.labels.numpy(), here.boxes.numpy(), here.scores.numpy())
-
-
-def _gather(shard: Shard) -> list[Shard]:
-    """All shards on rank 0; elsewhere only the own one."""
-    if not is_active():
-        return [shard]
-    shards: list[Shard | None] = [None] * dist.get_world_size()
-    dist.gather_object(shard, shards if is_main() else None)
-    return [item for item in shards if item is not None] if is_main() else [shard]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import IO
 import cv2
 import numpy as np
 
-from data.sources import Frame
+from data.sources import Frame, to_stderr
 from engine.predictor import Result
 from utils.drawing import write_image
 from utils.errors import UserError
@@ -51,7 +51,7 @@ class Outputs:
 
     A context manager: leaving it, by an error too, finishes videos and the table.  `inputs` are the
     files to be read; an existing run folder that holds one of them is refused (UserError), so that
-    nothing of the user's is ever overwritten.
+    nothing of the user's is ever overwritten.  `report` is told where the results are.
     """
 
     def __init__(
@@ -62,10 +62,12 @@ class Outputs:
         *,
         inputs: Sequence[Path] = (),
         exist_ok: bool = False,
+        report: Callable[[str], None] = to_stderr,
     ) -> None:
         self.folder: Path | None = None
         self._place = (project, name, exist_ok)
         self._config = config
+        self._report = report
         self._stems: dict[int, str] = {}
         self._taken: set[str] = set()
         self._videos: dict[int, _Video] = {}
@@ -88,19 +90,27 @@ class Outputs:
         if self._table is not None:
             self._table.close()
             self._table = None
+        if self.folder is not None:
+            self._report(f"Results saved to {self.folder}")
 
-    def write(self, result: Result, drawn: np.ndarray | None = None) -> None:
-        """Write everything asked for about one frame; `drawn` saves drawing it again."""
+    def write(self, result: Result, *, draw: bool = False) -> np.ndarray:
+        """Write everything asked for about one frame.
+
+        Back comes the annotated image if it is saved, or asked for by `draw`; else the plain one.
+        """
         frame = result.frame
         if frame is None:
             raise ValueError("Outputs.write needs a result that knows its frame")
-        if not self._config.any:
-            return
-        folder = self._make_folder()
+        drawn = self._draw(result) if draw or self._config.save else result.image
+        if self._config.any:
+            self._write(self._make_folder(), frame, result, drawn)
+        return drawn
+
+    def _write(self, folder: Path, frame: Frame, result: Result, drawn: np.ndarray) -> None:
         stem = self._stem(frame)
         name = stem if frame.kind == "image" else self._unique(f"{stem}_{frame.number}")
         if self._config.save:
-            self._save(folder, stem, frame, self.draw(result) if drawn is None else drawn)
+            self._save(folder, stem, frame, drawn)
         if self._config.txt:
             text = label_rows(result, conf=self._config.conf)
             (_subfolder(folder, "labels") / f"{name}.txt").write_text(text, encoding="utf-8")
@@ -109,8 +119,7 @@ class Outputs:
         if self._config.crop:
             _write_crops(_subfolder(folder, "crops"), name, result)
 
-    def draw(self, result: Result) -> np.ndarray:
-        """The annotated copy in the configured style."""
+    def _draw(self, result: Result) -> np.ndarray:
         config = self._config
         return result.draw(
             thickness=config.thickness,
@@ -162,8 +171,10 @@ class Outputs:
             csv.writer(self._table).writerow(COLUMNS)
         found = result.detections
         csv.writer(self._table).writerows(
-            (frame.label, frame.number, label, result.names[label], f"{score:.5f}")
-            + tuple(f"{value:.2f}" for value in box)
+            (
+                *(frame.label, frame.number, label, result.names[label], f"{score:.5f}"),
+                *(f"{value:.2f}" for value in box),
+            )
             for box, score, label in zip(
                 found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
             )

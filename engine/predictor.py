@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,8 @@ class Predictor:
     `weights` is a checkpoint of this project, a genuine YOLOv5 one, or a built Detector (copied).
     `image_size` is what the long side becomes, a multiple of the largest stride; the canvas is the
     least one round it, or a square with `square`.  `device` is '' (CUDA if present), 'cpu' or a GPU
-    number.  `half` computes in float16, on CUDA only; `augment` adds scaled and mirrored views.
+    number.  `half` computes in float16, on CUDA only; `augment` adds scaled and mirrored views;
+    `names` replace the class names in the checkpoint.
     Raises UserError for unusable weights or settings.
     """
 
@@ -113,6 +114,7 @@ class Predictor:
         half: bool = False,
         augment: bool = False,
         square: bool = False,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.device = select_device(device)
         if half and self.device.type != "cuda":
@@ -122,7 +124,7 @@ class Predictor:
         else:
             model = load_detector(str(weights), device=self.device, fuse=True)
         self.model = model.eval().requires_grad_(False)
-        self.names = self.model.names
+        self.names = tuple(names or self.model.names)
         self.nms = nms
         self._size = image_size
         self._stride = self.model.max_stride
@@ -135,15 +137,25 @@ class Predictor:
                 f"image size {image_size} is no multiple of the model's largest stride "
                 f"{self._stride}; the nearest are {lower} and {lower + self._stride}"
             )
-        wrong = [label for label in nms.classes or () if label >= len(self.names)]
-        if wrong:
-            raise UserError(f"class {wrong[0]}: the model has classes 0 to {len(self.names) - 1}")
+        if len(self.names) != len(self.model.names):
+            raise UserError(
+                f"{len(self.names)} class names given, the model knows {len(self.model.names)}"
+            )
+        self.only(nms.classes or ())
         if half:
             anchors = self.model.head.anchors  # stays exact: decoding is in float32
             self.model.half()
             self.model.head.anchors = anchors
         if self.device.type == "cuda":
             self._warm_up()
+
+    def only(self, classes: Sequence[int | str]) -> None:
+        """Report these classes alone, by number or name; all of them when empty.
+
+        Raises UserError for a class the model does not know, with the nearest name.
+        """
+        indices = tuple(_class_index(item, self.names) for item in classes)
+        self.nms = replace(self.nms, classes=indices or None)
 
     def __call__(self, image: np.ndarray | str | Path) -> Result:
         """An (H, W, 3) uint8 RGB array or an image file -> its objects.
@@ -235,18 +247,14 @@ class Predictor:
             nms(self._decode(self._to_device(blank)), self.nms)
 
 
-def class_indices(wanted: Sequence[str], names: Sequence[str]) -> tuple[int, ...]:
-    """Class numbers or names, as typed, -> indices. Raises UserError with the nearest name."""
-    indices = []
-    for text in wanted:
-        if text in names:
-            indices.append(list(names).index(text))
-        elif text.isdecimal() and int(text) < len(names):
-            indices.append(int(text))
-        else:
-            known = f"0 to {len(names) - 1}, or a name of the model"
-            raise UserError(f"class {text!r} is unknown ({known}){nearest(text, names)}")
-    return tuple(indices)
+def _class_index(wanted: int | str, names: Sequence[str]) -> int:
+    text = str(wanted)
+    if wanted in names:
+        return list(names).index(text)
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    known = f"0 to {len(names) - 1}, or a name such as {names[0]!r}"
+    raise UserError(f"class {text!r} is unknown ({known}){nearest(text, names)}")
 
 
 def _read(path: str | Path) -> np.ndarray:

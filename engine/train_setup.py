@@ -70,7 +70,6 @@ def prepare(config: TrainConfig, place: Distributed) -> TrainRun:
     check_place(config, place)
     hyp = load_hyp(config.hyp) if saved is None else Hyperparameters.from_dict(saved["hyp"])
     seed_everything(config.seed)
-    folder = _run_folder(config, place)
     train, val = _load_data(config, place)
     model = _build_model(config, train, saved)
     config = replace(config, imgsz=_network_size(config.imgsz, model.max_stride))
@@ -101,6 +100,7 @@ def prepare(config: TrainConfig, place: Distributed) -> TrainRun:
     else:
         state.start_epoch(0)
     facts["world size"] = place.world_size
+    folder = _run_folder(config, place)  # last, so that a mistake leaves none behind
     plan = _step_plan(config, hyp, place, model=model, schedule=schedule)
     val_loss = AnchorLoss(state.ema.model, hyp, image_size=config.imgsz)
     return TrainRun(
@@ -164,8 +164,6 @@ def _load_data(config: TrainConfig, place: Distributed) -> tuple[DataIndex, Data
         for split in ("train", "val")
     )
     if place.is_main:
-        say(f"train: {train.describe()}")
-        say(f"val:   {val.describe()}")
         distributed.barrier()
     if train.names != val.names:
         raise UserError(

@@ -17,7 +17,7 @@ import torch.utils.deterministic
 from data.plots import plot_batch, plot_labels
 from data.sample import Batch
 from engine import distributed
-from engine.checkpoint import load_checkpoint, save_checkpoint
+from engine.checkpoint import load_checkpoint, model_payload, save_checkpoint, strip_checkpoint
 from engine.evaluator import DetectionMetrics, EvalConfig, evaluate
 from engine.interrupts import StopRequest, stop, stop_requests
 from engine.train_config import TrainConfig
@@ -256,10 +256,7 @@ def _save(run: TrainRun, name: str, *, resumable: bool = True) -> Path:
     save_checkpoint(
         path,
         {
-            "format": "featherdet-1",
-            "spec": state.model.spec.to_dict(),
-            "names": list(state.model.names),
-            "model": state.ema.model.state_dict(),
+            **model_payload(state.ema.model),
             "train_state": {**state.to_dict(), "facts": run.facts} if resumable else None,
             "config": run.config.to_dict(),
             "hyp": dict(vars(run.hyp)),
@@ -318,8 +315,6 @@ def _finish(run: TrainRun) -> DetectionMetrics:
     )
     if run.place.is_main:
         say(metrics.table())
-        save_checkpoint(  # a finished run needs no optimizer any more
-            weights / "last.pt", {**load_checkpoint(weights / "last.pt"), "train_state": None}
-        )
+        strip_checkpoint(weights / "last.pt")  # a finished run needs no optimizer any more
         say(f"best.pt is from epoch {best['epoch'] - 1} of {run.state.epoch}; all in {run.folder}")
     return metrics

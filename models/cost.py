@@ -1,12 +1,12 @@
-"""What a forward costs: multiply-adds of convolutions and linear layers, and everything beside them.
+"""What a forward costs: multiply-adds of convolutions and linear layers, and all else apart.
 
 Counted on the meta device (shapes, no pixels) by the operators that really run, so that nothing
 functional escapes and what is unknown is named:
 
 - multiply-adds (MACs): Conv2d and Linear, of the model as it stands (unfused: BN apart).
 - operations, by output element: BN 2 (scale, shift); activations, additions, multiplications and
-  nearest upsampling 1; bilinear upsampling 7; max-pool k^2 - 1 comparisons; average pool k^2; a mean
-  one per *input* element; a convolution's bias 1.
+  nearest upsampling 1; bilinear upsampling 7; max-pool k^2 - 1 comparisons; average pool k^2;
+  a mean one per *input* element; the bias of a convolution or linear layer 1.
 - views, copies, concatenation, splits and padding cost no operation.
 """
 
@@ -23,18 +23,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# Views, copies, concatenation, splits, padding, allocation.
 FREE = frozenset(
-    """_reshape_alias _to_copy _unsafe_view alias as_strided cat chunk clone constant_pad_nd
-    contiguous copy_ detach empty expand permute reshape select slice split split_with_sizes
-    squeeze stack t transpose unflatten unsqueeze view""".split()
-)
+    {
+        "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "as_strided", "cat", "chunk", "clone",
+        "constant_pad_nd", "contiguous", "copy_", "detach", "empty", "expand", "permute", "reshape",
+        "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "t", "transpose",
+        "unflatten", "unsqueeze", "view",
+    }
+)  # fmt: skip
 PER_OUTPUT: Mapping[str, int] = MappingProxyType(
     {
-        **dict.fromkeys(
-            """hardsigmoid hardswish hardtanh leaky_relu mish relu sigmoid silu tanh
-            add sub mul div upsample_nearest2d""".split(),
-            1,
-        ),
+        **dict.fromkeys(("add", "sub", "mul", "div", "upsample_nearest2d"), 1),
+        **dict.fromkeys(("hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish"), 1),
+        **dict.fromkeys(("relu", "sigmoid", "silu", "tanh"), 1),
         "native_batch_norm": 2,
         "upsample_bilinear2d": 7,  # four multiplications, three additions
     }

@@ -14,8 +14,8 @@ from models.spec import IMAGE, ModelSpec
 class Detector(nn.Module):
     """Rows of a ModelSpec run in order.
 
-    (B, 3, H, W) float in [0, 1], H and W multiples of the largest stride -> list of raw maps, one per
-    level, (B, A, H/stride, W/stride, 5 + classes); the same in training and evaluation.
+    (B, 3, H, W) float in [0, 1], H and W multiples of the largest stride -> list of raw maps, one
+    per level, (B, A, H/stride, W/stride, 5 + classes); the same in training and evaluation.
     """
 
     def __init__(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from models import blocks, registry  # noqa: F401  importing blocks fills the registry
+from models.blocks.conv import activation
+from models.detect_rows import anchors_of, merge_detection_rows, read_anchors, refuse_other_tasks
 from models.rows import Row, bind_arguments, read_rows
 from models.spec import IMAGE, LayerSpec, ModelSpec
 from models.swap import Swap, apply_swaps, read_swaps
@@ -20,13 +21,6 @@ KEYS = (
     "nc", "ch", "depth_multiple", "width_multiple", "activation", "anchors",
     "backbone", "neck", "head", "extends", "swap", "keep",
 )  # fmt: skip
-OTHER_TASKS = {"Segment": "segmentation", "Classify": "classification"}
-ACTIVATION = re.compile(
-    r"(?:nn\.|torch\.nn\.)?(SiLU|ReLU|LeakyReLU|Hardswish|Mish|Identity)"
-    r"(?:\((?:(?:negative_slope=)?([0-9]*\.?[0-9]+))?(?:,?\s*inplace=(?:True|False))?\))?"
-)
-# v1's only expression, recognised as one constant form: the channels of a detection convolution
-DETECTION_CHANNELS = re.compile(r"na\s*\*\s*\(\s*nc\s*\+\s*5\s*\)")
 
 
 @dataclass(frozen=True)
@@ -49,18 +43,12 @@ def parse_spec(data: Mapping[str, Any], where: str) -> ModelSpec:
 
 
 def normalise_activation(text: Any, where: str) -> str:
-    """'nn.LeakyReLU(0.1)' -> 'LeakyReLU(0.1)'. Only Name, Name() or Name(number) are accepted."""
-    match = ACTIVATION.fullmatch(str(text).strip())
-    if match is None:
-        names = ("SiLU", "ReLU", "LeakyReLU", "Hardswish", "Mish", "Identity")
-        raise UserError(
-            f"{where}: activation {text!r} is not one of {', '.join(names)}, with () or (number)"
-            f"{nearest(str(text).removeprefix('nn.'), names)}"
-        )
-    name, number = match.groups()
-    if number and name != "LeakyReLU":
-        raise UserError(f"{where}: activation {name} takes no number, got {text!r}")
-    return f"{name}({number})" if number else name
+    """'nn.LeakyReLU(0.1)' -> 'LeakyReLU(0.1)'. UserError unless Name, Name() or Name(number)."""
+    try:
+        activation(str(text))
+    except ValueError as error:
+        raise UserError(f"{where}: activation {text!r}: {error}") from error
+    return str(text).strip().removeprefix("nn.").removesuffix("()")
 
 
 def _read(document: Document, chain: tuple[Path, ...]) -> _Model:
@@ -187,39 +175,40 @@ def _resolve(model: _Model, source: str) -> ModelSpec:
     names: dict[str, int] = {}
     anchors = model.values.get("anchors")
     for index, row in enumerate(rows):
-        _refuse_other_tasks(row)
+        refuse_other_tasks(row)
         sources = _sources(row, index, names)
         if row.name is not None:
             if row.name in names:
                 raise UserError(f"{row.where}: row name {row.name!r} is used twice")
             names[row.name] = index
         if row.block == "Detect":
-            anchors = _anchors_of(row, anchors)
+            anchors = anchors_of(row, anchors)
             args: Mapping[str, Any] = {}
         else:
             args = bind_arguments(row)
         layer = LayerSpec(
-            "head" if row.block == "Detect" else "backbone" if row.section == "backbone" else "neck",
+            _part(row),
             sources, row.repeats, row.block, args, row.name, row.where,
         )  # fmt: skip
         d, w = row.multiples or (depth, width)
         channel_args = registry.channel_args(row.block) if row.block != "Detect" else ()
         layers.append(layer.scaled(depth=d, width=w, channel_args=channel_args))
-    layers = _merge_detection_rows(layers)
+    layers = merge_detection_rows(layers)
     if layers[-1].block != "Detect" or sum(layer.block == "Detect" for layer in layers) != 1:
         raise UserError(f"{source}: exactly one Detect row is needed, as the last row")
     activation = normalise_activation(model.values.get("activation", "SiLU"), source)
     return ModelSpec(
-        tuple(layers), _anchors(anchors, len(layers[-1].sources), source), activation, source
+        tuple(layers),
+        read_anchors(anchors, len(layers[-1].sources), source),
+        activation,
+        source,
     )
 
 
-def _refuse_other_tasks(row: Row) -> None:
-    if row.block in OTHER_TASKS:
-        raise UserError(
-            f"{row.where}: {row.block} is a {OTHER_TASKS[row.block]} model; FeatherDet trains detectors "
-            "(a Detect row)"
-        )
+def _part(row: Row) -> str:
+    if row.block == "Detect":
+        return "head"
+    return "backbone" if row.section == "backbone" else "neck"
 
 
 def _sources(row: Row, index: int, names: Mapping[str, int]) -> tuple[int, ...]:
@@ -241,81 +230,3 @@ def _sources(row: Row, index: int, names: Mapping[str, int]) -> tuple[int, ...]:
                 )
             sources.append(source)
     return tuple(sources)
-
-
-def _anchors_of(row: Row, anchors: Any) -> Any:
-    """The anchors of a Detect row: [nc, anchors] as words, or values in place of the word."""
-    args = row.args
-    if isinstance(args, Mapping):
-        if set(args) - {"anchors"}:
-            raise UserError(
-                f"{row.where}: Detect takes only 'anchors', got {', '.join(map(str, args))}"
-            )
-        return args.get("anchors", anchors)
-    for item, word in zip(args, ("nc", "anchors"), strict=False):
-        if isinstance(item, str) and item != word:
-            raise UserError(
-                f"{row.where}: Detect takes [nc, anchors], found {item!r} in place of {word!r}"
-            )
-    if len(args) > 2:
-        raise UserError(f"{row.where}: Detect takes [nc, anchors], found {len(args)} arguments")
-    return args[1] if len(args) == 2 and args[1] != "anchors" else anchors
-
-
-def _anchors(anchors: Any, levels: int, where: str) -> tuple[tuple[float, ...], ...] | int:
-    if isinstance(anchors, int) and not isinstance(anchors, bool) and anchors > 0:
-        return anchors
-    if not isinstance(anchors, Sequence) or isinstance(anchors, str) or not anchors:
-        raise UserError(
-            f"{where}: anchors must be one list of widths and heights per level, or how many to find "
-            f"per level, got {anchors!r}"
-        )
-    rows: list[tuple[float, ...]] = []
-    for level in anchors:
-        flat = [v for item in level for v in (item if isinstance(item, Sequence) else (item,))]
-        if (
-            not flat
-            or len(flat) % 2
-            or not all(isinstance(v, (int, float)) and v > 0 for v in flat)
-        ):
-            raise UserError(
-                f"{where}: anchors of a level are widths and heights over 0, got {level!r}"
-            )
-        rows.append(tuple(float(v) for v in flat))
-    if len({len(row) for row in rows}) != 1:
-        raise UserError(
-            f"{where}: every level needs as many anchors, got {[len(r) // 2 for r in rows]}"
-        )
-    if len(rows) != levels:
-        raise UserError(f"{where}: anchors for {len(rows)} levels, but Detect reads {levels} rows")
-    return tuple(rows)
-
-
-def _merge_detection_rows(layers: list[LayerSpec]) -> list[LayerSpec]:
-    """v1's Detect with [] reads the nn.Conv2d detection rows; fold those into Detect, as later versions."""
-    outputs = [
-        index
-        for index, layer in enumerate(layers)
-        if layer.block == "Conv2d" and isinstance(layer.args.get("c_out"), str)
-    ]
-    detect = layers[-1]
-    if not outputs:
-        if detect.block == "Detect" and not detect.sources:
-            raise UserError(
-                f"{detect.where}: Detect with [] reads nn.Conv2d rows, but there are none"
-            )
-        return layers
-    if detect.block != "Detect" or detect.sources not in {(), tuple(outputs)}:
-        raise UserError(f"{detect.where}: Detect must read the detection rows {outputs}, or []")
-    kept = [index for index in range(len(layers)) if index not in outputs]
-    place = {old: new for new, old in enumerate(kept)} | {IMAGE: IMAGE}
-    inputs = tuple(layers[index].sources[0] for index in outputs)
-    layers[-1] = replace(detect, sources=inputs)
-    for index in kept:
-        reads = [source for source in layers[index].sources if source in outputs]
-        if reads:
-            raise UserError(f"{layers[index].where}: reads row {reads[0]}, a detection output")
-    return [
-        replace(layers[old], sources=tuple(place[source] for source in layers[old].sources))
-        for old in kept
-    ]

@@ -62,7 +62,7 @@ class ModelProfile:
 
     image_size: int
     rows: tuple[RowProfile, ...]
-    outside: Cost = Cost()
+    outside: Cost
 
     @property
     def params(self) -> int:

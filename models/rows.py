@@ -41,8 +41,8 @@ def read_rows(document: Document, key: tuple[str, ...], section: str) -> tuple[R
         content = content.get(part) if isinstance(content, Mapping) else None
     if not isinstance(content, list) or not content:
         raise UserError(
-            f"{document.at(*key)}: {'.'.join(key)} must be a list of rows [from, number, block, args], "
-            f"got {type(content).__name__}"
+            f"{document.at(*key)}: {'.'.join(key)} must be a list of rows "
+            f"[from, number, block, args], got {type(content).__name__}"
         )
     return tuple(
         _row(item, section, f"{document.at(*key, index)}: {section}[{index}]")
@@ -85,7 +85,7 @@ def _block_name(block: Any, where: str) -> str:
 
 
 def bind_arguments(row: Row) -> dict[str, Any]:
-    """Arguments by constructor parameter, checked: names, number, and text only where a name belongs."""
+    """Arguments by constructor parameter, checked: names, number, text only where it belongs."""
     parameters = {item.name: item for item in registry.signature(row.block)}
     given = [name for name in parameters if name != "n"]
     if isinstance(row.args, Mapping):
@@ -102,8 +102,8 @@ def bind_arguments(row: Row) -> dict[str, Any]:
     else:
         if len(row.args) > len(given):
             raise UserError(
-                f"{row.where}: {row.block} takes at most {len(given)} arguments ({', '.join(given)}), "
-                f"got {len(row.args)}"
+                f"{row.where}: {row.block} takes at most {len(given)} arguments "
+                f"({', '.join(given)}), got {len(row.args)}"
             )
         bound = dict(zip(given, row.args, strict=False))
     bound = {key: _value(row, key, value) for key, value in bound.items()}
@@ -123,8 +123,8 @@ def _value(row: Row, key: str, value: Any) -> Any:
             return value
         if not WORD.fullmatch(value) or not registry.takes_text(row.block, key):
             raise UserError(
-                f"{row.where}: argument {key!r} of {row.block} is the text {value!r}; expected a value "
-                "(expressions are never run)"
+                f"{row.where}: argument {key!r} of {row.block} is the text {value!r}; "
+                "expected a value (expressions are never run)"
             )
         return value
     if isinstance(value, list):

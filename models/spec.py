@@ -58,7 +58,8 @@ class ModelSpec:
             for source in layer.sources:
                 if not IMAGE <= source < index:
                     raise ValueError(
-                        f"{layer.where}: row {index} reads row {source}; only earlier rows can be read"
+                        f"{layer.where}: row {index} reads row {source}; it can read "
+                        "earlier rows only"
                     )
 
     @property
@@ -95,7 +96,9 @@ class ModelSpec:
                     sources=tuple(int(source) for source in row["sources"]),
                     repeats=int(row["repeats"]),
                     block=str(row["block"]),
-                    args={k: tuple(v) if isinstance(v, list) else v for k, v in row["args"].items()},
+                    args={
+                        k: tuple(v) if isinstance(v, list) else v for k, v in row["args"].items()
+                    },
                     name=row["name"],
                     where=str(row["where"]),
                 )

@@ -71,7 +71,7 @@ def _swap(key: str, value: Any, at: tuple[str, ...], keep: tuple[str, ...], wher
 def apply_swaps(
     sections: Mapping[str, tuple[Row, ...]], swaps: Sequence[Swap]
 ) -> dict[str, tuple[Row, ...]]:
-    """Swap blocks row by row; a key with a stride goes before one without, all at once, not in turn.
+    """Swap blocks row by row, all at once; a key with a stride goes before one without.
 
     Raises UserError for a swap that meets no row, a `keep` that names none, and for an argument
     that means something to the old block and nothing to the new one.
@@ -129,6 +129,7 @@ def _swapped(row: Row, swap: Swap) -> Row:
             args[name] = value
         elif name not in ignored:
             raise UserError(
-                f"{row.where}: {swap.target} in place of {row.block} has no use for {name}={value!r}"
+                f"{row.where}: {swap.target} in place of {row.block} has no use for "
+                f"{name}={value!r}"
             )
     return replace(row, block=swap.target, args={**args, **own})

@@ -48,7 +48,7 @@ class Imported:
     state_dict: dict[str, Tensor]  # model.<row>.<part>, floats as float32
     parts: Mapping[str, Mapping[str, Any]]  # per module: its class (`kind`) and decisive values
     ignored: tuple[str, ...]  # tensors of the file that are no part of the network
-    source: str  # file and where in it, for messages
+    source: str  # file name and key, for messages
 
 
 def read_yolov5(path: str | Path) -> Imported:
@@ -134,16 +134,16 @@ def _float(value: Tensor) -> Tensor:
 
 def _network(path: Path, root: Any) -> tuple[str, Stub]:
     """The network in the file: the averaged one where there is one."""
-    candidates: dict[str, Any] = {"the whole file": root}
+    candidates: dict[str, Any] = {"whole": root}
     if type(root) is dict:
-        candidates = {repr(key): root.get(key) for key in ("ema", "model")}
+        candidates = {key: root.get(key) for key in ("ema", "model")}
     for key, value in candidates.items():
         if not isinstance(value, Stub):
             continue
         if value.kind.startswith("ultralytics."):
             raise UserError(f"{path}: a {value.kind}, which is no YOLOv5 model")
         if value.kind.startswith("models.yolo."):
-            return f"{key}, a {value.kind}", value
+            return key, value
         raise UserError(f"{path}: {key} is a {value.kind}, expected a models.yolo.Model")
     held = ", ".join(map(str, list(root)[:LISTED])) if type(root) is dict else type(root).__name__
     raise UserError(f"{path}: holds no detector, neither FeatherDet's nor YOLOv5's (found: {held})")
@@ -171,7 +171,9 @@ def _detect(path: Path, tree: Tree) -> Stub:
 
 def _strides(pickled: Pickled, network: Stub, detect: Stub) -> tuple[int, ...]:
     value = detect.state.get("stride", network.state.get("stride"))
-    values: Any = pickled.tensor(value).flatten().tolist() if isinstance(value, TensorRef) else value
+    values: Any = (
+        pickled.tensor(value).flatten().tolist() if isinstance(value, TensorRef) else value
+    )
     if type(values) not in {list, tuple} or not all(
         isinstance(v, (int, float)) and v >= 1 and v == int(v) for v in values
     ):

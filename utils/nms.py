@@ -36,9 +36,9 @@ class NmsConfig:
 def nms(decoded: Decoded, config: NmsConfig) -> list[Detections]:
     """Suppress overlapping boxes class by class -> one `Detections` per image, network pixels.
 
-    Every (box, class) pair over `conf` is a candidate (with `multi_label` off only the best class of
-    a box); at most 30,000 by score enter, at most `max_det` leave, best first.  Nothing depends on
-    the clock or on the other images of the batch.
+    Every (box, class) pair over `conf` is a candidate (with `multi_label` off only the best class
+    of a box); at most 30,000 by score enter, at most `max_det` leave, best first.  Nothing depends
+    on the clock or on the other images of the batch.
     """
     return [
         _one(boxes, scores, config)

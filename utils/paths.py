@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def find_config(name: str, folder: str) -> Path:
     """The YAML file that `name` means, as users type it.
 
-    Tried in turn: the path itself; `cfg/<folder>/<last part>`, with .yaml added where it has no suffix.
+    Tried in turn: the path itself; `cfg/<folder>/<last part>`, .yaml added where it is missing.
     `folder` is '' for detectors, 'data', 'train', 'backbones' or 'necks'.
     Raises UserError with the nearest known name.
     """

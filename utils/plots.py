@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -134,7 +134,7 @@ def _numbers(axes: Axes, matrix: np.ndarray, share: np.ndarray, *, size: float) 
         axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=size)
 
 
-def plot_study(sizes: Sequence[int], series: dict[str, Sequence[float]], path: Path) -> None:
+def plot_study(sizes: Sequence[int], series: Mapping[str, Sequence[float]], path: Path) -> None:
     """Write one small diagram for each named series over the image sizes (pixels)."""
     figure = Figure(figsize=(4.5 * len(series), 4), layout="constrained")
     FigureCanvasAgg(figure)

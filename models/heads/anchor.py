@@ -17,7 +17,8 @@ PRIOR_CLASS = 0.6
 class Detect(nn.Module):
     """A 1x1 convolution per level to anchors * (5 + classes).
 
-    Maps of (B, C_i, H_i, W_i) -> raw maps (B, A, H_i, W_i, 5 + classes): t_x t_y t_w t_h t_obj t_class...
+    Maps of (B, C_i, H_i, W_i) -> raw maps (B, A, H_i, W_i, 5 + classes), the last axis
+    t_x t_y t_w t_h t_obj t_class...
     `anchors` (levels, A, 2) are in units of each level's stride, as in YOLOv5's checkpoints.
     """
 
@@ -58,7 +59,7 @@ class Detect(nn.Module):
         self._set_biases()
 
     def set_anchors(self, pixels: Tensor) -> None:
-        """(levels, A, 2) widths and heights in pixels; given to the levels by area, small to fine."""
+        """(levels, A, 2) widths and heights in pixels; levels get them by area."""
         pixels = pixels.detach().float().cpu()
         areas = pixels.prod(-1).mean(-1)
         by_stride = torch.tensor(self.stride, device="cpu").argsort().argsort()

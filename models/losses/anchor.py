@@ -1,4 +1,4 @@
-"""YOLOv5's loss: shape matching with neighbouring cells, CIoU, objectness by CIoU, classes by BCE."""
+"""YOLOv5's loss: shape matching with neighbour cells, CIoU, objectness by CIoU, class BCE."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEPS = ((0.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
 
 @dataclass(frozen=True)
 class Losses:
-    """0-dim tensors. `total` is what to differentiate (times the batch); the parts are detached means."""
+    """0-dim tensors: `total` to differentiate (times the batch), the parts as detached means."""
 
     total: Tensor
     box: Tensor
@@ -33,7 +33,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Matches:
-    """All candidates of one level: every target with every anchor in five cells, and which of them count.
+    """The candidates of a level: every target, anchor and of five cells, and which of them count.
 
     Shapes do not depend on what matches, so that a CUDA step never waits for the device.
     """
@@ -51,7 +51,7 @@ class Matches:
 def match(
     targets: Targets, anchors: Tensor, *, size: tuple[int, int], stride: int, ratio: float
 ) -> Matches:
-    """Give each target to every anchor whose sides differ by less than `ratio`, in up to three cells.
+    """Give targets to the anchors whose sides differ by less than `ratio`, in up to three cells.
 
     `anchors` (A, 2) in cells, `size` (height, width) of the map.  The cells: its own, and the two
     neighbours nearest to its centre where these exist.
@@ -93,8 +93,8 @@ class AnchorLoss:
     """Raw maps and targets -> Losses.
 
     box: 1 - CIoU, mean over matches; obj: BCE of every cell against the detached CIoU (the largest
-    where several match), mean per level; cls: BCE over matches, with more than one class.  Each with
-    its gain of `hyp`, scaled to levels, classes and image size as in YOLOv5.
+    where several match), mean per level; cls: BCE over matches, with more than one class.  Each
+    with its gain of `hyp`, scaled to levels, classes and image size as in YOLOv5.
     """
 
     def __init__(
@@ -109,7 +109,9 @@ class AnchorLoss:
             raise ValueError(f"label smoothing must lie in [0, 1), got {label_smoothing}")
         levels = len(model.stride)
         if levels > len(BALANCE_DEEP):
-            raise ValueError(f"the loss knows weights for up to {len(BALANCE_DEEP)} levels, got {levels}")
+            raise ValueError(
+                f"the loss knows weights for up to {len(BALANCE_DEEP)} levels, got {levels}"
+            )
         self.head = model.head
         self.classes = model.head.classes
         self.ratio = hyp.anchor_t
@@ -134,9 +136,9 @@ class AnchorLoss:
     ) -> Losses:
         """The loss of a batch.
 
-        Under DDP `reduce` sums a tensor over the ranks: dividing by the matches of all ranks makes the
-        averaged gradient that of one process with the whole batch, however the boxes are spread
-        (every rank must hold equally many images).
+        Under DDP `reduce` sums a tensor over the ranks: dividing by the matches of all ranks makes
+        the averaged gradient that of one process with the whole batch, however the boxes are
+        spread (every rank must hold equally many images).
         """
         matches = [
             match(

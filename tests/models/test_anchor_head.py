@@ -20,7 +20,9 @@ def test_decode_by_hand() -> None:
     detect = head()
     raw = [torch.full((1, 2, 4, 5, 7), -9.0), torch.full((1, 2, 2, 3, 7), -9.0)]
     # level 1, anchor 1, row 1, column 2: t = 0 is the middle of the ranges
-    raw[1][0, 1, 1, 2] = torch.tensor([0.0, math.log(3), 0.0, math.log(3), 0.0, math.log(3), -math.log(3)])
+    raw[1][0, 1, 1, 2] = torch.tensor(
+        [0.0, math.log(3), 0.0, math.log(3), 0.0, math.log(3), -math.log(3)]
+    )
     decoded = detect.decode(raw)
     assert decoded.boxes.shape == (1, 2 * 20 + 2 * 6, 4)
     index = 40 + 6 + 1 * 3 + 2

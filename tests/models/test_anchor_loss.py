@@ -15,7 +15,11 @@ from utils.structures import Targets
 
 ROWS = {
     "anchors": [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]],
-    "backbone": [[-1, 3, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]]],
+    "backbone": [
+        [-1, 3, "Conv", [8, 3, 2]],
+        [-1, 1, "Conv", [8, 3, 2]],
+        [-1, 1, "Conv", [8, 3, 2]],
+    ],
     "head": [[[0, 1, 2], 1, "Detect", ["nc", "anchors"]]],
 }
 
@@ -45,11 +49,16 @@ def cells(matches, anchor: int) -> set[tuple[int, int]]:
 def test_cells_of_a_target(centre: tuple[float, float], expected: set[tuple[int, int]]) -> None:
     x, y = centre[0] * 8, centre[1] * 8
     anchors = torch.tensor([[2.0, 2.0]])
-    found = match(targets((0, 0, x - 8, y - 8, x + 8, y + 8)), anchors, size=(8, 8), stride=8, ratio=4.0)
+    found = match(
+        targets((0, 0, x - 8, y - 8, x + 8, y + 8)), anchors, size=(8, 8), stride=8, ratio=4.0
+    )
     assert cells(found, 0) == expected
     kept = found.boxes[found.valid]
     for (cx, cy, w, h), column, row in zip(
-        kept.tolist(), found.column[found.valid].tolist(), found.row[found.valid].tolist(), strict=True
+        kept.tolist(),
+        found.column[found.valid].tolist(),
+        found.row[found.valid].tolist(),
+        strict=True,
     ):
         assert (cx + column, cy + row) == pytest.approx(centre, abs=1e-5)
         assert (w, h) == pytest.approx((2.0, 2.0), rel=1e-5)
@@ -78,10 +87,14 @@ def _loss_by_loop(raw, truth: Targets, loss: AnchorLoss) -> torch.Tensor:
             cx, cy, w, h = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
             column, row = int(cx), int(cy)
             places = [(column, row)]
-            if cx % 1 < 0.5 and cx > 1: places.append((column - 1, row))
-            if cy % 1 < 0.5 and cy > 1: places.append((column, row - 1))
-            if (width - cx) % 1 < 0.5 and width - cx > 1: places.append((column + 1, row))
-            if (height - cy) % 1 < 0.5 and height - cy > 1: places.append((column, row + 1))
+            if cx % 1 < 0.5 and cx > 1:
+                places.append((column - 1, row))
+            if cy % 1 < 0.5 and cy > 1:
+                places.append((column, row - 1))
+            if (width - cx) % 1 < 0.5 and width - cx > 1:
+                places.append((column + 1, row))
+            if (height - cy) % 1 < 0.5 and height - cy > 1:
+                places.append((column, row + 1))
             for a, (aw, ah) in enumerate(anchors.tolist()):
                 if max(w / aw, aw / w, h / ah, ah / h) >= 4:
                     continue
@@ -91,11 +104,21 @@ def _loss_by_loop(raw, truth: Targets, loss: AnchorLoss) -> torch.Tensor:
                     mx, my = s[0] * 2 - 0.5, s[1] * 2 - 0.5
                     mw, mh = (s[2] * 2) ** 2 * aw, (s[3] * 2) ** 2 * ah
                     tx, ty = cx - px, cy - py
-                    ix = (torch.min(mx + mw / 2, torch.tensor(tx + w / 2)) - torch.max(mx - mw / 2, torch.tensor(tx - w / 2))).clamp(min=0)
-                    iy = (torch.min(my + mh / 2, torch.tensor(ty + h / 2)) - torch.max(my - mh / 2, torch.tensor(ty - h / 2))).clamp(min=0)
+                    ix = (
+                        torch.min(mx + mw / 2, torch.tensor(tx + w / 2))
+                        - torch.max(mx - mw / 2, torch.tensor(tx - w / 2))
+                    ).clamp(min=0)
+                    iy = (
+                        torch.min(my + mh / 2, torch.tensor(ty + h / 2))
+                        - torch.max(my - mh / 2, torch.tensor(ty - h / 2))
+                    ).clamp(min=0)
                     iou = ix * iy / (mw * mh + w * h - ix * iy)
-                    hx = torch.max(mx + mw / 2, torch.tensor(tx + w / 2)) - torch.min(mx - mw / 2, torch.tensor(tx - w / 2))
-                    hy = torch.max(my + mh / 2, torch.tensor(ty + h / 2)) - torch.min(my - mh / 2, torch.tensor(ty - h / 2))
+                    hx = torch.max(mx + mw / 2, torch.tensor(tx + w / 2)) - torch.min(
+                        mx - mw / 2, torch.tensor(tx - w / 2)
+                    )
+                    hy = torch.max(my + mh / 2, torch.tensor(ty + h / 2)) - torch.min(
+                        my - mh / 2, torch.tensor(ty - h / 2)
+                    )
                     v = 4 / math.pi**2 * (math.atan(w / h) - torch.atan(mw / mh)) ** 2
                     alpha = (v / (v - iou + 1)).detach()
                     ciou = iou - ((mx - tx) ** 2 + (my - ty) ** 2) / (hx**2 + hy**2) - v * alpha
@@ -103,11 +126,17 @@ def _loss_by_loop(raw, truth: Targets, loss: AnchorLoss) -> torch.Tensor:
                     best[b, a, py, px] = torch.max(best[b, a, py, px], ciou.detach().clamp(min=0))
                     one_hot = torch.zeros(loss.classes)
                     one_hot[c] = 1
-                    cls_terms.append(torch.nn.functional.binary_cross_entropy_with_logits(p[5:], one_hot))
+                    cls_terms.append(
+                        torch.nn.functional.binary_cross_entropy_with_logits(p[5:], one_hot)
+                    )
         if box_terms:
             box = box + torch.stack(box_terms).mean()
             cls = cls + torch.stack(cls_terms).mean()
-        obj = obj + torch.nn.functional.binary_cross_entropy_with_logits(y[..., 4], best) * (4, 1, 0.4)[level]
+        obj = (
+            obj
+            + torch.nn.functional.binary_cross_entropy_with_logits(y[..., 4], best)
+            * (4, 1, 0.4)[level]
+        )
     nc = loss.classes
     return (0.05 * box + (96 / 640) ** 2 * obj + 0.5 * nc / 80 * cls) * raw[0].shape[0]
 
@@ -143,7 +172,9 @@ def test_no_targets_leaves_only_objectness() -> None:
 
 def test_one_class_has_no_class_loss_and_smoothing_moves_the_truth() -> None:
     truth = targets((0, 0, 8, 8, 24, 40))
-    one = AnchorLoss(build_detector(parse_spec(ROWS, "t"), classes=1), Hyperparameters(), image_size=64)
+    one = AnchorLoss(
+        build_detector(parse_spec(ROWS, "t"), classes=1), Hyperparameters(), image_size=64
+    )
     raw = [torch.randn(1, 3, 64 // s, 64 // s, 6) for s in one.head.stride]
     assert one(raw, truth).cls.item() == 0
     two = build_detector(parse_spec(ROWS, "t"), classes=2)
@@ -162,7 +193,10 @@ def test_split_over_ranks_the_gradient_is_that_of_one_process() -> None:
     raw = [torch.randn(4, 3, 64 // s, 64 // s, 8) for s in model.stride]
     whole = [y.clone().requires_grad_() for y in raw]
     loss(whole, truth).total.backward()
-    halves = [[y[:2].clone().requires_grad_() for y in raw], [y[2:].clone().requires_grad_() for y in raw]]
+    halves = [
+        [y[:2].clone().requires_grad_() for y in raw],
+        [y[2:].clone().requires_grad_() for y in raw],
+    ]
     counts: list[torch.Tensor] = []
     loss(halves[0], truth, reduce=lambda c: counts.append(c) or c)
     for part, own in zip(halves, (truth, targets()), strict=True):

@@ -13,7 +13,11 @@ from utils.errors import UserError
 
 ROWS = {
     "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]],
-    "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 2, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]]],
+    "backbone": [
+        [-1, 1, "Conv", [8, 3, 2]],
+        [-1, 2, "Conv", [8, 3, 2]],
+        [-1, 1, "Conv", [8, 3, 2]],
+    ],
     "head": [[[1, 2], 1, "Detect", ["nc", "anchors"]]],
 }
 
@@ -78,9 +82,9 @@ def test_fuse_keeps_outputs() -> None:
     [
         ({"head": [[[0, 1], 1, "Concat", [1]], [[1, 2], 1, "Detect", []]]},
          r"t:1: head\[0\]: row 3 Concat cannot take maps of 8x128x128, 8x32x32"),
-        ({"backbone": [[-1, 1, "Conv", [7, 3, 2, 1, 2]]] + ROWS["backbone"][1:]}, r"row 0 Conv: .*groups 2"),
-        ({"backbone": [[-1, 1, "Concat", [1]]] + ROWS["backbone"][1:]}, r"row 0 Concat.*at least two"),
-        ({"backbone": [[-1, 1, "Conv", [8, 3, 3]]] + ROWS["backbone"][1:]}, r"must divide the image evenly"),
+        ({"backbone": [[-1, 1, "Conv", [7, 3, 2, 1, 2]], *ROWS["backbone"][1:]]}, r"row 0 Conv: .*groups 2"),
+        ({"backbone": [[-1, 1, "Concat", [1]], *ROWS["backbone"][1:]]}, r"row 0 Concat.*at least two"),
+        ({"backbone": [[-1, 1, "Conv", [8, 3, 3]], *ROWS["backbone"][1:]]}, r"must divide the image evenly"),
     ],
 )  # fmt: skip
 def test_rows_that_do_not_fit(change: dict, message: str) -> None:

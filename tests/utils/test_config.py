@@ -112,7 +112,9 @@ def test_nearest_and_generators() -> None:
 )
 def test_exit_codes_and_one_line(root: Path, body: str, code: int, text: str) -> None:
     script = f"import os, signal, time\nfrom utils.errors import *\ndef main(argv):\n    {body}\nrun_script(main)"
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
+    )
     assert done.returncode == code
     assert done.stderr.startswith(text)
     assert "Traceback" not in done.stderr

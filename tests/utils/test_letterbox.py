@@ -50,7 +50,9 @@ def test_tight_is_the_least_canvas() -> None:
 @pytest.mark.parametrize("size", [64, 96, 640])
 @pytest.mark.parametrize("kind", ["square", "rect", "tight"])
 def test_round_trip(src: tuple[int, int], size: int, kind: str) -> None:
-    box = Letterbox.square(src, size) if kind == "square" else getattr(Letterbox, kind)(src, size, 32)
+    box = (
+        Letterbox.square(src, size) if kind == "square" else getattr(Letterbox, kind)(src, size, 32)
+    )
     h, w = src
     boxes = np.array([[0, 0, w, h], [w * 0.1, h * 0.2, w * 0.7, h * 0.9]], np.float32)
     network = box.to_network(boxes)

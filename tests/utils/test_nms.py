@@ -19,7 +19,9 @@ SCORES = [[0.9, 0.1], [0.8, 0.7], [0.05, 0.6]]
 
 def result(config: NmsConfig) -> list[tuple[float, int]]:
     found = nms(decoded(BOXES, SCORES), config)[0]
-    return [(round(s, 3), k) for s, k in zip(found.scores.tolist(), found.labels.tolist(), strict=True)]
+    return [
+        (round(s, 3), k) for s, k in zip(found.scores.tolist(), found.labels.tolist(), strict=True)
+    ]
 
 
 def test_classes_do_not_suppress_each_other() -> None:
@@ -28,7 +30,9 @@ def test_classes_do_not_suppress_each_other() -> None:
 
 
 def test_low_threshold_gives_every_class_of_a_box() -> None:
-    found = nms(decoded(BOXES, [[0.9, 0.1], [0.02, 0.03], [0.05, 0.6]]), NmsConfig(conf=0.04, iou=0.5))
+    found = nms(
+        decoded(BOXES, [[0.9, 0.1], [0.02, 0.03], [0.05, 0.6]]), NmsConfig(conf=0.04, iou=0.5)
+    )
     assert found[0].scores.tolist() == pytest.approx([0.9, 0.6, 0.1, 0.05])
     assert found[0].labels.tolist() == [0, 1, 1, 0]
 

@@ -1,0 +1,794 @@
+"""Every registered block: contract by a table, values by hand and against timm and torchvision."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import timm.layers
+import timm.models._efficientnet_blocks as timm_efficient
+import timm.models.ghostnet as timm_ghost
+import timm.models.vovnet as timm_vovnet
+import torch
+import torchvision.models.shufflenetv2 as tv_shuffle
+from torch import Tensor, nn
+
+import models.blocks  # noqa: F401  fills the registry
+from models import registry
+from models.blocks.conv import (
+    Block,
+    activation,
+    default_activation,
+    fuse,
+    make_activation,
+    round_channels,
+)
+from models.blocks.mixconv import split_channels
+from models.blocks.shuffle import channel_shuffle
+from models.registry import BLOCKS
+
+
+@dataclass(frozen=True)
+class Case:
+    """A block with arguments, its input width(s), and what it should deliver."""
+
+    block: str
+    c_in: int | list[int]
+    c_out: int
+    args: dict[str, Any] = field(default_factory=dict)
+    stride: Fraction = Fraction(1)
+    odd: bool = True  # whether maps of odd size are allowed
+
+    def __str__(self) -> str:
+        args = ",".join(f"{key}={value}" for key, value in self.args.items())
+        return f"{self.block}({self.c_in}{',' if args else ''}{args})"
+
+    def build(self) -> nn.Module:
+        torch.manual_seed(0)
+        return BLOCKS[self.block](copy.copy(self.c_in), **self.args)
+
+    def inputs(self, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Any:
+        generator = torch.Generator().manual_seed(1)
+        widths = self.c_in if isinstance(self.c_in, list) else [self.c_in]
+        maps = [torch.randn(2, c, *size, generator=generator, dtype=dtype) for c in widths]
+        return maps if isinstance(self.c_in, list) else maps[0]
+
+
+HALVES = Fraction(2)
+CASES = [
+    Case("Conv", 6, 8, {"c_out": 8}),
+    Case("Conv", 6, 8, {"c_out": 8, "kernel": 3, "stride": 2, "act": "ReLU"}, HALVES),
+    Case("Conv", 3, 8, {"c_out": 8, "kernel": 6, "stride": 2, "padding": 2}, HALVES, odd=False),
+    Case("Conv", 6, 8, {"c_out": 8, "kernel": [1, 5], "groups": 2, "act": False}),
+    Case("DWConv", 6, 8, {"c_out": 8, "kernel": 3, "stride": 2}, HALVES),
+    Case("Conv2d", 6, 7, {"c_out": 7}),
+    Case("Conv2d", 6, 8, {"c_out": 8, "kernel": 3, "padding": 1, "groups": 2, "bias": False}),
+    Case("Focus", 3, 8, {"c_out": 8, "kernel": 3}, HALVES, odd=False),
+    Case("Bottleneck", 8, 8, {"c_out": 8}),
+    Case("Bottleneck", 8, 12, {"c_out": 12, "shortcut": False, "groups": 2}),
+    Case("C3", 12, 8, {"c_out": 8, "n": 2}),
+    Case("C3", 8, 8, {"c_out": 8, "n": 1, "shortcut": False}),
+    Case("BottleneckCSP", 12, 8, {"c_out": 8, "n": 2}),
+    Case("SPP", 8, 8, {"c_out": 8}),
+    Case("SPPF", 8, 12, {"c_out": 12, "kernel": 3}),
+    Case("GhostConv", 6, 8, {"c_out": 8, "kernel": 3, "stride": 2}, HALVES),
+    Case("GhostBottleneck", 8, 8, {"c_out": 8}),
+    Case("GhostBottleneck", 6, 8, {"c_out": 8, "stride": 2}, HALVES),
+    Case("C3Ghost", 12, 16, {"c_out": 16, "n": 2}),
+    Case("GhostModule", 6, 10, {"c_out": 10, "kernel": 3, "ratio": 3, "act": "ReLU"}),
+    Case("GhostUnit", 8, 8, {"c_out": 8, "hidden": 12, "se": 0.25}),
+    Case("GhostUnit", 6, 9, {"c_out": 9, "kernel": 5, "stride": 2, "act": "ReLU"}, HALVES),
+    Case("GhostUnit", 6, 8, {"c_out": 8, "shortcut": False}),
+    Case("OSA", 8, 8, {"c_out": 8, "n": 3, "width": 6, "identity": True, "ese": True}),
+    Case("OSA", 6, 8, {"c_out": 8, "n": 2, "bottleneck": 0.5}),
+    Case("OSA", 6, 8, {"c_out": 8, "n": 2, "width": 4, "depthwise": True}),
+    Case("OSAStage", 8, 8, {"c_out": 8, "n": 2}),
+    Case("OSAStage", 12, 8, {"c_out": 8, "n": 2, "shortcut": False, "ese": True}),
+    Case("ShuffleUnit", 8, 8, {"c_out": 8}),
+    Case("ShuffleDown", 8, 8, {"c_out": 8}, HALVES),
+    Case("ShuffleDown", 6, 16, {"c_out": 16, "official_widths": True, "kernel": 5}, HALVES),
+    Case("ShuffleStage", 8, 8, {"c_out": 8, "n": 2}),
+    Case("ShuffleStage", 12, 8, {"c_out": 8, "n": 3}),
+    Case("MixConv", 10, 10, {"kernels": [3, 5, 7], "stride": 2}, HALVES),
+    Case("MixConvBlock", 8, 8, {"c_out": 8, "kernels": [3, 5], "se": 0.5}),
+    Case(
+        "MixConvBlock", 8, 12,
+        {"c_out": 12, "stride": 2, "expand": 3, "expand_groups": 2, "project_groups": 2}, HALVES,
+    ),
+    Case("MixConvBlock", 8, 8, {"c_out": 8, "expand": 1, "shortcut": False}),
+    Case("MixStage", 8, 8, {"c_out": 8, "n": 2}),
+    Case("MixStage", 12, 8, {"c_out": 8, "n": 2, "shortcut": False}),
+    Case("SE", 8, 8, {"ratio": 0.5, "act": True}),
+    Case("ESE", 8, 8),
+    Case("Concat", [4, 6, 2], 12),
+    Case("Upsample", 5, 5, {"scale_factor": 2}, Fraction(1, 2)),
+    Case("Upsample", 5, 5, {"scale_factor": 3, "mode": "bilinear"}, Fraction(1, 3)),
+    Case("MaxPool", 5, 5, {"kernel": 2}, HALVES, odd=False),
+    Case("MaxPool", 5, 5, {"kernel": 3, "stride": 2, "ceil_mode": True}, HALVES),
+    Case("ZeroPad", 5, 5, {"padding": [0, 0, 0, 0]}),
+]  # fmt: skip
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in module.parameters())
+
+
+def calibrate(module: nn.Module, *inputs: Any) -> nn.Module:
+    """Real BN statistics and affine parameters; with the initial ones a mutation goes unseen."""
+    generator = torch.Generator().manual_seed(2)
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+        norm.reset_running_stats()
+        with torch.no_grad():
+            norm.weight.copy_(torch.rand(norm.weight.shape, generator=generator) + 0.5)
+            norm.bias.copy_(torch.randn(norm.bias.shape, generator=generator))
+    module.train()
+    with torch.no_grad():
+        for _ in range(2):
+            module(*inputs)
+    return module.eval()
+
+
+def copy_in_order(source: nn.Module, target: nn.Module) -> None:
+    """Weights leaf by leaf in registration order, per type of layer, shapes checked."""
+    for kind in (nn.Conv2d, nn.BatchNorm2d):
+        pairs = [[m for m in net.modules() if isinstance(m, kind)] for net in (source, target)]
+        for one, other in zip(*pairs, strict=True):
+            other.load_state_dict(one.state_dict())
+            if kind is nn.BatchNorm2d:
+                other.eps = one.eps
+
+
+def test_every_registered_block_has_a_case() -> None:
+    assert {case.block for case in CASES} == set(BLOCKS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+class TestContract:
+    def test_delivers_c_out_at_the_right_stride(self, case: Case) -> None:
+        block = case.build()
+        assert isinstance(block, Block)
+        assert block.c_out == case.c_out
+        for height, width in [(8, 12), *([(7, 9)] if case.odd else [])]:
+            out = block(case.inputs((height, width)))
+            expected = [-(-side * case.stride.denominator // case.stride.numerator)
+                        for side in (height, width)]  # fmt: skip
+            if case.block == "MaxPool" and case.args["kernel"] == 3:
+                # ceil mode without padding: the last window must begin inside the map
+                expected = [side // 2 for side in (height, width)]
+            assert list(out.shape) == [2, case.c_out, *expected]
+
+    def test_every_parameter_gets_a_finite_gradient(self, case: Case) -> None:
+        block = case.build().train()
+        out = block(case.inputs((8, 8)))
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+        if block.state_dict():
+            (out * weights).sum().backward()
+        for name, parameter in block.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            # GhostModule cuts what it has too much of: those weights may be without effect.
+            assert parameter.grad.abs().sum() > 0, name
+
+    def test_fuse_keeps_the_outputs(self, case: Case) -> None:
+        inputs = case.inputs((8, 8), torch.float64)
+        block = calibrate(case.build().double(), inputs)
+        fused = copy.deepcopy(block)
+        fuse(fused)
+        with torch.no_grad():
+            torch.testing.assert_close(fused(inputs), block(inputs), rtol=1e-9, atol=1e-9)
+            single = fused.float()(case.inputs((8, 8), torch.float64).float() if not isinstance(
+                inputs, list) else [item.float() for item in inputs])  # fmt: skip
+        torch.testing.assert_close(single, block(inputs).float(), rtol=1e-4, atol=1e-4)
+        left = [part for part in fused.modules() if isinstance(part, nn.BatchNorm2d)]
+        assert len(left) == (case.block == "BottleneckCSP")  # behind a concatenation
+
+    def test_state_dict_round_trip_and_determinism(self, case: Case) -> None:
+        inputs = case.inputs((8, 8))
+        one = calibrate(case.build(), inputs)
+        torch.manual_seed(99)
+        other = BLOCKS[case.block](copy.copy(case.c_in), **case.args).eval()
+        other.load_state_dict(one.state_dict())
+        with torch.no_grad():
+            first = one(inputs)
+            assert torch.equal(first, other(inputs))
+            assert torch.equal(first, one(inputs))
+
+    def test_input_is_left_alone(self, case: Case) -> None:
+        """In-place activations must not reach what other rows still read."""
+        inputs = case.inputs((8, 8))
+        before = copy.deepcopy(inputs)
+        with default_activation("ReLU"), torch.no_grad():
+            case.build()(inputs)
+        for one, other in zip(inputs, before, strict=True):
+            assert torch.equal(one, other)
+
+
+class TestRegistry:
+    def test_second_registration_raises(self) -> None:
+        class Conv(Block):
+            def __init__(self, c_in: int) -> None:
+                super().__init__()
+
+        with pytest.raises(ValueError, match="'Conv' is already registered"):
+            registry.register(Conv)
+
+    def test_first_parameter_must_be_c_in(self) -> None:
+        class Unheard(Block):
+            def __init__(self, width: int) -> None:
+                super().__init__()
+
+        with pytest.raises(TypeError, match="must take c_in first"):
+            registry.register(Unheard)
+        assert "Unheard" not in BLOCKS
+
+    def test_signature_of_conv(self) -> None:
+        found = registry.signature("Conv")
+        assert [(p.name, p.default, p.required) for p in found] == [
+            ("c_out", None, True), ("kernel", 1, False), ("stride", 1, False),
+            ("padding", None, False), ("groups", 1, False), ("act", True, False),
+        ]  # fmt: skip
+
+    def test_yolov5_positions(self) -> None:
+        """Positional arguments of YOLOv5's files, the row's repeats left out."""
+        expected = {
+            "C3": ["c_out", "shortcut", "groups", "expansion"],
+            "C3Ghost": ["c_out", "shortcut", "groups", "expansion"],
+            "BottleneckCSP": ["c_out", "shortcut", "groups", "expansion"],
+            "Bottleneck": ["c_out", "shortcut", "groups", "expansion"],
+            "GhostConv": ["c_out", "kernel", "stride", "groups", "act"],
+            "GhostBottleneck": ["c_out", "kernel", "stride"],
+            "SPP": ["c_out", "kernels"],
+            "SPPF": ["c_out", "kernel"],
+            "Focus": ["c_out", "kernel", "stride", "padding", "groups", "act"],
+            "Upsample": ["size", "scale_factor", "mode"],
+        }
+        for name, positions in expected.items():
+            names = [p.name for p in registry.signature(name) if p.name != "n"]
+            assert names[: len(positions)] == positions, name
+
+    def test_who_takes_the_repeats(self) -> None:
+        takes = {name for name in BLOCKS if "n" in [p.name for p in registry.signature(name)]}
+        assert takes == {
+            "C3", "C3Ghost", "BottleneckCSP", "OSA", "OSAStage", "ShuffleStage", "MixStage",
+        }  # fmt: skip
+
+    def test_text_only_where_a_word_belongs(self) -> None:
+        assert registry.takes_text("Conv", "act")
+        assert registry.takes_text("Upsample", "mode")
+        assert registry.takes_text("SE", "gate")
+        assert not registry.takes_text("Conv", "stride")
+        assert not registry.takes_text("Conv", "nothing")
+
+    def test_facts_of_blocks(self) -> None:
+        assert registry.ignored("ShuffleStage") == ("shortcut", "groups", "expansion")
+        assert registry.ignored("C3Ghost") == ("shortcut", "groups")
+        assert registry.ignored("Conv") == ()
+        assert registry.channel_args("GhostUnit") == ("c_out", "hidden")
+        assert [name for name in BLOCKS if registry.reads_several(name)] == ["Concat"]
+        assert {registry.YAML_NAMES[name] for name in registry.YAML_NAMES} <= set(BLOCKS)
+
+
+class TestActivation:
+    @pytest.mark.parametrize(
+        ("text", "reference"),
+        [
+            ("SiLU", nn.SiLU()), ("nn.ReLU()", nn.ReLU()), ("LeakyReLU(0.1)", nn.LeakyReLU(0.1)),
+            ("nn.LeakyReLU", nn.LeakyReLU()), ("Hardswish()", nn.Hardswish()), ("Mish", nn.Mish()),
+            ("nn.Identity()", nn.Identity()), ("LeakyReLU( 2e-1 )", nn.LeakyReLU(0.2)),
+        ],
+    )  # fmt: skip
+    def test_values(self, text: str, reference: nn.Module) -> None:
+        x = torch.linspace(-4, 4, 33)
+        assert torch.equal(activation(text)(x.clone()), reference(x))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "", "silu", "torch.nn.SiLU()", "SiLU(1)", "ReLU(True)", "LeakyReLU(1.2.3)",
+            "__import__('os')", "SiLU();x", "LeakyReLU(0.1", "nn.Softplus()",
+        ],
+    )  # fmt: skip
+    def test_anything_else_is_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match="activation"):
+            activation(text)
+
+    def test_default_is_scoped_nested_and_per_thread(self) -> None:
+        seen: list[nn.Module] = []
+        with default_activation("ReLU"):
+            assert isinstance(make_activation(True), nn.ReLU)
+            with pytest.raises(RuntimeError), default_activation("nn.Mish()"):
+                assert isinstance(BLOCKS["C3"](8, 8).cv1.act, nn.Mish)
+                raise RuntimeError
+            assert isinstance(make_activation(True), nn.ReLU)
+            thread = threading.Thread(target=lambda: seen.append(make_activation(True)))
+            thread.start()
+            thread.join()
+        assert isinstance(seen[0], nn.SiLU)
+        assert isinstance(make_activation(True), nn.SiLU)
+        assert isinstance(make_activation(False), nn.Identity)
+
+    def test_act_must_be_flag_or_name(self) -> None:
+        with pytest.raises(ValueError, match="got 3"):
+            BLOCKS["Conv"](8, 8, act=3)
+
+
+@pytest.mark.parametrize(
+    ("block", "c_in", "args", "message"),
+    [
+        ("Conv", 6, {"c_out": 0}, "c_out must be an integer of at least 1, got 0"),
+        ("Conv", 6, {"c_out": 8.5}, "got 8.5"),
+        ("Conv", 6, {"c_out": 8, "stride": "2"}, "stride .* got '2'"),
+        ("Conv", 6, {"c_out": 8, "groups": 4}, "c_in 6 is not a multiple of groups 4"),
+        ("Conv", 6, {"c_out": 8, "padding": -1}, "padding .* got -1"),
+        ("Conv", 6, {"c_out": 8, "kernel": [3, 3, 3]}, "one integer or two"),
+        ("Conv2d", 6, {"c_out": 8, "groups": 4}, "c_in 6 is not a multiple of groups 4"),
+        ("C3", 8, {"c_out": 8, "n": 0}, "n must be an integer of at least 1, got 0"),
+        ("C3", 8, {"c_out": 8, "shortcut": 3}, "shortcut must be true or false, got 3"),
+        ("C3", 8, {"c_out": 8, "expansion": 0.01}, "0.01 times 8 channels leaves none"),
+        ("SPP", 8, {"c_out": 8, "kernels": [5, 4]}, "odd pooling kernels, got 4"),
+        ("SPPF", 8, {"c_out": 8, "kernel": 4}, "odd pooling kernels, got 4"),
+        ("GhostConv", 8, {"c_out": 33}, "even c_out, got 33"),
+        ("GhostBottleneck", 8, {"c_out": 12}, "keeps its width, got c_in 8 and c_out 12"),
+        ("GhostBottleneck", 8, {"c_out": 10, "stride": 2}, "multiple of 4, got 10"),
+        ("GhostBottleneck", 8, {"c_out": 8, "stride": 3}, "stride must be 1 or 2, got 3"),
+        ("GhostModule", 8, {"c_out": 8, "ratio": 1}, "ratio must be at least 2, got 1"),
+        ("GhostModule", 8, {"c_out": 8, "cheap_kernel": 4}, "cheap_kernel must be odd, got 4"),
+        ("GhostUnit", 8, {"c_out": 8, "se": 1.5}, r"se must lie in \[0, 1\], got 1.5"),
+        ("GhostUnit", 8, {"c_out": 8, "stride": 4}, "stride must be 1 or 2"),
+        ("OSA", 6, {"c_out": 8, "identity": True}, "identity needs c_in == c_out, got 6 and 8"),
+        ("OSA", 8, {"c_out": 8, "depthwise": True, "bottleneck": 0.5}, "0 with depthwise"),
+        ("ShuffleUnit", 7, {"c_out": 7}, "c_out must be even, got 7"),
+        ("ShuffleUnit", 8, {"c_out": 10}, "keeps its width, got c_in 8 and c_out 10"),
+        ("ShuffleDown", 8, {"c_out": 9}, "c_out must be even, got 9"),
+        ("ShuffleDown", 8, {"c_out": 8, "stride": 1}, "ShuffleDown has stride 2, got 1"),
+        ("ShuffleDown", 8, {"c_out": 8, "official_widths": True}, "c_in < c_out, got 8 and 8"),
+        ("ShuffleStage", 8, {"c_out": 9}, "c_out must be even, got 9"),
+        ("MixConv", 8, {"kernels": [3, 4]}, r"odd kernels, got \[3, 4\]"),
+        ("MixConv", 8, {"kernels": 3}, "must be a list"),
+        ("MixConv", 2, {"kernels": [3, 5, 7]}, "3 kernels for 2 channels"),
+        ("MixConvBlock", 6, {"c_out": 9, "project_groups": 2}, "c_out 9 is not a multiple"),
+        ("MixConvBlock", 2, {"c_out": 8, "se": 0.25}, "0.25 times 2 channels leaves none"),
+        ("SE", 2, {"ratio": 0.25}, "ratio 0.25 gives 0 of 2 channels"),
+        ("SE", 8, {"gate": "ReLU"}, "gate must be one of Sigmoid, Hardsigmoid, got 'ReLU'"),
+        ("Concat", [8, 8], {"dimension": 2}, "dimension 1; got 2"),
+        ("Concat", [8], {}, "at least two maps"),
+        ("Upsample", 8, {"size": 10}, "size must be None"),
+        ("Upsample", 8, {"mode": "cubic"}, "nearest, bilinear, got 'cubic'"),
+        ("Upsample", 8, {"scale_factor": 0}, "scale_factor .* got 0"),
+        ("MaxPool", 8, {"kernel": 2, "padding": 2}, "between 0 and kernel // 2 = 1, got 2"),
+        ("ZeroPad", 8, {"padding": [1, 2]}, "four integers"),
+    ],
+)  # fmt: skip
+def test_impossible_values_die_in_the_constructor(
+    block: str, c_in: Any, args: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        BLOCKS[block](c_in, **args)
+
+
+class TestYolov5Blocks:
+    """Parameters of the rows of yolov5l and yolov5l-ghost (reference/yolo_params.json)."""
+
+    @pytest.mark.parametrize(
+        ("block", "c_in", "args", "params"),
+        [
+            ("Conv", 3, {"c_out": 64, "kernel": 6, "stride": 2, "padding": 2}, 7_040),
+            ("Conv", 64, {"c_out": 128, "kernel": 3, "stride": 2}, 73_984),
+            ("C3", 128, {"c_out": 128, "n": 3}, 156_928),
+            ("C3", 256, {"c_out": 256, "n": 6}, 1_118_208),
+            ("C3", 512, {"c_out": 512, "n": 9}, 6_433_792),
+            ("C3", 1024, {"c_out": 1024, "n": 3}, 9_971_712),
+            ("SPPF", 1024, {"c_out": 1024, "kernel": 5}, 2_624_512),
+            ("C3", 1024, {"c_out": 512, "n": 3, "shortcut": False}, 2_757_632),
+            ("C3", 512, {"c_out": 256, "n": 3, "shortcut": False}, 690_688),
+            ("GhostConv", 64, {"c_out": 128, "kernel": 3, "stride": 2}, 38_720),
+            ("GhostConv", 1024, {"c_out": 512}, 269_568),
+            ("C3Ghost", 128, {"c_out": 128, "n": 3}, 43_600),
+            ("C3Ghost", 512, {"c_out": 512, "n": 9}, 871_360),
+            ("C3Ghost", 1024, {"c_out": 512, "n": 3, "shortcut": False}, 903_488),
+        ],
+    )
+    def test_row(self, block: str, c_in: int, args: dict[str, Any], params: int) -> None:
+        with torch.device("meta"):
+            assert parameters(BLOCKS[block](c_in, **args)) == params
+
+    @pytest.mark.parametrize(
+        ("block", "args", "parts"),
+        [
+            ("Conv", {}, {"conv", "bn"}),
+            ("Conv2d", {}, {"weight", "bias"}),
+            ("Focus", {}, {"conv.conv", "conv.bn"}),
+            ("Bottleneck", {}, {"cv1.conv", "cv1.bn", "cv2.conv", "cv2.bn"}),
+            (
+                "C3", {"n": 1},
+                {f"{p}.{q}" for p in ("cv1", "cv2", "cv3", "m.0.cv1", "m.0.cv2")
+                 for q in ("conv", "bn")},
+            ),
+            (
+                "BottleneckCSP", {"n": 1},
+                {f"{p}.{q}" for p in ("cv1", "cv4", "m.0.cv1", "m.0.cv2") for q in ("conv", "bn")}
+                | {"cv2", "cv3", "bn"},
+            ),
+            ("SPPF", {}, {"cv1.conv", "cv1.bn", "cv2.conv", "cv2.bn"}),
+            ("SPP", {}, {"cv1.conv", "cv1.bn", "cv2.conv", "cv2.bn"}),
+            ("GhostConv", {}, {"cv1.conv", "cv1.bn", "cv2.conv", "cv2.bn"}),
+            (
+                "GhostBottleneck", {"stride": 2},
+                {f"{p}.{q}" for p in ("conv.0.cv1", "conv.0.cv2", "conv.2.cv1", "conv.2.cv2",
+                                      "conv.1", "shortcut.0", "shortcut.1") for q in ("conv", "bn")},
+            ),
+            (
+                "C3Ghost", {"n": 1},
+                {f"{p}.{q}" for p in ("cv1", "cv2", "cv3", "m.0.conv.0.cv1", "m.0.conv.0.cv2",
+                                      "m.0.conv.2.cv1", "m.0.conv.2.cv2") for q in ("conv", "bn")},
+            ),
+        ],
+    )  # fmt: skip
+    def test_names_are_those_of_genuine_checkpoints(
+        self, block: str, args: dict[str, Any], parts: set[str]
+    ) -> None:
+        keys = BLOCKS[block](8, 8, **args).state_dict()
+        found = {key if key.count(".") == 0 else key.rpartition(".")[0] for key in keys}
+        assert found == parts
+
+    def test_bn_has_yolov5_constants(self) -> None:
+        norm = BLOCKS["Conv"](4, 4).bn
+        assert (norm.eps, norm.momentum) == (1e-3, 0.03)
+
+    def test_focus_phases_in_order(self) -> None:
+        focus = BLOCKS["Focus"](1, 4, act=False).eval()
+        with torch.no_grad():
+            focus.conv.conv.weight.copy_(torch.eye(4).view(4, 4, 1, 1))
+            focus.conv.bn.running_var.fill_(1 - 1e-3)
+            out = focus(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))
+        # (row, column) = (0, 0), (1, 0), (0, 1), (1, 1)
+        assert out.flatten().tolist() == [1.0, 3.0, 2.0, 4.0]
+
+    def test_sppf_equals_spp(self) -> None:
+        x = torch.randn(1, 8, 13, 9)
+        spp, sppf = BLOCKS["SPP"](8, 8).eval(), BLOCKS["SPPF"](8, 8).eval()
+        sppf.load_state_dict(spp.state_dict())
+        torch.testing.assert_close(sppf(x), spp(x))
+
+    def test_csp_inner_activation_is_leaky(self) -> None:
+        csp = BLOCKS["BottleneckCSP"](8, 8)
+        assert isinstance(csp.act, nn.LeakyReLU)
+        assert csp.act.negative_slope == 0.1
+        assert isinstance(csp.cv1.act, nn.SiLU)
+
+    def test_bottleneck_adds_only_where_asked_and_possible(self) -> None:
+        x = torch.randn(1, 8, 5, 5)
+        for c_out, shortcut, adds in [(8, True, True), (8, False, False), (12, True, False)]:
+            block = BLOCKS["Bottleneck"](8, c_out, shortcut).eval()
+            inner = block.cv2(block.cv1(x))
+            torch.testing.assert_close(block(x), x + inner if adds else inner)
+
+    def test_c3ghost_is_residual_whatever_shortcut_says(self) -> None:
+        x = torch.randn(1, 8, 5, 5)
+        yes, no = BLOCKS["C3Ghost"](8, 8, 1, True).eval(), BLOCKS["C3Ghost"](8, 8, 1, False).eval()
+        no.load_state_dict(yes.state_dict())
+        assert torch.equal(yes(x), no(x))
+
+    def test_cheap_operation_is_5x5_depthwise_on_the_activated_half(self) -> None:
+        ghost = BLOCKS["GhostConv"](6, 8).eval()
+        cheap = ghost.cv2.conv
+        assert cheap.kernel_size == (5, 5)
+        assert cheap.groups == cheap.in_channels == cheap.out_channels == 4
+        x = torch.randn(1, 6, 5, 5)
+        first = nn.functional.silu(ghost.cv1.bn(ghost.cv1.conv(x)))
+        torch.testing.assert_close(ghost(x)[:, :4], first)
+        torch.testing.assert_close(ghost(x)[:, 4:], ghost.cv2(first))
+
+
+class TestDepthwise:
+    @pytest.mark.parametrize(
+        ("block", "args"),
+        [
+            ("ShuffleUnit", {"c_out": 8}), ("ShuffleDown", {"c_out": 8}),
+            ("ShuffleStage", {"c_out": 8}), ("MixConv", {}), ("MixConvBlock", {"c_out": 8}),
+            ("MixStage", {"c_out": 8}), ("GhostConv", {"c_out": 8}),
+            ("GhostUnit", {"c_out": 8, "stride": 2}),
+            ("OSA", {"c_out": 8, "depthwise": True}),
+        ],
+    )  # fmt: skip
+    def test_is_depthwise(self, block: str, args: dict[str, Any]) -> None:
+        spatial = [
+            part for part in BLOCKS[block](8, **args).modules()
+            if isinstance(part, nn.Conv2d) and part.kernel_size[0] > 1
+        ]  # fmt: skip
+        assert spatial
+        for conv in spatial:
+            assert conv.groups == conv.in_channels == conv.out_channels
+
+    def test_dwconv_groups_are_the_greatest_common_divisor(self) -> None:
+        assert BLOCKS["DWConv"](12, 8, 3).conv.groups == 4
+        assert BLOCKS["DWConv"](8, 8, 3).conv.groups == 8
+
+
+class TestShuffle:
+    def test_permutation_by_hand(self) -> None:
+        x = torch.arange(6.0).view(1, 6, 1, 1)
+        assert channel_shuffle(x, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+        assert channel_shuffle(x, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+
+    def test_unit_mixes_both_halves_into_both(self) -> None:
+        """Which input channels reach the two halves of the output, by gradient."""
+        unit = BLOCKS["ShuffleUnit"](8, 8).eval()
+        x = torch.randn(1, 8, 5, 5, requires_grad=True)
+        out = unit(x)
+        for half in (out[:, :4], out[:, 4:]):
+            reached = torch.autograd.grad(half.sum(), x, retain_graph=True)[0].abs().sum((0, 2, 3))
+            assert (reached[:4] > 0).any()
+            assert (reached[4:] > 0).all()
+
+    def test_unit_passes_the_first_half_to_even_channels(self) -> None:
+        unit = BLOCKS["ShuffleUnit"](8, 8).eval()
+        x = torch.randn(2, 8, 5, 7)
+        out = unit(x)
+        assert torch.equal(out[:, ::2], x[:, :4])
+        torch.testing.assert_close(out[:, 1::2], unit.branch(x[:, 4:]))
+
+    def test_second_unit_reaches_every_channel(self) -> None:
+        stage = BLOCKS["ShuffleStage"](8, 8, 3).eval()
+        x = torch.randn(1, 8, 5, 5, requires_grad=True)
+        stage(x).sum().backward()
+        moved = (stage(x)[:, :, None] == x[:, None]).flatten(3).all(-1)
+        # h = 4: of four passed channels two are left untouched after two units, one after three
+        assert moved.sum() == 1
+
+    @pytest.mark.parametrize(("c_in", "c_out", "stride"), [(8, 8, 1), (8, 12, 2), (8, 8, 2)])
+    def test_equals_torchvision(self, c_in: int, c_out: int, stride: int) -> None:
+        reference = tv_shuffle.InvertedResidual(c_in, c_out, stride)
+        own = (
+            BLOCKS["ShuffleUnit"](c_in, c_out, act="ReLU") if stride == 1
+            else BLOCKS["ShuffleDown"](c_in, c_out, act="ReLU")
+        )  # fmt: skip
+        x = torch.randn(2, c_in, 9, 12)
+        calibrate(reference, x)
+        copy_in_order(reference, own)
+        with torch.no_grad():
+            torch.testing.assert_close(own.eval()(x), reference(x), rtol=1e-5, atol=1e-5)
+
+    def test_official_widths(self) -> None:
+        down = BLOCKS["ShuffleDown"](24, 116, official_widths=True)
+        widths = [m.out_channels for m in down.modules() if isinstance(m, nn.Conv2d)]
+        assert widths == [24, 24, 58, 58, 92]
+
+
+class TestGhost:
+    @pytest.mark.parametrize(("c_out", "ratio", "cheap"), [(12, 2, 3), (11, 2, 3), (10, 3, 5)])
+    def test_module_equals_timm(self, c_out: int, ratio: int, cheap: int) -> None:
+        reference = timm_ghost.GhostModule(
+            6, c_out, kernel_size=3, ratio=ratio, dw_size=cheap, stride=2
+        )
+        own = BLOCKS["GhostModule"](6, c_out, 3, 2, ratio, cheap, "ReLU")
+        x = torch.randn(2, 6, 9, 12)
+        calibrate(reference, x)
+        copy_in_order(reference, own)
+        with torch.no_grad():
+            torch.testing.assert_close(own.eval()(x), reference(x), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("c_in", "hidden", "c_out", "kernel", "stride", "se"),
+        [(8, 20, 8, 3, 1, 0.0), (8, 20, 12, 5, 2, 0.25), (8, 20, 12, 5, 1, 0.25),
+         (8, 24, 8, 3, 1, 0.25), (8, 12, 8, 3, 2, 0.0)],
+    )  # fmt: skip
+    def test_unit_equals_timm(
+        self, c_in: int, hidden: int, c_out: int, kernel: int, stride: int, se: float
+    ) -> None:
+        reference = timm_ghost.GhostBottleneck(
+            c_in, hidden, c_out, dw_kernel_size=kernel, stride=stride, se_ratio=se
+        )
+        own = BLOCKS["GhostUnit"](c_in, c_out, kernel, stride, hidden, se, act="ReLU")
+        x = torch.randn(2, c_in, 9, 12)
+        calibrate(reference, x)
+        copy_in_order(reference, own)
+        with torch.no_grad():
+            torch.testing.assert_close(own.eval()(x), reference(x), rtol=1e-5, atol=1e-5)
+
+    def test_module_parameters_by_hand(self) -> None:
+        # primary 3 x 3 x 16 x 12 + BN, cheap 3 x 3 x 12 + BN: m = 24 / 2
+        module = BLOCKS["GhostModule"](16, 24, 3)
+        assert parameters(module) == 9 * 16 * 12 + 24 + 9 * 12 + 24
+
+    def test_rounding_of_se(self) -> None:
+        assert [round_channels(value, 4) for value in (30, 5, 18, 168, 1)] == [32, 8, 20, 168, 4]
+        assert round_channels(11, 8) == 16  # 8 would be under 90 %
+
+
+class TestOsa:
+    @pytest.mark.parametrize(
+        ("c_in", "depthwise", "identity", "ese"),
+        [(8, False, False, False), (12, False, True, True), (8, True, False, False),
+         (6, True, False, True)],
+    )  # fmt: skip
+    def test_equals_timm(self, c_in: int, depthwise: bool, identity: bool, ese: bool) -> None:
+        reference = timm_vovnet.OsaBlock(
+            c_in, 6, 12, 3, residual=identity, depthwise=depthwise, attn="ese" if ese else "",
+            norm_layer=timm.layers.BatchNormAct2d, act_layer=nn.ReLU,
+        )  # fmt: skip
+        own = BLOCKS["OSA"](
+            c_in, 12, 3, 6, depthwise=depthwise, identity=identity, ese=ese, act="ReLU"
+        )
+        x = torch.randn(2, c_in, 9, 12)
+        calibrate(reference, x)
+        copy_in_order(reference, own)
+        with torch.no_grad():
+            torch.testing.assert_close(own.eval()(x), reference(x), rtol=1e-5, atol=1e-5)
+
+    def test_bottleneck_saves_parameters_as_counted_by_hand(self) -> None:
+        # 1x1 8 -> 3, 3x3 3 -> 6, 1x1 6 -> 3, 3x3 3 -> 6, then 1x1 (8 + 12) -> 10, with BN each
+        osa = BLOCKS["OSA"](8, 10, 2, 6, bottleneck=0.5)
+        assert parameters(osa) == (24 + 6) + (162 + 12) + (18 + 6) + (162 + 12) + (200 + 20)
+
+    def test_ese_by_hand(self) -> None:
+        ese = BLOCKS["ESE"](2)
+        with torch.no_grad():
+            ese.fc.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, -9.0]]).view(2, 2, 1, 1))
+            ese.fc.bias.copy_(torch.tensor([0.5, 0.0]))
+        x = torch.tensor([[[[1.0, 3.0]], [[0.0, 1.0]]]])  # means 2 and 0.5
+        # gates: relu6(2 + 0.5 + 0.5 + 3) / 6 = 1, relu6(-4.5 + 3) / 6 = 0
+        assert ese(x).flatten().tolist() == [1.0, 3.0, 0.0, 0.0]
+
+
+class TestMixConv:
+    def test_remainder_goes_to_the_first_part(self) -> None:
+        assert split_channels(10, 3) == [4, 3, 3]
+        assert split_channels(8, 2) == [4, 4]
+        mix = BLOCKS["MixConv"](10, [3, 5, 7])
+        assert [tuple(conv.weight.shape) for conv in mix.convs] == [
+            (4, 1, 3, 3), (3, 1, 5, 5), (3, 1, 7, 7),
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_equals_timm(self, stride: int) -> None:
+        reference = timm.layers.MixedConv2d(10, 10, [3, 5, 7], stride=stride, depthwise=True)
+        own = BLOCKS["MixConv"](10, [3, 5, 7], stride, act=False).eval()
+        for conv, other in zip(own.convs, reference.values(), strict=True):
+            conv.load_state_dict(other.state_dict())
+        own.bn.running_var.fill_(1 - own.bn.eps)
+        x = torch.randn(2, 10, 9, 12)
+        with torch.no_grad():
+            torch.testing.assert_close(own(x), reference(x), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("c_out", "stride", "expand_kernel", "project_kernel", "kernels"),
+        [(8, 1, 1, 1, [3, 5]), (12, 2, [1, 1], [1, 1], [3, 5, 7]), (8, 1, [1, 1], 1, [3])],
+    )
+    def test_block_equals_timm(
+        self, c_out: int, stride: int, expand_kernel: Any, project_kernel: Any, kernels: list[int]
+    ) -> None:
+        reference = timm_efficient.InvertedResidual(
+            8, c_out, dw_kernel_size=kernels if len(kernels) > 1 else kernels[0], stride=stride,
+            exp_ratio=3.0, exp_kernel_size=expand_kernel, pw_kernel_size=project_kernel,
+            act_layer=nn.SiLU,
+            se_layer=lambda width, act_layer: timm_efficient.SqueezeExcite(
+                width, rd_channels=4, act_layer=act_layer
+            ),
+        )  # fmt: skip
+        own = BLOCKS["MixConvBlock"](
+            8, c_out, kernels, stride, 3, 0.5,
+            expand_groups=2 if isinstance(expand_kernel, list) else 1,
+            project_groups=2 if isinstance(project_kernel, list) else 1, act="SiLU",
+        )  # fmt: skip
+        x = torch.randn(2, 8, 9, 12)
+        calibrate(reference, x)
+        own.expand.conv.weight.data = joined(reference.conv_pw)
+        own.project.conv.weight.data = joined(reference.conv_pwl)
+        sources = [reference.conv_dw] if len(kernels) == 1 else reference.conv_dw.values()
+        for conv, other in zip(own.mix.convs, sources, strict=True):
+            conv.load_state_dict(other.state_dict())
+        for bn, other in [(own.expand, reference.bn1), (own.mix, reference.bn2),
+                          (own.project, reference.bn3)]:  # fmt: skip
+            bn.bn.load_state_dict(other.state_dict())
+            bn.bn.eps = other.eps
+        own.se.reduce.load_state_dict(reference.se.conv_reduce.state_dict())
+        own.se.expand.load_state_dict(reference.se.conv_expand.state_dict())
+        with torch.no_grad():
+            torch.testing.assert_close(own.eval()(x), reference(x), rtol=1e-5, atol=1e-5)
+
+    def test_se_is_as_wide_as_the_blocks_input_says(self) -> None:
+        block = BLOCKS["MixConvBlock"](40, 40, [3, 5], expand=6, se=0.5)
+        assert block.se.reduce.weight.shape[:2] == (20, 240)
+        assert block.se.expand.weight.shape[:2] == (240, 20)
+        assert isinstance(block.se.act, nn.SiLU)
+        assert isinstance(block.se.gate, nn.Sigmoid)
+
+
+def joined(conv: nn.Module) -> Tensor:
+    """Weights of timm's split 1x1 convolutions as those of one grouped convolution."""
+    parts: Sequence[nn.Module] = [conv] if isinstance(conv, nn.Conv2d) else list(conv.values())
+    return torch.cat([part.weight.data for part in parts])
+
+
+def test_se_by_hand() -> None:
+    se = BLOCKS["SE"](2, reduced=1, act="ReLU")
+    with torch.no_grad():
+        se.reduce.weight.copy_(torch.tensor([[1.0, 2.0]]).view(1, 2, 1, 1))
+        se.reduce.bias.fill_(-1.0)
+        se.expand.weight.copy_(torch.tensor([[1.0], [0.0]]).view(2, 1, 1, 1))
+        se.expand.bias.copy_(torch.tensor([0.0, 0.0]))
+    x = torch.tensor([[[[1.0, 3.0]], [[0.0, 1.0]]]])  # means 2 and 0.5; inner 2 + 1 - 1 = 2
+    gate = torch.sigmoid(torch.tensor(2.0)).item()
+    assert se(x).flatten().tolist() == pytest.approx([gate, 3 * gate, 0.0, 0.5])
+
+
+class TestStages:
+    """The drop-ins for C3: how parameters grow with n, and one count by hand each."""
+
+    @staticmethod
+    def formula(block: str, c_in: int, c: int, n: int) -> int:
+        """The documented formulas, at the default arguments."""
+        h = c // 2
+        if block in {"C3", "C3Ghost"}:
+            unit = 10 * h * h + 4 * h if block == "C3" else (3 * h * h + 94 * h) // 4
+            return 2 * h * (c_in + 2) + (2 * h + 2) * c + n * unit
+        enter = (c_in + 2) * c if c_in != c else 0
+        if block == "OSAStage":
+            chain = 9 * c * h + 2 * h + (n - 1) * (9 * h * h + 2 * h)
+            return enter + chain + (c + n * h + 2) * c
+        if block == "ShuffleStage":
+            return enter + n * (2 * h * h + 15 * h)
+        w, r = c * 3 // 2, c // 4
+        return enter + n * (3 * c * w // 2 + 22 * w + 2 * c + 2 * r * w + r)
+
+    @pytest.mark.parametrize("c_in", [32, 48])
+    @pytest.mark.parametrize("block", ["C3", "C3Ghost", "OSAStage", "ShuffleStage", "MixStage"])
+    def test_depth_changes_parameters_by_the_formula(self, block: str, c_in: int) -> None:
+        counts = [parameters(BLOCKS[block](c_in, 32, n)) for n in (1, 2, 5)]
+        assert counts == [self.formula(block, c_in, 32, n) for n in (1, 2, 5)]
+        assert len(set(counts)) == 3
+
+    def test_osa_stage_by_hand(self) -> None:
+        # 12 -> 8: 1x1 96 + BN 16. Chain 3x3: 8 -> 4 288 + 8, 4 -> 4 144 + 8.
+        # Aggregation 1x1 of 8 + 4 + 4 = 16 -> 8: 128 + 16.
+        assert parameters(BLOCKS["OSAStage"](12, 8, 2)) == 112 + 296 + 152 + 144
+
+    def test_shuffle_stage_by_hand(self) -> None:
+        # two units of half 4: 1x1 16 + 8, depthwise 3x3 36 + 8, 1x1 16 + 8
+        assert parameters(BLOCKS["ShuffleStage"](8, 8, 2)) == 2 * (24 + 44 + 24)
+
+    def test_mix_stage_by_hand(self) -> None:
+        # one block of 8: expansion 8 -> 12 96 + 24; depthwise 6 * 9 + 6 * 25 + BN 24;
+        # SE 12 -> 2 -> 12: 26 + 36; projection in two groups 12 * 8 / 2 + BN 16
+        assert parameters(BLOCKS["MixStage"](8, 8, 1)) == 120 + 228 + 62 + 64
+
+    def test_mix_stage_uses_kernels_3_and_5(self) -> None:
+        kernels = {m.kernel_size for m in BLOCKS["MixStage"](8, 8).modules()
+                   if isinstance(m, nn.Conv2d)}  # fmt: skip
+        assert kernels == {(1, 1), (3, 3), (5, 5)}
+
+    @pytest.mark.parametrize("block", ["OSAStage", "MixStage"])
+    def test_shortcut_is_honoured(self, block: str) -> None:
+        x = torch.randn(1, 8, 5, 5)
+        yes, no = BLOCKS[block](8, 8, 1, True).eval(), BLOCKS[block](8, 8, 1, False).eval()
+        no.load_state_dict(yes.state_dict())
+        with torch.no_grad():
+            torch.testing.assert_close(yes(x), no(x) + x)
+
+
+class TestRoute:
+    def test_concat_keeps_the_order(self) -> None:
+        a, b = torch.zeros(1, 2, 2, 2), torch.ones(1, 1, 2, 2)
+        out = BLOCKS["Concat"]([2, 1])([a, b])
+        assert out[0, :, 0, 0].tolist() == [0, 0, 1]
+
+    def test_upsample_nearest_by_value(self) -> None:
+        out = BLOCKS["Upsample"](1, None, 2, "nearest")(torch.tensor([[[[1.0, 2.0]]]]))
+        assert out[0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
+
+    def test_max_pool_ceil_mode(self) -> None:
+        x = torch.arange(16.0).view(1, 1, 4, 4)
+        assert BLOCKS["MaxPool"](1, 3, 2)(x).flatten().tolist() == [10]
+        assert BLOCKS["MaxPool"](1, 3, 2, 0, True)(x).flatten().tolist() == [10, 11, 14, 15]
+
+    def test_zero_pad_sides(self) -> None:
+        out = BLOCKS["ZeroPad"](1, [0, 1, 0, 2])(torch.ones(1, 1, 1, 1))
+        assert out[0, 0].tolist() == [[1, 0], [0, 0], [0, 0]]

@@ -1,0 +1,70 @@
+import math
+
+import yaml
+from PIL import Image
+
+from utils.runlog import (
+    COLUMNS,
+    TensorBoard,
+    console_header,
+    console_row,
+    csv_text,
+    plot_results,
+    write_text,
+    write_yaml,
+)
+
+
+def row(epoch):
+    return {name: epoch + i / 10 for i, name in enumerate(COLUMNS)} | {"epoch": epoch}
+
+
+def test_csv_has_the_columns_of_the_ecosystem_and_one_row_per_epoch():
+    lines = csv_text([row(0), {"epoch": 1, "train/box_loss": 1 / 3}]).splitlines()
+    assert lines[0].startswith(
+        "epoch,train/box_loss,train/obj_loss,train/cls_loss,metrics/precision,metrics/recall,"
+        "metrics/mAP_0.5,metrics/mAP_0.5:0.95,val/box_loss,val/obj_loss,val/cls_loss,x/lr0,x/lr1,x/lr2"
+    )
+    assert lines[1].startswith("0,0.1,0.2,0.3,")
+    assert lines[2].startswith("1,0.333333,,")
+    assert len({line.count(",") for line in lines}) == 1
+    assert len(lines) == 3
+
+
+def test_not_finite_values_do_not_look_like_numbers():
+    assert csv_text([{"epoch": 0, "x/lr0": math.nan}]).splitlines()[1].replace(",", "") == "0"
+
+
+def test_console_columns_stand_under_their_heads():
+    line = console_row("3/99", "1.2G", [0.1, 0.02, 0.003], instances=41, size=640)
+    assert len(line) == len(console_header())
+    assert line.split() == ["3/99", "1.2G", "0.1", "0.02", "0.003", "41", "640"]
+
+
+def test_files_are_written_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "one")
+    write_text(path, "two")
+    assert path.read_text() == "two"
+    assert list(tmp_path.iterdir()) == [path]
+    write_yaml(tmp_path / "opt.yaml", {"name": "exp", "freeze": ["1", "2"], "hyp": None})
+    assert yaml.safe_load((tmp_path / "opt.yaml").read_text()) == {
+        "name": "exp",
+        "freeze": ["1", "2"],
+        "hyp": None,
+    }
+
+
+def test_curves_are_drawn(tmp_path):
+    plot_results([row(0), row(1)], tmp_path / "results.png")
+    with Image.open(tmp_path / "results.png") as picture:
+        assert picture.size[0] > 1000
+    plot_results([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_no_events_unless_asked_for(tmp_path):
+    board = TensorBoard(tmp_path, enabled=False)
+    board.add(row(0))
+    board.close()
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,18 @@
+"""Validate a detector: python val.py --weights best.pt --data coco --img 640."""
+
+from __future__ import annotations
+
+from engine.val_config import ValConfig
+from engine.validation import run
+from utils.config import parse
+from utils.errors import run_script
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse `argv` (sys.argv by default), evaluate, return 0."""
+    run(parse(ValConfig, argv, prog="val.py", description=__doc__ or ""))
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
