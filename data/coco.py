@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from data.labels import Entry, Labels, Parsed, make_labels
-from data.records import NOTE, SKIPPED_ROW, Problem
+from data.records import NOTE, SKIPPED_IMAGE, SKIPPED_ROW, Problem
 from utils.errors import UserError
 
 _MIN_POLYGON = 6  # numbers: three points
 _MAX_CLASSES = 10_000
+_FAR = 1e9  # pixels; no image is that large, and float32 holds it
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,9 @@ def _entries(
         elif "\0" in name:
             problems.append(Problem(where, "a zero byte in 'file_name'"))
         elif number in index:
-            problems.append(Problem(where, f"id {number!r} ({name}) appears twice"))
+            same = entries[index[number]].path == source.images / name
+            cause = f"id {number!r} ({name}) appears twice"
+            problems.append(Problem(where, cause, NOTE if same else SKIPPED_IMAGE))
         else:
             index[number] = len(entries)
             size = image.get("height"), image.get("width")
@@ -231,16 +234,16 @@ def _causes(columns: _Columns, images: Mapping[int | str, int]) -> dict[int, str
         for row in np.flatnonzero(wrong).tolist():
             causes.setdefault(row, describe(columns.raw[row]))
 
-    finite = np.isfinite(columns.boxes.sum(1))
-    flat = (columns.boxes[:, 2:] <= 0).any(1)
+    sane = np.asarray((abs(columns.boxes) < _FAR).all(1))  # false for NaN too
+    flat = np.asarray((columns.boxes[:, 2:] <= 0).any(1))
     add(columns.image < 0, lambda item: f"image_id {item.get('image_id')!r} is not in 'images'")
     add(
         columns.classes < 0,
         lambda item: f"category_id {item.get('category_id')!r} is not in 'categories'",
     )
     add(
-        ~finite,
-        lambda item: f"bbox {str(item.get('bbox'))[:80]} is not four finite numbers",
+        ~sane,
+        lambda item: f"bbox {str(item.get('bbox'))[:80]} is not four numbers under {_FAR:g}",
     )
     add(
         flat,
@@ -297,7 +300,7 @@ def _points(values: Any) -> np.ndarray | None:
         points = np.array(values)
     except (ValueError, OverflowError):
         return None
-    if points.dtype.kind not in "fiu" or points.ndim != 1 or not np.isfinite(points).all():
+    if points.dtype.kind not in "fiu" or points.ndim != 1 or not (abs(points) < _FAR).all():
         return None
     return points.astype(np.float32).reshape(-1, 2)
 

@@ -11,6 +11,8 @@ import numpy as np
 
 HORIZON = 1e-3  # least depth of a point: what perspective puts behind the viewer is cut off
 
+BOX_TOLERANCE = 1.0  # pixels between a box and its polygon's extent, for rounding in the file
+
 MIN_SIDE = 2.0  # YOLOv5's candidate rule: wider and higher than 2 px,
 MAX_ASPECT = 100.0  # long side under 100 short sides,
 MIN_AREA_KEPT = 0.1  # and at least this share of the area still visible
@@ -68,8 +70,9 @@ def transform(
     if plain:
         return moved, segments
     left: list[np.ndarray | None] = [None] * len(boxes)
-    for owner, outline in zip(kept, np.split(points.astype(np.float32), start[1:]), strict=True):
-        left[owner] = None if segments[owner] is None else outline
+    for owner, first, end in zip(kept, start, [*start[1:], len(points)], strict=False):
+        if segments[owner] is not None:
+            left[owner] = points[first:end].astype(np.float32)
     return moved, tuple(left)
 
 
@@ -81,6 +84,26 @@ def scale_segments(
     """Polygons times (x, y) `scale` plus `offset`, float32; None stays None."""
     factor, shift = np.array(scale, dtype=np.float32), np.array(offset, dtype=np.float32)
     return tuple(None if outline is None else outline * factor + shift for outline in segments)
+
+
+def whole_segments(
+    boxes: np.ndarray, segments: tuple[np.ndarray | None, ...]
+) -> tuple[np.ndarray | None, ...]:
+    """The polygons without those that do not reach all sides of their box (None instead).
+
+    An object that is seen in several parts may have the polygon of one of them only, which must
+    not speak for the box.
+    """
+    owners = [place for place, outline in enumerate(segments) if outline is not None]
+    if not owners:
+        return segments
+    outlines = [outline for outline in segments if outline is not None]
+    start = np.cumsum([0, *map(len, outlines)])[:-1]
+    points = np.concatenate(outlines)
+    extent = np.hstack((np.minimum.reduceat(points, start), np.maximum.reduceat(points, start)))
+    whole = np.zeros(len(segments), dtype=bool)
+    whole[owners] = (np.abs(extent - boxes[owners]) <= BOX_TOLERANCE).all(1)
+    return tuple(s if fits else None for s, fits in zip(segments, whole, strict=True))
 
 
 def is_axis_aligned(matrix: np.ndarray) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from data.geometry import scale_segments
+from data.geometry import scale_segments, whole_segments
 from data.mosaic import mosaic4
 from data.records import ImageRecord
 from data.sample import Batch, Sample
@@ -87,12 +87,13 @@ class Augmentation:
 def fetch(records: Sequence[ImageRecord], store: ImageStore, index: int) -> Sample:
     """Record `index` at the store's scale, without padding and without its crowd regions."""
     record, scaled = records[index], store.geometry(index)
+    outlines = whole_segments(record.boxes, record.segments)
     whole = Sample(
         image=store[index],
         boxes=scaled.to_network(record.boxes),
         labels=record.labels,
         image_id=record.image_id,
-        segments=scale_segments(record.segments, scaled.scale_xy),
+        segments=scale_segments(outlines, scaled.scale_xy),
     )
     return keep(whole, ~record.crowd)
 

@@ -106,7 +106,5 @@ def _outlines(axes: Axes, labels: np.ndarray, boxes: np.ndarray) -> None:
 def _heat(axes: Axes, points: np.ndarray, *, title: str, names: tuple[str, str]) -> None:
     square = [[0, 1], [0, 1]]
     heat, _, _ = np.histogram2d(points[:, 0], points[:, 1], bins=HEAT_BINS, range=square)
-    axes.imshow(
-        np.log1p(heat.T), extent=(0, 1, 0, 1), origin="lower", cmap="Blues", aspect="equal"
-    )
+    axes.imshow(np.log1p(heat.T), extent=(0, 1, 0, 1), origin="lower", cmap="Blues", aspect="equal")
     axes.set(title=f"{title} (log scale)", xlabel=names[0], ylabel=names[1])

@@ -115,16 +115,18 @@ def _first_text(row: Sequence[str]) -> str:
 def _box_of(points: np.ndarray) -> np.ndarray:
     """(P, 2) -> centre x, centre y, width, height of the box around them."""
     low, high = points.min(0), points.max(0)
+    if not np.isfinite(points).all():
+        return np.full(4, np.nan)
     return np.concatenate(((low + high) / 2, high - low))
 
 
 def _causes(classes: np.ndarray, shapes: np.ndarray, count: int) -> dict[int, str]:
     """Why a row cannot be used, by its index; the first cause counts."""
-    finite = np.isfinite(np.column_stack((classes, shapes)).sum(1))
+    finite = np.asarray(np.isfinite(classes) & np.isfinite(shapes).all(1))
     whole = finite & (classes == np.round(classes))
     known = whole & (classes >= 0) & (classes < count)
     centre, size = shapes[:, :2], shapes[:, 2:]
-    area = (size > 0).all(1)
+    area = np.asarray((size > 0).all(1))
     inside = ((centre >= -_TOLERANCE) & (centre <= 1 + _TOLERANCE)).all(1)
     fraction = inside & (size <= 1 + _TOLERANCE).all(1)
     causes: dict[int, str] = {}

@@ -52,7 +52,6 @@ def run(config: ValConfig) -> None:
         task = prepare(config, place)
         tell = say if place.is_main else _mute
         tell("val.py: " + ", ".join(f"{key}={value}" for key, value in config.changed().items()))
-        tell(f"{config.split}: {task.index.describe()}")
         if config.task == "study":
             study(task, tell)
         else:

@@ -23,6 +23,16 @@ from utils.errors import UserError
 MAX_MEMBERS = 100_000
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the raw format
 LEGACY_PROTOCOL = 1001
+# what reading a damaged zip raises
+BAD_ZIP = (
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+)
 COUNT_BYTES = 8  # before each storage of the raw format: its number of elements
 
 
@@ -50,7 +60,7 @@ class Pickled:
             raise UserError(f"{self.path}: its tensors are larger than the file; refused")
         try:
             data = bytearray(self._read(storage))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
+        except BAD_ZIP as error:
             cause = str(error).splitlines()[0]
             raise UserError(
                 f"{self.path}: not a checkpoint: storage {storage.key!r} cannot be read ({cause})"
@@ -117,7 +127,7 @@ def _guess(start: bytes) -> str:
 def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+    except BAD_ZIP as error:
         raise UserError(
             f"{path}: not a checkpoint: a truncated or damaged zip ({error})"
         ) from error
@@ -130,7 +140,7 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> Pickled:
     try:
         order = archive.read(f"{prefix}/byteorder") if "byteorder" in members else b"little"
         content = archive.read(f"{prefix}/data.pkl")
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
+    except BAD_ZIP as error:
         raise UserError(f"{path}: not a checkpoint: a damaged zip ({error})") from error
     if order.strip() != b"little":
         raise UserError(f"{path}: written on a big-endian machine, which is not supported")

@@ -26,10 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Views, copies, concatenation, splits, padding, allocation.
 FREE = frozenset(
     {
-        "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "as_strided", "cat", "chunk", "clone",
-        "constant_pad_nd", "contiguous", "copy_", "detach", "empty", "expand", "permute", "reshape",
-        "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "t", "transpose",
-        "unflatten", "unsqueeze", "view",
+        "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "as_strided", "cat",
+        "channel_shuffle", "chunk", "clone", "constant_pad_nd", "contiguous", "copy", "detach",
+        "empty", "expand", "native_channel_shuffle", "permute", "reshape", "select", "slice",
+        "split", "split_with_sizes", "squeeze", "stack", "t", "transpose", "unflatten",
+        "unsqueeze", "view",
     }
 )  # fmt: skip
 PER_OUTPUT: Mapping[str, int] = MappingProxyType(
@@ -125,8 +126,8 @@ class CostCounter(TorchDispatchMode):
 
 
 def _cost(func: Any, args: Sequence[Any], result: Any) -> Cost:
-    name = str(func.overloadpacket.__name__).rstrip("_")
-    if name in FREE or func.overloadpacket.__name__ in FREE:
+    name = str(func.overloadpacket.__name__).rstrip("_")  # relu_ costs what relu costs
+    if name in FREE:
         return Cost()
     out = result[0] if isinstance(result, (tuple, list)) else result
     if name in PER_OUTPUT:

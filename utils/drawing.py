@@ -17,16 +17,17 @@ from utils.errors import UserError
 from utils.letterbox import Letterbox
 
 Color = tuple[int, int, int]
+Pixels = tuple[int, int, int, int]  # left, top, right, bottom
 
 # Twenty colours that are easy to tell apart, strong on photographs; class 0 first.
 PALETTE: tuple[Color, ...] = (
     *((230, 25, 75), (60, 180, 75), (67, 99, 216), (245, 130, 49), (145, 30, 180)),
     *((66, 212, 244), (240, 50, 230), (191, 239, 69), (250, 190, 212), (70, 153, 144)),
-    *((220, 190, 255), (154, 99, 36), (255, 225, 25), (128, 0, 0), (170, 255, 195)),
-    *((128, 128, 0), (255, 216, 177), (0, 0, 117), (169, 169, 169), (255, 250, 200)),
+    *((220, 190, 255), (154, 99, 36), (255, 225, 25), (178, 34, 34), (170, 255, 195)),
+    *((128, 128, 0), (255, 216, 177), (40, 40, 170), (169, 169, 169), (255, 250, 200)),
 )
 COLORS = 256  # different ones; further classes begin again
-DARKEST = 110  # sum of the channels; darker lines vanish in shadows
+DARKEST = 250  # sum of the channels; darker lines vanish in shadows
 
 PIXELS_PER_LINE = 300  # geometric mean side per pixel of line thickness
 PIXELS_PER_LETTER = 40  # ... and per pixel of font size
@@ -101,23 +102,27 @@ def draw_boxes(
     side = math.sqrt(image.shape[0] * image.shape[1])
     line = thickness or max(round(side / PIXELS_PER_LINE), 1)
     font_size = max(round(side / PIXELS_PER_LETTER), SMALLEST_FONT)
-    order = range(len(classes)) if values is None else np.argsort(values, kind="stable")
+    order = list(range(len(classes)))[::-1]
+    if values is not None:
+        order = [int(row) for row in np.argsort(values, kind="stable")]
     pixels = _whole(corners, image.shape[0], image.shape[1])
     for row in order:
         left, top, right, bottom = pixels[row]
         shade = color(classes[row])
         # level lines on whole pixels: LINE_AA would only blur them (the letters are anti-aliased)
         cv2.rectangle(canvas, (left, top), (right, bottom), shade, line, cv2.LINE_8)
-    for row in order:
+    taken = np.zeros((0, 4))
+    for row in [] if hide_labels else reversed(order):  # the best ones have the first choice
         text = _text(classes[row], names, None if values is None or hide_conf else values[row])
-        if not hide_labels:
-            _put_label(
-                canvas, text, pixels[row], color(classes[row]), font_size=font_size, line=line
-            )
+        patch = _fitting_label(text, color(classes[row]), font_size, image.shape[1])
+        place = _place(patch, pixels[row], line // 2, taken, (image.shape[0], image.shape[1]))
+        taken = np.vstack((taken, place))
+        left, top, right, bottom = place
+        canvas[top:bottom, left:right] = patch[: bottom - top, : right - left]
     return canvas
 
 
-def _whole(boxes: np.ndarray, height: int, width: int) -> list[tuple[int, int, int, int]]:
+def _whole(boxes: np.ndarray, height: int, width: int) -> list[Pixels]:
     """Boxes as pixels of the image; what is not finite collapses to the border."""
     limits = np.array([width - 1, height - 1, width - 1, height - 1])
     rows = np.clip(np.nan_to_num(np.round(boxes), nan=0, posinf=1e9, neginf=0), 0, limits)
@@ -132,28 +137,37 @@ def _text(label: int, names: Sequence[str], score: float | None) -> str:
     return name if score is None else f"{name} {score:.2f}"
 
 
-def _put_label(
-    canvas: np.ndarray,
-    text: str,
-    box: tuple[int, int, int, int],
-    shade: Color,
-    *,
-    font_size: int,
-    line: int,
-) -> None:
-    """Write `text` above the box, or inside it when there is no room; always inside the image."""
-    height, width = canvas.shape[:2]
+def _fitting_label(text: str, shade: Color, font_size: int, width: int) -> np.ndarray:
+    """The label in this font size, or in the largest one that fits into the image's width."""
     patch = _label(text, font_size, shade)
     while patch.shape[1] > width and font_size > TINIEST_FONT:
         font_size -= 1
         patch = _label(text, font_size, shade)
+    return patch
+
+
+def _place(
+    patch: np.ndarray, box: Pixels, outer: int, taken: np.ndarray, shape: tuple[int, int]
+) -> Pixels:
+    """Where a label goes: above the box if that is inside the image and free of other labels.
+
+    Else inside its top, below it, or at its right end; the place that hides least of `taken`.
+    """
+    height, width = shape
     rows, columns = min(patch.shape[0], height), min(patch.shape[1], width)
-    outer = line // 2
-    left = min(max(box[0] - outer, 0), width - columns)
-    top = box[1] - outer - rows
-    if top < 0:
-        top = min(max(box[1], 0), height - rows)
-    canvas[top : top + rows, left : left + columns] = patch[:rows, :columns]
+    above, inside, below = box[1] - outer - rows, box[1], box[3] + outer + 1
+    left, right = box[0] - outer, box[2] + outer + 1 - columns
+    best, least = (0, 0, columns, rows), math.inf
+    for x, y in ((left, above), (left, inside), (left, below), (right, above), (right, inside)):
+        if not (0 <= y <= height - rows) and y != inside:
+            continue
+        x, y = min(max(x, 0), width - columns), min(max(y, 0), height - rows)
+        place = (x, y, x + columns, y + rows)
+        low, high = np.maximum(taken[:, :2], place[:2]), np.minimum(taken[:, 2:], place[2:])
+        hidden = float((high - low).clip(min=0).prod(1).sum())
+        if hidden < least:
+            best, least = place, hidden
+    return best
 
 
 @lru_cache(maxsize=512)

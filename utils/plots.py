@@ -16,6 +16,7 @@ from utils.metrics import Curves
 LEGEND_CLASSES = 20  # more lines than this have no legend
 NUMBERED_CLASSES = 30  # a larger matrix has no numbers in its cells
 DPI = 200
+POINTS_PER_INCH = 72  # of letters
 MEAN_COLOR = "#1f3fbf"
 GRID_COLOR = "#d9d9d9"
 
@@ -84,10 +85,12 @@ def _lines(
     if len(values):
         mean = axes.plot(across, values.mean(0), color=MEAN_COLOR, linewidth=3, label=label)
         handles = [*mean, *handles]
-    if handles:
+    if handles and few:
         axes.legend(
             handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9
         )
+    elif handles:
+        axes.legend(handles=handles, loc="upper right", framealpha=0.9, fontsize=10)
 
 
 def _short(name: str) -> str:
@@ -112,7 +115,7 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     axes = figure.add_subplot()
     image = axes.imshow(np.ma.masked_equal(share, 0), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the column")
-    letters = float(np.clip(430 / side, 5, 10))
+    letters = float(np.clip(POINTS_PER_INCH * 0.6 * size / side, 5, 10))
     ticks = [*(_short(name) for name in names), "background"]
     axes.set_xticks(range(side), ticks, rotation=90, fontsize=letters)
     axes.set_yticks(range(side), ticks, fontsize=letters)
@@ -123,7 +126,9 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     axes.grid(which="minor", color=GRID_COLOR, linewidth=0.3)
     axes.tick_params(which="both", length=0)
     if side - 1 <= NUMBERED_CLASSES:
-        _numbers(axes, matrix, share, size=float(np.clip(90 / side, 5, 10)))
+        _numbers(
+            axes, matrix, share, size=float(np.clip(POINTS_PER_INCH * 0.18 * size / side, 5, 10))
+        )
     _save(figure, path)
 
 

@@ -7,7 +7,8 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from models.blocks.conv import Block, make_activation, require_positive
+from models.blocks.checks import require_positive
+from models.blocks.conv import Block, make_activation
 from models.registry import register
 
 # Hardsigmoid is relu6(x + 3) / 6.

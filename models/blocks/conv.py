@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from models.blocks.checks import require_flag, require_groups, require_positive
 from models.registry import register
 from utils.errors import nearest
 
 BN_EPS = 1e-3  # YOLOv5's values; torch's own are 1e-5 and 0.1
 BN_MOMENTUM = 0.03
-
 
 # In place where backward needs the result only; elsewhere in place would cost a copy in training.
 ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
@@ -33,7 +33,7 @@ ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     }
 )
 _ACTIVATION_TEXT = re.compile(
-    r"(?:nn\.)?(?P<name>[A-Za-z0-9]+)(?:\(\s*(?P<value>[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)?\s*\))?"
+    r"(?:nn\.)?(?P<name>[A-Za-z0-9]+)(?:\(\s*(?P<value>[0-9.]+(?:[eE][-+]?[0-9]+)?)?\s*\))?"
 )
 _default_activation: ContextVar[str] = ContextVar("default_activation", default="SiLU")
 
@@ -58,7 +58,9 @@ def activation(text: str) -> nn.Module:
     try:
         slope = float(value)
     except ValueError:
-        raise ValueError(f"activation {text!r}: {value!r} is not a number") from None
+        slope = math.inf
+    if not math.isfinite(slope):
+        raise ValueError(f"activation {text!r}: {value!r} is not a number")
     return ACTIVATIONS[name](slope)
 
 
@@ -84,41 +86,6 @@ def make_activation(act: str | bool) -> nn.Module:
             f"act must be true, false or the name of an activation, got {act!r}"
         )
     return activation(act)
-
-
-def require_positive(block: str, **values: Any) -> None:
-    """ValueError naming the first value that is not an integer of at least 1."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{block}: {name} must be an integer of at least 1, got {value!r}")
-
-
-def require_flag(block: str, **values: Any) -> None:
-    """ValueError naming the first value that is not true or false."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise ValueError(  # noqa: TRY004  a value of a YAML row
-                f"{block}: {name} must be true or false, got {value!r}"
-            )
-
-
-def hidden_width(block: str, channels: int, factor: float) -> int:
-    """int(channels * factor), or ValueError when that leaves no channel."""
-    require_positive(block, channels=channels)
-    if isinstance(factor, bool) or not isinstance(factor, int | float):
-        raise ValueError(  # noqa: TRY004  a value of a YAML row
-            f"{block}: a width must be a number times the channels, got {factor!r}"
-        )
-    width = int(channels * factor)
-    if width < 1:
-        raise ValueError(f"{block}: {factor} times {channels} channels leaves none")
-    return width
-
-
-def round_channels(value: float, divisor: int) -> int:
-    """Nearest multiple of `divisor`, at least `divisor` and never under 90 % of `value`."""
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 class Block(nn.Module):
@@ -180,14 +147,6 @@ def _pair(block: str, kernel: int | Sequence[int]) -> tuple[int, int]:
     require_positive(block, kernel=values[0])
     require_positive(block, kernel=values[1])
     return values[0], values[1]
-
-
-def require_groups(block: str, groups: int, **widths: int) -> None:
-    """ValueError when a width is not a multiple of `groups`."""
-    require_positive(block, groups=groups)
-    for name, width in widths.items():
-        if width % groups:
-            raise ValueError(f"{block}: {name} {width} is not a multiple of groups {groups}")
 
 
 @register

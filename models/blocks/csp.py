@@ -7,15 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.blocks.conv import (
-    Block,
-    Conv,
-    batch_norm,
-    hidden_width,
-    make_activation,
-    require_flag,
-    require_positive,
-)
+from models.blocks.checks import hidden_width, require_flag, require_positive
+from models.blocks.conv import Block, Conv, batch_norm, make_activation
 from models.registry import register
 
 

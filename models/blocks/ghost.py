@@ -9,14 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.attention import SE
-from models.blocks.conv import (
-    Block,
-    Conv,
-    DWConv,
-    require_flag,
-    require_positive,
-    round_channels,
-)
+from models.blocks.checks import require_flag, require_positive, round_channels
+from models.blocks.conv import Block, Conv, DWConv
 from models.blocks.csp import C3
 from models.registry import register
 
@@ -98,7 +92,7 @@ class C3Ghost(C3):
 
     (B, c_in, H, W) -> (B, c_out, H, W).  `shortcut` and `groups` hold the places they have in
     YOLOv5's rows and mean nothing here.  With h = c_out * expansion, params = 2 h (c_in + 2)
-    + (2 h + 2) c_out + n (3 h^2 / 4 + 47 h / 2).
+    + (2 h + 2) c_out + n (h^2 / 2 + 87 h / 4).
     """
 
     ignores: ClassVar[tuple[str, ...]] = ("shortcut", "groups")

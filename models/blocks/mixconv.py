@@ -9,17 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.attention import SE
-from models.blocks.conv import (
-    Block,
-    Conv,
-    batch_norm,
-    bn_scale_shift,
-    fold,
-    hidden_width,
-    make_activation,
-    require_flag,
-    require_positive,
-)
+from models.blocks.checks import hidden_width, require_flag, require_positive
+from models.blocks.conv import Block, Conv, batch_norm, bn_scale_shift, fold, make_activation
 from models.registry import register
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.attention import ESE
-from models.blocks.conv import Block, Conv, hidden_width, require_flag, require_positive
+from models.blocks.checks import hidden_width, require_flag, require_positive
+from models.blocks.conv import Block, Conv
 from models.registry import register
 
 KERNEL = 3

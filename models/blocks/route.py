@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks.conv import Block, require_flag, require_positive
+from models.blocks.checks import require_flag, require_positive
+from models.blocks.conv import Block
 from models.registry import register
 
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.blocks.conv import Block, Conv, require_flag, require_positive
+from models.blocks.checks import require_flag, require_positive
+from models.blocks.conv import Block, Conv
 from models.registry import register
 
 GROUPS = 2
@@ -18,7 +19,10 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
     (B, C, H, W) -> (B, C, H, W).  arXiv:1707.01083, section 3.1.
     """
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    if torch.onnx.is_in_onnx_export():  # ONNX has no such operator
+        return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    # torch's own keeps channels_last and is several times faster than the views on a CPU
+    return torch.channel_shuffle(x, groups)
 
 
 def _require_even(block: str, c_out: int) -> int:

@@ -1,0 +1,79 @@
+"""Fixtures of the data tests: a cache folder of their own, and small data sets made by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache folder, empty for each test."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.delenv("RANK", raising=False)
+    return folder
+
+
+@pytest.fixture
+def write_image() -> Callable[..., Path]:
+    """write_image(path, width=64, height=48): a smooth picture, as the suffix says."""
+
+    def write(path: Path, width: int = 64, height: int = 48) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(len(path.name)).integers(0, 255, (4, 5, 3), np.uint8)
+        ok, data = cv2.imencode(path.suffix, cv2.resize(noise, (width, height)))
+        assert ok
+        path.write_bytes(data.tobytes())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def yolo_set(tmp_path: Path, write_image: Callable[..., Path]) -> Callable[..., Path]:
+    """yolo_set({'a.jpg': '0 .5 .5 .2 .2\\n', 'b.jpg': None}, names=3) -> the YAML file."""
+
+    def make(labels: dict[str, str | bytes | None], names: int = 3) -> Path:
+        for name, text in labels.items():
+            image = write_image(tmp_path / "set" / "images" / "train" / name)
+            label = tmp_path / "set" / "labels" / "train" / f"{image.stem}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            if text is not None:
+                label.write_bytes(text if isinstance(text, bytes) else text.encode())
+        file = tmp_path / "set.yaml"
+        listed = [f"c{i}" for i in range(names)]
+        file.write_text(f"path: set\ntrain: images/train\nval: images/train\nnames: {listed}\n")
+        return file
+
+    return make
+
+
+@pytest.fixture
+def coco_set(tmp_path: Path, write_image: Callable[..., Path]) -> Callable[..., Path]:
+    """coco_set(annotations, images=[...], categories=[...]) -> the YAML file; two 64x48 images."""
+
+    def make(annotations: list[Any], **parts: Any) -> Path:
+        for name in ("a.jpg", "b.jpg"):
+            write_image(tmp_path / "coco" / "pics" / name)
+        data = {
+            "images": [
+                {"id": 7, "file_name": "a.jpg", "width": 64, "height": 48},
+                {"id": 3, "file_name": "b.jpg", "width": 64, "height": 48},
+            ],
+            "annotations": annotations,
+            "categories": [{"id": 9, "name": "cat"}, {"id": 2, "name": "dog"}],
+            **parts,
+        }
+        (tmp_path / "coco" / "ann.json").write_text(json.dumps(data))
+        file = tmp_path / "coco.yaml"
+        file.write_text("path: coco\ntrain: {images: pics, annotations: ann.json}\n")
+        return file
+
+    return make

@@ -1,0 +1,488 @@
+"""Checkpoints: whole or not there, plain values only, told apart, never loaded in part."""
+
+from __future__ import annotations
+
+import collections
+import enum
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine import checkpoint
+from engine.checkpoint import (
+    load_checkpoint,
+    load_detector,
+    model_payload,
+    save_checkpoint,
+    strip_checkpoint,
+    transfer,
+)
+from models.builder import build_detector
+from models.detector import Detector
+from models.parser import parse_spec
+from utils.environment import run_environment
+from utils.errors import UserError
+
+YAML: dict[str, Any] = {
+    "width_multiple": 0.25,
+    "anchors": [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119]],
+    "backbone": [
+        [-1, 1, "Conv", [32, 6, 2, 2]],
+        [-1, 1, "Conv", [32, 3, 2]],
+        [-1, 1, "C3", [32]],
+        [-1, 1, "Conv", [64, 3, 2]],
+        [-1, 1, "Conv", [64, 3, 2]],
+    ],
+    "head": [[[3, 4], 1, "Detect", ["nc", "anchors"]]],
+}
+
+
+def small(classes: int = 2, **changes: Any) -> Detector:
+    torch.manual_seed(classes)
+    names = [f"class {index}" for index in range(classes)]
+    return build_detector(parse_spec({**YAML, **changes}, "test"), classes=classes, names=names)
+
+
+def saved(path: Path, model: Detector, **more: Any) -> Path:
+    save_checkpoint(path, {**model_payload(model), **more})
+    return path
+
+
+def evil(path: Path, marker: Path, *, legacy: bool = False) -> Path:
+    """A checkpoint whose pickle runs a (harmless) command in Python's own unpickler."""
+
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {marker}",)
+
+    content = {"format": "featherdet-1", "model": [torch.zeros(2), Payload()]}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+class TestSave:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        base = torch.arange(6.0).view(2, 3)
+        payload = {
+            "tensors": {"a": base, "b": base.half(), "c": base.T, "d": torch.tensor(True)},
+            "parameter": torch.nn.Parameter(base),
+            "list": [1, 2.5, "text", None, True, (1, [2])],
+            3: {"deep": collections.OrderedDict(x=1)},
+        }
+        save_checkpoint(tmp_path / "x.pt", payload)
+        found = load_checkpoint(tmp_path / "x.pt")
+        assert found.pop("format") == "featherdet-1"
+        assert found.keys() == payload.keys()
+        for name, value in payload["tensors"].items():
+            assert torch.equal(found["tensors"][name], value)
+            assert found["tensors"][name].dtype == value.dtype
+        assert type(found["parameter"]) is Tensor
+        assert torch.equal(found["parameter"], base)
+        assert found["list"] == payload["list"]
+        assert found[3] == {"deep": {"x": 1}}
+        assert type(found[3]["deep"]) is dict
+
+    def test_loads_without_this_project(self, tmp_path: Path) -> None:
+        path = saved(tmp_path / "x.pt", small(), metrics={"mAP": np.float64(0.5)})
+        command = (
+            "import sys, torch; x = torch.load(sys.argv[1], weights_only=True); print(x['format'])"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", command, path], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert result.stdout == "featherdet-1\n"
+
+    def test_part_of_a_large_tensor_is_stored_alone(self, tmp_path: Path) -> None:
+        save_checkpoint(tmp_path / "x.pt", {"t": torch.zeros(1_000_000)[:10]})
+        assert (tmp_path / "x.pt").stat().st_size < 10_000
+
+    @pytest.mark.parametrize(
+        ("value", "cause"),
+        [
+            ({"a": [0, {"b": Path("x")}]}, r"checkpoint\.top\.a\.1\.b is a PosixPath"),
+            ({"a": {1, 2}}, r"checkpoint\.top\.a is a set"),
+            (np.zeros(2), r"checkpoint\.top is a ndarray"),
+            ([np.float32(1)], r"checkpoint\.top\.0 is a float32"),
+            ({(1, 2): 0}, r"checkpoint\.top has a tuple as a key"),
+            (torch.float16, r"checkpoint\.top is a dtype"),
+            (torch.nn.Linear(1, 1), r"checkpoint\.top is a Linear"),
+            (lambda: 0, r"checkpoint\.top is a function"),
+            (enum.Enum("E", "a").a, r"checkpoint\.top is a E"),
+            (torch.zeros(2).to_sparse(), r"checkpoint\.top is a tensor without plain values"),
+            (torch.zeros(2, device="meta"), r"checkpoint\.top is a tensor without plain values"),
+        ],
+    )
+    def test_other_values_are_named(self, tmp_path: Path, value: Any, cause: str) -> None:
+        with pytest.raises(TypeError, match=cause):
+            save_checkpoint(tmp_path / "x.pt", {"top": value})
+        assert list(tmp_path.iterdir()) == []
+
+    def test_subclasses_of_plain_values_become_plain(self, tmp_path: Path) -> None:
+        payload = {"version": torch.__version__, "score": np.float64(0.25), "flag": True}
+        save_checkpoint(tmp_path / "x.pt", payload)
+        found = load_checkpoint(tmp_path / "x.pt")
+        assert {key: type(found[key]) for key in payload} == {
+            "version": str,
+            "score": float,
+            "flag": bool,
+        }
+        assert found["score"] == 0.25
+
+    def test_missing_folder_is_one_line(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"could not be written \(No such file or directory\)$"):
+            save_checkpoint(tmp_path / "none" / "x.pt", {})
+
+
+def child(code: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own, as a training run that dies."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        cwd=Path(checkpoint.__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+SAVE = """
+import os, signal, sys, torch
+from engine.checkpoint import save_checkpoint
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+path = sys.argv[1]
+save_checkpoint(path, {"epoch": 0, "w": torch.zeros(100_000)})
+save_checkpoint(path, {"epoch": 1, "w": torch.ones(100_000)})
+"""
+
+
+def test_c3_kill_between_saves(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    assert child(SAVE + "die()", path).returncode == -signal.SIGKILL
+    assert load_checkpoint(path)["epoch"] == 1
+
+
+HALF = """
+real = torch.save
+def half(content, file):
+    import io
+    whole = io.BytesIO()
+    real(content, whole)
+    file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+    file.flush()
+    die()
+torch.save = half
+"""
+
+
+@pytest.mark.parametrize("where", [HALF, "os.fsync = die", "os.replace = os.rename = die"])
+def test_c4_kill_half_way_in_the_write(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "last.pt"
+    third = 'save_checkpoint(path, {"epoch": 2, "w": torch.ones(100_000)})'
+    assert child(f"{SAVE}\n{where}\n{third}", path).returncode == -signal.SIGKILL
+    temporary = path.with_name("last.pt.tmp")
+    assert temporary.exists()  # the write had really begun
+    assert load_checkpoint(path)["epoch"] == 1
+    assert torch.equal(load_checkpoint(path)["w"], torch.ones(100_000))
+    save_checkpoint(path, {"epoch": 2})
+    assert load_checkpoint(path)["epoch"] == 2
+    assert not temporary.exists()  # nothing is left behind for ever
+
+
+LIMITED = """
+import resource
+size = os.path.getsize(path)
+before = open(path, "rb").read()
+for limit in (1, 64, 1000, 5000, size // 2, size - 5000, size - 65, size - 1):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        save_checkpoint(path, {"epoch": 2, "w": torch.ones(100_000)})
+    except Exception as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert open(path, "rb").read() == before
+    assert os.listdir(os.path.dirname(path)) == ["last.pt"]
+save_checkpoint(path, {"epoch": 2})
+"""
+
+
+def test_c5_write_fails(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    result = child(SAVE + LIMITED, path)
+    message = f"UserError: {path}: the checkpoint could not be written (File too large)"
+    assert result.stderr.splitlines() == [f"{message}; the previous one is intact"] * 8
+    assert result.returncode == 0
+    assert load_checkpoint(path)["epoch"] == 2
+
+
+def test_interrupted_write_is_raised_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "x.pt", small(), epoch=1)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, {"epoch": 2})
+    assert [item.name for item in tmp_path.iterdir()] == ["x.pt"]
+    assert load_checkpoint(path)["epoch"] == 1
+
+
+READERS = {
+    "load_checkpoint": load_checkpoint,
+    "load_detector": lambda path: load_detector(path, device="cpu"),
+    "transfer": lambda path: transfer(small(), path),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_c1_c2_not_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Any
+) -> None:
+    def no_network(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "socket", no_network)
+    whole = saved(tmp_path / "x.pt", small()).read_bytes()
+    pipe = tmp_path / "pipe.pt"
+    os.mkfifo(pipe)
+    cases = {
+        "zero.pt": (b"", "not a checkpoint: the file is empty"),
+        "text.pt": (b"hello\n", "not a checkpoint: it is text"),
+        "cut.pt": (whole[: len(whole) // 2], "not a checkpoint: a truncated or damaged zip"),
+        "last byte.pt": (whole[:-1], "not a checkpoint: a truncated or damaged zip"),
+        "pickle.pt": (pickle.dumps({"a": 1}, 2), "not a checkpoint: a pickle that torch.save did"),
+        "missing.pt": (None, r"missing\.pt: no such file \(nothing is downloaded\)"),
+        ".": (None, "not a checkpoint: it is a directory"),
+        "pipe.pt": (None, "not a checkpoint: it is no regular file"),
+    }
+    for name, (content, cause) in cases.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=cause) as caught:
+            reader(str(tmp_path / name))
+        assert caught.value.exit_code == 2
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no such file"):
+        reader("https://example.invalid/yolov5n.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_s4_s5_payload_never_runs(tmp_path: Path, reader: Any, legacy: bool) -> None:
+    marker = tmp_path / "marker"
+    path = evil(tmp_path / "evil.pt", marker, legacy=legacy)
+    with pytest.raises(UserError, match=r"refused: the file names '(posix|nt)\.system'"):
+        reader(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # the payload is a real one
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_s4_s5_exit_code(tmp_path: Path, legacy: bool) -> None:
+    """What a script does with it: exit 2 and one line."""
+    marker = tmp_path / "marker"
+    path = evil(tmp_path / "evil.pt", marker, legacy=legacy)
+    code = (
+        "import sys\nfrom utils.errors import run_script\nfrom engine.checkpoint import *\n"
+        "run_script(lambda argv: load_detector(argv[0], device='cpu'))"
+    )
+    result = child(code, path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {path}: refused: the file names '")
+    assert result.stderr.count("\n") == 1
+    assert not marker.exists()
+
+
+def test_s12_genuine_file_and_its_copy_are_equal(shared: Path, tmp_path: Path) -> None:
+    """Imported, written as our own, read again: the same tensors, names, strides and output."""
+    model = load_detector(shared / "weights/yolov5n.pt", device="cpu")
+    assert not model.training
+    again = load_detector(saved(tmp_path / "x.pt", model), device="cpu")
+    first, second = model.state_dict(), again.state_dict()
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (again.names, again.stride, again.spec) == (model.names, model.stride, model.spec)
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        pairs = zip(model(image), again(image), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_fused_model_computes_the_same(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.pt", small())
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        plain = load_detector(path, device="cpu")(image)
+        fused_model = load_detector(path, device="cpu", fuse=True)
+        fused = fused_model(image)
+    assert not any(".bn." in name for name in fused_model.state_dict())
+    for a, b in zip(plain, fused, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_r4_non_finite_weights_are_named(tmp_path: Path, bad: float) -> None:
+    model = small()
+    model.state_dict()["model.1.bn.running_var"][3] = bad
+    path = saved(tmp_path / "x.pt", model)
+    cause = "non-finite weights: 1 of 8 values of model.1.bn.running_var"
+    with pytest.raises(UserError, match=cause):
+        load_detector(path, device="cpu")
+    with pytest.raises(UserError, match=cause):
+        transfer(small(), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"spec": None}, "no usable 'spec'"),
+        ({"spec": {"layers": []}}, "damaged specification"),
+        ({"names": 3}, "no usable 'names'"),
+        ({"names": []}, "damaged specification"),
+        ({"names": ["a", "b", "c"]}, "of another shape"),
+        ({"model": {}}, "missing"),
+        ({"model": {"a": 1}}, "holds more than tensors"),
+        ({"model": {"a": torch.zeros(1)}}, r"1 unknown \(a\)"),
+        ({"format": "featherdet-9"}, "format 'featherdet-9' is not known, expected 'featherdet-1'"),
+    ],
+)
+def test_partial_or_damaged_content_is_refused(
+    tmp_path: Path, change: dict[str, Any], cause: str
+) -> None:
+    path = saved(tmp_path / "x.pt", small(), **change)
+    with pytest.raises(UserError, match=cause) as caught:
+        load_detector(path, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_tensor_short_is_refused(tmp_path: Path) -> None:
+    payload = model_payload(small())
+    del payload["model"]["model.3.conv.weight"]
+    save_checkpoint(tmp_path / "x.pt", payload)
+    with pytest.raises(UserError, match=r"1 missing \(model\.3\.conv\.weight\), 0 unknown, 0 of"):
+        load_detector(tmp_path / "x.pt", device="cpu")
+
+
+def test_only_own_checkpoints_are_resumed(shared: Path) -> None:
+    with pytest.raises(UserError, match="not written by FeatherDet"):
+        load_checkpoint(shared / "weights/yolov5n.pt")
+
+
+def test_compressed_zip_is_refused(tmp_path: Path) -> None:
+    """torch would unpack it into as much memory as it says."""
+    path, bomb = saved(tmp_path / "x.pt", small()), tmp_path / "bomb.pt"
+    with (
+        zipfile.ZipFile(path) as source,
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(UserError, match="compressed"):
+        load_checkpoint(bomb)
+
+
+def test_strip_takes_the_training_state_only(tmp_path: Path) -> None:
+    state = {"optimizer": torch.zeros(100_000)}
+    path = saved(tmp_path / "best.pt", small(), train_state=state, epoch=7)
+    before = load_checkpoint(path)
+    strip_checkpoint(path)
+    after = load_checkpoint(path)
+    assert path.stat().st_size < 200_000
+    assert after["train_state"] is None
+    assert after["epoch"] == 7
+    assert all(torch.equal(before["model"][name], after["model"][name]) for name in before["model"])
+
+
+class TestTransfer:
+    def test_all_of_the_same_model(self, tmp_path: Path) -> None:
+        path, model = saved(tmp_path / "x.pt", small(2)), small(2)
+        torch.nn.init.zeros_(model.model[0].conv.weight)
+        report = transfer(model, path)
+        assert report.loaded == tuple(model.state_dict())
+        assert report.missing == report.unfit == report.unused == ()
+        assert (
+            report.text()
+            == f"{path}: {len(report.loaded)} of the model's {len(report.loaded)} tensors loaded"
+        )
+        source = load_checkpoint(path)["model"]
+        assert all(torch.equal(source[name], value) for name, value in model.state_dict().items())
+
+    def test_other_classes_load_all_but_the_detection(self, tmp_path: Path) -> None:
+        model = small(5)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        report = transfer(model, saved(tmp_path / "x.pt", small(2)))
+        detection = {f"model.5.m.{level}.{part}" for level in (0, 1) for part in ("weight", "bias")}
+        assert set(report.unfit) == detection
+        assert set(report.loaded) == set(before) - detection
+        assert report.missing == report.unused == ()
+        after = model.state_dict()
+        assert all(torch.equal(after[name], before[name]) for name in detection)
+        assert "  4 of another form: model.5.m.0.weight" in report.text()
+
+    def test_same_shape_by_chance_does_not_fit(self, tmp_path: Path) -> None:
+        """3 anchors x (5 + 5) and 2 anchors x (5 + 10) outputs: 30 each."""
+        model = small(10, anchors=[[10, 13, 16, 30], [30, 61, 62, 45]])
+        source = small(5)
+        assert source.head.m[0].weight.shape == model.head.m[0].weight.shape
+        report = transfer(model, saved(tmp_path / "x.pt", source))
+        assert "model.5.m.0.weight" in report.unfit
+        assert "model.5.anchors" in report.unfit
+
+    def test_anchors_need_the_same_strides(self, tmp_path: Path) -> None:
+        backbone = [*YAML["backbone"][:-1], [-1, 1, "Conv", [64, 3, 1]]]
+        model = small(2, backbone=backbone)
+        assert model.stride == (8, 8)
+        before = model.head.anchors.clone()
+        report = transfer(model, saved(tmp_path / "x.pt", small(2)))
+        assert report.unfit == ("model.5.anchors",)
+        assert torch.equal(model.head.anchors, before)
+
+    def test_other_architecture(self, tmp_path: Path) -> None:
+        backbone = [list(row) for row in YAML["backbone"]]
+        backbone[2][2] = "C3Ghost"
+        backbone[3][3] = [96, 3, 2]
+        report = transfer(small(2, backbone=backbone), saved(tmp_path / "x.pt", small(2)))
+        assert "model.2.cv1.conv.weight" in report.loaded
+        assert "model.3.conv.weight" in report.unfit
+        assert "model.2.m.0.cv1.conv.weight" in report.unused
+        assert any(name.startswith("model.2.m.0.conv") for name in report.missing)
+        lines = report.text().splitlines()
+        assert [line.split(":")[0] for line in lines[1:]] == [
+            f"  {len(report.missing)} not in the file",
+            f"  {len(report.unfit)} of another form",
+            f"  {len(report.unused)} in the file but not in the model",
+        ]
+
+    def test_genuine_file(self, shared: Path) -> None:
+        weights = shared / "weights/yolov5n.pt"
+        source = load_detector(weights, device="cpu")
+        model = build_detector(source.spec, classes=3)
+        report = transfer(model, weights)
+        assert len(report.loaded) == 349 - 6
+        assert [name for name in report.unfit if not name.startswith("model.24.m.")] == []
+        assert report.missing == report.unused == ()
+        assert torch.equal(model.model[0].conv.weight, source.model[0].conv.weight)
+
+
+def test_environment_is_plain_and_names_no_path(root: Path) -> None:
+    found = run_environment(torch.device("cpu"))
+    assert found["torch"] == str(torch.__version__)
+    assert found["numpy"] == np.__version__
+    assert all(value is None or type(value) is str for value in found.values())
+    assert not any("/" in str(value) for value in found.values())
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    if head.returncode == 0:
+        assert str(found["commit"]).removesuffix("-dirty") == head.stdout.strip()
