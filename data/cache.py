@@ -6,10 +6,12 @@ time and the hash of its two ends. A file that does not fit, for whatever reason
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -62,14 +64,21 @@ class Cached:
 def cache_file(name: str, key: str) -> Path:
     """Where the cache of a split lies: in the user's cache folder, never in the data set."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
+    folder = Path(base) if Path(base).is_absolute() else _home() / ".cache"
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     return folder / "featherdet" / f"{name}-{digest}.npz"
 
 
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a user without an entry and without HOME, as in some containers
+        return Path(tempfile.gettempdir())
+
+
 def load_cache(file: Path) -> Cached:
     """Read a cache file. A missing one is empty, a bad one is said and empty; runs nothing."""
-    if not file.is_file():
+    if not os.path.isfile(file):  # noqa: PTH113  Path.is_file raises where it may not look
         return Cached()
     try:
         with np.load(file, allow_pickle=False) as arrays:
@@ -88,7 +97,8 @@ def save_cache(file: Path, parsed: Parsed, checks: Sequence[ImageCheck]) -> bool
             np.savez(stream, allow_pickle=False, **_pack(parsed, checks))
         temporary.replace(file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         say(f"warning: no scan cache, every start scans anew: {file.parent}: {_brief(error)}")
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -101,7 +102,8 @@ def report_problems(problems: Sequence[Problem], report: Path) -> None:
     if not is_main_rank():
         return
     if not problems:
-        report.unlink(missing_ok=True)  # of an earlier scan
+        with contextlib.suppress(OSError):
+            report.unlink()  # of an earlier scan
         return
     for problem in problems[:SHOWN]:
         say(problem.text)

@@ -117,7 +117,10 @@ class TrainConfig:
         known = {field.name for field in dataclasses.fields(TrainConfig)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown settings {', '.join(unknown)}")
-        return TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return TrainConfig(**plain)
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from the defaults."""

@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from data.dataset import DataIndex, load_dataset_config, load_split
+from data.dataset import load_dataset_config, load_split
 from data.loader import LoaderConfig, TrainLoader, val_batches
+from data.records import DataIndex
 from data.sample import Batch
 from engine import distributed
-from engine.autoanchor import box_sizes, fit_anchors
-from engine.batch_size import largest_batch
-from engine.checkpoint import load_checkpoint, load_detector, transfer
+from engine.checkpoint import load_checkpoint
 from engine.distributed import Distributed
 from engine.ema import ModelEma
 from engine.freeze import freeze, rows_to_freeze
 from engine.optimizer import build_optimizer
 from engine.schedule import Schedule
 from engine.train_config import TrainConfig, checkpoint_to_resume
+from engine.train_model import (
+    AMP_TYPES,
+    autocast_type,
+    batch_that_fits,
+    build_model,
+    network_size,
+    set_anchors,
+    wrapped,
+)
 from engine.train_state import TrainState
 from engine.train_step import StepPlan
-from models.builder import build_detector
 from models.detector import Detector
 from models.losses.anchor import AnchorLoss
-from models.parser import load_spec
-from models.spec import ModelSpec
 from utils.errors import UserError
 from utils.hyp import Hyperparameters, load_hyp
 from utils.paths import new_run_dir
-from utils.runlog import say
 from utils.seeding import seed_everything
-
-DEFAULT_MODEL = "yolov5n"
-DEFAULT_BATCH = 16
-AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -71,14 +68,14 @@ def prepare(config: TrainConfig, place: Distributed) -> TrainRun:
     hyp = load_hyp(config.hyp) if saved is None else Hyperparameters.from_dict(saved["hyp"])
     seed_everything(config.seed)
     train, val = _load_data(config, place)
-    model = _build_model(config, train, saved)
-    config = replace(config, imgsz=_network_size(config.imgsz, model.max_stride))
-    model.to(place.device, memory_format=torch.channels_last).train()
+    model = build_model(config, train, saved)
+    config = replace(config, imgsz=network_size(config.imgsz, model.max_stride))
+    model.to(place.device).to(memory_format=torch.channels_last).train()
     if saved is None and (not config.noautoanchor or isinstance(model.spec.anchors, int)):
-        _fit_anchors(model, train, config, hyp)
+        set_anchors(model, train, config, hyp)
     freeze(model, rows_to_freeze(model.spec, config.freeze))
     if config.batch_size == -1:
-        config = replace(config, batch_size=_batch_that_fits(config, model, hyp, place))
+        config = replace(config, batch_size=batch_that_fits(config, model, hyp, place))
     loader, val_loader = _loaders(config, hyp, place, train=train, val=val, model=model)
     schedule = Schedule(
         hyp,
@@ -175,69 +172,6 @@ def _load_data(config: TrainConfig, place: Distributed) -> tuple[DataIndex, Data
     return train, val
 
 
-def _build_model(config: TrainConfig, train: DataIndex, saved: dict[str, Any] | None) -> Detector:
-    classes = len(train.names)
-    if saved is not None:
-        spec = ModelSpec.from_dict(saved["spec"])
-        if len(saved["names"]) != classes:
-            raise UserError(
-                f"--resume: the run has {len(saved['names'])} classes, {config.data} has {classes}"
-            )
-        return build_detector(spec, classes=classes, names=train.names)
-    if config.cfg:
-        spec = load_spec(config.cfg)
-    elif config.weights:
-        spec = load_detector(config.weights, device=torch.device("cpu")).spec
-    else:
-        spec = load_spec(DEFAULT_MODEL)
-    model = build_detector(spec, classes=classes, names=train.names)
-    if config.weights:
-        report = transfer(model, config.weights).text()
-        if distributed.is_main():
-            say(report)
-    return model
-
-
-def _network_size(size: int, stride: int) -> int:
-    rounded = max(-(-size // stride), 2) * stride
-    if rounded != size and distributed.is_main():
-        sys.stderr.write(f"--imgsz {size} is no multiple of the stride {stride}: {rounded} used\n")
-    return rounded
-
-
-def _fit_anchors(
-    model: Detector, train: DataIndex, config: TrainConfig, hyp: Hyperparameters
-) -> None:
-    """AutoAnchor on the training boxes at network size; see engine.autoanchor."""
-    sizes = box_sizes(
-        [record.boxes[~record.crowd] for record in train.records],
-        [(record.height, record.width) for record in train.records],
-        config.imgsz,
-    )
-    head = model.head
-    stride = torch.tensor(head.stride, dtype=torch.float32).view(-1, 1, 1)
-    pixels = (head.anchors.cpu() * stride).reshape(-1, 2).double().numpy()
-    present = None if isinstance(model.spec.anchors, int) else pixels
-    report = fit_anchors(sizes, present, len(pixels), threshold=hyp.anchor_t, seed=config.seed)
-    if report.changed:
-        anchors = np.ascontiguousarray(report.anchors.reshape(head.anchors.shape))
-        head.set_anchors(torch.from_numpy(anchors))
-    if distributed.is_main():
-        say(report.text())
-
-
-def _batch_that_fits(
-    config: TrainConfig, model: Detector, hyp: Hyperparameters, place: Distributed
-) -> int:
-    if place.device.type != "cuda":
-        say(f"--batch-size -1 measures GPU memory; on a CPU the batch is {DEFAULT_BATCH}")
-        return DEFAULT_BATCH
-    loss = AnchorLoss(model, hyp, image_size=config.imgsz)
-    return largest_batch(
-        model, loss, image_size=config.imgsz, device=place.device, autocast=_autocast(config, place)
-    )
-
-
 def _loaders(
     config: TrainConfig,
     hyp: Hyperparameters,
@@ -270,15 +204,9 @@ def _new_state(
     schedule: Schedule,
 ) -> TrainState:
     optimizer = build_optimizer(model, config.optimizer, hyp, weight_decay=schedule.weight_decay)
-    scaled = _autocast(config, place) is torch.float16
+    scaled = autocast_type(config, place) is torch.float16
     scaler = torch.amp.GradScaler(place.device.type, enabled=scaled)
     return TrainState(model, ModelEma(model), optimizer, scaler, place.device)
-
-
-def _autocast(config: TrainConfig, place: Distributed) -> torch.dtype | None:
-    if place.device.type != "cuda" or config.amp == "off":
-        return None
-    return AMP_TYPES[config.amp if config.amp in AMP_TYPES else "fp16"]
 
 
 def _restore(
@@ -309,31 +237,16 @@ def _step_plan(
     schedule: Schedule,
 ) -> StepPlan:
     return StepPlan(
-        forward=_wrapped(model, config, place),
+        forward=wrapped(model, config, place),
         loss=AnchorLoss(
             model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing
         ),
         schedule=schedule,
         device=place.device,
-        autocast=_autocast(config, place),
+        autocast=autocast_type(config, place),
         grad_clip=config.grad_clip,
         multi_scale=model.max_stride if config.multi_scale else 0,
         seed=config.seed,
         rank=place.rank,
         world_size=place.world_size,
     )
-
-
-def _wrapped(
-    model: Detector, config: TrainConfig, place: Distributed
-) -> Callable[[Tensor], list[Tensor]]:
-    """The model as it is called in a step: distributed over ranks, compiled, or as it is."""
-    module: nn.Module = model
-    if config.sync_bn:
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # in place: same tensors
-    if place.world_size > 1:
-        devices = [place.device] if place.device.type == "cuda" else None
-        module = DistributedDataParallel(module, device_ids=devices)
-    if config.compile:
-        module = torch.compile(module)
-    return module

@@ -18,8 +18,9 @@ from data.plots import plot_batch, plot_labels
 from data.sample import Batch
 from engine import distributed
 from engine.checkpoint import load_checkpoint, model_payload, save_checkpoint, strip_checkpoint
-from engine.evaluator import DetectionMetrics, EvalConfig, evaluate
+from engine.evaluator import EvalConfig, evaluate
 from engine.interrupts import StopRequest, stop, stop_requests
+from engine.results import DetectionMetrics
 from engine.train_config import TrainConfig
 from engine.train_setup import TrainRun, prepare
 from engine.train_step import NonFiniteError, StepClock, train_epoch
@@ -76,18 +77,19 @@ def reproducible(device: torch.device) -> Iterator[None]:
     Without them gradients of gathered cells are summed by threads in any order.
     """
     wanted = torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        settings.fill_uninitialized_memory = False
     else:
         torch.backends.cudnn.benchmark = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(wanted)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
         torch.backends.cudnn.benchmark = benchmark
 
 

@@ -318,7 +318,11 @@ def test_validation_without_rect_fills_its_batches(make_index):
 def test_validation_ranks_have_every_image_once(make_index):
     index = make_index(9)
     seen = [
-        [i for b in val_batches(index, config(rank=r, world_size=2, rect=True)) for i in b.image_ids]
+        [
+            i
+            for b in val_batches(index, config(rank=r, world_size=2, rect=True))
+            for i in b.image_ids
+        ]
         for r in range(2)
     ]
     assert sorted(seen[0]) == [0, 2, 4, 6, 8]

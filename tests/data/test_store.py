@@ -66,9 +66,7 @@ def test_images_equal_the_letterbox_without_padding(tmp_path, cache_home, cache,
             left, top = Letterbox.square(image.shape[:2], 64).offset
             whole = Letterbox.square(image.shape[:2], 64).apply(image, area=area)
             height, width = geometry.dst
-            np.testing.assert_array_equal(
-                store[i], whole[top : top + height, left : left + width]
-            )
+            np.testing.assert_array_equal(store[i], whole[top : top + height, left : left + width])
             assert not store[i].flags.writeable
 
 

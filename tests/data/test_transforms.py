@@ -234,7 +234,9 @@ def test_copy_paste_copies_the_share_asked_for(share, copies):
     assert len(pasted.labels) == 10 + copies
     assert len(pasted.segments) == 10 + copies
     np.testing.assert_array_equal(pasted.boxes[:10], sample.boxes)
-    for box, label, outline in list(zip(pasted.boxes, pasted.labels, pasted.segments, strict=True))[10:]:
+    for box, label, outline in list(zip(pasted.boxes, pasted.labels, pasted.segments, strict=True))[
+        10:
+    ]:
         x1, y1, x2, y2 = sample.boxes[label]
         np.testing.assert_array_equal(box, [100 - x2, y1, 100 - x1, y2])
         np.testing.assert_array_equal(np.hstack((outline.min(0), outline.max(0))), box)

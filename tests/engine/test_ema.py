@@ -32,7 +32,9 @@ def test_all_floating_state_is_averaged_and_counters_copied():
             else:
                 before[key] = value.clone()
     for key, value in ema.model.state_dict().items():
-        torch.testing.assert_close(value, before[key], rtol=1e-3 if value.dtype == torch.half else 1e-6, atol=0)
+        torch.testing.assert_close(
+            value, before[key], rtol=1e-3 if value.dtype == torch.half else 1e-6, atol=0
+        )
     assert ema.model[1].running_mean.abs().max() > 0
     assert int(ema.model[1].num_batches_tracked) == 3
 

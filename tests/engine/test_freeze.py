@@ -28,7 +28,9 @@ def test_rows(spec, items, rows):
     assert rows_to_freeze(spec, items) == rows
 
 
-@pytest.mark.parametrize(("items", "message"), [(("26",), "only 25 rows"), (("bakbone",), "'backbone'")])
+@pytest.mark.parametrize(
+    ("items", "message"), [(("26",), "only 25 rows"), (("bakbone",), "'backbone'")]
+)
 def test_rows_that_do_not_exist(spec, items, message):
     with pytest.raises(UserError, match=message):
         rows_to_freeze(spec, items)

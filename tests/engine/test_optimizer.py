@@ -77,7 +77,8 @@ def test_gradients_are_clipped_to_the_norm():
     norm = update_weights(optimizer, NO_SCALER, max_norm=10.0)
     assert norm.item() == pytest.approx(100 * count**0.5, rel=1e-5)
     moved = sum(
-        ((new.detach() - old) ** 2).sum() for new, old in zip(model.parameters(), before, strict=True)
+        ((new.detach() - old) ** 2).sum()
+        for new, old in zip(model.parameters(), before, strict=True)
     )
     assert float(moved) ** 0.5 == pytest.approx(10.0, rel=1e-3)
 

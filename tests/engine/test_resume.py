@@ -65,7 +65,9 @@ def same(first, second, where="state"):
         for index, pair in enumerate(zip(first, second, strict=True)):
             same(*pair, f"{where}[{index}]")
     else:
-        assert first == second or (first != first and second != second), f"{where}: {first} {second}"
+        assert first == second or (first != first and second != second), (
+            f"{where}: {first} {second}"
+        )
 
 
 def whole_state(folder):
@@ -159,7 +161,10 @@ def test_kill_minus_nine_then_resume_is_exact(train_flags, hyp, tmp_path, monkey
 def test_sigterm_to_the_script_exits_143_with_a_checkpoint(train_flags, hyp, tmp_path):
     argv = [*train_flags, "--hyp", str(hyp), "--epochs", "500", "--name", "stopped"]
     process = subprocess.Popen(
-        [sys.executable, "train.py", *argv], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "train.py", *argv],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     results = tmp_path / "runs" / "stopped" / "results.csv"
     deadline = time.monotonic() + 120

@@ -65,7 +65,8 @@ def test_the_rate_changes_per_epoch_not_per_step():
 
 
 @pytest.mark.parametrize(
-    ("batch", "accumulate", "decay"), [(16, 4, 5e-4), (64, 1, 5e-4), (128, 1, 1e-3), (24, 3, 5.625e-4)]
+    ("batch", "accumulate", "decay"),
+    [(16, 4, 5e-4), (64, 1, 5e-4), (128, 1, 1e-3), (24, 3, 5.625e-4)],
 )
 def test_decay_follows_the_images_of_an_update(batch, accumulate, decay):
     plan = schedule(batch_size=batch)

@@ -165,3 +165,14 @@ def test_write_image_keeps_rgb_and_names_what_it_cannot_write(tmp_path):
         write_image(tmp_path / "a.xyz", image)
     with pytest.raises(UserError, match="cannot write"):
         write_image(tmp_path / "missing" / "a.png", image)
+
+
+def test_labels_of_near_boxes_do_not_hide_each_other():
+    boxes = [[40, 60, 90, 100], [42, 61, 92, 101], [44, 62, 94, 102]]
+    names = ["first", "second", "third"]
+    out = draw_boxes(grey(200, 200), boxes, [0, 1, 2], names=names, scores=[0.9, 0.8, 0.7])
+    for label, (name, score) in enumerate(zip(names, ("0.90", "0.80", "0.70"), strict=True)):
+        patch = drawing._label(f"{name} {score}", drawing.SMALLEST_FONT, color(label))
+        found = cv2.matchTemplate(out, patch, cv2.TM_SQDIFF)
+        y, x = np.unravel_index(found.argmin(), found.shape)
+        assert np.array_equal(out[y : y + patch.shape[0], x : x + patch.shape[1]], patch), name

@@ -264,9 +264,9 @@ class TestConfusion:
                 used_rows.add(row)
                 used_columns.add(column)
                 expected[sure.labels[row], plain.labels[column]] += 1
-        crowded = overlaps(
-            sure, some.take(some.crowd), least=0.45, same_class=True, of_found=True
-        )[0]
+        crowded = overlaps(sure, some.take(some.crowd), least=0.45, same_class=True, of_found=True)[
+            0
+        ]
         for row in set(range(len(sure))) - used_rows - set(crowded.tolist()):
             expected[sure.labels[row], 2] += 1
         for column in set(range(len(plain))) - used_columns:
