@@ -81,7 +81,7 @@ def load_cache(file: Path) -> Cached:
     if not os.path.isfile(file):  # noqa: PTH113  Path.is_file raises where it may not look
         return Cached()
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return _unpack(arrays)
     except _BROKEN as error:
         say(f"warning: {file}: not a usable scan cache ({_brief(error)}); it is made anew")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
+import math
 import os
 import sys
 import tempfile
@@ -15,10 +17,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data.cache import cache_file
 from data.images import ImageError, read_image
 from data.records import ImageRecord
 from utils.errors import UserError
-from utils.letterbox import Letterbox
+from utils.letterbox import Letterbox, LongSideLetterbox
 
 SMALL_SET = 1 << 30  # a set of at most this many bytes is kept in memory without being asked,
 SMALL_SHARE = 0.25  # unless that is more than this share of the free memory
@@ -66,7 +69,7 @@ class ImageStore:
         """The scale from record `position`'s image to the stored one (no padding)."""
         record = self._records[position]
         whole = Letterbox.square((record.height, record.width), self._size)
-        return Letterbox(whole.src, whole.size)
+        return LongSideLetterbox(whole.src, whole.size, self._size)
 
     def _read(self, position: int) -> np.ndarray:
         record = self._records[position]
@@ -80,11 +83,14 @@ class ImageStore:
                 f"{record.path}: unreadable since the scan: {error.cause}; "
                 "mend or remove it and start again"
             ) from error
-        if image.shape[:2] not in (source, tuple(-(-side // reduce) for side in source)):
+        reduced = (-(-source[0] // reduce), -(-source[1] // reduce))
+        if image.shape[:2] not in (source, reduced):
             raise UserError(
                 f"{record.path}: was {source[1]}x{source[0]} pixels at the scan and has changed; "
                 "start again"
             )
+        if image.shape[:2] != source and (source[0] % reduce or source[1] % reduce):
+            image = _resize_beyond(image, source, (height, width), reduce)
         if image.shape[:2] != (height, width):
             shrink = self._area and self._size < max(source)
             way = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
@@ -101,17 +107,14 @@ class ImageStore:
 
     def _from_disk(self, folder: Path, position: int) -> np.ndarray:
         record, shape = self._records[position], (*self.geometry(position).dst, 3)
-        file = folder / f"{_key(record.path)}.npy"
-        try:
-            image = np.load(file, allow_pickle=False)
-            if image.shape == shape and image.dtype == np.uint8:
-                image.setflags(write=False)
-                return image
-        except (OSError, ValueError, EOFError):  # not there yet, or cut off: written anew
-            pass
+        file, header = folder / f"{_key(record.path)}.npy", _npy_header(shape)
+        with contextlib.suppress(OSError):  # not there yet
+            kept = file.read_bytes()
+            if kept.startswith(header) and len(kept) == len(header) + math.prod(shape):
+                return np.frombuffer(kept, np.uint8, offset=len(header)).reshape(shape)
         image = self._read(position)
         try:
-            _write_atomically(file, image)
+            _write_atomically(file, header + image.tobytes())
         except OSError as error:
             sys.stderr.write(f"warning: {file}: cannot cache: {error.strerror}; going on without\n")
             self._folder = None
@@ -156,6 +159,15 @@ class SharedImages:
     def _view(self, position: int) -> np.ndarray:
         start, stop = self._starts[position], self._starts[position + 1]
         return np.asarray(self._bytes[start:stop]).reshape(*self._shapes[position], 3)
+
+
+def _resize_beyond(
+    image: np.ndarray, source: tuple[int, int], target: tuple[int, int], reduce: int
+) -> np.ndarray:
+    """Resize a reduced JPEG whose last pixels reach beyond the edges of its `source` size."""
+    down, right = (reduce * new / old for new, old in zip(target, source, strict=True))
+    matrix = np.array([[right, 0, (right - 1) / 2], [0, down, (down - 1) / 2]])
+    return cv2.warpAffine(image, matrix, target[::-1], borderMode=cv2.BORDER_REPLICATE)
 
 
 def free_memory() -> int:
@@ -208,8 +220,16 @@ def _drop_file(path: str, descriptor: int, owner: int) -> None:
 
 
 def _disk_folder(size: int, *, area: bool) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "featherdet" / "images" / f"{size}{'-area' if area else ''}"
+    home = cache_file("images", "").parent  # beside the scans
+    return home / "images" / f"{size}{'-area' if area else ''}"
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """The head of a .npy file of bytes: a file that begins otherwise is not ours, and not read."""
+    stream = io.BytesIO()
+    content = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, content)
+    return stream.getvalue()
 
 
 def _key(path: Path) -> str:
@@ -222,12 +242,12 @@ def _key(path: Path) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
 
-def _write_atomically(file: Path, image: np.ndarray) -> None:
+def _write_atomically(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            np.save(stream, image, allow_pickle=False)
+            stream.write(content)
         Path(name).replace(file)
     except BaseException:
         Path(name).unlink(missing_ok=True)

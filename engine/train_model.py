@@ -33,6 +33,10 @@ AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def build_model(config: TrainConfig, train: DataIndex, saved: dict[str, Any] | None) -> Detector:
+    """The detector of a run: of `--cfg`, of the checkpoint `--weights`, or of the run resumed.
+
+    Weights of `--weights` go in where name and shape fit, and a report says which.
+    """
     classes = len(train.names)
     if saved is not None:
         spec = ModelSpec.from_dict(saved["spec"])
@@ -56,6 +60,7 @@ def build_model(config: TrainConfig, train: DataIndex, saved: dict[str, Any] | N
 
 
 def network_size(size: int, stride: int) -> int:
+    """`size` rounded up to a multiple of `stride`, at least two of them; a change is said."""
     rounded = max(-(-size // stride), 2) * stride
     if rounded != size and distributed.is_main():
         sys.stderr.write(f"--imgsz {size} is no multiple of the stride {stride}: {rounded} used\n")
@@ -86,6 +91,7 @@ def set_anchors(
 def batch_that_fits(
     config: TrainConfig, model: Detector, hyp: Hyperparameters, place: Distributed
 ) -> int:
+    """What `--batch-size -1` means here: measured on a GPU, a stated number on a CPU."""
     if place.device.type != "cuda":
         say(f"--batch-size -1 measures GPU memory; on a CPU the batch is {DEFAULT_BATCH}")
         return DEFAULT_BATCH
@@ -100,6 +106,7 @@ def batch_that_fits(
 
 
 def autocast_type(config: TrainConfig, place: Distributed) -> torch.dtype | None:
+    """The type that the forward pass runs in on CUDA; None for float32."""
     if place.device.type != "cuda" or config.amp == "off":
         return None
     return AMP_TYPES[config.amp if config.amp in AMP_TYPES else "fp16"]

@@ -8,22 +8,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils.deterministic
 
-from data.plots import plot_batch, plot_labels
 from data.sample import Batch
 from engine import distributed
-from engine.checkpoint import load_checkpoint, model_payload, save_checkpoint, strip_checkpoint
+from engine.checkpoint import load_checkpoint, strip_checkpoint
 from engine.evaluator import EvalConfig, evaluate
 from engine.interrupts import StopRequest, stop, stop_requests
 from engine.results import DetectionMetrics
 from engine.train_config import TrainConfig
+from engine.train_files import announce, draw_batch, save
 from engine.train_setup import TrainRun, prepare
-from engine.train_step import NonFiniteError, StepClock, train_epoch
+from engine.train_step import StepClock, train_epoch
 from utils.errors import FeatherDetError, UserError
 from utils.runlog import (
     TensorBoard,
@@ -32,10 +31,8 @@ from utils.runlog import (
     plot_results,
     say,
     write_text,
-    write_yaml,
 )
 
-DRAWN_BATCHES = 3  # train_batch0.jpg to train_batch2.jpg
 LOST_RANK = ("gloo", "nccl", "Connection", "Timed out", "connectFullMesh")
 
 
@@ -51,7 +48,7 @@ def fit(config: TrainConfig) -> DetectionMetrics:
         with stop_requests() as request, reproducible(place.device):
             with request.may_abort():
                 run = prepare(config, place)
-                _announce(run)
+                announce(run)
             return _train(run, request)
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -93,26 +90,6 @@ def reproducible(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _announce(run: TrainRun) -> None:
-    """Settings, model and label pictures, before the first step."""
-    if not run.place.is_main:
-        return
-    changed = ", ".join(f"{key}={value}" for key, value in run.config.changed().items())
-    say(f"settings: {changed or 'all default'}")
-    spec = run.state.model.spec
-    parameters = sum(p.numel() for p in run.state.model.parameters())
-    say(
-        f"model: {spec.source or 'from a checkpoint'}, {len(spec.layers)} rows,"
-        f" {parameters:,} parameters; {run.place.device}, {run.place.world_size} rank(s)"
-    )
-    say(f"run folder: {run.folder}")
-    write_yaml(run.folder / "opt.yaml", run.config.to_dict())
-    write_yaml(run.folder / "hyp.yaml", vars(run.hyp))
-    write_yaml(run.folder / "spec.yaml", spec.to_yaml_dict())
-    if not run.config.noplots:
-        plot_labels(run.train, run.folder / "labels.jpg")
-
-
 def _train(run: TrainRun, request: StopRequest) -> DetectionMetrics:
     """All epochs, then the final evaluation."""
     state, config = run.state, run.config
@@ -139,7 +116,7 @@ def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorB
         _batches(run),
         request=request,
         clock=clock,
-        on_batch=partial(_draw_batch, run),
+        on_batch=partial(draw_batch, run),
         progress=run.place.is_main,
     )
     seconds = time.perf_counter() - started
@@ -171,12 +148,6 @@ def _batches(run: TrainRun) -> Iterator[Batch]:
     mosaic = state.epoch < config.epochs - config.close_mosaic
     run.loader.set_epoch(state.epoch, start_step=state.batches, mosaic=mosaic)
     return iter(run.loader)
-
-
-def _draw_batch(run: TrainRun, index: int, batch: Batch) -> None:
-    wanted = run.state.epoch == 0 and index < DRAWN_BATCHES
-    if wanted and run.place.is_main and not run.config.noplots:
-        plot_batch(batch, run.train.names, run.folder / f"train_batch{index}.jpg")
 
 
 def _validate(run: TrainRun) -> DetectionMetrics | None:
@@ -234,11 +205,11 @@ def _close_epoch(run: TrainRun, row: dict[str, float]) -> None:
     write_text(run.folder / "results.csv", csv_text(state.rows))
     last = epoch == config.epochs - 1 or _out_of_patience(run)
     if not config.nosave or last:
-        _save(run, "last.pt")
+        save(run, "last.pt", resumable=True)
         if better or not (run.folder / "weights" / "best.pt").exists():
-            _save(run, "best.pt", resumable=False)
+            save(run, "best.pt", resumable=False)
         if config.save_period > 0 and (epoch + 1) % config.save_period == 0:
-            _save(run, f"epoch{epoch}.pt", resumable=False)
+            save(run, f"epoch{epoch}.pt", resumable=False)
 
 
 def _out_of_patience(run: TrainRun) -> bool:
@@ -247,46 +218,13 @@ def _out_of_patience(run: TrainRun) -> bool:
     return patience > 0 and state.best_epoch >= 0 and waited >= patience
 
 
-def _save(run: TrainRun, name: str, *, resumable: bool = True) -> Path:
-    """Write a checkpoint of the averaged weights; `resumable` adds the whole state of training."""
-    state = run.state
-    if not state.all_finite():
-        raise NonFiniteError(
-            f"epoch {state.epoch}, batch {state.batches}: the weights are not finite; not saved"
-        )
-    path = run.folder / "weights" / name
-    save_checkpoint(
-        path,
-        {
-            **model_payload(state.ema.model),
-            "train_state": {**state.to_dict(), "facts": run.facts} if resumable else None,
-            "config": run.config.to_dict(),
-            "hyp": dict(vars(run.hyp)),
-            "metrics": dict(state.rows[-1]) if state.rows else {},
-            "environment": _environment(run),
-            "epoch": state.epoch,
-        },
-    )
-    return path
-
-
-def _environment(run: TrainRun) -> dict[str, Any]:
-    cuda = run.place.device.type == "cuda"
-    return {
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "device": torch.cuda.get_device_name(run.place.device) if cuda else "cpu",
-        "ranks": run.place.world_size,
-    }
-
-
 def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> None:
     """Obey a signal: rank 0 saves the state between two steps, then every rank leaves.
 
     `together`: all ranks are here, and wait until the file is whole.
     """
     if run.place.is_main:
-        path = _save(run, "last.pt")
+        path = save(run, "last.pt", resumable=True)
         sys.stderr.write(
             f"\nstopped in epoch {run.state.epoch} after batch {run.state.batches} of"
             f" {len(run.loader)}; go on with: --resume {path}\n"

@@ -81,16 +81,15 @@ def apply_swaps(
         for name in swap.keep:
             if name not in names:
                 raise UserError(f"{swap.where}: keep names no row {name!r}{nearest(name, names)}")
-    used: set[Swap | str] = set()
+    used: set[str] = set()
     result: dict[str, tuple[Row, ...]] = {}
     for section, rows in sections.items():
         changed = []
         for row in rows:
-            swap = _match(row, section, swaps)
-            if swap is not None:
-                used.add(swap.where)
-                row = _swapped(row, swap)
-            changed.append(row)
+            chosen = _match(row, section, swaps)
+            if chosen is not None:
+                used.add(chosen.where)
+            changed.append(row if chosen is None else _swapped(row, chosen))
         result[section] = tuple(changed)
     for swap in swaps:
         if swap.where not in used:

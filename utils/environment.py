@@ -10,7 +10,7 @@ import torch
 
 from utils.paths import ROOT
 
-PACKAGES = ("torch", "torchvision", "numpy")
+PACKAGES = ("torchvision", "numpy")
 GIT_TIMEOUT = 10  # seconds
 
 
@@ -20,10 +20,10 @@ def run_environment(device: torch.device) -> dict[str, str | None]:
     `commit` is None outside a git checkout and ends in '-dirty' with uncommitted changes.  Holds no
     path and no name of the machine.
     """
-    versions = {package: metadata.version(package) for package in PACKAGES}
     return {
         "python": platform.python_version(),
-        **versions,
+        "torch": str(torch.__version__),  # with the build, e.g. +cpu, which its metadata lacks
+        **{package: metadata.version(package) for package in PACKAGES},
         "device": device_name(device),
         "commit": _commit(),
     }

@@ -71,8 +71,8 @@ class Detect(nn.Module):
     def _set_biases(self) -> None:
         """Start from the priors of RetinaNet (arXiv:1708.02002, section 3.3) in YOLOv5's form."""
         for convolution, stride in zip(self.m, self.stride, strict=True):
-            if convolution.bias.is_meta:
-                continue
+            assert isinstance(convolution, nn.Conv2d)
+            assert convolution.bias is not None
             bias = convolution.bias.view(self.anchors_per_level, -1)
             bias[:, 4] += math.log(PRIOR_OBJECTS / (640 / stride) ** 2)
             bias[:, 5:] += math.log(PRIOR_CLASS / (self.classes - 0.99999))

@@ -70,7 +70,9 @@ def test_the_same_for_coco(coco_set: Make, no_parsing: Callable[[], None]) -> No
     item = {"id": 1, "image_id": 7, "category_id": 9, "bbox": [1, 2, 3, 4], "area": 5}
     rle = {"iscrowd": 1, "segmentation": {"counts": "x", "size": [1, 1]}}
     polygon = {"segmentation": [[1, 2, 4, 2, 4, 6]]}
-    file = coco_set([item, {**item, **rle}, {**item, "category_id": 2, **polygon}, {**item, "bbox": []}])
+    file = coco_set(
+        [item, {**item, **rle}, {**item, "category_id": 2, **polygon}, {**item, "bbox": []}]
+    )
     first = scan(file)
     no_parsing()
     same(scan(file), first)
@@ -161,8 +163,10 @@ def poison(file: Path, kind: str, marker: Path) -> None:
             "other type": ("boxes", content["boxes"].astype("f4")),
             "wrong offsets": ("starts", content["starts"] + 1),
             "no JSON": ("texts", content["texts"][:-3]),
-            "other format": ("texts", np.frombuffer(
-                content["texts"].tobytes().replace(b"scan-1", b"scan-0"), np.uint8)),
+            "other format": (
+                "texts",
+                np.frombuffer(content["texts"].tobytes().replace(b"scan-1", b"scan-0"), np.uint8),
+            ),
             "short column": ("crowd", content["crowd"][:-1]),
         }[kind]
         with file.open("wb") as stream:
@@ -171,8 +175,20 @@ def poison(file: Path, kind: str, marker: Path) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["pickle", "object array", "truncated", "text", "empty", "index out of range", "no JSON",
-     "class out of range", "other type", "wrong offsets", "other format", "short column"],
+    [
+        "pickle",
+        "object array",
+        "truncated",
+        "text",
+        "empty",
+        "index out of range",
+        "no JSON",
+        "class out of range",
+        "other type",
+        "wrong offsets",
+        "other format",
+        "short column",
+    ],
 )
 def test_a_bad_cache_is_said_and_made_anew(
     yolo_set: Make, cache_home: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
@@ -205,10 +221,14 @@ def test_without_a_writable_cache_folder_it_works_with_one_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = yolo_set({"a.jpg": BOX, "b.jpg": BOX + "0 .5 .5 0 0\n"})
-    if blocked == "folder":  # as root, rights do not stop anybody: a file stands where a folder should
+    if (
+        blocked == "folder"
+    ):  # as root, rights do not stop anybody: a file stands where a folder should
         (cache_home / "featherdet").write_text("")
     else:
-        monkeypatch.setattr(np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
+        monkeypatch.setattr(
+            np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
+        )
     assert scan(file).boxes == 2
     error = capsys.readouterr().err
     assert error.count("warning") == 1
@@ -232,7 +252,9 @@ def test_the_cache_lies_in_the_users_folder(
 def test_second_start_is_fast(shared: Path, tmp_path: Path) -> None:
     file = tmp_path / "bccd.yaml"
     folder = shared / "datasets" / "bccd"
-    file.write_text(f"path: {folder}\ntrain: {{images: train, annotations: annotations/instances_train.json}}\n")
+    file.write_text(
+        f"path: {folder}\ntrain: {{images: train, annotations: annotations/instances_train.json}}\n"
+    )
     scan(file)
     start = time.perf_counter()
     scan(file)

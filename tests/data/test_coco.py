@@ -107,7 +107,11 @@ def test_an_image_with_bad_annotations_only_is_no_background(coco_set: Make) -> 
 
 
 def test_clipping_and_duplicates_are_counted(coco_set: Make) -> None:
-    over = [box(1, bbox=[50, 40, 20, 20]), box(2, bbox=[-5, -5, 10, 10]), box(3, bbox=[0, 0, 64.05, 48])]
+    over = [
+        box(1, bbox=[50, 40, 20, 20]),
+        box(2, bbox=[-5, -5, 10, 10]),
+        box(3, bbox=[0, 0, 64.05, 48]),
+    ]
     same = [box(4), box(5), box(6, iscrowd=1), box(7, category=2)]
     index = scan(coco_set([*over, *same]))
     np.testing.assert_array_equal(
@@ -166,7 +170,9 @@ def test_exif_turns_the_record(coco_set: Make, tmp_path: Path) -> None:
         ("\udcff", "not JSON"),
     ],
 )
-def test_files_that_are_no_coco_json(coco_set: Make, tmp_path: Path, content: str, cause: str) -> None:
+def test_files_that_are_no_coco_json(
+    coco_set: Make, tmp_path: Path, content: str, cause: str
+) -> None:
     file = coco_set([])
     (tmp_path / "coco" / "ann.json").write_text(content, errors="surrogateescape")
     with pytest.raises(UserError, match=cause):
@@ -182,7 +188,9 @@ def test_images_without_any_annotations_are_said_loudly(
 
 def test_missing_folder_and_file(tmp_path: Path, coco_set: Make) -> None:
     file = coco_set([box(1)])
-    file.write_text("path: coco\ntrain: {images: pics, annotations: no.json}\nval: {images: none, annotations: ann.json}\n")
+    file.write_text(
+        "path: coco\ntrain: {images: pics, annotations: no.json}\nval: {images: none, annotations: ann.json}\n"
+    )
     with pytest.raises(UserError, match=r"coco\.yaml:2: train: .*no\.json: No such file"):
         scan(file)
     with pytest.raises(UserError, match=r"coco\.yaml:3: val: no such folder of images: .*/none$"):
@@ -209,7 +217,9 @@ def test_equal_to_pycocotools_on_real_annotations(shared: Path, tmp_path: Path) 
     index = scan(file, "val")
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(folder / "annotations" / "instances_val2017.json"))
-    assert [record.image_id for record in index.records] == [im["id"] for im in coco.dataset["images"]]
+    assert [record.image_id for record in index.records] == [
+        im["id"] for im in coco.dataset["images"]
+    ]
     assert index.category_ids == tuple(sorted(coco.getCatIds()))
     assert index.names == tuple(item["name"] for item in coco.loadCats(list(index.category_ids)))
     assert index.crowds == sum(item["iscrowd"] for item in coco.dataset["annotations"]) > 0
@@ -229,12 +239,19 @@ def test_equal_to_pycocotools_on_real_annotations(shared: Path, tmp_path: Path) 
 def test_bccd_has_one_box_without_area_in_each_split(shared: Path, tmp_path: Path) -> None:
     file = tmp_path / "bccd.yaml"
     lines = [f"path: {shared / 'datasets' / 'bccd'}"]
-    lines += [f"{s}: {{images: {s}, annotations: annotations/instances_{s}.json}}" for s in ("train", "val")]
+    lines += [
+        f"{s}: {{images: {s}, annotations: annotations/instances_{s}.json}}"
+        for s in ("train", "val")
+    ]
     file.write_text("\n".join(lines))
     train, val = scan(file, "train"), scan(file, "val")
     assert (len(train.records), train.boxes, train.skipped("row")) == (205, 2804, 1)
     assert (len(val.records), val.boxes, val.skipped("row")) == (87, 1137, 1)
     assert "annotation 887 (BloodImage_00338.jpg)" in val.problems[0].where
     assert val.names == train.names == ("RBC", "WBC", "Platelets")
-    count = len(json.loads((shared / "datasets/bccd/annotations/instances_val.json").read_text())["annotations"])
+    count = len(
+        json.loads((shared / "datasets/bccd/annotations/instances_val.json").read_text())[
+            "annotations"
+        ]
+    )
     assert count == 1138

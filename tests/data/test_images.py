@@ -16,7 +16,9 @@ from data.images import ImageError, decode_image, image_format, read_image
 
 GENERATOR = np.random.default_rng(0)
 PIXELS = cv2.resize(GENERATOR.integers(0, 255, (6, 8, 3), np.uint8), (80, 60))
-SIXTEEN = (PIXELS.astype(np.int64) * 257 + GENERATOR.integers(-300, 300, PIXELS.shape)).clip(0, 65535)
+SIXTEEN = (PIXELS.astype(np.int64) * 257 + GENERATOR.integers(-300, 300, PIXELS.shape)).clip(
+    0, 65535
+)
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -117,7 +119,9 @@ def test_first_picture_of_a_gif() -> None:
     assert decode_image(data)[8, 10].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("name", ["jpeg", "cmyk jpeg", "png", "rgba", "palette", "tiff", "bmp", "webp", "gif"])
+@pytest.mark.parametrize(
+    "name", ["jpeg", "cmyk jpeg", "png", "rgba", "palette", "tiff", "bmp", "webp", "gif"]
+)
 @pytest.mark.parametrize("part", [0.5, 0.02])
 def test_cut_off_data_is_an_error(name: str, part: float) -> None:
     data = modes()[name]
@@ -165,7 +169,9 @@ def bomb(side: int) -> bytes:
     """A 1-bit PNG of side x side zeros: huge when decoded, small as a file."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     rows = zlib.compress(bytes(((side + 7) // 8 + 1) * side), 9)

@@ -22,7 +22,7 @@ from utils.seeding import generator
 ALL = Hyperparameters(
     degrees=10.0, shear=5.0, perspective=0.0005, mixup=0.5, copy_paste=0.5, flipud=0.5
 )
-SHAPES = [(48, 64), (64, 48), (40, 64), (64, 64), (30, 80), (100, 70), (64, 33)]
+SHAPES = [(48, 64), (64, 48), (43, 140), (64, 64), (30, 80), (100, 70), (64, 33)]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def make_index(tmp_path):
             image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
             cv2.imwrite(str(path), image[..., ::-1])
             low = rng.uniform(0, 0.5, (3, 2)) * (width, height)
-            boxes = np.hstack((low, low + (width / 3, height / 3))).astype(np.float32)
+            boxes = np.hstack((low, low + np.array([width / 3, height / 3]))).astype(np.float32)
             outline = boxes[0][[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
             records.append(
                 ImageRecord(

@@ -65,10 +65,25 @@ def huge_png() -> bytes:
         ("bad.gif", b"GIF89a" + b"\0" * 50, "GIF"),
         ("bad.heic", b"\0\0\0\x18ftypheic", "HEIC"),
         ("bad.png", cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes(), "1x1 pixels"),
-        ("bad.png", cv2.imencode(".png", np.zeros((50, 50, 3), np.uint8))[1].tobytes()[:90], "cut off"),
+        (
+            "bad.png",
+            cv2.imencode(".png", np.zeros((50, 50, 3), np.uint8))[1].tobytes()[:90],
+            "cut off",
+        ),
         ("bad.png", huge_png(), "11000x11000 pixels; more than 100000000"),
     ],
-    ids=["empty", "text", "half", "no end", "GIF as .jpg", "gif", "heic", "1x1", "half png", "huge"],
+    ids=[
+        "empty",
+        "text",
+        "half",
+        "no end",
+        "GIF as .jpg",
+        "gif",
+        "heic",
+        "1x1",
+        "half png",
+        "huge",
+    ],
 )
 def test_a_bad_image_is_skipped_named_and_left_alone(
     pictures: tuple[Path, Path],
@@ -107,7 +122,11 @@ def test_links_that_lead_nowhere(pictures: tuple[Path, Path]) -> None:
 
 
 def test_long_thin_images_and_strange_names_are_used(tmp_path: Path, write_image: Make) -> None:
-    for name, size in (("thin.png", (12, 4000)), ("a b #1 ä 图.jpg", (64, 48)), ("UP.JPG", (64, 48))):
+    for name, size in (
+        ("thin.png", (12, 4000)),
+        ("a b #1 ä 图.jpg", (64, 48)),
+        ("UP.JPG", (64, 48)),
+    ):
         write_image(tmp_path / "t" / name, *size)
     file = tmp_path / "d.yaml"
     file.write_text("train: t\nnames: [a]\n")

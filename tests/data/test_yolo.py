@@ -50,9 +50,13 @@ def test_box_and_polygon_rows_in_one_file_are_both_right(yolo_set: Make) -> None
 
 @pytest.mark.parametrize(
     "text",
-    [b"0 .5 .5 .25 .5\r\n1 .5 .5 .5 .5\r\n", b"\xef\xbb\xbf0 .5 .5 .25 .5\n1 .5 .5 .5 .5",
-     b"\n  0\t.5 .5 .25 .5  \n\n1 .5 .5 .5 .5\n\n", b"0 .5 .5 .25 .5\r1 .5 .5 .5 .5\r",
-     b"0.0 5e-1 .5 .25 .5\n1 .5 .5 .5 .5\n"],
+    [
+        b"0 .5 .5 .25 .5\r\n1 .5 .5 .5 .5\r\n",
+        b"\xef\xbb\xbf0 .5 .5 .25 .5\n1 .5 .5 .5 .5",
+        b"\n  0\t.5 .5 .25 .5  \n\n1 .5 .5 .5 .5\n\n",
+        b"0 .5 .5 .25 .5\r1 .5 .5 .5 .5\r",
+        b"0.0 5e-1 .5 .25 .5\n1 .5 .5 .5 .5\n",
+    ],
     ids=["CRLF", "BOM", "blank lines", "CR", "number forms"],
 )
 def test_ways_to_write_text(yolo_set: Make, text: bytes) -> None:
@@ -159,7 +163,9 @@ def test_rounding_over_the_edge_is_not_counted(yolo_set: Make) -> None:
 
 def test_duplicates_are_removed_and_counted(yolo_set: Make) -> None:
     polygon = "0 .2 .2 .9 .2 .6 .8\n"
-    index = scan(yolo_set({"a.jpg": BOX + "1" + BOX[1:] + BOX + polygon + BOX + polygon, "b.jpg": BOX}))
+    index = scan(
+        yolo_set({"a.jpg": BOX + "1" + BOX[1:] + BOX + polygon + BOX + polygon, "b.jpg": BOX})
+    )
     np.testing.assert_array_equal(index.records[0].sources, [1, 2, 4])
     np.testing.assert_array_equal(index.records[1].sources, [1])
     assert index.duplicates == 3
@@ -207,8 +213,11 @@ def test_list_files_and_labels_in_the_same_folder(tmp_path: Path, write_image: M
     assert [record.path.name for record in index.records] == ["a b #1.jpg", "c.png"]
     assert [record.labels.tolist() for record in index.records] == [[0], [1]]
     where = [problem.where for problem in index.problems]
-    assert where == [f"{lists}/train.txt:5", str(tmp_path / "images" / "c.png"),
-                     str(tmp_path / "pics" / "gone.jpg")]
+    assert where == [
+        f"{lists}/train.txt:5",
+        str(tmp_path / "images" / "c.png"),
+        str(tmp_path / "pics" / "gone.jpg"),
+    ]
     assert index.skipped() == 1
 
 

@@ -47,7 +47,7 @@ def interrupt_at(monkeypatch, epoch, index, number):
         if (run.state.epoch, step) == (epoch, index):
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(trainer, "_draw_batch", draw)
+    monkeypatch.setattr(trainer, "draw_batch", draw)
 
 
 def same(first, second, where="state"):
@@ -142,7 +142,7 @@ def test_kill_minus_nine_then_resume_is_exact(train_flags, hyp, tmp_path, monkey
         "def draw(run, step, batch):\n"
         "    if run.state.epoch == 1 and step == 1:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "trainer._draw_batch = draw\ntrain.main(sys.argv[1:])\n"
+        "trainer.draw_batch = draw\ntrain.main(sys.argv[1:])\n"
     )
     argv = [*train_flags, "--hyp", str(hyp), "--epochs", "3", "--name", "killed"]
     done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, check=False)
