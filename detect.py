@@ -13,7 +13,16 @@ from engine.outputs import OutputConfig, Outputs
 from engine.predictor import Predictor
 from utils.config import Range, option, parse
 from utils.errors import PartlyDoneError, UserError, run_script
-from utils.nms import NmsConfig
+from utils.nms import MAX_CANDIDATES, NmsConfig
+
+LIMITS = {
+    "conf_thres": Range(0, 1),
+    "iou_thres": Range(0, 1),
+    "max_det": Range(1, MAX_CANDIDATES),
+    "line_thickness": Range(1, 1000),
+    "vid_stride": Range(1, 10_000),
+    "stream_timeout": Range(0.1, 86_400),
+}
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,10 @@ class DetectConfig:
     exist_ok: bool = option(False, help="write into an existing project/name")
 
     def __post_init__(self) -> None:
-        Range(1, 10_000).check("detect", "--vid-stride", self.vid_stride)
-        Range(1, 1_000).check("detect", "--line-thickness", self.line_thickness or 1)
-        if self.line_thickness == 0:
-            raise ValueError("detect: --line-thickness must be at least 1 pixel")
+        for name, limits in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None:
+                limits.check("detect", f"--{name.replace('_', '-')}", value)
         if self.save_conf and not self.save_txt:
             raise ValueError("detect: --save-conf does nothing without --save-txt")
 
@@ -63,18 +72,18 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(DetectConfig, argv, prog="detect.py", description=__doc__ or "")
     if config.view_img:
         window.require_display()
-    with Console(stride=config.vid_stride) as console:
-        stream = StreamConfig(give_up=config.stream_timeout)
-        sources = Sources(
-            config.source, stride=config.vid_stride, stream=stream, report=console.problem
-        )
-        predictor = build_predictor(config)
-        with build_outputs(config, sources, console) as outputs:
-            for result in predictor.stream(sources):
-                console.show(result)
-                drawn = outputs.write(result, draw=config.view_img)
-                if config.view_img and not window.show(result, drawn):
-                    break
+    console = Console(stride=config.vid_stride)
+    stream = StreamConfig(give_up=config.stream_timeout)
+    sources = Sources(
+        config.source, stride=config.vid_stride, stream=stream, report=console.problem
+    )
+    predictor = build_predictor(config)
+    with build_outputs(config, sources, console) as outputs, console:
+        for result in predictor.stream(sources):
+            console.show(result)
+            drawn = outputs.write(result, draw=config.view_img)
+            if config.view_img and not window.show(result, drawn):
+                break
     if sources.problems:
         raise PartlyDoneError(f"{len(sources.problems)} sources skipped or cut short, see above")
     return 0

@@ -52,9 +52,9 @@ def read_coco(
     `known` is returned when it was read from the same bytes. Annotations that cannot be used are
     listed in `problems`. Raises UserError when the file as a whole cannot be.
     """
-    if not source.images.is_dir():
-        raise UserError(f"{source.where}: no such folder of images: {source.images}")
     try:
+        if not source.images.is_dir():
+            raise UserError(f"{source.where}: no such folder of images: {source.images}")
         content = source.annotations.read_bytes()
     except OSError as error:
         raise UserError(f"{source.where}: {source.annotations}: {error.strerror}") from error

@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
         print("usage: python -m data.convert voc --help")
         return
     if kind not in _FORMATS:
-        raise UserError(f"unknown format {kind!r}{nearest(kind, _FORMATS)}; the only one is voc")
+        raise UserError(f"unknown format {kind!r}; known: {', '.join(_FORMATS)}")
     config = parse(VocConfig, rest, prog="python -m data.convert voc", description=__doc__ or "")
     for file in convert_voc(config):
         print(file)

@@ -103,8 +103,12 @@ def load_split(
     parsed = _parse(source, config, cached.parsed)
     checks = scan_images(parsed.entries, cached.checks, progress=progress)
     index = build_index(parsed, checks, single_cls=single_cls)
-    seen = [cached.checks.get(str(entry.path)) for entry in parsed.entries]
-    if parsed is not cached.parsed or seen != checks:
+    # what could not even be read has no hash: it is not kept, and looked at each time
+    fresh = any(
+        check.edges and cached.checks.get(str(entry.path)) != check
+        for entry, check in zip(parsed.entries, checks, strict=True)
+    )
+    if fresh or parsed is not cached.parsed:
         save_cache(file, parsed, checks)
     report = file.with_suffix(".txt")
     report_problems(index.problems, report)

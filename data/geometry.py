@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 HORIZON = 1e-3  # least depth of a point: what perspective puts behind the viewer is cut off
 
@@ -57,29 +58,49 @@ def transform(
     extent of what is left of the polygon, any other that of its four corners; where nothing is
     left it is 0, 0, 0, 0 (and the polygon None).
     """
-    plain = all(segment is None for segment in segments)
-    if plain and is_axis_aligned(matrix):
-        return _scale_and_shift(boxes, matrix, size), segments
+    if not is_axis_aligned(matrix):
+        return _by_corners(boxes, segments, matrix, size)
+    moved, cut = _scale_and_shift(boxes, matrix, size)
+    scaled = list(scale_segments(segments, (matrix[0, 0], matrix[1, 1]), matrix[:2, 2]))
+    cut &= np.array([segment is not None for segment in segments], dtype=bool)
+    for owner in np.flatnonzero((moved[:, 2:] <= moved[:, :2]).any(1)):
+        scaled[owner] = None
+        cut[owner] = False
+    if cut.any():  # the polygons that cross an edge; most lie inside
+        crossing = np.flatnonzero(cut)
+        outlines = tuple(scaled[owner] for owner in crossing)
+        moved[crossing], clipped = _by_corners(moved[crossing], outlines, np.eye(3), size)
+        for owner, outline in zip(crossing, clipped, strict=True):
+            scaled[owner] = outline
+    return moved, tuple(scaled)
+
+
+def _by_corners(
+    boxes: np.ndarray,
+    segments: tuple[np.ndarray | None, ...],
+    matrix: np.ndarray,
+    size: tuple[int, int],
+) -> tuple[np.ndarray, tuple[np.ndarray | None, ...]]:
+    """`transform` by any matrix, all polygons at once."""
     flat = _clip_to(_ragged(boxes, segments, matrix), matrix, size)
-    points = flat.points[:, :2] / flat.points[:, 2:]
+    points = (flat.points[:, :2] / flat.points[:, 2:]).clip(0, size[::-1]).astype(np.float32)
     moved = np.zeros((len(boxes), 4), dtype=np.float32)
-    kept, start = np.unique(flat.owner, return_index=True)
+    start = np.flatnonzero(np.diff(flat.owner, prepend=-1))
+    kept = flat.owner[start]
     if len(kept):
         moved[kept, :2] = np.minimum.reduceat(points, start)
         moved[kept, 2:] = np.maximum.reduceat(points, start)
-    if plain:
-        return moved, segments
     left: list[np.ndarray | None] = [None] * len(boxes)
     for owner, first, end in zip(kept, start, [*start[1:], len(points)], strict=False):
         if segments[owner] is not None:
-            left[owner] = points[first:end].astype(np.float32)
+            left[owner] = points[first:end]
     return moved, tuple(left)
 
 
 def scale_segments(
     segments: tuple[np.ndarray | None, ...],
-    scale: tuple[float, float],
-    offset: tuple[float, float] = (0, 0),
+    scale: ArrayLike,
+    offset: ArrayLike = (0, 0),
 ) -> tuple[np.ndarray | None, ...]:
     """Polygons times (x, y) `scale` plus `offset`, float32; None stays None."""
     factor, shift = np.array(scale, dtype=np.float32), np.array(offset, dtype=np.float32)
@@ -124,13 +145,15 @@ def candidates(before: np.ndarray, after: np.ndarray, area_scale: float) -> np.n
     return big & slim & (width * height >= MIN_AREA_KEPT * old)
 
 
-def _scale_and_shift(boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    scale, shift = np.diag(matrix)[:2], matrix[:2, 2]
-    moved = boxes.reshape(-1, 2, 2) * scale + shift
-    clipped = moved.clip(0, np.array(size[::-1])).astype(np.float32).reshape(-1, 4)
-    gone = (clipped[:, 2:] <= clipped[:, :2]).any(1)
-    clipped[gone] = 0
-    return clipped
+def _scale_and_shift(
+    boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The moved and clipped boxes, and which of them were cut."""
+    moved = boxes * np.diag(matrix)[[0, 1, 0, 1]] + matrix[[0, 1, 0, 1], 2]
+    clipped = moved.clip(0, (size[1], size[0]) * 2)
+    cut = (clipped != moved).any(1)
+    clipped[(clipped[:, 2:] <= clipped[:, :2]).any(1)] = 0
+    return clipped.astype(np.float32), cut
 
 
 def _ragged(

@@ -70,7 +70,8 @@ class TrainLoader:
     has no way back to one file.
 
     Iterating raises UserError for a file that has become unreadable since the scan and
-    FeatherDetError, naming the process, when a worker has died.
+    FeatherDetError, naming the process, when a worker has died (torch may see it between two
+    batches, and raises RuntimeError with the same words then).
     """
 
     def __init__(self, index: DataIndex, config: LoaderConfig, hyp: Hyperparameters) -> None:

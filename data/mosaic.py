@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.geometry import transform
+from data.geometry import scale_segments, transform
 from data.sample import Sample
 from data.transforms import keep
 from utils.letterbox import GREY
@@ -25,27 +25,28 @@ def mosaic4(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> S
     side = 2 * size
     centre_x, centre_y = (int(v) for v in rng.integers(size // 2, side - size // 2 + 1, 2))
     canvas = np.full((side, side, 3), GREY, dtype=np.uint8)
-    parts = []
+    boxes: list[np.ndarray] = []
+    segments: list[np.ndarray | None] = []
     for corner, sample in enumerate(samples):
         height, width = sample.size
         left = centre_x - width if corner % 2 == 0 else centre_x
         top = centre_y - height if corner < 2 else centre_y
-        parts.append(_lay(canvas, sample, left, top))
-    return Sample(
+        _lay(canvas, sample.image, left, top)
+        boxes.append(sample.boxes + np.array([left, top, left, top], dtype=np.float32))
+        segments += scale_segments(sample.segments, (1, 1), (left, top))
+    cut, outlines = transform(np.concatenate(boxes), tuple(segments), np.eye(3), (side, side))
+    whole = Sample(
         image=canvas,
-        boxes=np.concatenate([part.boxes for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
+        boxes=cut,
+        labels=np.concatenate([sample.labels for sample in samples]),
         image_id=samples[0].image_id,
-        segments=tuple(segment for part in parts for segment in part.segments),
+        segments=outlines,
     )
+    return keep(whole, np.all(cut[:, 2:] > cut[:, :2], axis=1))
 
 
-def _lay(canvas: np.ndarray, sample: Sample, left: int, top: int) -> Sample:
-    """Draw `sample` at (left, top) as far as the canvas reaches; returns it in canvas pixels."""
-    (height, width), (rows, columns) = sample.size, canvas.shape[:2]
+def _lay(canvas: np.ndarray, image: np.ndarray, left: int, top: int) -> None:
+    """Draw `image` at (left, top) as far as the canvas reaches."""
+    (height, width), (rows, columns) = image.shape[:2], canvas.shape[:2]
     x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, columns), min(top + height, rows)
-    canvas[y1:y2, x1:x2] = sample.image[y1 - top : y2 - top, x1 - left : x2 - left]
-    matrix = np.array([[1.0, 0, left], [0, 1, top], [0, 0, 1]])
-    boxes, segments = transform(sample.boxes, sample.segments, matrix, (rows, columns))
-    moved = Sample(sample.image, boxes, sample.labels, sample.image_id, segments)
-    return keep(moved, np.all(boxes[:, 2:] > boxes[:, :2], axis=1))
+    canvas[y1:y2, x1:x2] = image[y1 - top : y2 - top, x1 - left : x2 - left]

@@ -82,15 +82,7 @@ def list_images(source: YoloSource) -> tuple[list[Path], list[Problem]]:
     problems: list[Problem] = []
     found: dict[str, None] = {}
     for place, where in zip(source.places, source.where, strict=True):
-        if place.is_dir():
-            listed: Iterator[tuple[Path, str]] = ((path, str(path)) for path in _walk(place))
-        elif place.is_file() and place.suffix == ".txt":
-            listed = _read_list(place)
-        elif place.exists():
-            raise UserError(f"{where}: {place} is neither a folder nor a list file (.txt)")
-        else:
-            raise UserError(f"{where}: no such folder or list file: {place}")
-        for path, origin in listed:
+        for path, origin in _listed(place, where, problems):
             suffix = path.suffix.lower()
             if suffix not in IMAGE_SUFFIXES:
                 if suffix in _OTHER_SUFFIXES or origin != str(path):
@@ -103,10 +95,29 @@ def list_images(source: YoloSource) -> tuple[list[Path], list[Problem]]:
     return [Path(path) for path in found], problems
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _listed(place: Path, where: str, problems: list[Problem]) -> Iterator[tuple[Path, str]]:
+    """Paths in a folder or a list file, each with where it was found."""
+    try:
+        if place.is_dir():
+            return ((path, str(path)) for path in _walk(place, problems))
+        if place.is_file() and place.suffix == ".txt":
+            return _read_list(place)
+        found = place.exists()
+    except OSError as error:
+        raise UserError(f"{where}: {place}: {error.strerror}") from error
+    if found:
+        raise UserError(f"{where}: {place} is neither a folder nor a list file (.txt)")
+    raise UserError(f"{where}: no such folder or list file: {place}")
+
+
+def _walk(folder: Path, problems: list[Problem]) -> Iterator[Path]:
     """Files below a folder, sorted; linked folders are followed, each once."""
     seen: set[tuple[int, int]] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        problems.append(Problem(str(error.filename), f"folder: {error.strerror}"))
+
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         status = Path(here).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -169,11 +180,12 @@ def _content(path: Path | None) -> bytes | str | None:
     """A label file's bytes; None where there is none; why it cannot be read, as text."""
     if path is None or not os.path.lexists(path):
         return None
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder, but a label file is expected there; move it away")
     try:
         return read_bytes(path, limit=MAX_LABEL_BYTES)
     except ImageError as error:
+        if path.is_dir():
+            text = f"{path}: is a folder, but a label file is expected there; move it away"
+            raise UserError(text) from error
         return error.cause
 
 

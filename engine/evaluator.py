@@ -67,7 +67,8 @@ def evaluate(
     existing folder for curves, confusion matrix and three batches' pictures.
     Raises UserError for non-finite weights, unequal class counts, and `half` without CUDA.
     """
-    _check(model, index, config, device)
+    check(model, index, config=config, device=device)
+    _compare_names(model, index, config)
     records = by_id(index)
     bar = tqdm(
         batches,
@@ -130,7 +131,8 @@ def _conclude(
         return _portable(error)
 
 
-def _check(model: Detector, index: DataIndex, config: EvalConfig, device: torch.device) -> None:
+def check(model: Detector, index: DataIndex, *, config: EvalConfig, device: torch.device) -> None:
+    """Raise UserError for what `evaluate` would refuse."""
     if config.half and device.type != "cuda":
         raise UserError(f"half precision needs CUDA; on {device.type} evaluate without --half")
     require_finite(model.state_dict(), "the model")
@@ -143,14 +145,18 @@ def _check(model: Detector, index: DataIndex, config: EvalConfig, device: torch.
             f"the model has {len(model.names)} classes ({_some(model.names)}), the data set has "
             f"{len(index.names)} ({_some(index.names)}): use the data set the model was trained on"
         )
+
+
+def _compare_names(model: Detector, index: DataIndex, config: EvalConfig) -> None:
     unnamed = tuple(str(number) for number in range(len(model.names)))
-    if tuple(model.names) not in {tuple(index.names), unnamed} and is_main():
-        pairs = zip(model.names, index.names, strict=True)
-        mine, theirs = next(pair for pair in pairs if pair[0] != pair[1])
-        sys.stderr.write(
-            f"warning: class names of model and data set differ, first {mine!r} and {theirs!r}; "
-            "classes are compared by their numbers\n"
-        )
+    if config.single_cls or model.names in {index.names, unnamed} or not is_main():
+        return
+    pairs = zip(model.names, index.names, strict=True)
+    mine, theirs = next(pair for pair in pairs if pair[0] != pair[1])
+    sys.stderr.write(
+        f"warning: class names of model and data set differ, first {mine!r} and {theirs!r}; "
+        "classes are compared by their numbers\n"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

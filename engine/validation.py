@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data.dataset import load_dataset_config, load_split
 
+from data.dataset import load_dataset_config, load_split
 from data.loader import LoaderConfig, val_batches
 from data.records import DataIndex
 from engine import distributed
 from engine.checkpoint import load_detector
 from engine.distributed import Distributed
-from engine.evaluator import evaluate
+from engine.evaluator import check, evaluate
 from engine.results import DetectionMetrics, save_labels, save_metrics, save_predictions
 from engine.val_config import ValConfig
 from models.detector import Detector
@@ -82,6 +82,7 @@ def prepare(config: ValConfig, place: Distributed) -> Validation:
         progress=place.is_main,
         single_cls=config.single_cls,
     )
+    check(model, index, config=config.evaluation, device=place.device)
     folder = None
     if place.is_main:
         distributed.barrier()

@@ -166,10 +166,12 @@ def _members(path: Path, archive: zipfile.ZipFile) -> tuple[str, Mapping[str, zi
     for entry in entries:
         name = entry.filename.removeprefix(f"{prefix}/")
         if name in members:
-            raise UserError(f"{path}: not a checkpoint: member {name!a} is there twice")
+            raise UserError(f"{path}: not a checkpoint: member {name[:80]!a} is there twice")
         members[name] = entry
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise UserError(f"{path}: member {name!a} is compressed, which torch.save never does")
+            raise UserError(
+                f"{path}: member {name[:80]!a} is compressed, which torch.save never does"
+            )
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise UserError(f"{path}: its members are larger than the file; refused")
     if members["data.pkl"].file_size > unpickle.MAX_PICKLE:
@@ -225,7 +227,7 @@ def _persistent(identifier: Any) -> Any:
         raise DamagedError("an unknown persistent id")
     storage, key, _, size = rest[:4]
     dtype = STORAGES.get(storage.name) if isinstance(storage, Global) else None
-    if dtype is None or not (type(key) is str and key.isdecimal()):
+    if dtype is None or not (type(key) is str and key.isdecimal() and len(key) < 20):
         raise DamagedError("a storage of unknown type or key")
     if type(size) is not int or size < 0:
         raise DamagedError("a storage of odd size")

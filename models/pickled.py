@@ -14,6 +14,7 @@ import torch
 MAX_KEY = 1 << 60  # integers over it could share a hash on purpose
 MAX_SIDE = 1 << 40  # elements
 MAX_DIMENSIONS = 16
+MAX_NAME = 200  # characters of a class's name
 STUBS = ("models.", "torch.nn.modules.", "ultralytics.")  # namespaces of network classes
 STORAGES = {
     "HalfStorage": torch.float16,
@@ -177,7 +178,9 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 def is_known(found: Global) -> bool:
     """Whether the name is a listed constructor, a listed value, or a class of a network."""
-    if found.qualified in (CALLS.keys() | VALUES | NUMPY):
+    qualified = found.qualified
+    if qualified in CALLS or qualified in VALUES or qualified in NUMPY:
         return True
     # a dotted name would reach through the module to anything it imports
-    return found.name.isidentifier() and f"{found.module}.".startswith(STUBS)
+    plain = found.name.isidentifier() and len(qualified) <= MAX_NAME
+    return plain and f"{found.module}.".startswith(STUBS)

@@ -17,12 +17,15 @@ from models.archive import Pickled, open_pickled
 from models.builder import build_detector
 from models.detector import Detector
 from models.parser import parse_spec
-from models.pickled import Stub, TensorRef
+from models.pickled import MAX_KEY, Stub, TensorRef
 from models.stubtree import Tree, all_tensors, walk
 from utils.errors import UserError
 
 YAML_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "backbone", "head")
 MAX_VALUES = 20_000  # of an architecture; nested inside itself it would have no end
+MAX_NAME = 200  # characters
+MAX_STRIDE = 4096
+MAX_TUPLE = 6  # of one setting, e.g. a kernel's two sides
 LISTED = 8  # names shown of a longer list
 # plain values of torch's modules that decide what they compute
 # fmt: off
@@ -145,7 +148,11 @@ def _network(path: Path, root: Any) -> tuple[str, Stub]:
         if value.kind.startswith("models.yolo."):
             return key, value
         raise UserError(f"{path}: {key} is a {value.kind}, expected a models.yolo.Model")
-    held = ", ".join(map(str, list(root)[:LISTED])) if type(root) is dict else type(root).__name__
+    held = (
+        ", ".join(str(key)[:40] for key in list(root)[:LISTED])
+        if type(root) is dict
+        else type(root).__name__
+    )
     raise UserError(f"{path}: holds no detector, neither FeatherDet's nor YOLOv5's (found: {held})")
 
 
@@ -175,7 +182,7 @@ def _strides(pickled: Pickled, network: Stub, detect: Stub) -> tuple[int, ...]:
         pickled.tensor(value).flatten().tolist() if isinstance(value, TensorRef) else value
     )
     if type(values) not in {list, tuple} or not all(
-        isinstance(v, (int, float)) and v >= 1 and v == int(v) for v in values
+        isinstance(v, (int, float)) and 1 <= v <= MAX_STRIDE and v == int(v) for v in values
     ):
         raise UserError(f"{pickled.path}: no usable 'stride' (pixels per cell of each level)")
     return tuple(int(v) for v in values)
@@ -204,11 +211,15 @@ def _names(path: Path, network: Stub) -> tuple[str, ...]:
     names: Any = network.state.get("names")
     if type(names) is dict and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
         names = [names.get(i, names.get(str(i))) for i in range(len(names))]
-    if type(names) not in {list, tuple} or not names or any(type(n) is not str for n in names):
+    if (
+        type(names) not in {list, tuple}
+        or not names
+        or any(type(n) is not str or len(n) > MAX_NAME for n in names)
+    ):
         raise UserError(f"{path}: no usable class names in the checkpoint")
     count = network.state.get("nc", len(names))
     if count != len(names):
-        raise UserError(f"{path}: {len(names)} class names, but nc is {count!r}")
+        raise UserError(f"{path}: {len(names)} class names, but nc is {_shown(count)}")
     return tuple(names)
 
 
@@ -220,7 +231,7 @@ def _yaml(
     if type(found) is not dict:
         raise UserError(f"{path}: no 'yaml' (the architecture as plain values) in the checkpoint")
     if found.get("ch", 3) != 3:
-        raise UserError(f"{path}: a network for {found['ch']!r} image channels, expected 3")
+        raise UserError(f"{path}: a network for {_shown(found['ch'])} image channels, expected 3")
     left = iter(range(MAX_VALUES))
     data = {key: _plain(path, found[key], left) for key in YAML_KEYS if found.get(key) is not None}
     data["anchors"] = anchors.flatten(1).tolist()
@@ -245,19 +256,39 @@ def _activation(facts: Mapping[str, Any]) -> str:
 def _plain(path: Path, value: Any, left: Iterator[int], depth: int = 8) -> Any:
     """A copy of nested lists and dicts of scalars, of as many values as `left` has."""
     if depth and next(left, None) is not None:
-        if value is None or type(value) in {str, int, float, bool}:
+        if _is_scalar(value):
             return value
         if type(value) in {list, tuple}:
             return [_plain(path, item, left, depth - 1) for item in value]
         if type(value) is dict:
-            return {str(key): _plain(path, item, left, depth - 1) for key, item in value.items()}
+            return {
+                str(key)[:MAX_NAME]: _plain(path, item, left, depth - 1)
+                for key, item in value.items()
+            }
     raise UserError(f"{path}: the architecture ('yaml') is no table of plain values; refused")
 
 
+def _is_scalar(value: Any) -> bool:
+    """None or a scalar that can be printed: a list inside itself, or a vast number, cannot."""
+    if type(value) is str:
+        return len(value) <= MAX_NAME
+    if type(value) is int:
+        return abs(value) < MAX_KEY
+    return value is None or type(value) in {float, bool}
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if _is_scalar(value) else f"a {type(value).__name__}"
+
+
 def _facts(stub: Stub) -> dict[str, Any]:
-    values = {key: stub.state[key] for key in DECISIVE if key in stub.state}
-    scalars = (str, int, float, bool, tuple)
-    return {"kind": stub.kind, **{k: v for k, v in values.items() if isinstance(v, scalars)}}
+    facts: dict[str, Any] = {"kind": stub.kind}
+    for key in DECISIVE:
+        value = stub.state.get(key)
+        items = value if type(value) is tuple and len(value) <= MAX_TUPLE else (value,)
+        if value is not None and all(_is_scalar(item) for item in items):
+            facts[key] = value
+    return facts
 
 
 def _check_parts(model: Detector, imported: Imported) -> None:

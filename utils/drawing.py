@@ -29,7 +29,7 @@ PALETTE: tuple[Color, ...] = (
 COLORS = 256  # different ones; further classes begin again
 DARKEST = 250  # sum of the channels; darker lines vanish in shadows
 
-PIXELS_PER_LINE = 300  # geometric mean side per pixel of line thickness
+PIXELS_PER_LINE = 240  # geometric mean side per pixel of line thickness
 PIXELS_PER_LETTER = 40  # ... and per pixel of font size
 SMALLEST_FONT = 10
 TINIEST_FONT = 7  # only where a label would not fit into the image otherwise

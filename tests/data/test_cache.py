@@ -61,6 +61,7 @@ def test_second_start_equals_the_first_and_reads_nothing_anew(
     yolo_set: Make, no_parsing: Callable[[], None]
 ) -> None:
     file = yolo_set({"a.jpg": BOX + POLYGON, "b.jpg": None, "c.jpg": BOX + "9 1 1 1 1\n"})
+    (file.parent / "set" / "images" / "train" / "gone.jpg").symlink_to("nothing")
     first = scan(file)
     no_parsing()
     same(scan(file), first)
@@ -258,4 +259,4 @@ def test_second_start_is_fast(shared: Path, tmp_path: Path) -> None:
     scan(file)
     start = time.perf_counter()
     scan(file)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 2  # measured: 0.1

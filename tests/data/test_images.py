@@ -224,3 +224,16 @@ def test_names_with_spaces_and_signs(tmp_path: Path) -> None:
     path = tmp_path / "a b #1 ä 图.jpg"
     path.write_bytes(modes()["jpeg"])
     np.testing.assert_array_equal(read_image(path), reference(modes()["jpeg"]))
+
+
+@pytest.mark.parametrize("reduce", [2, 4, 8])
+def test_a_reduced_jpeg_shows_the_same(reduce: int) -> None:
+    smooth = cv2.resize(PIXELS[:2, :2], (81, 61), interpolation=cv2.INTER_LINEAR)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.fromarray(smooth), "JPEG", quality=98, exif=exif)
+    small = decode_image(data, reduce=reduce)
+    assert small.shape == (-(-81 // reduce), -(-61 // reduce), 3)
+    whole = cv2.resize(decode_image(data), small.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(small.astype(int) - whole).mean() < 2
+    assert decode_image(modes()["png"], reduce=reduce).shape == (60, 80, 3)

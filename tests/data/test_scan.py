@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -47,8 +48,6 @@ def whole_jpeg() -> bytes:
 
 
 def huge_png() -> bytes:
-    from io import BytesIO  # noqa: PLC0415
-
     stream = BytesIO()
     Image.new("1", (11_000, 11_000)).save(stream, "PNG")
     return stream.getvalue()
@@ -119,6 +118,23 @@ def test_links_that_lead_nowhere(pictures: tuple[Path, Path]) -> None:
         "dangling or looping symbolic link",
         "not a regular file",
     ]
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    pictures: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder = pictures
+    (folder / "locked").mkdir()
+    listing = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("locked"):  # as root, rights do not stop anybody
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    index = scan(file)
+    assert index.problems[0].text == f"{folder}/locked: folder: Permission denied; image skipped"
 
 
 def test_long_thin_images_and_strange_names_are_used(tmp_path: Path, write_image: Make) -> None:

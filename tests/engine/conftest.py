@@ -51,11 +51,25 @@ def rectangles(tmp_path_factory):
     return file
 
 
+TINY = """
+anchors: [[10,13, 16,30, 33,23], [30,61, 62,45, 59,119], [116,90, 156,198, 373,326]]
+backbone:
+  - [-1, 1, Conv, [16, 6, 2, 2]]
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [32, 3, 2]]
+  - [-1, 1, C3, [32]]
+  - [-1, 1, Conv, [32, 3, 2]]
+  - [-1, 1, Conv, [64, 3, 2]]
+head:
+  - [[3, 4, 5], 1, Detect, [nc, anchors]]
+"""
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """The YAML of yolov5n at an eighth of the width."""
+    """The YAML of a detector of seven rows, strides 8, 16 and 32."""
     file = tmp_path_factory.mktemp("model") / "tiny.yaml"
-    file.write_text("extends: yolov5n.yaml\nwidth_multiple: 0.125\n")
+    file.write_text(TINY)
     return file
 
 

@@ -160,7 +160,9 @@ def test_a_loss_that_is_no_number_names_the_batch(tiny_model):
             with torch.no_grad():
                 state.model.head.m[0].bias[0] = torch.nan
 
-    with pytest.raises(NonFiniteError, match=r"epoch 0, batch 2, images image-2-0, image-2-1") as caught:
+    with pytest.raises(
+        NonFiniteError, match=r"epoch 0, batch 2, images image-2-0, image-2-1"
+    ) as caught:
         train_epoch(
             state,
             plan,
@@ -209,9 +211,7 @@ def test_multi_scale_draws_multiples_of_the_stride_within_half():
 
 def test_rescaling_takes_the_boxes_along():
     images = torch.rand(1, 3, 64, 32)
-    targets = Targets(
-        torch.tensor([0]), torch.tensor([1]), torch.tensor([[8.0, 16.0, 24.0, 48.0]])
-    )
+    targets = Targets(torch.tensor([0]), torch.tensor([1]), torch.tensor([[8.0, 16.0, 24.0, 48.0]]))
     bigger, moved = rescale(images, targets, (128, 96))
     assert bigger.shape == (1, 3, 128, 96)
     torch.testing.assert_close(moved.boxes, torch.tensor([[24.0, 32.0, 72.0, 96.0]]))
@@ -259,7 +259,9 @@ def test_a_run_leaves_all_its_files(train_flags, tmp_path, capsys):
     }
     rows = rows_of(folder)
     assert [row["epoch"] for row in rows] == ["0", "1"]
-    best = max(float(r["metrics/mAP_0.5"]) * 0.1 + float(r["metrics/mAP_0.5:0.95"]) * 0.9 for r in rows)
+    best = max(
+        float(r["metrics/mAP_0.5"]) * 0.1 + float(r["metrics/mAP_0.5:0.95"]) * 0.9 for r in rows
+    )
     assert metrics.fitness == pytest.approx(best, abs=1e-6)
     assert yaml.safe_load((folder / "opt.yaml").read_text())["imgsz"] == 64
     assert yaml.safe_load((folder / "hyp.yaml").read_text())["lr0"] == 0.01
@@ -288,7 +290,9 @@ def test_without_validation_only_the_last_epoch_is_measured(train_flags, tmp_pat
 def test_patience_ends_a_run_that_gets_no_better(train_flags, tmp_path, monkeypatch):
     real = trainer._row
     monkeypatch.setattr(
-        trainer, "_row", lambda run, metrics: {**real(run, metrics), "fitness": -run.state.epoch / 100}
+        trainer,
+        "_row",
+        lambda run, metrics: {**real(run, metrics), "fitness": -run.state.epoch / 100},
     )
     fit(config(train_flags, "--epochs", 9, "--patience", 2))
     assert len(rows_of(tmp_path / "runs" / "exp")) == 3
@@ -318,7 +322,7 @@ def test_weights_start_a_run_and_frozen_rows_stay(train_flags, tmp_path):
         load_checkpoint(tmp_path / "runs" / name / "weights" / "best.pt")["model"]
         for name in ("first", "second")
     )
-    backbone = [key for key in old if key.startswith(tuple(f"model.{row}." for row in range(10)))]
+    backbone = [key for key in old if key.startswith(tuple(f"model.{row}." for row in range(6)))]
     assert backbone
     assert all(torch.equal(old[key], new[key]) for key in backbone)
     assert any(not torch.equal(old[key], new[key]) for key in old)
@@ -337,7 +341,8 @@ def test_options_train_and_change_the_result(train_flags, tmp_path, more):
     fit(config(train_flags, "--epochs", 1, "--name", "plain"))
     fit(config(train_flags, "--epochs", 1, "--name", "other", *more))
     plain, other = (rows_of(tmp_path / "runs" / name)[0] for name in ("plain", "other"))
-    assert plain["train/box_loss"] != other["train/box_loss"] or plain != other
+    names = ("train/box_loss", "train/obj_loss", "train/cls_loss")
+    assert [plain[name] for name in names] != [other[name] for name in names]
     saved = load_checkpoint(tmp_path / "runs" / "other" / "weights" / "best.pt")
     assert len(saved["names"]) == (1 if "--single-cls" in more else 3)
 

@@ -252,6 +252,11 @@ def spoil(kind: str, model: Model) -> None:
         for _ in range(7):
             wide = [wide] * 900
         model.yaml["head"] = wide
+    elif kind == "vast class count":
+        vast: list[Any] = [1]
+        for _ in range(60):
+            vast = [vast, vast]
+        model.nc = vast
     elif kind == "channels":
         model.yaml["ch"] = 4
     elif kind == "unknown block":
@@ -286,6 +291,7 @@ def spoil(kind: str, model: Model) -> None:
         ("no yaml", "no 'yaml'"),
         ("endless yaml", "no table of plain values"),
         ("wide yaml", "no table of plain values"),
+        ("vast class count", "2 class names, but nc is a list"),
         ("channels", "4 image channels"),
         ("unknown block", "C3Unknown"),
         ("anchors", "anchors are not all over 0"),

@@ -1,0 +1,149 @@
+"""COCO's figures by engine/cocoeval.py beside pycocotools: `python -m benchmarks.coco_engines`.
+
+A made-up load of the size of COCO val2017: 5000 images, 80 classes, 36,781 boxes, 100 detections per
+image.  Each engine starts from the same arrays, so building its inputs counts; faster-coco-eval is
+timed, too, when it is installed.  Prints seconds, AP, and the largest difference of the twelve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from engine.cocoeval import coco_figures, to_xywh
+from utils.config import option, parse
+from utils.errors import run_script
+from utils.metrics import Found, Truth
+
+BOXES_PER_IMAGE = 36_781 / 5_000  # of COCO val2017
+CROWDS = 0.012  # its share of crowd regions
+
+
+@dataclass(frozen=True)
+class Load:
+    """The size of the problem."""
+
+    images: int = option(5000, help="images")
+    classes: int = option(80, help="classes")
+    detections: int = option(100, help="detections per image")
+    seed: int = option(0, help="of the boxes")
+
+
+def made_up(load: Load) -> tuple[Truth, Found]:
+    """Boxes from 4 to 400 px; six of ten detections lie near one of them."""
+    rng = np.random.default_rng(load.seed)
+    count, total = round(load.images * BOXES_PER_IMAGE), load.images * load.detections
+
+    def corners(number: int) -> np.ndarray:
+        size = np.exp(rng.uniform(np.log(4), np.log(400), (number, 2)))
+        low = rng.uniform(0, 640 - size)
+        return np.concatenate((low, low + size), 1)
+
+    boxes, labels = corners(count), rng.integers(0, load.classes, count)
+    owner = rng.integers(0, load.images, count)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    truth = Truth(owner, labels, boxes, rng.random(count) < CROWDS, area)
+    found, image = corners(total), rng.integers(0, load.images, total)
+    label = rng.integers(0, load.classes, total)
+    near, source = rng.random(total) < 0.6, rng.integers(0, count, total)
+    side = np.repeat(np.sqrt(area)[source, None], 4, 1)
+    found[near] = (boxes[source] + rng.normal(0, 0.05, (total, 4)) * side)[near]
+    found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
+    image[near], label[near] = owner[source][near], labels[source][near]
+    detections = Found(image, label, found, rng.random(total).astype(np.float32))
+    return truth, detections.take(np.argsort(image, kind="stable"))
+
+
+def ours(load: Load, truth: Truth, found: Found) -> list[float]:
+    """The twelve figures by engine/cocoeval.py."""
+    result = coco_figures(found, truth, images=load.images, classes=load.classes)
+    return list(result.twelve.values())
+
+
+def by_pycocotools(load: Load, truth: Truth, found: Found) -> list[float]:
+    """The twelve figures by the reference."""
+    reference = COCO()
+    reference.dataset, results = as_json(load, truth, found)
+    reference.createIndex()
+    judge = COCOeval(reference, reference.loadRes(results), "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    return list(judge.stats)
+
+
+def by_faster_coco_eval(load: Load, truth: Truth, found: Found) -> list[float]:
+    """The twelve figures by faster-coco-eval (not among this project's requirements)."""
+    import faster_coco_eval as other
+
+    dataset, results = as_json(load, truth, found)
+    reference = other.COCO(dataset)
+    judge = other.COCOeval_faster(reference, reference.loadRes(results), "bbox")
+    judge.run()
+    return list(judge.stats[:12])
+
+
+def as_json(load: Load, truth: Truth, found: Found) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the engines with pycocotools' interface want; ids from 1."""
+    columns = (truth.image, truth.labels, to_xywh(truth.boxes), truth.areas, truth.crowd)
+    annotations = [
+        {
+            "id": number,
+            "image_id": image + 1,
+            "category_id": label + 1,
+            "bbox": box,
+            "area": area,
+            "iscrowd": int(crowd),
+        }
+        for number, (image, label, box, area, crowd) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True), 1
+        )
+    ]
+    columns = (found.image, found.labels, to_xywh(found.boxes), found.scores.astype(float))
+    results = [
+        {"image_id": image + 1, "category_id": label + 1, "bbox": box, "score": score}
+        for image, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
+    ]
+    head = {
+        "images": [
+            {"id": number + 1, "height": 640, "width": 640} for number in range(load.images)
+        ],
+        "categories": [{"id": n + 1, "name": str(n)} for n in range(load.classes)],
+    }
+    return {**head, "annotations": annotations}, results
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Time the engines one after another on one load."""
+    load = parse(Load, argv, prog="benchmarks.coco_engines", description=__doc__ or "")
+    truth, found = made_up(load)
+    engines: dict[str, Callable[[Load, Truth, Found], list[float]]] = {"engine/cocoeval.py": ours}
+    if importlib.util.find_spec("faster_coco_eval") is not None:
+        engines["faster-coco-eval"] = by_faster_coco_eval
+    engines["pycocotools"] = by_pycocotools
+    first: list[float] = []
+    for name, engine in engines.items():
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            figures = engine(load, truth, found)
+        seconds = time.perf_counter() - start
+        first = first or figures
+        difference = float(np.abs(np.subtract(figures, first)).max())
+        sys.stdout.write(
+            f"{name:20} {seconds:8.2f} s   AP {figures[0]:.4f}   differs by {difference:.1e}\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,72 @@
+"""Gradients of a few batches: python ddp_gradients.py MODEL.yaml OUT.pt, alone or under torchrun.
+
+Under torchrun each rank takes its own two images of each case; alone, one process takes all.
+"""
+
+import sys
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine import distributed
+from models.builder import build_detector
+from models.losses.anchor import AnchorLoss
+from models.parser import load_spec
+from utils.hyp import Hyperparameters
+from utils.structures import Targets
+
+# boxes on rank 0 and on rank 1, two images each
+CASES = {"equal": (3, 3), "unequal": (7, 2), "one without": (5, 0), "none": (0, 0)}
+
+
+def share(boxes, rank):
+    """Images and targets of one rank."""
+    generator = torch.Generator().manual_seed(10 + rank)
+    count = boxes[rank]
+    images = torch.rand(2, 3, 64, 64, generator=generator)
+    corners = torch.rand(count, 2, generator=generator) * 32
+    sizes = 6 + torch.rand(count, 2, generator=generator) * 24
+    return images, Targets(
+        torch.randint(0, 2, (count,), generator=generator),
+        torch.randint(0, 3, (count,), generator=generator),
+        torch.cat((corners, corners + sizes), 1),
+    )
+
+
+def whole(boxes):
+    """The shares of both ranks as one batch."""
+    images, targets = zip(*(share(boxes, rank) for rank in (0, 1)), strict=True)
+    index = torch.cat([item.image_index + 2 * rank for rank, item in enumerate(targets)])
+    labels = torch.cat([item.labels for item in targets])
+    return torch.cat(images), Targets(index, labels, torch.cat([item.boxes for item in targets]))
+
+
+def main(model_file, out):
+    """Write {case: {parameter: gradient}} from rank 0."""
+    place = distributed.start("cpu", timeout=60)
+    result = {}
+    for name, boxes in CASES.items():
+        torch.manual_seed(0)
+        model = build_detector(load_spec(model_file), classes=3).train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        loss = AnchorLoss(model, Hyperparameters(), image_size=64)
+        if place.world_size > 1:
+            images, targets = share(boxes, place.rank)
+            raw = DistributedDataParallel(model)(images)
+            reduce = distributed.all_reduce_sum
+            losses = loss(raw, targets, reduce=reduce, world_size=place.world_size)
+        else:
+            images, targets = whole(boxes)
+            losses = loss(model(images), targets)
+        losses.total.backward()
+        result[name] = {key: parameter.grad for key, parameter in model.named_parameters()}
+    if place.is_main:
+        torch.save(result, out)
+    distributed.cleanup()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

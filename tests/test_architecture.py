@@ -1,0 +1,178 @@
+"""The house rules that a reader of docs/architecture.md relies on, checked on the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = tuple(sorted(path.name for path in ROOT.glob("*.py")))
+ROOMS = ("engine", "models", "data", "utils")
+# Who may import whom; benchmarks are scripts in a folder.
+ALLOWED = {
+    "utils": {"utils"},
+    "data": {"data", "utils"},
+    "models": {"models", "utils"},
+    "engine": {"engine", "models", "data", "utils"},
+    "benchmarks": {"benchmarks", "engine", "models", "data", "utils"},
+}
+LONGEST_FILE = 320
+# What runs text or bytes from outside as code.
+RUNS_CODE = {"eval", "exec", "compile", "__import__"}
+UNSAFE_LOADERS = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "marshal",
+    "shelve",
+    "dill",
+    "cloudpickle",
+    "joblib",
+}
+# torch.compile and re.compile are attributes, so that the names above mean the builtins.
+
+
+def sources() -> Iterator[Path]:
+    for name in SCRIPTS:
+        yield ROOT / name
+    for room in ALLOWED:
+        yield from sorted((ROOT / room).rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+SOURCES = tuple(map(relative, sources()))
+
+
+@functools.cache
+def tree(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"), name)
+
+
+def imported(module: ast.Module) -> Iterator[str]:
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield node.module or ""
+
+
+def dotted(node: ast.AST) -> str:
+    """'torch.load' for the expression torch.load; '' for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
+
+
+def test_there_is_something_to_check() -> None:
+    assert {"train.py", "val.py", "detect.py"} <= set(SCRIPTS)
+    assert len(SOURCES) > 50
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_imports_go_one_way(name: str) -> None:
+    room = name.split("/")[0]
+    allowed = ALLOWED.get(room, set(ROOMS))
+    own = {target.split(".")[0] for target in imported(tree(name))} & {*ALLOWED, "tests"}
+    assert own <= allowed, f"{name} imports {', '.join(sorted(own - allowed))}"
+    stems = {Path(script).stem for script in SCRIPTS}
+    assert not {target.split(".")[0] for target in imported(tree(name))} & stems
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_wildcards_no_path_editing_no_code_from_data(name: str) -> None:
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names), f"{name}:{node.lineno}"
+        if isinstance(node, ast.Attribute):
+            assert dotted(node) != "sys.path", f"{name}:{node.lineno}"
+        if isinstance(node, ast.Call):
+            called = dotted(node.func)
+            assert called not in RUNS_CODE, f"{name}:{node.lineno} calls {called}"
+            assert called != "os.system", f"{name}:{node.lineno}"
+            for keyword in node.keywords:
+                value = getattr(keyword.value, "value", None)
+                wrong = (keyword.arg, value) in {
+                    ("shell", True),
+                    ("weights_only", False),
+                    ("allow_pickle", True),
+                }
+                assert not wrong, f"{name}:{node.lineno} {keyword.arg}={value}"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_unpickling(name: str) -> None:
+    module = tree(name)
+    assert not {target.split(".")[0] for target in imported(module)} & UNSAFE_LOADERS
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and dotted(node.func) == "torch.load":
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            flag = given.get("weights_only")
+            assert isinstance(flag, ast.Constant), f"{name}:{node.lineno}"
+            assert flag.value is True, f"{name}:{node.lineno}"
+        if isinstance(node, ast.Call) and dotted(node.func).startswith("yaml."):
+            assert dotted(node.func) in {"yaml.SafeLoader", "yaml.safe_load", "yaml.safe_dump"}, (
+                f"{name}:{node.lineno} {dotted(node.func)}"
+            )
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_files_stay_short(name: str) -> None:
+    lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST_FILE, f"{name} has {lines} lines: it is two things"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_importing_has_no_effect(name: str) -> None:
+    """A module's body defines; it neither prints nor sets global states."""
+    for node in tree(name).body:
+        if isinstance(node, ast.Expr):
+            text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+            assert text, f"{name}:{node.lineno} runs at import"
+        if isinstance(node, ast.If):
+            test = ast.unparse(node.test)
+            assert test in {"__name__ == '__main__'", "TYPE_CHECKING"}, f"{name}:{node.lineno}"
+        assert not isinstance(node, ast.For | ast.While | ast.With | ast.Delete), (
+            f"{name}:{node.lineno}"
+        )
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_wiring(name: str) -> None:
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            inner = [item for item in ast.walk(node) if isinstance(item, ast.FunctionDef)]
+            assert inner == [node], f"{name}:{node.lineno} {node.name} has a nested function"
+        assert not isinstance(node, ast.For | ast.While) or len(node.body) <= 5, (
+            f"{name}:{node.lineno}: a long loop belongs in engine/"
+        )
+
+
+def test_nothing_is_left_half_done() -> None:
+    pattern = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|raise NotImplementedError")
+    found = [
+        f"{name}:{number}"
+        for name in SOURCES
+        for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert found == []
+
+
+def test_every_dependency_has_its_reason() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
+            name = re.match(r"[A-Za-z][\w-]*", line)
+            if name:
+                assert f"`{name[0]}`" in text, f"{file}: {name[0]} is not in docs/architecture.md"

@@ -1,0 +1,345 @@
+"""detect.py from the command line to the files and the exit code."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import detect
+from engine import window
+from engine.checkpoint import save_checkpoint
+from models.builder import build_detector
+from models.parser import load_spec
+from utils.errors import FeatherDetError, UserError
+
+NAMES = ["person", "bus", "traffic light"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Random yolov5n weights; at a low threshold they find something everywhere."""
+    torch.manual_seed(0)
+    model = build_detector(load_spec("yolov5n"), classes=3, names=NAMES)
+    path = tmp_path_factory.mktemp("weights") / "best.pt"
+    payload = {"spec": model.spec.to_dict(), "names": NAMES, "model": model.state_dict()}
+    save_checkpoint(path, payload)
+    return path
+
+
+@pytest.fixture
+def call(weights, tmp_path, monkeypatch, capfd):
+    """Run detect.main in an empty folder -> (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        common = ["--weights", str(weights), "--img", "64", "--device", "cpu"]
+        common += ["--conf-thres", "0.0001", "--max-det", "3"]
+        error = ""
+        try:
+            code = detect.main([*common, *map(str, arguments)])
+        except FeatherDetError as failure:
+            code, error = failure.exit_code, f"error: {failure}\n"
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err + error
+
+    return run
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (48, 64)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def video(path: Path, frames: int) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 8, (64, 48))
+    for seed in range(frames):
+        writer.write(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    return path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_images_with_every_file_asked_for(call, tmp_path):
+    a, b = picture(tmp_path / "x" / "a.jpg"), picture(tmp_path / "y" / "a.jpg", 1, (64, 32))
+    before = a.read_bytes(), b.read_bytes()
+    code, out, err = call(
+        *("--source", a, b, "--save-txt", "--save-conf", "--save-csv", "--save-crop")
+    )
+    assert code == 0
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0].startswith(f"image 1/2 {a}: 64x64 ")
+    assert lines[1].startswith(f"image 2/2 {b}: 64x32 ")
+    assert lines[0].endswith("ms")
+    assert lines[-1] == "Results saved to runs/detect/exp"
+    assert lines[-2].startswith("Speed: ")
+    assert lines[-2].endswith("ms NMS per image")
+    run = tmp_path / "runs" / "detect" / "exp"
+    assert {"a.jpg", "a_2.jpg", "labels/a.txt", "labels/a_2.txt", "predictions.csv"} <= set(
+        files(run)
+    )
+    assert (a.read_bytes(), b.read_bytes()) == before
+    rows = (run / "labels" / "a.txt").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 3
+    values = np.array([row.split() for row in rows], dtype=float)
+    assert values.shape == (3, 6)
+    assert ((values[:, 1:] >= 0) & (values[:, 1:] <= 1)).all()
+    with (run / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["source"] for row in table] == [str(a)] * 3 + [str(b)] * 3
+    centre = (float(table[0]["x1"]) + float(table[0]["x2"])) / 2 / 64
+    assert centre == pytest.approx(values[0, 1], abs=1e-3)
+    assert len([name for name in files(run) if name.startswith("crops/")]) == 6
+    assert not np.array_equal(np.asarray(Image.open(run / "a.jpg")), np.asarray(Image.open(a)))
+
+
+def test_runs_are_numbered_and_nosave_writes_nothing(call, tmp_path):
+    a = picture(tmp_path / "a.jpg")
+    for _ in range(2):
+        assert call("--source", a)[0] == 0
+    assert call("--source", a, "--nosave")[0] == 0
+    assert call("--source", a, "--exist-ok", "--name", "exp2")[0] == 0
+    assert files(tmp_path / "runs") == ["detect/exp/a.jpg", "detect/exp2/a.jpg"]
+
+
+def test_classes_by_number_and_name(call, tmp_path):
+    a = picture(tmp_path / "a.jpg")
+    code, out, _ = call("--source", a, "--nosave", "--classes", "1", "traffic light")
+    assert code == 0
+    assert "person" not in out
+    assert "bus" in out or "traffic light" in out
+    code, _, err = call("--source", a, "--classes", "buss")
+    assert code == 2
+    assert "did you mean 'bus'" in err
+
+
+def test_drawing_options_reach_the_picture(call, tmp_path):
+    a = picture(tmp_path / "a.png")
+    for options in ([], ["--hide-conf"], ["--hide-labels"], ["--line-thickness", "6"]):
+        assert call("--source", a, *options)[0] == 0
+    images = [np.asarray(Image.open(path)) for path in sorted(tmp_path.glob("runs/detect/*/a.png"))]
+    assert len({image.tobytes() for image in images}) == 4
+
+
+def test_video_with_labels_per_frame(call, tmp_path):
+    code, out, err = call(
+        "--source", video(tmp_path / "clip.avi", 6), "--save-txt", "--vid-stride", 2
+    )
+    assert (code, err) == (0, "")
+    assert "video 1/1 " in out
+    assert "clip.avi: 3 frames 64x64 9 detections in 3 of them, " in out
+    run = tmp_path / "runs" / "detect" / "exp"
+    assert files(run) == ["clip.mp4", *(f"labels/clip_{n}.txt" for n in (1, 3, 5))]
+    capture = cv2.VideoCapture(str(run / "clip.mp4"))
+    assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (3, 4)
+    capture.release()
+
+
+def test_bad_files_among_good_ones_exit_3(call, tmp_path):  # D1 D7 D8
+    picture(tmp_path / "in" / "a.jpg")
+    (tmp_path / "in" / "b.jpg").write_bytes(b"")
+    (tmp_path / "in" / "c.mp4").write_bytes(b"")
+    path = video(tmp_path / "in" / "d.avi", 20)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 : len(data) * 2 // 3] = bytes(len(data) * 2 // 3 - len(data) // 3)
+    path.write_bytes(data)
+    code, out, err = call("--source", "in", "--save-txt")
+    assert code == 3
+    lines = err.splitlines()
+    assert lines[:2] == ["skipped: in/b.jpg: empty file", "skipped: in/c.mp4: empty file"]
+    assert lines[2].startswith("incomplete: in/d.avi: read ")
+    assert lines[2].endswith(" of 20 frames")
+    assert lines[3:] == ["error: 3 sources skipped or cut short, see above"]
+    assert "image 1/4 in/a.jpg" in out
+    assert "Speed: " in out
+
+
+@pytest.mark.parametrize(
+    "source", ["missing.jpg", "empty", "bad.jpg", "bad.mp4", "file:///etc/passwd"]
+)
+def test_nothing_to_read_exits_2_and_makes_no_run_folder(call, tmp_path, source):  # D3 D5 D6
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "bad.mp4").write_bytes(b"")
+    code, out, err = call("--source", source)
+    assert code == 2
+    assert out == ""
+    assert source in err
+    assert err.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_lost_stream_exits_4_and_keeps_its_recording(call, tmp_path):  # D10
+    script = """
+import sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+import cv2, numpy as np
+jpeg = cv2.imencode(".jpg", np.full((48, 64, 3), 200, np.uint8))[1].tobytes()
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        part = b"--frame\\r\\nContent-Type: image/jpeg\\r\\n\\r\\n" + jpeg + b"\\r\\n"
+        end = time.monotonic() + (1.5 if server.asked else 0.1)
+        server.asked += 1
+        try:
+            while time.monotonic() < end:
+                self.wfile.write(part)
+                time.sleep(0.02)
+        except OSError:
+            pass
+server = HTTPServer(("127.0.0.1", 0), Handler)
+server.asked = 0
+print(server.server_port, flush=True)
+for _ in range(2):
+    server.handle_request()
+"""
+    camera = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        port = camera.stdout.readline().strip()
+        url = f"http://user:secret@127.0.0.1:{port}/live"
+        code, out, err = call("--source", url, "--stream-timeout", 1)
+    finally:
+        camera.stdout.close()
+        camera.kill()
+        camera.wait()
+    shown = f"http://127.0.0.1:{port}/live"
+    assert code == 4
+    assert f"{shown}: connection lost; trying again for 1 s" in err
+    assert err.splitlines()[-1].startswith(f"error: {shown}: lost for 1 s, given up: ")
+    assert f"stream 1/1 {shown}: frame " in out
+    assert "Speed: " in out
+    assert "secret" not in out + err
+    recording = tmp_path / "runs" / "detect" / "exp" / f"127.0.0.1_{port}_live.mp4"
+    capture = cv2.VideoCapture(str(recording))
+    done, frame = capture.read()
+    capture.release()
+    assert done
+    assert frame.min() >= 0
+    assert np.median(frame) > 150, "black frames were recorded"
+
+
+def test_view_without_a_display_stops_before_any_work(call, tmp_path, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    code, out, err = call("--source", picture(tmp_path / "a.jpg"), "--view-img")
+    assert (code, out) == (2, "")
+    assert "this machine has no display" in err
+    monkeypatch.setenv("DISPLAY", ":987")  # there is none
+    with pytest.raises(UserError, match="cannot open one"):
+        window.require_display()
+
+
+def test_view_shows_annotated_frames_until_q(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(window, "require_display", lambda: None)
+    shown = []
+    monkeypatch.setattr(window.cv2, "imshow", lambda title, image: shown.append((title, image)))
+    keys = iter([-1, ord("q")])
+    waits = []
+    monkeypatch.setattr(window.cv2, "waitKey", lambda wait: waits.append(wait) or next(keys))
+    a = picture(tmp_path / "a.png")
+    code, out, _ = call("--source", a, a, a, "--view-img", "--nosave")
+    assert code == 0
+    assert [title for title, _ in shown] == [str(a), str(a)]
+    assert waits == [0, 0]
+    assert not np.array_equal(shown[0][1][..., ::-1], np.asarray(Image.open(a)))
+    assert [line.split()[1] for line in out.splitlines()[:-1]] == ["1/3", "2/3"]
+
+
+def test_data_gives_the_names(call, tmp_path):
+    a = picture(tmp_path / "a.jpg")
+    (tmp_path / "german.yaml").write_text(
+        "path: .\ntrain: .\nval: .\nnames: [Mensch, Bus, Ampel]\n", encoding="utf-8"
+    )
+    code, out, err = call("--source", a, "--nosave", "--data", "german.yaml", "--classes", "Ampel")
+    assert (code, err) == (0, "")
+    assert "Ampel" in out
+    (tmp_path / "two.yaml").write_text(
+        "path: .\ntrain: .\nval: .\nnames: [a, b]\n", encoding="utf-8"
+    )
+    code, _, err = call("--source", a, "--nosave", "--data", "two.yaml")
+    assert code == 2
+    assert "2 class names given, the model knows 3" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--save-conf"], "--save-conf does nothing without --save-txt"),
+        (["--vid-stride", "0"], "--vid-stride must lie in"),
+        (["--line-thickness", "0"], "--line-thickness"),
+        (["--conf-thres", "1.5"], "--conf-thres must lie in [0, 1], got 1.5"),
+        (["--max-det", "0"], "--max-det must lie in"),
+        (["--stream-timeout", "0"], "--stream-timeout must lie in"),
+        (["--img", "65"], "stride 32"),
+        (["--half"], "needs a CUDA device"),
+        (["--sorce", "x"], "did you mean '--source'"),
+        (["--weights", "missing.pt"], "missing.pt"),
+    ],
+)
+def test_impossible_options_exit_2_in_one_line(call, tmp_path, arguments, message):
+    code, out, err = call("--source", picture(tmp_path / "a.jpg"), *arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+def test_augment_finds_more_candidates(call, tmp_path):
+    a = picture(tmp_path / "a.jpg")
+    found = []
+    for options in ([], ["--augment"]):
+        options = [*options, "--max-det", 3000, "--iou-thres", 1, "--conf-thres", 0]
+        call("--source", a, "--nosave", "--save-csv", *options)
+        folder = "exp" if len(found) == 0 else "exp2"
+        table = tmp_path / "runs" / "detect" / folder / "predictions.csv"
+        found.append(len(table.read_text(encoding="utf-8").splitlines()) - 1)
+    assert found[0] == 3 * (8 * 8 + 4 * 4 + 2 * 2)
+    assert found[1] == 3 * found[0]  # 0.83 and 0.67 of 64 both pad to 64
+
+
+def test_as_a_command(weights, root, tmp_path):
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes(b"")
+    command = [sys.executable, str(root / "detect.py"), "--weights", str(weights), "--img", "64"]
+    done = subprocess.run(
+        [*command, "--source", "*.jpg", "--device", "cpu"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 3
+    assert "skipped: b.jpg: empty file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "image 1/2 a.jpg: 64x64 " in done.stdout
+
+
+def test_genuine_weights_on_real_pictures(call, shared, tmp_path):
+    weights = shared / "weights" / "yolov5n.pt"
+    source = shared / "datasets" / "coco_tiny" / "val2017" / "000000436738.jpg"
+    if not (weights.is_file() and source.is_file()):
+        pytest.skip("the genuine weights or the picture are not on this machine")
+    options = ["--img", 640, "--conf-thres", 0.5, "--max-det", 1000]
+    code, out, _ = call("--weights", weights, "--source", source, *options)
+    assert code == 0
+    assert "2 persons, 1 bus, 3 cars" in out

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import val
+from engine.checkpoint import model_payload, save_checkpoint
+from engine.val_config import ValConfig
+from models.builder import build_detector
+from models.parser import load_spec
+from utils.errors import UserError
+
+PART = 24  # images of COCO's val2017
+# Measured on these images with this evaluator; the whole of coco_tiny val has 0.307.
+PART_AP = 0.310
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def pycocotools_figures(annotations: Path, predictions: Path) -> np.ndarray:
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO(str(annotations))
+        judge = COCOeval(reference, reference.loadRes(str(predictions)), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return np.array(judge.stats)
+
+
+@pytest.fixture
+def part_of_coco(shared, tmp_path) -> Path:
+    """The data set YAML of the first images of coco_tiny's val split, copied."""
+    source = shared / "datasets" / "coco_tiny"
+    document = json.loads((source / "annotations" / "instances_val2017.json").read_text())
+    images = sorted(document["images"], key=lambda image: image["id"])[:PART]
+    kept = {image["id"] for image in images}
+    document["images"] = images
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
+    root = tmp_path / "coco"
+    (root / "images").mkdir(parents=True)
+    for image in images:
+        shutil.copy(source / "val2017" / image["file_name"], root / "images")
+    (root / "val.json").write_text(json.dumps(document))
+    (root / "coco.yaml").write_text("val: {images: images, annotations: val.json}\n")
+    return root / "coco.yaml"
+
+
+def test_genuine_weights_on_real_images(part_of_coco, shared, tmp_path, capsys):
+    code = val.main(
+        [
+            *("--weights", str(shared / "weights" / "yolov5n.pt"), "--data", str(part_of_coco)),
+            *("--img", "640", "--batch", "8", "--workers", "0", "--device", "cpu"),
+            *("--project", str(tmp_path / "runs"), "--save-json", "--noplots"),
+        ]
+    )
+    assert code == 0
+    folder = tmp_path / "runs" / "exp"
+    document = json.loads((folder / "metrics.json").read_text())
+    theirs = pycocotools_figures(part_of_coco.parent / "val.json", folder / "predictions.json")
+    np.testing.assert_allclose(list(document["coco"].values()), theirs, rtol=0, atol=1e-9)
+    assert document["map"] == pytest.approx(PART_AP, abs=0.004)
+    assert document["settings"]["image_size"] == 640
+    assert document["settings"]["conf"] == 0.001
+    assert document["images"] == PART
+    out = capsys.readouterr().out
+    assert f" = {theirs[0]:0.3f}" in out
+    assert "Average Recall     (AR) @[ IoU=0.50:0.95 | area= large | maxDets=100 ]" in out
+    assert "ms pre-process" in out
+    assert str(folder) in out
+
+
+@pytest.fixture
+def small(tmp_path) -> list[str]:
+    """Flags for a random detector of 3 classes and five noisy images with YOLO labels."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data"
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for number in range(5):
+        pixels = rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)
+        cv2.imwrite(str(root / "images" / f"{number}.png"), pixels)
+        (root / "labels" / f"{number}.txt").write_text(f"{number % 2} 0.5 0.5 0.4 0.4\n")
+    names = ", ".join(NAMES)
+    (root / "data.yaml").write_text(f"val: images\ntest: images\nnames: [{names}]\n")
+    torch.manual_seed(0)
+    model = build_detector(load_spec("yolov5n"), classes=3, names=NAMES)
+    weights = tmp_path / "weights.pt"
+    save_checkpoint(weights, {"format": "featherdet-1", **model_payload(model)})
+    return [
+        *("--weights", str(weights), "--data", str(root / "data.yaml"), "--img", "64"),
+        *("--workers", "0", "--device", "cpu", "--batch", "2"),
+        *("--project", str(tmp_path / "runs")),
+    ]
+
+
+def test_all_files(small, tmp_path, capsys):
+    val.main([*small, "--save-txt", "--save-conf", "--save-json", "--verbose", "--task", "test"])
+    folder = tmp_path / "runs" / "exp"
+    assert {path.name for path in folder.iterdir()} == {
+        *("metrics.json", "predictions.json", "labels", "confusion_matrix.png"),
+        *("PR_curve.png", "P_curve.png", "R_curve.png", "F1_curve.png"),
+        *(f"val_batch{n}_{kind}.jpg" for n in range(3) for kind in ("labels", "pred")),
+    }
+    document = json.loads((folder / "metrics.json").read_text())
+    assert [row["name"] for row in document["per_class"]] == list(NAMES)
+    assert document["per_class"][2]["ap"] is None  # no object of class c
+    assert document["settings"]["split"] == "test"
+    assert len(document["settings"]["fingerprint"]) > 8
+    predictions = json.loads((folder / "predictions.json").read_text())
+    lines = [
+        line.split()
+        for path in sorted((folder / "labels").iterdir())
+        for line in path.read_text().splitlines()
+    ]
+    assert len(lines) == len(predictions)
+    assert all(len(line) == 6 for line in lines)
+    out = capsys.readouterr().out
+    table = [line.split() for line in out.splitlines()]
+    assert ["c", "0", "0", "-", "-", "-", "-"] in table  # --verbose
+    assert "task=test" in out  # what is not the default is said
+
+
+def test_runs_get_folders_of_their_own(small, tmp_path):
+    for _ in range(2):
+        val.main([*small, "--noplots"])
+    val.main([*small, "--noplots", "--exist-ok"])
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"exp", "exp2"}
+
+
+def test_speed(small, tmp_path, capsys):
+    val.main([*small, "--task", "speed"])
+    out = capsys.readouterr().out
+    assert "ms inference" in out
+    assert "conf 0.25, iou 0.45" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_study(small, tmp_path, capsys):
+    val.main([*small, "--task", "study", "--study-sizes", "64", "90"])
+    with (tmp_path / "runs" / "exp" / "study.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["size"]) for row in rows] == [64, 96]
+    assert all(float(row["inference ms"]) > 0 for row in rows)
+    assert cv2.imread(str(tmp_path / "runs" / "exp" / "study.png")) is not None
+    assert "90 is no multiple of the stride 32: 96 used" in capsys.readouterr().err
+
+
+def test_single_class_of_a_model_with_three(small, tmp_path):
+    val.main([*small, "--single-cls", "--noplots", "--save-json"])
+    predictions = json.loads((tmp_path / "runs" / "exp" / "predictions.json").read_text())
+    assert len({row["category_id"] for row in predictions}) <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--save-conf"], "--save-txt"),
+        (["--conf-thres", "1.5"], "conf-thres"),
+        (["--task", "study", "--save-json"], "--task study"),
+        (["--study-sizes", "64"], "--task study"),
+        (["--half"], "CUDA"),
+        (["--task", "train"], "train"),
+        (["--batch", "0"], "batch-size"),
+    ],
+)
+def test_refusals_leave_no_folder(small, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        val.main([*small, *flags])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_another_number_of_classes(small, tmp_path):
+    model = build_detector(load_spec("yolov5n"), classes=2, names=("x", "y"))
+    save_checkpoint(tmp_path / "weights.pt", {"format": "featherdet-1", **model_payload(model)})
+    with pytest.raises(UserError, match=r"2 classes \(x, y\).*3 \(a, b, c\)"):
+        val.main(small)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_are_required():
+    with pytest.raises(UserError, match="--weights"):
+        val.main(["--data", "shapes"])
+
+
+def test_changed_settings():
+    changed = ValConfig(weights="w.pt", imgsz=320).changed()
+    assert changed == {"weights": "w.pt", "imgsz": 320}
