@@ -55,9 +55,9 @@ def main(model_file, out):
         loss = AnchorLoss(model, Hyperparameters(), image_size=64)
         if place.world_size > 1:
             images, targets = share(boxes, place.rank)
-            raw = DistributedDataParallel(model)(images)
+            wrapped = DistributedDataParallel(model)  # must outlive the backward pass
             reduce = distributed.all_reduce_sum
-            losses = loss(raw, targets, reduce=reduce, world_size=place.world_size)
+            losses = loss(wrapped(images), targets, reduce=reduce, world_size=place.world_size)
         else:
             images, targets = whole(boxes)
             losses = loss(model(images), targets)

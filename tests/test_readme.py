@@ -1,0 +1,106 @@
+"""What README.md says can be done: its commands parse, its files exist, its table is counted."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from models.profile import profile_file
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
+MAX_LINES = 200
+
+
+def commands() -> list[str]:
+    lines = [line for language, body in BLOCKS if not language for line in body.splitlines()]
+    return [
+        line.split("  #")[0].strip()
+        for line in lines
+        if re.match(r"(python|torchrun|make) ", line.strip())
+    ]
+
+
+COMMANDS = commands()
+PYTHON_COMMANDS = [line for line in COMMANDS if not line.startswith("make")]
+
+
+def main_module(words: list[str]) -> tuple[str, list[str]]:
+    """'python -m a.b --flag' or 'torchrun ... train.py --flag' -> (module, its arguments)."""
+    if words[1] == "-m":
+        return words[2], words[3:]
+    script = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    return words[script].removesuffix(".py"), words[script + 1 :]
+
+
+def known_flags(module: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(module).main(["--help"])
+    assert caught.value.code == 0
+    return set(re.findall(r"(?<![\w-])--[a-z][\w-]*", capsys.readouterr().out))
+
+
+def test_the_two_commands_come_first() -> None:
+    first = [line.split("#")[0].strip() for line in BLOCKS[0][1].splitlines()]
+    assert first == ["make demo", "make test"]
+
+
+def test_readme_is_short() -> None:
+    assert len(TEXT.splitlines()) < MAX_LINES
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bmake ([a-z][\w-]*)", "\n".join([*COMMANDS, makefile])))
+    rules = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
+    assert {"demo", "test", "setup"} <= named <= rules
+
+
+def test_ci_calls_the_command_of_the_readme() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("command", PYTHON_COMMANDS)
+def test_flags_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module, arguments = main_module(shlex.split(command))
+    flags = {word.split("=")[0] for word in arguments if word.startswith("--")}
+    assert flags <= known_flags(module, capsys)
+
+
+def test_flags_in_prose_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    prose = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
+    named = set(re.findall(r"`(--[a-z][\w-]*)", prose))
+    known = {"--debug"}  # taken by utils.errors.run_script for every script
+    for module in ("train", "val", "detect", "models.profile"):
+        known |= known_flags(module, capsys)
+    assert named
+    assert named <= known
+
+
+def test_links_and_named_files_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", TEXT)
+    paths = re.findall(r"(?:cfg|docs|tests|models|data|engine|utils)/[\w./-]*[\w/]", TEXT)
+    configs = [word for line in PYTHON_COMMANDS for word in line.split() if word.startswith("cfg/")]
+    missing = [path for path in {*links, *paths, *configs} if not (ROOT / path).exists()]
+    assert sorted(missing) == []
+
+
+TABLE = re.findall(r"^\| `(yolov5\*[\w-]*)` \|[^|]*\|(.*)\|$", TEXT, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("family", "cells"), TABLE)
+def test_table_is_what_profile_counts(family: str, cells: str) -> None:
+    for size, cell in zip("nsl", cells.split("|"), strict=True):
+        profile = profile_file(family.replace("*", size), image_size=640, classes=80)
+        expected = f"{profile.params / 1e6:.2f} M, {profile.flops / 1e9:.1f}"
+        assert cell.strip() == expected
+
+
+def test_table_has_every_family() -> None:
+    assert len(TABLE) == 6
