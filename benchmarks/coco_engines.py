@@ -1,8 +1,8 @@
 """COCO's figures by engine/cocoeval.py beside pycocotools: `python -m benchmarks.coco_engines`.
 
-A made-up load of the size of COCO val2017: 5000 images, 80 classes, 36,781 boxes, 100 detections per
-image.  Each engine starts from the same arrays, so building its inputs counts; faster-coco-eval is
-timed, too, when it is installed.  Prints seconds, AP, and the largest difference of the twelve.
+A made-up load of the size of COCO val2017: 5000 images, 80 classes, 36,781 boxes, 100 detections
+per image.  Each engine starts from the same arrays, so building its inputs counts; faster-coco-eval
+is timed, too, when it is installed.  Prints seconds, AP, and how far the twelve figures differ.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def as_json(load: Load, truth: Truth, found: Found) -> tuple[dict[str, Any], lis
             zip(*(column.tolist() for column in columns), strict=True), 1
         )
     ]
-    columns = (found.image, found.labels, to_xywh(found.boxes), found.scores.astype(float))
+    detected = (found.image, found.labels, to_xywh(found.boxes), found.scores.astype(float))
     results = [
         {"image_id": image + 1, "category_id": label + 1, "bbox": box, "score": score}
-        for image, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
+        for image, label, box, score in zip(*(c.tolist() for c in detected), strict=True)
     ]
     head = {
         "images": [

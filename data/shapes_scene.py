@@ -24,10 +24,10 @@ NAMES = tuple(OUTLINES)
 EMPTY_SHARE = 0.08  # images without objects
 CROWD_SHARE = 0.08  # images with one crowd region
 HEIGHTS, WIDTHS = (224, 300), (288, 400)
-OBJECTS = (2, 11)  # at least and at most, in an image that has any
+OBJECTS = (3, 16)  # at least and at most, in an image that has any
 SIZE_BANDS = (  # share, smallest and largest longer side; None: 0.85 of the picture's shorter side
-    (0.25, 8.0, 16.0),
-    (0.45, 16.0, 64.0),
+    (0.22, 8.0, 16.0),
+    (0.48, 16.0, 64.0),
     (0.30, 64.0, None),
 )
 LARGEST = 0.85
