@@ -20,6 +20,7 @@ class ModelEma(Generic[M]):
     """All floating state of `model` (weights and statistics) averaged over updates.
 
     decay(n) = 0.9999 (1 - exp(-n / 2000)).  Whole-number state (batch counters) is copied.
+    The tensors are paired once: the model must stay on its device and in its memory format.
     """
 
     def __init__(self, model: M) -> None:

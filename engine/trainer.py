@@ -122,7 +122,7 @@ def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorB
     seconds = time.perf_counter() - started
     if not complete:
         _save_and_stop(run, request, together=True)
-    images = (state.batches - first) * config.batch_size
+    images = min(state.batches * config.batch_size, len(run.train)) - first * config.batch_size
     try:
         with request.may_abort():
             metrics = _validate(run)

@@ -57,6 +57,23 @@ def test_images_do_not_touch_each_other() -> None:
     assert len(second) == 0
 
 
+@pytest.mark.parametrize("max_det", [5, 300, 5000])
+def test_taking_candidates_by_and_by_changes_nothing(
+    max_det: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    corner = torch.rand(1, 3000, 2, generator=rng) * 200
+    boxes = torch.cat((corner, corner + 5 + torch.rand(1, 3000, 2, generator=rng) * 60), 2)
+    crowd = Decoded(boxes, torch.rand(1, 3000, 3, generator=rng))
+    config = NmsConfig(conf=0.1, iou=0.5, max_det=max_det)
+    by_and_by = nms(crowd, config)[0]
+    monkeypatch.setattr("utils.nms.FIRST_CANDIDATES", 10**9)
+    at_once = nms(crowd, config)[0]
+    assert torch.equal(by_and_by.boxes, at_once.boxes)
+    assert torch.equal(by_and_by.labels, at_once.labels)
+    assert len(at_once) == min(max_det, len(at_once))
+
+
 @pytest.mark.parametrize("values", [{"conf": 1.5}, {"iou": -0.1}, {"max_det": 0}])
 def test_impossible_settings(values: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
