@@ -252,7 +252,8 @@ def _as_it_is(batch: Any) -> Any:
 
 def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # also sent to whole groups of processes
+        signal.signal(number, signal.SIG_IGN)  # the parent says when to stop
 
 
 def _deliver(loader: DataLoader) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ from data.shapes_outlines import Mask, rasterize
 
 NOBODY = 0  # owner of pixels that belong to no object
 CONTRAST = 80.0  # smallest RGB distance between a colour and what it is painted on
-NOISE = 14  # sensor noise, grey levels either way
+NOISE = 10  # sensor noise, grey levels either way
 CLUTTER = (4, 13)  # marks under the objects, at least and at most
 
 
@@ -56,16 +56,20 @@ def overlap(size: tuple[int, int], mask: Mask) -> tuple[tuple[slice, slice], tup
     return (target[0], target[1]), (source[0], source[1])
 
 
-def random_colour(rng: np.random.Generator) -> np.ndarray:
-    """(3,) RGB, 0..255; any hue, some of them pale or dark."""
-    hue, saturation, value = rng.random(), rng.uniform(0.25, 1.0), rng.uniform(0.3, 1.0)
+def random_colour(rng: np.random.Generator, hue: float | None = None) -> np.ndarray:
+    """(3,) RGB, 0..255, some of them pale or dark; of this hue in [0, 1), or of any."""
+    if hue is None:
+        hue = rng.random()
+    saturation, value = rng.uniform(0.25, 1.0), rng.uniform(0.3, 1.0)
     return 255.0 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
 
 
-def contrasting_colour(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
-    """A random colour that stands out from the colour `ground` (3,)."""
+def contrasting_colour(
+    rng: np.random.Generator, ground: np.ndarray, hue: float | None = None
+) -> np.ndarray:
+    """A random colour, of this hue or of any, that stands out from the colour `ground` (3,)."""
     while True:
-        colour = random_colour(rng)
+        colour = random_colour(rng, hue)
         if float(np.sqrt(((colour - ground) ** 2).sum())) >= CONTRAST:
             return colour
 

@@ -31,10 +31,12 @@ SIZE_BANDS = (  # share, smallest and largest longer side; None: 0.85 of the pic
     (0.30, 64.0, None),
 )
 LARGEST = 0.85
-TILT = np.pi  # largest rotation either way
+TILT = 0.6  # largest rotation either way, in radians
 SQUEEZE = 0.7  # smallest ratio of the axes
 OVERLAP = 0.30  # share of an object that earlier objects may cover, and be covered ...
 CAREFREE = 0.15  # ... except for this share of objects, which lie anywhere
+USUAL_HUE = 0.6  # share of objects in their class's usual hue; the others have any
+HUE_SPREAD = 0.03  # of usual hues, standard deviation in turns of the colour circle
 OUTLINED = 0.5  # share of objects with a rim of another colour
 MIN_VISIBLE = 0.30  # objects hidden more than 70 % are not annotated
 MIN_SIDE = 4  # pixels; nor are slivers under this
@@ -155,7 +157,8 @@ def _paint_figure(canvas: Canvas, figure: Figure, *, owner: int) -> Mask:
     target, source = overlap(canvas.size, mask)
     covered = mask.alpha[source]
     ground = (canvas.image[target] * covered[..., None]).sum((0, 1)) / max(covered.sum(), 1e-9)
-    first = contrasting_colour(rng, ground)
+    usual = (figure.label / len(NAMES) + rng.normal(0.0, HUE_SPREAD)) % 1.0
+    first = contrasting_colour(rng, ground, usual if rng.random() < USUAL_HUE else None)
     second = first + rng.uniform(0.2, 0.7) * (contrasting_colour(rng, ground) - first)
     side = figure.pose.size
     period = side * float(rng.uniform(0.12, 0.5))

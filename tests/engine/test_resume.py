@@ -158,25 +158,30 @@ def test_kill_minus_nine_then_resume_is_exact(train_flags, hyp, tmp_path, monkey
     assert epochs_of(killed) == [0, 1, 2]
 
 
-def test_sigterm_to_the_script_exits_143_with_a_checkpoint(train_flags, hyp, tmp_path):
-    argv = [*train_flags, "--hyp", str(hyp), "--epochs", "500", "--name", "stopped"]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(
+    train_flags, hyp, tmp_path, number, code
+):
+    """As Ctrl-C and batch systems send it: to the script and its loading processes alike."""
+    flags = ["--hyp", str(hyp), "--epochs", "500", "--name", "stopped", "--workers", "1"]
     process = subprocess.Popen(
-        [sys.executable, "train.py", *argv],
+        [sys.executable, "train.py", *train_flags, *flags],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     results = tmp_path / "runs" / "stopped" / "results.csv"
     deadline = time.monotonic() + 120
     while not results.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     sent = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - sent < 10
-    assert process.returncode == 143, errors
+    assert process.returncode == code, errors
     assert "Traceback" not in errors
-    assert "--resume" in errors
+    assert "go on with: --resume" in errors
     load_checkpoint(tmp_path / "runs" / "stopped" / "weights" / "last.pt")
 
 
