@@ -368,6 +368,21 @@ def test_what_cannot_work_is_refused_and_leaves_no_folder(train_flags, tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_model_without_anchors_gets_those_of_the_data(train_flags, tiny_model, tmp_path, capsys):
+    bare = tmp_path / "bare.yaml"
+    text = tiny_model.read_text().splitlines()
+    bare.write_text("\n".join("anchors: 2" if line[:7] == "anchors" else line for line in text))
+    fit(config(train_flags, "--cfg", bare, "--epochs", 1, "--noautoanchor"))
+    assert "1.0000 with new anchors" in capsys.readouterr().out
+    model = load_detector(str(tmp_path / "runs" / "exp" / "weights" / "best.pt"), device="cpu")
+    pixels = model.head.anchors * torch.tensor(model.stride).view(-1, 1, 1)
+    assert pixels.shape == (3, 2, 2)
+    areas = pixels.prod(-1).flatten()
+    assert torch.equal(areas, areas.sort().values)
+    assert float(pixels.min()) > 8  # boxes are 12 to 40 px
+    assert float(pixels.max()) < 50
+
+
 def test_odd_sizes_are_rounded_up_and_said(train_flags, tmp_path, capsys):
     fit(config(train_flags, "--imgsz", 70, "--epochs", 1))
     assert "96 used" in capsys.readouterr().err
