@@ -8,6 +8,7 @@ alternate in one process; medians and their ratio are what counts on a shared ma
 
 from __future__ import annotations
 
+import copy
 import statistics
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from engine.train_setup import TrainRun, prepare
 from engine.train_step import StepClock, train_epoch
 from engine.train_step import prepare as to_network
 from engine.trainer import reproducible
+from models.detector import Detector
 from utils.config import option, parse
 from utils.errors import run_script
 
@@ -48,14 +50,18 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, reproducible(place.device):
         run = prepare(_train_config(config, folder), place)
         images = to_network(next(_batches(run, 0)).images.to(place.device), channels_last=True)
+        model = copy.deepcopy(run.state.model)
         formats = (torch.channels_last, torch.contiguous_format)
         for memory_format in formats:  # warm-up, and the choice of the faster one
-            _bare(run, images, memory_format, 2)
-        layout = max(formats, key=lambda item: _bare(run, images, item, 4))
+            _bare(run, model, images, layout=memory_format, steps=2)
+        layout = max(formats, key=lambda item: _bare(run, model, images, layout=item, steps=4))
         end_to_end, bare = [], []
         for repeat in range(config.repeats + 1):
             steps = len(run.loader)
-            rates = (_end_to_end(run, repeat + 1), _bare(run, images, layout, steps))
+            rates = (
+                _end_to_end(run, repeat + 1),
+                _bare(run, model, images, layout=layout, steps=steps),
+            )
             if repeat:  # the first round starts the workers and fills caches
                 end_to_end.append(rates[0])
                 bare.append(rates[1])
@@ -95,7 +101,6 @@ def _end_to_end(run: TrainRun, epoch: int) -> float:
     """Images per second of one epoch as train.py runs it, from asking for the first batch."""
     run.state.start_epoch(epoch)
     clock = StepClock(run.place.device)
-    batch = run.config.batch_size
     _wait(run)
     start = time.perf_counter()
     train_epoch(
@@ -107,12 +112,19 @@ def _end_to_end(run: TrainRun, epoch: int) -> float:
         progress=False,
     )
     _wait(run)
-    return len(run.loader) * batch / (time.perf_counter() - start)
+    return len(run.train.records) / (time.perf_counter() - start)
 
 
-def _bare(run: TrainRun, images: torch.Tensor, layout: torch.memory_format, steps: int) -> float:
+def _bare(
+    run: TrainRun,
+    model: Detector,
+    images: torch.Tensor,
+    *,
+    layout: torch.memory_format,
+    steps: int,
+) -> float:
     """Images per second of forward, sum, backward on one batch that is already there."""
-    model = run.state.model.to(memory_format=layout)
+    model.to(memory_format=layout)
     images = images.contiguous(memory_format=layout)
     autocast = run.plan.autocast
     _wait(run)
@@ -121,11 +133,9 @@ def _bare(run: TrainRun, images: torch.Tensor, layout: torch.memory_format, step
         with torch.autocast(run.place.device.type, autocast, enabled=autocast is not None):
             total = torch.stack([y.float().sum() for y in model(images)]).sum()
         total.backward()
-        model.zero_grad(set_to_none=False)
+        model.zero_grad(set_to_none=True)
     _wait(run)
-    rate = steps * len(images) / (time.perf_counter() - start)
-    run.state.model.to(memory_format=torch.channels_last)
-    return rate
+    return steps * len(images) / (time.perf_counter() - start)
 
 
 def _wait(run: TrainRun) -> None:
