@@ -57,10 +57,11 @@ def overlap(size: tuple[int, int], mask: Mask) -> tuple[tuple[slice, slice], tup
 
 
 def random_colour(rng: np.random.Generator, hue: float | None = None) -> np.ndarray:
-    """(3,) RGB, 0..255, some of them pale or dark; of this hue in [0, 1), or of any."""
+    """(3,) RGB, 0..255: clearly of this hue in [0, 1), or of any and then also pale or dark."""
     if hue is None:
-        hue = rng.random()
-    saturation, value = rng.uniform(0.25, 1.0), rng.uniform(0.3, 1.0)
+        hue, saturation, value = rng.random(), rng.uniform(0.25, 1.0), rng.uniform(0.3, 1.0)
+    else:
+        saturation, value = rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0)
     return 255.0 * np.array(colorsys.hsv_to_rgb(hue, saturation, value))
 
 

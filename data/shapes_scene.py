@@ -26,17 +26,17 @@ CROWD_SHARE = 0.08  # images with one crowd region
 HEIGHTS, WIDTHS = (224, 300), (288, 400)
 OBJECTS = (3, 16)  # at least and at most, in an image that has any
 SIZE_BANDS = (  # share, smallest and largest longer side; None: 0.85 of the picture's shorter side
-    (0.22, 8.0, 16.0),
-    (0.48, 16.0, 64.0),
-    (0.30, 64.0, None),
+    (0.20, 8.0, 16.0),
+    (0.42, 16.0, 64.0),
+    (0.38, 64.0, None),
 )
 LARGEST = 0.85
 TILT = 0.6  # largest rotation either way, in radians
 SQUEEZE = 0.7  # smallest ratio of the axes
 OVERLAP = 0.30  # share of an object that earlier objects may cover, and be covered ...
 CAREFREE = 0.15  # ... except for this share of objects, which lie anywhere
-USUAL_HUE = 0.6  # share of objects in their class's usual hue; the others have any
-HUE_SPREAD = 0.03  # of usual hues, standard deviation in turns of the colour circle
+USUAL_HUE = 0.9  # share of objects in their class's usual hue; the others have any
+HUE_SPREAD = 0.015  # of usual hues, standard deviation in turns of the colour circle
 OUTLINED = 0.5  # share of objects with a rim of another colour
 MIN_VISIBLE = 0.30  # objects hidden more than 70 % are not annotated
 MIN_SIDE = 4  # pixels; nor are slivers under this
