@@ -12,8 +12,9 @@ from data.shapes_outlines import Mask, rasterize
 
 NOBODY = 0  # owner of pixels that belong to no object
 CONTRAST = 80.0  # smallest RGB distance between a colour and what it is painted on
+MUTED = 0.6  # how far grounds are drawn towards grey
 NOISE = 10  # sensor noise, grey levels either way
-CLUTTER = (4, 13)  # marks under the objects, at least and at most
+CLUTTER = (3, 10)  # marks under the objects, at least and at most
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def background(rng: np.random.Generator, size: tuple[int, int]) -> Canvas:
     height, width = size
     first = random_colour(rng)
     second = first + 0.6 * (random_colour(rng) - first)
+    first, second = (colour + MUTED * (colour.mean() - colour) for colour in (first, second))
     period = float(rng.uniform(8, 90))
     image = texture(rng, size, first=first, second=second, period=period)
     clouds = value_noise(rng, size, period=float(rng.uniform(12, 60)))

@@ -26,9 +26,9 @@ CROWD_SHARE = 0.08  # images with one crowd region
 HEIGHTS, WIDTHS = (224, 300), (288, 400)
 OBJECTS = (3, 16)  # at least and at most, in an image that has any
 SIZE_BANDS = (  # share, smallest and largest longer side; None: 0.85 of the picture's shorter side
-    (0.20, 8.0, 16.0),
-    (0.42, 16.0, 64.0),
-    (0.38, 64.0, None),
+    (0.16, 8.0, 16.0),
+    (0.40, 16.0, 64.0),
+    (0.44, 64.0, None),
 )
 LARGEST = 0.85
 TILT = 0.6  # largest rotation either way, in radians
@@ -158,8 +158,9 @@ def _paint_figure(canvas: Canvas, figure: Figure, *, owner: int) -> Mask:
     covered = mask.alpha[source]
     ground = (canvas.image[target] * covered[..., None]).sum((0, 1)) / max(covered.sum(), 1e-9)
     usual = (figure.label / len(NAMES) + rng.normal(0.0, HUE_SPREAD)) % 1.0
-    first = contrasting_colour(rng, ground, usual if rng.random() < USUAL_HUE else None)
-    second = first + rng.uniform(0.2, 0.7) * (contrasting_colour(rng, ground) - first)
+    hue = usual if rng.random() < USUAL_HUE else None
+    first = contrasting_colour(rng, ground, hue)
+    second = first + rng.uniform(0.2, 0.7) * (contrasting_colour(rng, ground, hue) - first)
     side = figure.pose.size
     period = side * float(rng.uniform(0.12, 0.5))
     fill = texture(rng, mask.alpha.shape, first=first, second=second, period=max(period, 3.0))
