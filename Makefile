@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
-DEMO_SIZE ?= 224
-DEMO_EPOCHS ?= 40
+DEMO_SIZE ?= 192
+DEMO_EPOCHS ?= 60
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -45,7 +45,8 @@ demo: $(VENV)/.runtime
 	rm -rf $(DEMO)
 	$(BIN)/python -m data.shapes
 	$(BIN)/python train.py --cfg cfg/yolov5n-ghost.yaml --weights '' --data shapes --hyp cfg/train/demo.yaml \
-	    --img $(DEMO_SIZE) --epochs $(DEMO_EPOCHS) --batch 16 --project $(DEMO) --name train
+	    --img $(DEMO_SIZE) --epochs $(DEMO_EPOCHS) --batch 16 --optimizer AdamW \
+	    --project $(DEMO) --name train
 	$(BIN)/python val.py --weights $(DEMO)/train/weights/best.pt --data shapes --img $(DEMO_SIZE) \
 	    --project $(DEMO) --name val
 	$(BIN)/python detect.py --weights $(DEMO)/train/weights/best.pt --img $(DEMO_SIZE) \

@@ -18,7 +18,7 @@ PARTS = (
     ("curves", "train/results.png"),
     ("curves", "val/PR_curve.png"),
     ("pictures", "pictures/*.jpg"),
-    ("video", "video/*.avi"),
+    ("video", "video/*.mp4"),
 )
 
 

@@ -16,7 +16,7 @@ FILES = (
     "val/PR_curve.png",
     "pictures/0005.jpg",
     "pictures/0015.jpg",
-    "video/shapes.avi",
+    "video/shapes.mp4",
 )
 
 

@@ -26,9 +26,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 # Of pixels and boxes before any encoder. Another drawing needs another shapes.VERSION.
 GOLDEN = {
-    ("train", 0): "9d3924b28e7bcdc38053e0326d4557a3b690a390f02e6944a9f5011f3b6e1b29",
-    ("train", 1): "dd2a3f60c7ed2ecaea0b190772126e6b1c8776014d0df25e3b3b54d14801fdf5",
-    ("val", 0): "26681582f15aa4e3e4dc88156f94babc76b74dd323e6e37f332993c69dfe9a94",
+    ("train", 0): "66b0eeb8d0fd13cfa6808aa5e78f2e8d0e8d06b603305c19ccb7a1748a743ba5",
+    ("train", 1): "e344e169102ac96528d2de73a4bf8d5523d009d4f99b25f10d2ef22565b45ccd",
+    ("val", 0): "a03517ee6bc3c823a6cc4ecf22bf709a312a3713192dd8f1e794d2d711982207",
 }
 
 
