@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 DEMO_SIZE ?= 192
-DEMO_EPOCHS ?= 60
+DEMO_EPOCHS ?= 42
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -29,7 +29,7 @@ from utils.seeding import generator
 
 VERSION = 1  # of the drawing; a folder with another one is drawn anew
 SEED = 20240229
-SPLITS = {"train": 320, "val": 80}
+SPLITS = {"train": 480, "val": 80}
 CATEGORY_IDS = (3, 5, 8, 13, 17, 21, 34, 40, 55, 89)  # with gaps, as COCO's own
 PNG_EVERY = 8  # every 8th image is a PNG, the others JPEG
 JPEG_QUALITY = 92

@@ -26,9 +26,9 @@ CROWD_SHARE = 0.08  # images with one crowd region
 HEIGHTS, WIDTHS = (224, 300), (288, 400)
 OBJECTS = (3, 16)  # at least and at most, in an image that has any
 SIZE_BANDS = (  # share, smallest and largest longer side; None: 0.85 of the picture's shorter side
-    (0.16, 8.0, 16.0),
+    (0.13, 8.0, 16.0),
     (0.40, 16.0, 64.0),
-    (0.44, 64.0, None),
+    (0.47, 64.0, None),
 )
 LARGEST = 0.85
 TILT = 0.6  # largest rotation either way, in radians
