@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from engine.checkpoint import model_payload, save_checkpoint
 from engine.train_setup import TrainRun
 from engine.train_step import NonFiniteError
 from models.profile import profile
+from utils.environment import run_environment
 from utils.runlog import say, write_yaml
 
 DRAWN_BATCHES = 3  # train_batch0.jpg to train_batch2.jpg
@@ -66,21 +67,17 @@ def save(run: TrainRun, name: str, *, resumable: bool) -> Path:
             "config": run.config.to_dict(),
             "hyp": dataclasses.asdict(run.hyp),
             "metrics": dict(state.rows[-1]) if state.rows else {},
-            "environment": _environment(run),
+            "environment": _environment(run.place.device, run.place.world_size),
             "epoch": state.epoch,
         },
     )
     return path
 
 
-def _environment(run: TrainRun) -> dict[str, Any]:
-    return {
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "device": _device_name(run),
-        "ranks": run.place.world_size,
-        "threads": torch.get_num_threads(),
-    }
+@functools.cache
+def _environment(device: torch.device, ranks: int) -> dict[str, Any]:
+    """Where the run is made; asked for once, not at every checkpoint."""
+    return {**run_environment(device), "ranks": ranks, "threads": torch.get_num_threads()}
 
 
 def _device_name(run: TrainRun) -> str:
