@@ -214,11 +214,17 @@ def _crowd_item(canvas: Canvas, region: Mask, *, owner: int) -> tuple[Item, ...]
 
 def _without_crumbs(mask: np.ndarray) -> np.ndarray:
     """The mask without loose pixels, which would stretch its box; nobody would mark them."""
-    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    left, top, right, bottom = _tight_box(mask)
+    window = mask[top:bottom, left:right]
+    if not window.size:
+        return mask
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(window.astype(np.uint8))
     areas = stats[:, cv2.CC_STAT_AREA]
     kept = areas >= CRUMB * areas[1:].sum()
     kept[0] = False
-    return kept[parts] if count > 1 else mask
+    cleaned = np.zeros_like(mask)
+    cleaned[top:bottom, left:right] = kept[parts]
+    return cleaned
 
 
 def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -233,7 +239,7 @@ def _polygons(mask: np.ndarray) -> tuple[tuple[float, ...], ...]:
     left, top, right, bottom = _tight_box(mask)
     zoom = 4  # contours then run along the pixels' edges, to 1/8 pixel
     tolerance = zoom * float(np.clip(0.01 * max(right - left, bottom - top), 0.3, 0.8))
-    part = np.kron(mask[top:bottom, left:right], np.ones((zoom, zoom), np.uint8)).astype(np.uint8)
+    part = mask[top:bottom, left:right].astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
     contours, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     polygons = []
     for contour in contours:
