@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import math
+import multiprocessing
 import re
 import signal
 import warnings
@@ -231,6 +234,8 @@ class _TrainSampler(Sampler):
 
 
 def _data_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
+    if workers:
+        _end_workers_at_exit()
     with warnings.catch_warnings():
         # the user has asked for that many; torch would warn of more than there are cores
         warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
@@ -254,6 +259,19 @@ def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
     for number in (signal.SIGINT, signal.SIGTERM):  # also sent to whole groups of processes
         signal.signal(number, signal.SIG_IGN)  # the parent says when to stop
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    """Once: before multiprocessing waits for its children, which ignore its SIGTERM, end them."""
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as lost
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _deliver(loader: DataLoader) -> Iterator[Batch]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -349,3 +351,30 @@ def test_validation_of_an_empty_share_is_no_batch(make_index):
     batches = val_batches(make_index(1), config(rank=1, world_size=2, workers=1))
     assert len(batches) == 0
     assert list(batches) == []
+
+
+def test_a_program_ends_although_a_worker_was_killed(rectangles, root):
+    """Workers ignore SIGTERM, with which multiprocessing ends what is left of them."""
+    program = f"""
+import os, signal, sys
+from data.dataset import load_dataset_config, load_split
+from data.loader import LoaderConfig, TrainLoader
+from utils.hyp import Hyperparameters
+index = load_split(load_dataset_config({str(rectangles)!r}), "train", progress=False)
+config = LoaderConfig(image_size=64, batch_size=1, stride=32, workers=2, seed=0)
+loader = TrainLoader(index, config, Hyperparameters())
+batches = iter(loader)
+next(batches)
+os.kill(loader._loader._iterator._workers[1].pid, signal.SIGKILL)
+try:
+    for _ in range(3):
+        list(loader)
+except Exception as error:
+    kept = error
+    sys.exit(7)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 7, done.stderr
+    assert b"Traceback" not in done.stderr

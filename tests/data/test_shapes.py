@@ -114,9 +114,8 @@ def test_boxes_and_regions_agree_with_pycocotools(folder: Path) -> None:
             assert int(region.sum()) == note["area"]
         elif name != "ring" and note["area"] > 150:
             ratios.append(int(region.sum()) / note["area"])
-    assert max(offsets) <= 6  # thin tips are lost where polygons are simplified
+    assert max(offsets) <= 6  # a needle's tip may fall between rasterised pixels
     assert np.mean(np.array(offsets) <= 1) > 0.98
-    # A needle's tip may fall between the pixels of pycocotools' rasterisation.
     # A polygon cannot hold the hole that an object in front leaves; it never is too small.
     assert min(ratios) > 0.88
     assert np.mean(np.array(ratios) < 1.1) > 0.8
