@@ -39,7 +39,7 @@ LOST_RANK = ("gloo", "nccl", "Connection", "Timed out", "connectFullMesh")
 def fit(config: TrainConfig) -> DetectionMetrics:
     """Train as `config` says; the metrics of the best weights on the validation images.
 
-    Leaves a run folder as docs/architecture.md describes.  Raises UserError for settings or data
+    Leaves a run folder as docs/training.md describes.  Raises UserError for settings or data
     that cannot work, NonFiniteError when the loss ceases to be a number, TerminatedError or
     KeyboardInterrupt after a signal, when last.pt holds the state to resume from.
     """

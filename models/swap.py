@@ -65,6 +65,12 @@ def _swap(key: str, value: Any, at: tuple[str, ...], keep: tuple[str, ...], wher
     for name in (block, target):
         if name not in registry.BLOCKS:
             raise UserError(f"{where}: unknown block {name!r}{nearest(str(name), registry.BLOCKS)}")
+    known = [item.name for item in registry.signature(str(target)) if item.name != "n"]
+    for name in args:
+        if registry.ALIASES.get(name, name) not in known:
+            raise UserError(
+                f"{where}: {target} has no argument {name!r}{nearest(str(name), known)}"
+            )
     return Swap(block, int(stride) if slash else None, str(target), args, at, keep, where)
 
 
@@ -81,18 +87,18 @@ def apply_swaps(
         for name in swap.keep:
             if name not in names:
                 raise UserError(f"{swap.where}: keep names no row {name!r}{nearest(name, names)}")
-    used: set[str] = set()
+    used: set[int] = set()
     result: dict[str, tuple[Row, ...]] = {}
     for section, rows in sections.items():
         changed = []
         for row in rows:
             chosen = _match(row, section, swaps)
             if chosen is not None:
-                used.add(chosen.where)
+                used.add(id(chosen))
             changed.append(row if chosen is None else _swapped(row, chosen))
         result[section] = tuple(changed)
     for swap in swaps:
-        if swap.where not in used:
+        if id(swap) not in used:
             raise UserError(
                 f"{swap.where}: no row of the base model has the block {swap.block} to swap"
             )
@@ -128,7 +134,7 @@ def _swapped(row: Row, swap: Swap) -> Row:
             args[name] = value
         elif name not in ignored:
             raise UserError(
-                f"{row.where}: {swap.target} in place of {row.block} has no use for "
+                f"{swap.where}: {swap.target} in place of {row.block} ({row.where}) has no use for "
                 f"{name}={value!r}"
             )
     return replace(row, block=swap.target, args={**args, **own})

@@ -173,7 +173,7 @@ def test_extends_swap_keep_and_strides(tmp_path: Path) -> None:
     )
     text = "extends: base.yaml\nswap: {C3: BottleneckCSP, Conv/2: Focus}\nkeep: [stem]\nwidth_multiple: 0.5\n"
     with pytest.raises(
-        UserError, match=r"base\.yaml.*SPPF in place of Conv has no use for stride=2"
+        UserError, match=r"model\.yaml:2: SPPF in place of Conv .*base\.yaml:.* has no use for stride=2"
     ):
         load_spec(write(tmp_path, text.replace("Focus", "SPPF")))
     spec = load_spec(write(tmp_path, text.replace("Focus", "DWConv")))
@@ -242,6 +242,8 @@ def test_round_trips(tmp_path: Path) -> None:
         ("extends: model.yaml\n", r"extends itself"),
         ("extends: yolov5n.yaml\nswap: {C4: C3}\n", r"unknown block 'C4'"),
         ("extends: yolov5n.yaml\nswap: {DWConv: C3}\n", r"no row of the base model has the block DWConv"),
+        ("extends: yolov5n.yaml\nswap: {C3: BottleneckCSP, DWConv: Conv}\n", r"model\.yaml:2: no row of the base model has the block DWConv"),
+        ("extends: yolov5n.yaml\nswap: {C3: {block: OSAStage, expnsion: 0.5}}\n", r"model\.yaml:2: OSAStage has no argument 'expnsion'; did you mean 'expansion'"),
         ("extends: yolov5n.yaml\nswap: {C3: BottleneckCSP}\nkeep: [stemm]\n", r"keep names no row 'stemm'; did you mean 'stem'"),
         ("!!python/object/apply:os.system ['true']", r"model\.yaml:1: not plain YAML"),
         ("", r"expected 'key: value' lines, found nothing"),

@@ -1,0 +1,64 @@
+"""How hard the embedded set is, by size: `python -m benchmarks.difficulty predictions.json`.
+
+Takes what `val.py --save-json` wrote for the validation pictures of datasets/shapes and prints AP50
+of the true boxes under 16 px (visible area under 16 x 16 in the picture), of 16 to 64 px, and of
+larger ones, by pycocotools.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from data.shapes import ensure_shapes
+from utils.errors import UserError, run_script
+
+BANDS = {
+    "all": (0, 1e10),
+    "under 16 px": (0, 16**2),
+    "16 to 64 px": (16**2, 64**2),
+    "over 64 px": (64**2, 1e10),
+}
+IOU = 0.5
+
+
+def by_size(annotations: Path, predictions: Path) -> dict[str, tuple[int, float]]:
+    """True boxes and AP50 of each band of sizes."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(annotations))
+        evaluation = COCOeval(coco, coco.loadRes(str(predictions)), "bbox")
+        evaluation.params.areaRng = [list(band) for band in BANDS.values()]
+        evaluation.params.areaRngLbl = list(BANDS)
+        evaluation.params.iouThrs = np.array([IOU])
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
+    areas = [note["area"] for note in coco.anns.values() if not note["iscrowd"]]
+    found = {}
+    for number, (name, (low, high)) in enumerate(BANDS.items()):
+        values = precision[0, :, :, number, -1]
+        count = sum(low <= area < high for area in areas)
+        found[name] = (count, float(values[values > -1].mean()))
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table."""
+    if argv is None:
+        argv = sys.argv[1:]
+    if len(argv) != 1:
+        raise UserError("usage: python -m benchmarks.difficulty predictions.json")
+    annotations = ensure_shapes() / "annotations" / "instances_val.json"
+    for name, (count, value) in by_size(annotations, Path(argv[0])).items():
+        print(f"{name:12} {count:4} boxes   AP50 {value:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
