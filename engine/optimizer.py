@@ -46,7 +46,14 @@ def build_optimizer(
         for kind, parameters in parameter_groups(model).items()
     ]
     if name == "SGD":
-        return SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=True, fused=True)
+        momentum = hyp.momentum
+        sgd = SGD(groups, lr=hyp.lr0, momentum=momentum, nesterov=momentum > 0, fused=True)
+        if momentum > 0:
+            # The fused kernel leaves new buffers unwritten when fp16's first update overflows; from
+            # zero the first momentum is the gradient, as without a buffer.
+            for parameter in trainable(sgd):
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     if name in {"Adam", "AdamW"}:
         kind = Adam if name == "Adam" else AdamW
         return kind(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)

@@ -72,7 +72,8 @@ class TrainState:
             self.model.load_state_dict(saved["model"])
             self.ema.load_state_dict(saved["ema"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.scaler.load_state_dict(saved["scaler"])
+            if saved["scaler"]:  # empty where the run was saved without fp16
+                self.scaler.load_state_dict(saved["scaler"])
         except (KeyError, RuntimeError, ValueError) as error:
             cause = str(error).splitlines()[0]
             raise UserError(f"the run cannot be resumed with this model: {cause}") from error
@@ -80,7 +81,9 @@ class TrainState:
             setattr(self, name, saved[name])
         self.losses = saved["losses"].to(self.device)
         self.rows = [dict(row) for row in saved["rows"]]
-        if saved["gradients"] is not None:
+        if bool(saved["scaler"]) != self.scaler.is_enabled():
+            self.pending = 0  # gradients of another scale cannot be added to
+        elif saved["gradients"] is not None:
             parameters = trainable(self.optimizer)
             for parameter, gradient in zip(parameters, saved["gradients"], strict=True):
                 # the memory order travels with the tensor: a norm sums in that order

@@ -205,9 +205,9 @@ def _close_epoch(run: TrainRun, row: dict[str, float]) -> None:
     write_text(run.folder / "results.csv", csv_text(state.rows))
     last = epoch == config.epochs - 1 or _out_of_patience(run)
     if not config.nosave or last:
-        save(run, "last.pt", resumable=True)
         if better or config.nosave or not (run.folder / "weights" / "best.pt").exists():
-            save(run, "best.pt", resumable=False)
+            save(run, "best.pt", resumable=False)  # first: last.pt says that it is there
+        save(run, "last.pt", resumable=True)
         if config.save_period > 0 and (epoch + 1) % config.save_period == 0:
             save(run, f"epoch{epoch}.pt", resumable=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -63,13 +64,12 @@ def match(
     fits = torch.maximum(sides, 1 / sides).amax(-1) < ratio  # (A, M)
 
     centre = boxes[:, :2]
-    limit = centre.new_tensor((width, height))
-    mirrored = limit - centre
+    mirrored = torch.stack((width - centre[:, 0], height - centre[:, 1]), -1)
     left, above = ((centre % 1 < NEIGHBOUR) & (centre > 1)).unbind(-1)
-    right, below = ((mirrored % 1 < NEIGHBOUR) & (mirrored > 1)).unbind(-1)
+    right, below = ((centre % 1 > 1 - NEIGHBOUR) & (mirrored > 1)).unbind(-1)
     near = torch.stack((torch.ones_like(left), left, above, right, below))  # (5, M)
 
-    steps = centre.new_tensor(STEPS)  # (5, 2)
+    steps = _steps(centre.device)  # (5, 2)
     cells = centre.floor()[None] + steps[:, None]  # (5, M, 2)
     valid = near[:, None] & fits[None]  # (5, A, M)
     shape = (len(STEPS), per_level, count)
@@ -87,6 +87,13 @@ def match(
         anchors=anchors[None, :, None].expand(*shape, 2).reshape(-1, 2),
         labels=targets.labels.expand(shape).reshape(-1),
     )
+
+
+@functools.cache
+def _steps(device: torch.device) -> Tensor:
+    """STEPS on the device, copied once: a copy in every step would wait for the device."""
+    with torch.inference_mode(False):
+        return torch.tensor(STEPS, device=device)
 
 
 class AnchorLoss:

@@ -99,3 +99,21 @@ def test_adam_takes_momentum_as_beta1_and_its_first_step_is_the_rate(name):
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match="LAMB"):
         build_optimizer(net(), "LAMB", HYP, weight_decay=0.0)
+
+
+def test_fused_sgd_equals_the_plain_one_from_the_first_update():
+    torch.manual_seed(0)
+    ours, plain = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+    plain.load_state_dict(ours.state_dict())
+    fused = build_optimizer(ours, "SGD", Hyperparameters(), weight_decay=0.0)
+    reference = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.937, nesterov=True)
+    for buffers in fused.state.values():
+        assert not buffers["momentum_buffer"].any()  # nothing left to an unwritten kernel
+    for _ in range(3):
+        images = torch.randn(2, 3, 8, 8)
+        for model, optimizer in ((ours, fused), (plain, reference)):
+            optimizer.zero_grad()
+            model(images).square().sum().backward()
+            optimizer.step()
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)

@@ -44,6 +44,7 @@ def cells(matches, anchor: int) -> set[tuple[int, int]]:
         ((7.8, 7.8), {(7, 7)}),
         ((0.7, 7.2), {(0, 7), (1, 7), (0, 6)}),
         ((2.5, 2.5), {(2, 2)}),  # exactly the middle: neither half
+        ((3.0, 3.0), {(3, 3), (2, 3), (3, 2)}),  # on a border: the cell and two neighbours
     ],
 )
 def test_cells_of_a_target(centre: tuple[float, float], expected: set[tuple[int, int]]) -> None:
