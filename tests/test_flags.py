@@ -1,0 +1,71 @@
+"""The flags that YOLO users know are there, with their defaults."""
+
+from __future__ import annotations
+
+import pytest
+
+from detect import DetectConfig
+from engine.val_config import ValConfig
+from utils.config import parse
+
+VAL = [
+    "--data",
+    "--weights",
+    "--batch-size",
+    "--imgsz",
+    "--rect",
+    "--device",
+    "--conf-thres",
+    "--iou-thres",
+    "--max-det",
+    "--task",
+    "--augment",
+    "--half",
+    "--save-txt",
+    "--save-conf",
+    "--save-json",
+    "--verbose",
+    "--project",
+    "--name",
+    "--exist-ok",
+]
+DETECT = [
+    "--weights",
+    "--source",
+    "--data",
+    "--imgsz",
+    "--conf-thres",
+    "--iou-thres",
+    "--max-det",
+    "--view-img",
+    "--save-txt",
+    "--save-conf",
+    "--save-csv",
+    "--save-crop",
+    "--nosave",
+    "--classes",
+    "--agnostic-nms",
+    "--augment",
+    "--line-thickness",
+    "--hide-labels",
+    "--hide-conf",
+    "--half",
+    "--vid-stride",
+]
+
+
+@pytest.mark.parametrize(("config", "flags"), [(ValConfig, VAL), (DetectConfig, DETECT)])
+def test_help_names_every_flag(config: type, flags: list[str], capsys) -> None:
+    with pytest.raises(SystemExit):
+        parse(config, ["--help"], prog="x", description="")
+    text = capsys.readouterr().out.replace(",", " ").split()
+    assert [flag for flag in flags if flag not in text] == []
+
+
+def test_defaults() -> None:
+    val = parse(ValConfig, ["--weights", "a.pt"], prog="x", description="")
+    assert (val.conf_thres, val.iou_thres, val.max_det, val.imgsz) == (0.001, 0.6, 300, 640)
+    detect = parse(
+        DetectConfig, ["--weights", "a.pt", "--source", "b.jpg"], prog="x", description=""
+    )
+    assert (detect.conf_thres, detect.iou_thres, detect.max_det) == (0.25, 0.45, 1000)
