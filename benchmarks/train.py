@@ -13,10 +13,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from data.sample import Batch
 from engine import distributed
 from engine.interrupts import StopRequest
 from engine.train_config import TrainConfig
@@ -92,7 +94,7 @@ def _train_config(config: BenchConfig, folder: str) -> TrainConfig:
     )
 
 
-def _batches(run: TrainRun, epoch: int):  # noqa: ANN202  the loader's own iterator
+def _batches(run: TrainRun, epoch: int) -> Iterator[Batch]:
     run.loader.set_epoch(epoch)
     return iter(run.loader)
 
