@@ -14,12 +14,6 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat(((low + high) / 2, high - low), -1)
 
 
-def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) centre x, centre y, width, height -> (..., 4) x1 y1 x2 y2."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat((centre - half, centre + half), -1)
-
-
 def complete_iou(predicted: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
     """CIoU of paired boxes, (N, 4) and (N, 4) centre-size in the same units -> (N,).
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_convert
 
 from engine.checkpoint import load_detector, save_checkpoint
 from engine.predictor import Predictor, Result, Speed
 from models.builder import build_detector
 from models.detector import Detector
 from models.parser import load_spec
-from utils.boxes import cxcywh_to_xyxy
 from utils.errors import UserError
 from utils.nms import NmsConfig
 from utils.structures import Decoded, Detections
@@ -184,7 +184,9 @@ def test_augmented_views_agree_on_where_things_are(detector):
 
 def test_text_counts_with_plurals_in_order_of_certainty():
     labels = torch.tensor([0, 1, 0, 0, 1, 2])
-    found = Detections(cxcywh_to_xyxy(torch.rand(6, 4)), torch.linspace(0.9, 0.3, 6), labels)
+    found = Detections(
+        box_convert(torch.rand(6, 4), "cxcywh", "xyxy"), torch.linspace(0.9, 0.3, 6), labels
+    )
     blank = np.zeros((4, 4, 3), np.uint8)
     result = Result(blank, found, NAMES, Speed(1, 2, 3), (32, 32))
     assert result.text == "3 persons, 2 buses, 1 traffic light"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.ops import complete_box_iou_loss
+from torchvision.ops import box_convert, complete_box_iou_loss
 
-from utils.boxes import complete_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
+from utils.boxes import complete_iou, xyxy_to_cxcywh
 
 
 def test_conversions_by_hand() -> None:
     boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
     assert xyxy_to_cxcywh(boxes).tolist() == [[20, 40, 20, 40]]
-    assert torch.equal(cxcywh_to_xyxy(xyxy_to_cxcywh(boxes)), boxes)
+    assert torch.equal(xyxy_to_cxcywh(boxes), box_convert(boxes, "xyxy", "cxcywh"))
 
 
 def test_ciou_of_equal_and_apart_boxes() -> None:
@@ -29,7 +29,9 @@ def test_ciou_equals_torchvision_value_and_gradient() -> None:
     ours = a.clone().requires_grad_()
     theirs = a.clone().requires_grad_()
     value = complete_iou(ours, b)
-    loss = complete_box_iou_loss(cxcywh_to_xyxy(theirs), cxcywh_to_xyxy(b))
+    loss = complete_box_iou_loss(
+        box_convert(theirs, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy")
+    )
     assert torch.allclose(1 - value, loss, atol=1e-5)
     value.sum().backward()
     (-loss.sum()).backward()
