@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from models import blocks, registry  # noqa: F401  importing blocks fills the registry
-from models.blocks.conv import default_activation
+from models.blocks.conv import default_activation, default_norm
 from models.detector import Detector
+from models.graph import RowGraph
 from models.heads.anchor import Detect
-from models.spec import IMAGE, LayerSpec, ModelSpec
+from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, GraphSpec, LayerSpec, ModelSpec
 from utils.errors import UserError
 
-IMAGE_CHANNELS = 3
 PROBE = 256  # pixels; a multiple of every stride up to P8
 
 
@@ -30,22 +30,32 @@ def build_detector(
         names = [str(index) for index in range(classes)]
     if len(names) != classes:
         raise ValueError(f"{classes} classes, but {len(names)} names")
-    channels: dict[int, int] = {IMAGE: IMAGE_CHANNELS}
-    layers: list[nn.Module] = []
-    with default_activation(spec.activation):
-        for index, row in enumerate(spec.layers):
-            inputs = [channels[source] for source in row.sources]
-            if row.block == "Detect":
-                module: nn.Module = Detect(
-                    inputs, classes=classes, anchors_per_level=spec.anchors_per_level
-                )
-                channels[index] = 0
-            else:
-                module, channels[index] = _build_row(row, index, inputs)
-            layers.append(module)
-    model = Detector(spec, layers, names=names)
+    model = Detector(spec, _build_rows(spec, classes), names=names)
     model.head.set_stride(_measure_strides(model), spec.anchors)
     return model
+
+
+def build_classifier(spec: GraphSpec) -> RowGraph:
+    """The modules of a spec that ends in no Detect, e.g. of `parser.load_classifier`."""
+    return RowGraph(spec, _build_rows(spec, 0))
+
+
+def _build_rows(spec: GraphSpec, classes: int) -> list[nn.Module]:
+    channels: dict[int, int] = {IMAGE: IMAGE_CHANNELS}
+    layers: list[nn.Module] = []
+    for index, row in enumerate(spec.layers):
+        inputs = [channels[source] for source in row.sources]
+        if row.block == DETECT:
+            assert isinstance(spec, ModelSpec)
+            module: nn.Module = Detect(
+                inputs, classes=classes, anchors_per_level=spec.anchors_per_level
+            )
+            channels[index] = 0
+        else:
+            with default_activation(row.activation or spec.activation), default_norm(row.norm):
+                module, channels[index] = _build_row(row, index, inputs)
+        layers.append(module)
+    return layers
 
 
 def _build_row(row: LayerSpec, index: int, inputs: list[int]) -> tuple[nn.Module, int]:
@@ -81,7 +91,7 @@ def _measure_strides(model: Detector) -> list[int]:
             if isinstance(layer, Detect):
                 return [_stride(row, PROBE, item.shape) for item in inputs]
             try:
-                sizes[index] = _on_meta(layer, inputs)
+                sizes[index] = _on_meta(layer, inputs, registry.reads_several(row.block))
             except (RuntimeError, ValueError) as error:
                 shapes = ", ".join("x".join(map(str, item.shape[1:])) for item in inputs)
                 cause = str(error).splitlines()[0]
@@ -92,12 +102,12 @@ def _measure_strides(model: Detector) -> list[int]:
     raise AssertionError("a ModelSpec ends in Detect")
 
 
-def _on_meta(layer: nn.Module, inputs: list[torch.Tensor]) -> torch.Tensor:
+def _on_meta(layer: nn.Module, inputs: list[torch.Tensor], reads_list: bool) -> torch.Tensor:
     tensors = {
         name: tensor.to("meta")
         for name, tensor in (*layer.named_parameters(), *layer.named_buffers())
     }
-    value = inputs[0] if len(inputs) == 1 else inputs
+    value = inputs if reads_list else inputs[0]
     was_training = layer.training
     layer.eval()
     result: torch.Tensor = torch.func.functional_call(layer, tensors, (value,))

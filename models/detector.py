@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
-from models.blocks.conv import fuse
+from models.graph import RowGraph
 from models.heads.anchor import Detect
-from models.spec import IMAGE, ModelSpec
+from models.spec import ModelSpec
 
 
-class Detector(nn.Module):
+class Detector(RowGraph):
     """Rows of a ModelSpec run in order.
 
     (B, 3, H, W) float in [0, 1], H and W multiples of the largest stride -> list of raw maps, one
     per level, (B, A, H/stride, W/stride, 5 + classes); the same in training and evaluation.
     """
 
+    spec: ModelSpec
+    mean: Tensor | None
+    std: Tensor | None
+
     def __init__(
         self, spec: ModelSpec, layers: Sequence[nn.Module], *, names: Sequence[str]
     ) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec, layers)
         self.names = tuple(names)
-        self.model = nn.ModuleList(layers)  # named so for YOLOv5's keys: model.<row>.<part>
-        last_read = dict.fromkeys(range(len(layers)), -1)
-        for index, layer in enumerate(spec.layers):
-            for source in layer.sources:
-                last_read[source] = index
-        self._dead_after = [
-            tuple(source for source in set(layer.sources) if last_read[source] == index)
-            for index, layer in enumerate(spec.layers)
-        ]
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The module of each row."""
-        return self.model
+        self.register_buffer("mean", None, persistent=False)  # the spec keeps them
+        self.register_buffer("std", None, persistent=False)
+        if spec.normalisation is not None:
+            self.set_normalisation(*spec.normalisation)
 
     @property
     def head(self) -> Detect:
@@ -56,21 +51,24 @@ class Detector(nn.Module):
         """What image sides must be multiples of."""
         return max(self.stride)
 
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Normalise images by these from now on, per channel; the spec records it."""
+        self.spec = replace(self.spec, normalisation=(tuple(mean), tuple(std)))
+        like = next(self.parameters())
+        for name, values in (("mean", mean), ("std", std)):
+            tensor = torch.tensor(values, dtype=like.dtype, device=like.device)
+            setattr(self, name, tensor.view(1, -1, 1, 1))
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images in [0, 1] -> raw maps; see the class."""
-        outputs: dict[int, Tensor] = {IMAGE: images}
-        result: list[Tensor] = []
-        for index, (layer, spec) in enumerate(zip(self.model, self.spec.layers, strict=True)):
-            inputs = [outputs[source] for source in spec.sources]
-            if isinstance(layer, Detect):
-                result = layer(inputs)
-            else:
-                outputs[index] = layer(inputs[0] if len(inputs) == 1 else inputs)
-            for source in self._dead_after[index]:
-                del outputs[source]
-        return result
+        raw: list[Tensor] = self._run(self._normalised(images), {})
+        return raw
 
-    def fuse(self) -> Detector:
-        """Fold every BatchNorm into its convolution, in place; for inference only."""
-        fuse(self)
-        return self
+    def taps(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps of the rows P2, P3, ... by name."""
+        return super().taps(self._normalised(images))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if self.mean is None or self.std is None:
+            return images
+        return (images - self.mean) / self.std

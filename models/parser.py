@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models import blocks, registry  # noqa: F401  importing blocks fills the registry
+from models import blocks  # noqa: F401  importing blocks fills the registry
 from models.blocks.conv import activation
-from models.detect_rows import anchors_of, merge_detection_rows, read_anchors, refuse_other_tasks
-from models.rows import Row, bind_arguments, read_rows
-from models.spec import IMAGE, LayerSpec, ModelSpec
+from models.detect_rows import anchors_of, merge_detection_rows, read_anchors
+from models.resolve import resolve_rows
+from models.rows import Row, read_rows
+from models.sections import Section, multiple, named_section, read_section
+from models.spec import DETECT, GraphSpec, ModelSpec, read_normalisation
 from models.swap import Swap, apply_swaps, read_swaps
 from utils.errors import UserError, nearest
 from utils.paths import find_config
 from utils.yamlio import Document, load_yaml
 
 KEYS = (
-    "nc", "ch", "depth_multiple", "width_multiple", "activation", "anchors",
+    "nc", "ch", "depth_multiple", "width_multiple", "activation", "anchors", "normalisation",
     "backbone", "neck", "head", "extends", "swap", "keep",
 )  # fmt: skip
+OUTPUT = re.compile(r"out[0-9]")  # rows of a neck that Detect reads
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,48 @@ class _Model:
 
     values: Mapping[str, Any]
     sections: Mapping[str, tuple[Row, ...]]
+    notes: Mapping[str, str]  # by section
 
 
-def load_spec(name: str) -> ModelSpec:
-    """Read a model by path or by its name in cfg/. Raises UserError with file, line and row."""
+def load_spec(name: str, *, backbone: str | None = None, neck: str | None = None) -> ModelSpec:
+    """Read a model by path or by its name in cfg/. Raises UserError with file, line and row.
+
+    `backbone` and `neck` (names as in a model file, or paths) take the place of the model's own.
+    """
     path = find_config(name, "")
-    return _resolve(_read(load_yaml(path), ()), str(path))
+    return compose(
+        name,
+        backbone=named_section(backbone, "backbone", where="--backbone") if backbone else None,
+        neck=named_section(neck, "neck", where="--neck") if neck else None,
+        source=str(path),
+    )
+
+
+def compose(
+    name: str, *, backbone: Section | None, neck: Section | None, source: str = ""
+) -> ModelSpec:
+    """A model file with its backbone or its neck replaced by a read section."""
+    path = find_config(name, "")
+    model = _read(load_yaml(path), ())
+    if neck is not None:
+        model = _with_neck(model, neck, str(path))
+    if backbone is not None:
+        model = _with_backbone(model, backbone, str(path))
+    return _resolve(model, source or str(path))
+
+
+def load_classifier(name: str, *, classes: int = 1000, width: float | None = None) -> GraphSpec:
+    """A backbone by name with the rows that make it a classifier of `classes`.
+
+    `width` takes the place of the size's own.  UserError where the file has no `classifier`.
+    """
+    section = named_section(name, "backbone", width=width)
+    if not section.classifier:
+        raise UserError(f"{name}: the backbone file has no rows under 'classifier'")
+    layers, _ = resolve_rows([*section.rows, *section.classifier], depth=1.0, width=1.0)
+    last = layers[-1]
+    layers[-1] = replace(last, args={**last.args, "c_out": classes})
+    return GraphSpec(tuple(layers), source=name, notes=(section.note,) if section.note else ())
 
 
 def parse_spec(data: Mapping[str, Any], where: str) -> ModelSpec:
@@ -58,7 +98,7 @@ def _read(document: Document, chain: tuple[Path, ...]) -> _Model:
             raise UserError(f"{document.at(key)}: unknown key {key!r}{nearest(str(key), KEYS)}")
     if document.path in chain:
         raise UserError(f"{document.path}: extends itself by way of {chain[-1]}")
-    base = _Model({}, {})
+    base = _Model({}, {}, {})
     if "extends" in data:
         base = _read(_base_document(document, data["extends"]), (*chain, document.path))
     elif "backbone" not in data:
@@ -67,24 +107,62 @@ def _read(document: Document, chain: tuple[Path, ...]) -> _Model:
         )
     values = {**base.values, **{key: data[key] for key in _plain_keys(data)}}
     sections = dict(base.sections)
+    notes = dict(base.notes)
     swaps: list[Swap] = read_swaps(document, ())
     for section in ("backbone", "neck", "head"):
         content = data.get(section)
-        if content is None:
-            continue
         if isinstance(content, Mapping) and not content.keys().isdisjoint({"swap", "keep"}):
             if section not in sections:
                 raise UserError(f"{document.at(section)}: swap needs rows that `extends` brings")
             swaps += read_swaps(document, (section,))
-        else:
-            sections[section] = _section(document, section, content)
-    return _Model(values, apply_swaps(sections, swaps))
+        elif content is not None:
+            read = _section(document, section, content)
+            sections[section], notes[section] = read.rows, read.note
+    return _Model(values, apply_swaps(sections, swaps), notes)
+
+
+def _section(document: Document, section: str, content: Any) -> Section:
+    if isinstance(content, (str, Mapping)):
+        return read_section(document, section, content)
+    return Section(read_rows(document, (section,), section))
+
+
+def _with_backbone(model: _Model, backbone: Section, where: str) -> _Model:
+    """`model` on another backbone, whose taps the other rows have to read by name."""
+    for row in (*model.sections.get("neck", ()), *model.sections.get("head", ())):
+        if any(isinstance(source, int) and source >= 0 for source in row.sources):
+            raise UserError(
+                f"--backbone: {row.where} reads rows by number, which another backbone would shift;"
+                f" name the rows in {where}, or give a neck as well (--neck pan)"
+            )
+    return _Model(
+        model.values,
+        {**model.sections, "backbone": backbone.rows},
+        {**model.notes, "backbone": backbone.note},
+    )
+
+
+def _with_neck(model: _Model, neck: Section, where: str) -> _Model:
+    """`model` with all rows between backbone and Detect replaced; Detect reads the neck's outN."""
+    old = [row for row in model.sections.get("head", ()) if row.block == DETECT]
+    outputs = sorted(row.name for row in neck.rows if row.name and OUTPUT.fullmatch(row.name))
+    if len(old) != 1 or not outputs:
+        missing = "a neck names its outputs out2, out3, ..." if old else "no Detect row"
+        raise UserError(f"--neck: {where}: {missing}")
+    detect = replace(old[0], sources=tuple(outputs), args=[])
+    anchors = anchors_of(old[0], model.values.get("anchors"))
+    if isinstance(anchors, list) and len(anchors) != len(outputs):
+        anchors = len(read_anchors(anchors, len(anchors), where)[0]) // 2  # type: ignore[index]
+    return _Model(
+        {**model.values, "anchors": anchors},
+        {**model.sections, "neck": neck.rows, "head": (detect,)},
+        model.notes,
+    )
 
 
 def _plain_keys(data: Mapping[str, Any]) -> list[str]:
-    return [
-        key for key in ("depth_multiple", "width_multiple", "activation", "anchors") if key in data
-    ]
+    keys = ("depth_multiple", "width_multiple", "activation", "anchors", "normalisation")
+    return [key for key in keys if key in data]
 
 
 def _base_document(document: Document, name: Any) -> Document:
@@ -97,136 +175,31 @@ def _base_document(document: Document, name: Any) -> Document:
         raise UserError(f"{document.at('extends')}: extends {name!r}: {error}") from error
 
 
-def _section(document: Document, section: str, content: Any) -> tuple[Row, ...]:
-    if isinstance(content, (str, Mapping)):
-        return _included(document, section, content)
-    return read_rows(document, (section,), section)
-
-
-def _included(
-    document: Document, section: str, content: str | Mapping[str, Any]
-) -> tuple[Row, ...]:
-    """Rows of a named file: `ghostnet-1.0`, or {file: backbones/ghostnet.yaml, scale: '1.0'}."""
-    where = document.at(section)
-    folder = "necks" if section != "backbone" else "backbones"
-    if isinstance(content, str):
-        path, scale = _named_section(content, folder)
-    else:
-        for key in content:
-            if key not in {"file", "scale"}:
-                raise UserError(
-                    f"{where}: unknown key {key!r}{nearest(str(key), ('file', 'scale'))}"
-                )
-        if not isinstance(content.get("file"), str):
-            raise UserError(f"{where}: {section}.file must name a YAML file of rows")
-        beside = document.path.parent / content["file"]
-        path = beside if beside.is_file() else find_config(content["file"], folder)
-        scale = None if content.get("scale") is None else str(content["scale"])
-    part = load_yaml(path)
-    data = part.mapping()
-    for key in data:
-        if key not in {"scales", "rows"}:
-            raise UserError(
-                f"{part.at(key)}: unknown key {key!r}{nearest(str(key), ('scales', 'rows'))}"
-            )
-    rows = read_rows(part, ("rows",), section)
-    scales = data.get("scales")
-    if scales is None:
-        if scale is not None:
-            raise UserError(f"{where}: {path.name} has no scales, but scale {scale!r} is asked for")
-        return rows
-    known = {str(key): value for key, value in scales.items()}
-    if scale not in known:
-        asked = (
-            "none is named"
-            if scale is None
-            else f"{scale!r} is not one of them{nearest(scale, known)}"
-        )
-        raise UserError(f"{where}: {path.name} has the scales {', '.join(known)}; {asked}")
-    depth = _multiple(known[scale], "depth", part.at("scales"))
-    width = _multiple(known[scale], "width", part.at("scales"))
-    return tuple(replace(row, multiples=(depth, width)) for row in rows)
-
-
-def _named_section(name: str, folder: str) -> tuple[Path, str | None]:
-    stem, _, scale = name.rpartition("-")
-    try:
-        return find_config(name, folder), None
-    except UserError:
-        if not stem:
-            raise
-    return find_config(stem, folder), scale
-
-
-def _multiple(values: Mapping[str, Any], key: str, where: str) -> float:
-    value = values.get(key, 1.0)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 100:
-        raise UserError(f"{where}: {key} must be a number over 0, got {value!r}")
-    return float(value)
-
-
 def _resolve(model: _Model, source: str) -> ModelSpec:
-    depth = _multiple(model.values, "depth_multiple", source)
-    width = _multiple(model.values, "width_multiple", source)
+    depth = multiple(model.values, "depth_multiple", source) or 1.0
+    width = multiple(model.values, "width_multiple", source) or 1.0
     rows = [
         row for section in ("backbone", "neck", "head") for row in model.sections.get(section, ())
     ]
-    layers: list[LayerSpec] = []
-    names: dict[str, int] = {}
-    anchors = model.values.get("anchors")
-    for index, row in enumerate(rows):
-        refuse_other_tasks(row)
-        sources = _sources(row, index, names)
-        if row.name is not None:
-            if row.name in names:
-                raise UserError(f"{row.where}: row name {row.name!r} is used twice")
-            names[row.name] = index
-        if row.block == "Detect":
-            anchors = anchors_of(row, anchors)
-            args: Mapping[str, Any] = {}
-        else:
-            args = bind_arguments(row)
-        layer = LayerSpec(
-            _part(row),
-            sources, row.repeats, row.block, args, row.name, row.where,
-        )  # fmt: skip
-        d, w = row.multiples or (depth, width)
-        channel_args = registry.channel_args(row.block) if row.block != "Detect" else ()
-        layers.append(layer.scaled(depth=d, width=w, channel_args=channel_args))
+    layers, anchors = resolve_rows(rows, depth=depth, width=width)
+    anchors = model.values.get("anchors") if anchors is None else anchors
     layers = merge_detection_rows(layers)
-    if layers[-1].block != "Detect" or sum(layer.block == "Detect" for layer in layers) != 1:
+    if layers[-1].block != DETECT or sum(layer.block == DETECT for layer in layers) != 1:
         raise UserError(f"{source}: exactly one Detect row is needed, as the last row")
-    activation = normalise_activation(model.values.get("activation", "SiLU"), source)
     return ModelSpec(
         tuple(layers),
-        read_anchors(anchors, len(layers[-1].sources), source),
-        activation,
+        normalise_activation(model.values.get("activation", "SiLU"), source),
         source,
+        _normalisation(model.values.get("normalisation"), source),
+        tuple(note for note in model.notes.values() if note),
+        anchors=read_anchors(anchors, len(layers[-1].sources), source),
     )
 
 
-def _part(row: Row) -> str:
-    if row.block == "Detect":
-        return "head"
-    return "backbone" if row.section == "backbone" else "neck"
-
-
-def _sources(row: Row, index: int, names: Mapping[str, int]) -> tuple[int, ...]:
-    sources: list[int] = []
-    for item in row.sources:
-        if isinstance(item, str):
-            if item not in names:
-                raise UserError(
-                    f"{row.where}: row {index} reads {item!r}, which names no earlier row"
-                    f"{nearest(item, names)}"
-                )
-            sources.append(names[item])
-        else:
-            source = index + item if item < 0 else item
-            if not (0 <= source < index or (index == 0 and source == IMAGE)):
-                raise UserError(
-                    f"{row.where}: row {index} reads {item}; expected a row from 0 to {index - 1}, "
-                    f"or -1 to -{max(index, 1)}"
-                )
-            sources.append(source)
-    return tuple(sources)
+def _normalisation(value: Any, where: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if isinstance(value, Mapping) and set(value) == {"mean", "std"}:
+        value = (value["mean"], value["std"])
+    try:
+        return read_normalisation(value)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.builder import IMAGE_CHANNELS, build_detector
+from models.builder import build_detector
 from models.cost import Cost, CostCounter, parameters, run_on_meta
 from models.detector import Detector
 from models.parser import load_spec
-from models.spec import SECTIONS
+from models.spec import IMAGE_CHANNELS, SECTIONS
 from utils.config import ArgumentParser
 from utils.errors import UserError, run_script
 

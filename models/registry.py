@@ -99,3 +99,8 @@ def channel_args(name: str) -> tuple[str, ...]:
 def reads_several(name: str) -> bool:
     """Whether the block takes a list of maps, and `c_in` as a list of widths."""
     return BLOCKS[name].reads_several
+
+
+def width_out(name: str, c_in: int | list[int], args: Mapping[str, Any]) -> int:
+    """Channels that the block delivers for these constructor arguments, without building it."""
+    return BLOCKS[name].width_out(c_in, args)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from models import registry
+from models.blocks.checks import round_channels
+from models.spec import make_divisible
 from utils.errors import UserError, nearest
 from utils.yamlio import Document
 
@@ -16,6 +18,32 @@ DETECTION_CHANNELS = re.compile(
     r"na\s*\*\s*\(\s*nc\s*\+\s*5\s*\)"
 )  # v1's one expression, a constant
 DETECTOR_BLOCKS = ("Detect", "Segment", "Classify")
+WIDTH_STEP = 8  # channels; YOLOv5's widths are multiples of it
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an included file says of all its rows; None: as the model has it."""
+
+    depth: float | None = None
+    width: float | None = None
+    divisor: int | None = None  # of the paper's width multiplier; None: up to a multiple of 8
+    activation: str | None = None
+    norm: tuple[float, float] | None = None  # (eps, momentum)
+
+    def channels(self, value: float, model_width: float) -> int | float:
+        """A row's channels at this width; a file's own width of 1 leaves them as they are."""
+        if self.width is None:
+            return make_divisible(value * model_width, WIDTH_STEP)
+        if self.width == 1:
+            return value
+        if self.divisor is None:
+            return make_divisible(value * self.width, WIDTH_STEP)
+        return round_channels(value * self.width, self.divisor)
+
+    def follow(self, channels: int) -> int:
+        """The width of a row that is to be as wide as another one of `channels`."""
+        return make_divisible(channels * (self.width or 1.0), WIDTH_STEP)
 
 
 @dataclass(frozen=True)
@@ -29,9 +57,7 @@ class Row:
     args: list[Any] | Mapping[str, Any]
     name: str | None
     where: str  # file:line: section[index]
-    multiples: tuple[float, float] | None = (
-        None  # (depth, width) of an included file, else the model's
-    )
+    setting: Setting = Setting()
 
 
 def read_rows(document: Document, key: tuple[str, ...], section: str) -> tuple[Row, ...]:
@@ -121,6 +147,8 @@ def _value(row: Row, key: str, value: Any) -> Any:
             return None
         if row.block == "Conv2d" and key == "c_out" and DETECTION_CHANNELS.fullmatch(value):
             return value
+        if key in registry.channel_args(row.block) and value.isidentifier():
+            return value  # as wide as the row of that name
         if not WORD.fullmatch(value) or not registry.takes_text(row.block, key):
             raise UserError(
                 f"{row.where}: argument {key!r} of {row.block} is the text {value!r}; "

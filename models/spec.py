@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SECTIONS = ("backbone", "neck", "head")
 IMAGE = -1  # the source of row 0
+IMAGE_CHANNELS = 3
+DETECT = "Detect"  # the block of the last row of a detector
+TAP = re.compile(r"P[0-9]")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class LayerSpec:
     args: Mapping[str, Any] = field(default_factory=dict)  # by constructor parameter, without c_in
     name: str | None = None
     where: str = ""  # file:line, for errors
+    activation: str | None = None  # what `act=True` means in this row; None: the model's
+    norm: tuple[float, float] | None = None  # (eps, momentum) of its BN; None: YOLOv5's
 
     def __post_init__(self) -> None:
         if self.section not in SECTIONS:
@@ -31,25 +37,18 @@ class LayerSpec:
                 f"{self.where}: number of repeats must be at least 1, got {self.repeats}"
             )
 
-    def scaled(self, *, depth: float, width: float, channel_args: tuple[str, ...]) -> LayerSpec:
-        """The row with its repeats times `depth` and its channel arguments times `width`."""
-        args = {
-            key: make_divisible(value * width, 8)
-            if key in channel_args and isinstance(value, (int, float))
-            else value
-            for key, value in self.args.items()
-        }
-        return replace(self, repeats=scale_repeats(self.repeats, depth), args=args)
-
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """A whole detector, scaled and with absolute row numbers; `anchors` in pixels or a number."""
+class GraphSpec:
+    """Rows with absolute numbers and final widths, whatever they end in."""
 
     layers: tuple[LayerSpec, ...]
-    anchors: tuple[tuple[float, ...], ...] | int  # per level (w, h, w, h, ...), or how many to find
     activation: str = "SiLU"
     source: str = ""  # the file it came from
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """(mean, std) per channel that images in [0, 1] are normalised by, as pretrained weights expect
+    them; None: they are taken as they are."""
+    notes: tuple[str, ...] = ()  # what every table says beside the name, e.g. an unpublished width
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -62,26 +61,49 @@ class ModelSpec:
                         "earlier rows only"
                     )
 
-    @property
-    def anchors_per_level(self) -> int:
-        """How many anchors each level has."""
-        return self.anchors if isinstance(self.anchors, int) else len(self.anchors[0]) // 2
-
     def unused_rows(self) -> list[int]:
         """Rows whose output nobody reads (the last row excepted)."""
         read = {source for layer in self.layers for source in layer.sources}
         return [index for index in range(len(self.layers) - 1) if index not in read]
 
+    def taps(self) -> dict[str, int]:
+        """Rows named P2, P3, ... (stride 4, 8, ...) by name."""
+        return {
+            layer.name: index
+            for index, layer in enumerate(self.layers)
+            if layer.name and TAP.fullmatch(layer.name)
+        }
+
+
+@dataclass(frozen=True)
+class ModelSpec(GraphSpec):
+    """A whole detector; `anchors` in pixels, per level (w, h, w, h, ...), or how many to find."""
+
+    anchors: tuple[tuple[float, ...], ...] | int = field(kw_only=True)
+
+    @property
+    def anchors_per_level(self) -> int:
+        """How many anchors each level has."""
+        return self.anchors if isinstance(self.anchors, int) else len(self.anchors[0]) // 2
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` reads back, for checkpoints."""
+        normalisation = self.normalisation
         return {
             "activation": self.activation,
             "anchors": self.anchors
             if isinstance(self.anchors, int)
             else [list(level) for level in self.anchors],
             "source": self.source,
+            "normalisation": normalisation and [list(values) for values in normalisation],
+            "notes": list(self.notes),
             "layers": [
-                {**asdict(layer), "sources": list(layer.sources), "args": _plain(layer.args)}
+                {
+                    **asdict(layer),
+                    "sources": list(layer.sources),
+                    "args": _plain(layer.args),
+                    "norm": None if layer.norm is None else list(layer.norm),
+                }
                 for layer in self.layers
             ],
         }
@@ -101,13 +123,22 @@ class ModelSpec:
                     },
                     name=row["name"],
                     where=str(row["where"]),
+                    activation=row.get("activation"),
+                    norm=_norm(row.get("norm")),
                 )
                 for row in data["layers"]
             )
             anchors = data["anchors"]
             if not isinstance(anchors, int):
                 anchors = tuple(tuple(float(value) for value in level) for level in anchors)
-            return ModelSpec(layers, anchors, str(data["activation"]), str(data["source"]))
+            return ModelSpec(
+                layers,
+                str(data["activation"]),
+                str(data["source"]),
+                read_normalisation(data.get("normalisation")),
+                tuple(map(str, data.get("notes", ()))),
+                anchors=anchors,
+            )
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a model specification: {error!r}") from error
 
@@ -125,7 +156,34 @@ class ModelSpec:
             section = "backbone" if layer.section == "backbone" else "head"
             rows[section].append({layer.name: row} if layer.name else row)
         plain = self.to_dict()
-        return {"activation": self.activation, "anchors": plain["anchors"], **rows}
+        keys = {"activation": self.activation, "anchors": plain["anchors"]}
+        if self.normalisation is not None:
+            mean, std = plain["normalisation"]
+            keys["normalisation"] = {"mean": mean, "std": std}
+        first = self.layers[0]
+        backbone: dict[str, Any] = {"rows": rows["backbone"]}  # so that no width is rounded again
+        if first.norm is not None:
+            backbone = {"norm": {"eps": first.norm[0], "momentum": first.norm[1]}, **backbone}
+        if first.activation is not None:
+            backbone = {"activation": first.activation, **backbone}
+        return {**keys, "backbone": backbone, "head": rows["head"]}
+
+
+def read_normalisation(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, std) from plain values, three numbers each; ValueError for anything else."""
+    if value is None:
+        return None
+    try:
+        mean, std = (tuple(float(item) for item in values) for values in value)
+    except (TypeError, ValueError):
+        mean = std = ()
+    if len(mean) != 3 or len(std) != 3 or not all(item > 0 for item in std):
+        raise ValueError(f"normalisation must be three means and three stds over 0, got {value!r}")
+    return mean, std
+
+
+def _norm(value: Any) -> tuple[float, float] | None:
+    return None if value is None else (float(value[0]), float(value[1]))
 
 
 def make_divisible(value: float, divisor: int) -> int:

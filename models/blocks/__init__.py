@@ -1,5 +1,33 @@
 """Importing this package registers every block; the imports are explicit."""
 
-from models.blocks import attention, conv, csp, ghost, mixconv, osa, route, shuffle
+from models.blocks import (
+    attention,
+    classify,
+    conv,
+    csp,
+    dense,
+    ghost,
+    inverted,
+    mixconv,
+    osa,
+    pelee,
+    residual,
+    route,
+    shuffle,
+)
 
-__all__ = ["attention", "conv", "csp", "ghost", "mixconv", "osa", "route", "shuffle"]
+__all__ = [
+    "attention",
+    "classify",
+    "conv",
+    "csp",
+    "dense",
+    "ghost",
+    "inverted",
+    "mixconv",
+    "osa",
+    "pelee",
+    "residual",
+    "route",
+    "shuffle",
+]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
         "SiLU": nn.SiLU,
         "ReLU": partial(nn.ReLU, inplace=True),
+        "ReLU6": partial(nn.ReLU6, inplace=True),
         "LeakyReLU": partial(nn.LeakyReLU, inplace=True),
         "Hardswish": nn.Hardswish,
         "Mish": nn.Mish,
@@ -36,6 +37,9 @@ _ACTIVATION_TEXT = re.compile(
     r"(?:nn\.)?(?P<name>[A-Za-z0-9]+)(?:\(\s*(?P<value>[0-9.]+(?:[eE][-+]?[0-9]+)?)?\s*\))?"
 )
 _default_activation: ContextVar[str] = ContextVar("default_activation", default="SiLU")
+_default_norm: ContextVar[tuple[float, float]] = ContextVar(
+    "default_norm", default=(BN_EPS, BN_MOMENTUM)
+)
 
 
 def activation(text: str) -> nn.Module:
@@ -102,6 +106,13 @@ class Block(nn.Module):
     reads_several: ClassVar[bool] = False
     c_out: int
 
+    @classmethod
+    def width_out(cls, c_in: int | list[int], args: Mapping[str, Any]) -> int:
+        """`c_out` for these arguments (`n` among them where the constructor takes it)."""
+        width = args.get("c_out", c_in)
+        assert isinstance(width, int)
+        return width
+
     def fuse_(self) -> None:
         """Fold this block's own BN into its own convolution, where one directly follows the other.
 
@@ -116,9 +127,20 @@ def fuse(module: nn.Module) -> None:
             part.fuse_()
 
 
+@contextlib.contextmanager
+def default_norm(values: tuple[float, float] | None) -> Iterator[None]:
+    """While inside, BN has these (eps, momentum); None: YOLOv5's."""
+    token = _default_norm.set(values or (BN_EPS, BN_MOMENTUM))
+    try:
+        yield
+    finally:
+        _default_norm.reset(token)
+
+
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """BN with YOLOv5's epsilon and momentum."""
-    return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM)
+    """BN with the epsilon and momentum of `default_norm`; outside of it, YOLOv5's."""
+    eps, momentum = _default_norm.get()
+    return nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
 
 
 def bn_scale_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

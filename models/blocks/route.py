@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,10 @@ class Concat(Block):
         if not isinstance(c_in, Sequence) or len(c_in) < 2:
             raise ValueError(f"Concat needs at least two maps, got the widths {c_in!r}")
         self.c_out = sum(c_in)
+
+    @classmethod
+    def width_out(cls, c_in: int | list[int], args: Mapping[str, Any]) -> int:
+        return sum(c_in) if isinstance(c_in, list) else c_in
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(maps), 1)

@@ -239,7 +239,7 @@ def test_round_trips(tmp_path: Path) -> None:
         (with_rows("- [-1, 1, Conv, [8]]", "[[[0, 0], 1, Detect, [nc, anchors]]]"), r"anchors for 1 levels, but Detect reads 2"),
         ("anchors: 3\nhead: []\n", r"key 'backbone' is missing"),
         ("backbone: csp-q\nanchors: 3\nhead: [[[P5], 1, Detect, []]]", r"has the scales n, s, m, l, x; 'q' is not"),
-        ("backbone: cps-n\nanchors: 3\nhead: [[[P5], 1, Detect, []]]", r"did you mean 'csp'"),
+        ("backbone: cps-n\nanchors: 3\nhead: [[[P5], 1, Detect, []]]", r"did you mean 'csp-n'"),
         ("extends: model.yaml\n", r"extends itself"),
         ("extends: yolov5n.yaml\nswap: {C4: C3}\n", r"unknown block 'C4'"),
         ("extends: yolov5n.yaml\nswap: {DWConv: C3}\n", r"no row of the base model has the block DWConv"),

@@ -1,0 +1,272 @@
+"""Included sections: a backbone or neck file of rows, at one of its sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from models.rows import Row, Setting, read_rows
+from models.swap import apply_swaps, read_swaps
+from utils.errors import UserError, nearest
+from utils.paths import find_config
+from utils.yamlio import Document, load_yaml
+
+FOLDERS = {"backbone": "backbones", "neck": "necks", "head": "necks"}
+REFERENCE_KEYS = ("file", "scale", "width", "depth")
+FILE_KEYS = (
+    "activation", "norm", "divisor", "scales", "rows", "classifier", "extends", "swap", "keep",
+)  # fmt: skip
+INLINE_KEYS = ("activation", "norm", "divisor", "rows")
+VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+MAX_EXTENDS = 8
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows of a backbone or neck; `classifier`: those that make it an ImageNet classifier."""
+
+    rows: tuple[Row, ...]
+    classifier: tuple[Row, ...] = ()
+    note: str = ""  # what tables say of it
+
+
+def read_section(document: Document, section: str, content: Any) -> Section:
+    """What stands under `backbone:` or `neck:` of a model file, when it is no list of rows.
+
+    A name (`ghostnet-1.0`), {file, scale, width, depth}, or {rows, activation, norm, divisor}.
+    """
+    where = document.at(section)
+    if isinstance(content, str):
+        return named_section(content, section, where=where)
+    _known(content, REFERENCE_KEYS if "file" in content else INLINE_KEYS, document, section)
+    if "rows" in content:
+        setting = _setting(content, section, where)
+        rows = read_rows(document, (section, "rows"), section)
+        return Section(tuple(replace(row, setting=setting) for row in rows))
+    if not isinstance(content.get("file"), str):
+        raise UserError(f"{where}: {section}.file must name a YAML file of rows")
+    beside = document.path.parent / content["file"]
+    name = str(beside) if beside.is_file() else content["file"]
+    scale = None if content.get("scale") is None else str(content["scale"])
+    return named_section(
+        name,
+        section,
+        where=where,
+        scale=scale,
+        width=multiple(content, "width", where),
+        depth=multiple(content, "depth", where),
+    )
+
+
+def named_section(
+    name: str,
+    section: str,
+    *,
+    where: str = "",
+    scale: str | None = None,
+    width: float | None = None,
+    depth: float | None = None,
+) -> Section:
+    """A section file by path or name; `vovnet-27-slim` is vovnet.yaml at the scale 27-slim.
+
+    `width` and `depth` take the place of the scale's.  UserError with the nearest known name.
+    """
+    prefix = f"{where}: " if where else ""
+    try:
+        path, scale = (
+            (find_config(name, FOLDERS[section]), scale) if scale else _split(name, section)
+        )
+        return _read(load_yaml(path), section, scale=scale, width=width, depth=depth)
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from error
+
+
+def section_names(section: str) -> list[str]:
+    """Every name that `named_section` knows: each file of cfg/, at each of its scales."""
+    home = Path(__file__).resolve().parent.parent / "cfg" / FOLDERS[section]
+    names = []
+    for path in sorted(home.glob("*.yaml")):
+        scales = load_yaml(path).mapping().get("scales")
+        names += [f"{path.stem}-{scale}" for scale in scales] if scales else [path.stem]
+    return names
+
+
+def _split(name: str, section: str) -> tuple[Path, str | None]:
+    """The file and the scale that a name means: the file first, then every split at a hyphen."""
+    folder = FOLDERS[section]
+    try:
+        return find_config(name, folder), None
+    except UserError:
+        for match in re.finditer("-", name):
+            try:
+                return find_config(name[: match.start()], folder), name[match.end() :]
+            except UserError:
+                continue
+    raise UserError(
+        f"{name}: no such {section}, neither a file nor a name of cfg/{folder}"
+        f"{nearest(name, section_names(section))}"
+    )
+
+
+def _read(
+    document: Document,
+    section: str,
+    *,
+    scale: str | None,
+    width: float | None,
+    depth: float | None,
+    left: int = MAX_EXTENDS,
+) -> Section:
+    data = document.mapping()
+    _known(data, FILE_KEYS, document)
+    if "extends" in data:
+        return _extended(document, section, scale=scale, width=width, depth=depth, left=left)
+    variables = _scale(document, scale)
+    own = multiple(variables, "width", document.at("scales"))
+    setting = _setting(data, section, str(document.path))
+    if section == "backbone":  # exactly as published, whatever multiples the model has
+        setting = replace(setting, width=own or 1.0, depth=1.0)
+    elif own is not None:
+        setting = replace(setting, width=own)
+    if (own_depth := multiple(variables, "depth", document.at("scales"))) is not None:
+        setting = replace(setting, depth=own_depth)
+    setting = replace(setting, width=width or setting.width, depth=depth or setting.depth)
+    filled = replace(document, data=_substitute(data, variables, document, ()))
+    rows = tuple(replace(row, setting=setting) for row in read_rows(filled, ("rows",), section))
+    classifier: tuple[Row, ...] = ()
+    if section == "backbone" and "classifier" in data:
+        classifier = tuple(
+            replace(row, setting=setting) for row in read_rows(filled, ("classifier",), "head")
+        )
+    return Section(rows, classifier, _note(document, section, scale, width))
+
+
+def _extended(
+    document: Document,
+    section: str,
+    *,
+    scale: str | None,
+    width: float | None,
+    depth: float | None,
+    left: int,
+) -> Section:
+    """A section file by what it changes of another one: `extends`, `swap`, `keep`."""
+    name = document.data["extends"]
+    if not isinstance(name, str) or not left:
+        raise UserError(
+            f"{document.at('extends')}: extends must name another section file, got {name!r}"
+        )
+    beside = document.path.parent / name
+    base = _read(
+        load_yaml(beside if beside.is_file() else find_config(name, FOLDERS[section])),
+        section,
+        scale=scale,
+        width=width,
+        depth=depth,
+        left=left - 1,
+    )
+    rows = apply_swaps({section: base.rows}, read_swaps(document, ()))[section]
+    return replace(base, rows=rows)
+
+
+def _known(data: Mapping[str, Any], keys: Sequence[str], document: Document, *parents: str) -> None:
+    for key in data:
+        if key not in keys:
+            raise UserError(
+                f"{document.at(*parents, key)}: unknown key {key!r}{nearest(str(key), keys)}"
+            )
+
+
+def _scale(document: Document, scale: str | None) -> Mapping[str, Any]:
+    """The values of the scale asked for; none where the file has no scales."""
+    scales = document.data.get("scales")
+    name = document.path.name
+    if scales is None:
+        if scale is not None:
+            raise UserError(f"{name} has no scales, but scale {scale!r} is asked for")
+        return {}
+    if not isinstance(scales, Mapping) or not all(isinstance(v, Mapping) for v in scales.values()):
+        raise UserError(f"{document.at('scales')}: scales must map names to mappings")
+    known = {str(key): value for key, value in scales.items()}
+    if scale not in known:
+        asked = (
+            "none is named"
+            if scale is None
+            else f"{scale!r} is not one of them{nearest(scale, known)}"
+        )
+        raise UserError(f"{name} has the scales {', '.join(known)}; {asked}")
+    found: Mapping[str, Any] = known[scale]
+    return found
+
+
+def _substitute(
+    value: Any, variables: Mapping[str, Any], document: Document, key: tuple[str | int, ...]
+) -> Any:
+    """`value` with every text '$name' replaced by the scale's value of that name."""
+    if isinstance(value, str) and (match := VARIABLE.fullmatch(value)):
+        if match[1] not in variables:
+            raise UserError(
+                f"{document.at(*key)}: {value} is no key of the scale{nearest(match[1], variables)}"
+            )
+        return variables[match[1]]
+    if isinstance(value, list):
+        return [_substitute(item, variables, document, (*key, i)) for i, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {k: _substitute(v, variables, document, (*key, k)) for k, v in value.items()}
+    return value
+
+
+def _setting(data: Mapping[str, Any], section: str, where: str) -> Setting:
+    """What a file says of all its rows."""
+    activation, norm, divisor = (data.get(key) for key in ("activation", "norm", "divisor"))
+    if section != "backbone" and (activation is not None or norm is not None):
+        raise UserError(f"{where}: activation and norm of a {section} are the model's; remove them")
+    if activation is not None and not isinstance(activation, str):
+        raise UserError(f"{where}: activation must be a name, got {activation!r}")
+    if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
+        raise UserError(f"{where}: divisor must be a whole number from 1, got {divisor!r}")
+    return Setting(
+        width=1.0 if section == "backbone" else None,
+        depth=1.0 if section == "backbone" else None,
+        divisor=divisor,
+        activation=activation,
+        norm=_norm(norm, where),
+    )
+
+
+def _norm(norm: Any, where: str) -> tuple[float, float] | None:
+    if norm is None:
+        return None
+    if not isinstance(norm, Mapping) or set(norm) != {"eps", "momentum"}:
+        raise UserError(f"{where}: norm must be {{eps: ..., momentum: ...}}, got {norm!r}")
+    for key, value in norm.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise UserError(f"{where}: norm.{key} must be a number in (0, 1], got {value!r}")
+    return float(norm["eps"]), float(norm["momentum"])
+
+
+def multiple(values: Mapping[str, Any], key: str, where: str) -> float | None:
+    """A number over 0 and up to 100 of a mapping, or None where it is absent."""
+    if key not in values:
+        return None
+    value = values[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 100:
+        raise UserError(f"{where}: {key} must be a number over 0 and up to 100, got {value!r}")
+    return float(value)
+
+
+def _note(document: Document, section: str, scale: str | None, width: float | None) -> str:
+    """'ghostnet-1.0 at width 0.7, not published', or nothing where the file has such a size."""
+    if section != "backbone" or width is None:
+        return ""
+    scales = document.data.get("scales") or {"": {}}
+    name = document.path.stem if scale is None else f"{document.path.stem}-{scale}"
+    own = {key: value for key, value in scales.get(scale or "", {}).items() if key != "width"}
+    for values in scales.values():
+        others = {key: value for key, value in values.items() if key != "width"}
+        if others == own and values.get("width", 1.0) == width:
+            return ""
+    return f"backbone {name} at width {width:g}, not published"
