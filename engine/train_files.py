@@ -15,6 +15,7 @@ from engine.checkpoint import model_payload, save_checkpoint
 from engine.train_setup import TrainRun
 from engine.train_step import NonFiniteError
 from models.profile import profile
+from models.profile_text import row_table, summary
 from utils.environment import run_environment
 from utils.runlog import say, write_yaml
 
@@ -30,8 +31,8 @@ def announce(run: TrainRun) -> None:
     say(f"settings: {changed or 'all default'}")
     if config.resume is None:
         counted = profile(model, config.imgsz)
-        say(counted.table())
-        say(counted.summary(config.cfg or config.weights or model.spec.source))
+        say(row_table(counted))
+        say(summary(counted, config.cfg or config.weights or model.spec.source))
         write_yaml(run.folder / "opt.yaml", config.to_dict())
         write_yaml(run.folder / "hyp.yaml", dataclasses.asdict(run.hyp))
         write_yaml(run.folder / "spec.yaml", model.spec.to_yaml_dict())

@@ -9,6 +9,7 @@ from torch import nn
 
 from models import blocks, registry  # noqa: F401  importing blocks fills the registry
 from models.blocks.conv import default_activation, default_norm
+from models.cost import ShapesOnly
 from models.detector import Detector
 from models.graph import RowGraph
 from models.heads.anchor import Detect
@@ -83,7 +84,7 @@ def _build_row(row: LayerSpec, index: int, inputs: list[int]) -> tuple[nn.Module
 def _measure_strides(model: Detector) -> list[int]:
     """Run sizes (no pixels: the meta device) through the rows and see what Detect reads."""
     sizes: dict[int, torch.Tensor] = {}
-    with torch.no_grad():
+    with torch.no_grad(), ShapesOnly():
         meta = torch.zeros(1, IMAGE_CHANNELS, PROBE, PROBE, device="meta")
         sizes[IMAGE] = meta
         for index, (row, layer) in enumerate(zip(model.spec.layers, model.layers, strict=True)):

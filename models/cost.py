@@ -33,12 +33,16 @@ FREE = frozenset(
         "unsqueeze", "view",
     }
 )  # fmt: skip
+BATCH_NORM = "native_batch_norm"
+ACTIVATIONS = (
+    "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "sigmoid", "silu", "tanh",
+)  # fmt: skip
+SAME_SHAPE = frozenset({BATCH_NORM, *ACTIVATIONS})
 PER_OUTPUT: Mapping[str, int] = MappingProxyType(
     {
         **dict.fromkeys(("add", "sub", "mul", "div", "upsample_nearest2d"), 1),
-        **dict.fromkeys(("hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish"), 1),
-        **dict.fromkeys(("relu", "sigmoid", "silu", "tanh"), 1),
-        "native_batch_norm": 2,
+        **dict.fromkeys(ACTIVATIONS, 1),
+        BATCH_NORM: 2,
         "upsample_bilinear2d": 7,  # four multiplications, three additions
     }
 )
@@ -101,7 +105,27 @@ FORMULAS: Mapping[str, Callable[[Sequence[Any], Tensor], Cost | None]] = Mapping
 )
 
 
-class CostCounter(TorchDispatchMode):
+class ShapesOnly(TorchDispatchMode):
+    """While active, element-wise operators on meta tensors only hand on their input's shape.
+
+    Their decomposition in Python would take most of the time of a meta forward.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = str(func.overloadpacket.__name__)
+        if name.rstrip("_") not in SAME_SHAPE or not args[0].is_meta:
+            return func(*args, **(kwargs or {}))
+        result = args[0] if name.endswith("_") else torch.empty_like(args[0])
+        return (result, args[0], args[0]) if name == BATCH_NORM else result
+
+
+class CostCounter(ShapesOnly):
     """While active, adds up the cost of every operator under the current `label`."""
 
     def __init__(self) -> None:
@@ -116,7 +140,7 @@ class CostCounter(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         self.costs[self.label] = self.cost(self.label) + _cost(func, args, result)
         return result
 
@@ -149,7 +173,8 @@ def run_on_meta(module: nn.Module, *inputs: Any) -> Any:
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.no_grad():
+        # composite operators would arrive whole, and uncounted, in inference mode
+        with torch.inference_mode(False), torch.no_grad():
             return torch.func.functional_call(module, shapes, inputs)
     finally:
         for part, training in modes:

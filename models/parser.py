@@ -12,8 +12,9 @@ from models import blocks  # noqa: F401  importing blocks fills the registry
 from models.blocks.conv import activation
 from models.detect_rows import anchors_of, merge_detection_rows, read_anchors
 from models.resolve import resolve_rows
-from models.rows import Row, read_rows
-from models.sections import Section, multiple, named_section, read_section
+from models.rows import read_rows
+from models.scales import multiple
+from models.sections import Section, named_section, read_section
 from models.spec import DETECT, GraphSpec, ModelSpec, read_normalisation
 from models.swap import Swap, apply_swaps, read_swaps
 from utils.errors import UserError, nearest
@@ -24,16 +25,43 @@ KEYS = (
     "nc", "ch", "depth_multiple", "width_multiple", "activation", "anchors", "normalisation",
     "backbone", "neck", "head", "extends", "swap", "keep",
 )  # fmt: skip
+SECTION_ORDER = ("backbone", "neck", "head")  # as they run
 OUTPUT = re.compile(r"out[0-9]")  # rows of a neck that Detect reads
 
 
 @dataclass(frozen=True)
-class _Model:
-    """A model file with `extends` followed: values, and rows before scaling."""
+class Draft:
+    """A model file with all it includes and extends: values, and rows before scaling."""
 
     values: Mapping[str, Any]
-    sections: Mapping[str, tuple[Row, ...]]
-    notes: Mapping[str, str]  # by section
+    sections: Mapping[str, Section]
+    source: str
+
+    @property
+    def multiples(self) -> tuple[float, float]:
+        """(depth, width) of the rows whose own file has none."""
+        depth = multiple(self.values, "depth_multiple", self.source) or 1.0
+        width = multiple(self.values, "width_multiple", self.source) or 1.0
+        return depth, width
+
+    def resolve(self) -> ModelSpec:
+        """Absolute rows and final widths.  UserError with the row."""
+        depth, width = self.multiples
+        rows = [row for part in SECTION_ORDER if part in self.sections
+                for row in self.sections[part].rows]  # fmt: skip
+        layers, anchors = resolve_rows(rows, depth=depth, width=width)
+        anchors = self.values.get("anchors") if anchors is None else anchors
+        layers = merge_detection_rows(layers)
+        if layers[-1].block != DETECT or sum(layer.block == DETECT for layer in layers) != 1:
+            raise UserError(f"{self.source}: exactly one Detect row is needed, as the last row")
+        return ModelSpec(
+            tuple(layers),
+            normalise_activation(self.values.get("activation", "SiLU"), self.source),
+            self.source,
+            _normalisation(self.values.get("normalisation"), self.source),
+            tuple(part.note for part in self.sections.values() if part.note),
+            anchors=read_anchors(anchors, len(layers[-1].sources), self.source),
+        )
 
 
 def load_spec(name: str, *, backbone: str | None = None, neck: str | None = None) -> ModelSpec:
@@ -41,26 +69,20 @@ def load_spec(name: str, *, backbone: str | None = None, neck: str | None = None
 
     `backbone` and `neck` (names as in a model file, or paths) take the place of the model's own.
     """
-    path = find_config(name, "")
-    return compose(
-        name,
-        backbone=named_section(backbone, "backbone", where="--backbone") if backbone else None,
-        neck=named_section(neck, "neck", where="--neck") if neck else None,
-        source=str(path),
-    )
+    return load_draft(name, backbone=backbone, neck=neck).resolve()
 
 
-def compose(
-    name: str, *, backbone: Section | None, neck: Section | None, source: str = ""
-) -> ModelSpec:
-    """A model file with its backbone or its neck replaced by a read section."""
+def load_draft(name: str, *, backbone: str | None = None, neck: str | None = None) -> Draft:
+    """The same before scaling; see `load_spec`."""
     path = find_config(name, "")
-    model = _read(load_yaml(path), ())
-    if neck is not None:
-        model = _with_neck(model, neck, str(path))
-    if backbone is not None:
-        model = _with_backbone(model, backbone, str(path))
-    return _resolve(model, source or str(path))
+    draft = _read(load_yaml(path), ())
+    if neck:
+        draft = _with_neck(draft, named_section(neck, "neck", where="--neck"))
+    if backbone:
+        draft = _with_backbone(draft, named_section(backbone, "backbone", where="--backbone"))
+    parts = [str(path), *(f"{key} {value}" for key, value in
+             (("backbone", backbone), ("neck", neck)) if value)]  # fmt: skip
+    return replace(draft, source=", ".join(parts))
 
 
 def load_classifier(name: str, *, classes: int = 1000, width: float | None = None) -> GraphSpec:
@@ -79,7 +101,7 @@ def load_classifier(name: str, *, classes: int = 1000, width: float | None = Non
 
 def parse_spec(data: Mapping[str, Any], where: str) -> ModelSpec:
     """The same from plain values, e.g. the `yaml` of a YOLOv5 checkpoint; `where` for errors."""
-    return _resolve(_read(Document(Path(where), dict(data), {}), ()), where)
+    return _read(Document(Path(where), dict(data), {}), ()).resolve()
 
 
 def normalise_activation(text: Any, where: str) -> str:
@@ -91,14 +113,14 @@ def normalise_activation(text: Any, where: str) -> str:
     return str(text).strip().removeprefix("nn.").removesuffix("()")
 
 
-def _read(document: Document, chain: tuple[Path, ...]) -> _Model:
+def _read(document: Document, chain: tuple[Path, ...]) -> Draft:
     data = document.mapping()
     for key in data:
         if key not in KEYS:
             raise UserError(f"{document.at(key)}: unknown key {key!r}{nearest(str(key), KEYS)}")
     if document.path in chain:
         raise UserError(f"{document.path}: extends itself by way of {chain[-1]}")
-    base = _Model({}, {}, {})
+    base = Draft({}, {}, "")
     if "extends" in data:
         base = _read(_base_document(document, data["extends"]), (*chain, document.path))
     elif "backbone" not in data:
@@ -107,18 +129,18 @@ def _read(document: Document, chain: tuple[Path, ...]) -> _Model:
         )
     values = {**base.values, **{key: data[key] for key in _plain_keys(data)}}
     sections = dict(base.sections)
-    notes = dict(base.notes)
     swaps: list[Swap] = read_swaps(document, ())
-    for section in ("backbone", "neck", "head"):
+    for section in SECTION_ORDER:
         content = data.get(section)
         if isinstance(content, Mapping) and not content.keys().isdisjoint({"swap", "keep"}):
             if section not in sections:
                 raise UserError(f"{document.at(section)}: swap needs rows that `extends` brings")
             swaps += read_swaps(document, (section,))
         elif content is not None:
-            read = _section(document, section, content)
-            sections[section], notes[section] = read.rows, read.note
-    return _Model(values, apply_swaps(sections, swaps), notes)
+            sections[section] = _section(document, section, content)
+    swapped = apply_swaps({key: part.rows for key, part in sections.items()}, swaps)
+    parts = {key: replace(part, rows=swapped[key]) for key, part in sections.items()}
+    return Draft(values, parts, str(document.path))
 
 
 def _section(document: Document, section: str, content: Any) -> Section:
@@ -127,36 +149,35 @@ def _section(document: Document, section: str, content: Any) -> Section:
     return Section(read_rows(document, (section,), section))
 
 
-def _with_backbone(model: _Model, backbone: Section, where: str) -> _Model:
-    """`model` on another backbone, whose taps the other rows have to read by name."""
-    for row in (*model.sections.get("neck", ()), *model.sections.get("head", ())):
+def _with_backbone(draft: Draft, backbone: Section) -> Draft:
+    """The model on another backbone, whose taps the other rows have to read by name."""
+    others = [part for key, part in draft.sections.items() if key != "backbone"]
+    for row in (row for part in others for row in part.rows):
         if any(isinstance(source, int) and source >= 0 for source in row.sources):
             raise UserError(
                 f"--backbone: {row.where} reads rows by number, which another backbone would shift;"
-                f" name the rows in {where}, or give a neck as well (--neck pan)"
+                f" name the rows there, or give a neck as well (--neck pan)"
             )
-    return _Model(
-        model.values,
-        {**model.sections, "backbone": backbone.rows},
-        {**model.notes, "backbone": backbone.note},
-    )
+    return replace(draft, sections={**draft.sections, "backbone": backbone})
 
 
-def _with_neck(model: _Model, neck: Section, where: str) -> _Model:
-    """`model` with all rows between backbone and Detect replaced; Detect reads the neck's outN."""
-    old = [row for row in model.sections.get("head", ()) if row.block == DETECT]
+def _with_neck(draft: Draft, neck: Section) -> Draft:
+    """The model with all between backbone and Detect replaced; Detect reads the neck's outN."""
+    head = draft.sections.get("head", Section(()))
+    detect = [row for row in head.rows if row.block == DETECT]
     outputs = sorted(row.name for row in neck.rows if row.name and OUTPUT.fullmatch(row.name))
-    if len(old) != 1 or not outputs:
-        missing = "a neck names its outputs out2, out3, ..." if old else "no Detect row"
-        raise UserError(f"--neck: {where}: {missing}")
-    detect = replace(old[0], sources=tuple(outputs), args=[])
-    anchors = anchors_of(old[0], model.values.get("anchors"))
+    if len(detect) != 1 or not outputs:
+        missing = "a neck names its outputs out2, out3, ..." if detect else "no Detect row"
+        raise UserError(f"--neck: {draft.source}: {missing}")
+    anchors = anchors_of(detect[0], draft.values.get("anchors"))
     if isinstance(anchors, list) and len(anchors) != len(outputs):
-        anchors = len(read_anchors(anchors, len(anchors), where)[0]) // 2  # type: ignore[index]
-    return _Model(
-        {**model.values, "anchors": anchors},
-        {**model.sections, "neck": neck.rows, "head": (detect,)},
-        model.notes,
+        checked = read_anchors(anchors, len(anchors), draft.source)
+        anchors = checked if isinstance(checked, int) else len(checked[0]) // 2
+    row = replace(detect[0], sources=tuple(outputs), args=[])
+    return replace(
+        draft,
+        values={**draft.values, "anchors": anchors},
+        sections={**draft.sections, "neck": neck, "head": replace(head, rows=(row,))},
     )
 
 
@@ -173,27 +194,6 @@ def _base_document(document: Document, name: Any) -> Document:
         return load_yaml(beside if beside.is_file() else find_config(name, ""))
     except UserError as error:
         raise UserError(f"{document.at('extends')}: extends {name!r}: {error}") from error
-
-
-def _resolve(model: _Model, source: str) -> ModelSpec:
-    depth = multiple(model.values, "depth_multiple", source) or 1.0
-    width = multiple(model.values, "width_multiple", source) or 1.0
-    rows = [
-        row for section in ("backbone", "neck", "head") for row in model.sections.get(section, ())
-    ]
-    layers, anchors = resolve_rows(rows, depth=depth, width=width)
-    anchors = model.values.get("anchors") if anchors is None else anchors
-    layers = merge_detection_rows(layers)
-    if layers[-1].block != DETECT or sum(layer.block == DETECT for layer in layers) != 1:
-        raise UserError(f"{source}: exactly one Detect row is needed, as the last row")
-    return ModelSpec(
-        tuple(layers),
-        normalise_activation(model.values.get("activation", "SiLU"), source),
-        source,
-        _normalisation(model.values.get("normalisation"), source),
-        tuple(note for note in model.notes.values() if note),
-        anchors=read_anchors(anchors, len(layers[-1].sources), source),
-    )
 
 
 def _normalisation(value: Any, where: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from models import registry
 from models.detect_rows import anchors_of, refuse_other_tasks
-from models.rows import DETECTION_CHANNELS, Row, bind_arguments
+from models.rows import CLASSIFIER, DETECTION_CHANNELS, Row, bind_arguments
 from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, TAP, LayerSpec, scale_repeats
 from utils.errors import UserError, nearest
 
@@ -76,14 +76,17 @@ def _width_out(row: Row, repeats: int, args: Mapping[str, Any], inputs: list[int
     takes_repeats = any(item.name == "n" for item in registry.signature(row.block))
     bound = {**args, "n": repeats} if takes_repeats else args
     channels: int | list[int] = inputs if registry.reads_several(row.block) else inputs[0]
-    for _ in range(1 if takes_repeats else repeats):
-        channels = registry.width_out(row.block, channels, bound)
+    try:
+        for _ in range(1 if takes_repeats else repeats):
+            channels = registry.width_out(row.block, channels, bound)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{row.where}: {row.block}: {error}") from error
     assert isinstance(channels, int)
     return channels
 
 
 def _part(row: Row) -> str:
-    if row.block == DETECT:
+    if row.block == DETECT or row.section == CLASSIFIER:
         return "head"
     return "backbone" if row.section == "backbone" else "neck"
 

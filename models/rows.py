@@ -18,6 +18,7 @@ DETECTION_CHANNELS = re.compile(
     r"na\s*\*\s*\(\s*nc\s*\+\s*5\s*\)"
 )  # v1's one expression, a constant
 DETECTOR_BLOCKS = ("Detect", "Segment", "Classify")
+CLASSIFIER = "classifier"  # the section of rows after a backbone that make it one
 WIDTH_STEP = 8  # channels; YOLOv5's widths are multiples of it
 
 

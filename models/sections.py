@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.rows import Row, Setting, read_rows
+from models.rows import CLASSIFIER, Row, Setting, read_rows
+from models.scales import chosen_scale, multiple, scales_of, substitute
 from models.swap import apply_swaps, read_swaps
 from utils.errors import UserError, nearest
 from utils.paths import find_config
@@ -19,9 +20,18 @@ REFERENCE_KEYS = ("file", "scale", "width", "depth")
 FILE_KEYS = (
     "activation", "norm", "divisor", "scales", "rows", "classifier", "extends", "swap", "keep",
 )  # fmt: skip
+EXTENDING_KEYS = ("extends", "swap", "keep")  # sizes and settings are those of the file extended
 INLINE_KEYS = ("activation", "norm", "divisor", "rows")
-VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 MAX_EXTENDS = 8
+
+
+@dataclass(frozen=True)
+class Size:
+    """Which size of a published backbone the rows have."""
+
+    name: str
+    width: float
+    published: tuple[float, ...]  # widths of this depth that the paper has
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,28 @@ class Section:
 
     rows: tuple[Row, ...]
     classifier: tuple[Row, ...] = ()
-    note: str = ""  # what tables say of it
+    size: Size | None = None
+
+    @property
+    def note(self) -> str:
+        """What tables say of it: 'backbone ghostnet-1.0 at width 0.7, not published', or ''."""
+        size = self.size
+        if size is None or size.width in size.published:
+            return ""
+        return f"backbone {size.name} at width {size.width:g}, not published"
+
+    def resized(self, *, width: float, depth: float | None = None) -> Section:
+        """The same rows at another width, and another depth where one is given."""
+        rows = tuple(
+            replace(
+                row,
+                setting=replace(
+                    row.setting, width=width, depth=row.setting.depth if depth is None else depth
+                ),
+            )
+            for row in self.rows
+        )
+        return replace(self, rows=rows, size=self.size and replace(self.size, width=width))
 
 
 def read_section(document: Document, section: str, content: Any) -> Section:
@@ -89,8 +120,10 @@ def section_names(section: str) -> list[str]:
     home = Path(__file__).resolve().parent.parent / "cfg" / FOLDERS[section]
     names = []
     for path in sorted(home.glob("*.yaml")):
-        scales = load_yaml(path).mapping().get("scales")
-        names += [f"{path.stem}-{scale}" for scale in scales] if scales else [path.stem]
+        document = load_yaml(path)
+        while "extends" in document.mapping():
+            document = load_yaml(path.parent / str(document.data["extends"]))
+        names += [f"{path.stem}-{scale}".rstrip("-") for scale in scales_of(document)]
     return names
 
 
@@ -124,7 +157,7 @@ def _read(
     _known(data, FILE_KEYS, document)
     if "extends" in data:
         return _extended(document, section, scale=scale, width=width, depth=depth, left=left)
-    variables = _scale(document, scale)
+    variables = chosen_scale(document, scale)
     own = multiple(variables, "width", document.at("scales"))
     setting = _setting(data, section, str(document.path))
     if section == "backbone":  # exactly as published, whatever multiples the model has
@@ -134,14 +167,14 @@ def _read(
     if (own_depth := multiple(variables, "depth", document.at("scales"))) is not None:
         setting = replace(setting, depth=own_depth)
     setting = replace(setting, width=width or setting.width, depth=depth or setting.depth)
-    filled = replace(document, data=_substitute(data, variables, document, ()))
+    filled = replace(document, data=substitute(data, variables, document, ()))
     rows = tuple(replace(row, setting=setting) for row in read_rows(filled, ("rows",), section))
     classifier: tuple[Row, ...] = ()
-    if section == "backbone" and "classifier" in data:
+    if section == "backbone" and CLASSIFIER in data:
         classifier = tuple(
-            replace(row, setting=setting) for row in read_rows(filled, ("classifier",), "head")
+            replace(row, setting=setting) for row in read_rows(filled, (CLASSIFIER,), CLASSIFIER)
         )
-    return Section(rows, classifier, _note(document, section, scale, width))
+    return Section(rows, classifier, _size(document, section, scale, width))
 
 
 def _extended(
@@ -154,6 +187,7 @@ def _extended(
     left: int,
 ) -> Section:
     """A section file by what it changes of another one: `extends`, `swap`, `keep`."""
+    _known(document.data, EXTENDING_KEYS, document)
     name = document.data["extends"]
     if not isinstance(name, str) or not left:
         raise UserError(
@@ -178,45 +212,6 @@ def _known(data: Mapping[str, Any], keys: Sequence[str], document: Document, *pa
             raise UserError(
                 f"{document.at(*parents, key)}: unknown key {key!r}{nearest(str(key), keys)}"
             )
-
-
-def _scale(document: Document, scale: str | None) -> Mapping[str, Any]:
-    """The values of the scale asked for; none where the file has no scales."""
-    scales = document.data.get("scales")
-    name = document.path.name
-    if scales is None:
-        if scale is not None:
-            raise UserError(f"{name} has no scales, but scale {scale!r} is asked for")
-        return {}
-    if not isinstance(scales, Mapping) or not all(isinstance(v, Mapping) for v in scales.values()):
-        raise UserError(f"{document.at('scales')}: scales must map names to mappings")
-    known = {str(key): value for key, value in scales.items()}
-    if scale not in known:
-        asked = (
-            "none is named"
-            if scale is None
-            else f"{scale!r} is not one of them{nearest(scale, known)}"
-        )
-        raise UserError(f"{name} has the scales {', '.join(known)}; {asked}")
-    found: Mapping[str, Any] = known[scale]
-    return found
-
-
-def _substitute(
-    value: Any, variables: Mapping[str, Any], document: Document, key: tuple[str | int, ...]
-) -> Any:
-    """`value` with every text '$name' replaced by the scale's value of that name."""
-    if isinstance(value, str) and (match := VARIABLE.fullmatch(value)):
-        if match[1] not in variables:
-            raise UserError(
-                f"{document.at(*key)}: {value} is no key of the scale{nearest(match[1], variables)}"
-            )
-        return variables[match[1]]
-    if isinstance(value, list):
-        return [_substitute(item, variables, document, (*key, i)) for i, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        return {k: _substitute(v, variables, document, (*key, k)) for k, v in value.items()}
-    return value
 
 
 def _setting(data: Mapping[str, Any], section: str, where: str) -> Setting:
@@ -248,25 +243,19 @@ def _norm(norm: Any, where: str) -> tuple[float, float] | None:
     return float(norm["eps"]), float(norm["momentum"])
 
 
-def multiple(values: Mapping[str, Any], key: str, where: str) -> float | None:
-    """A number over 0 and up to 100 of a mapping, or None where it is absent."""
-    if key not in values:
+def _size(document: Document, section: str, scale: str | None, width: float | None) -> Size | None:
+    """The size that a backbone's scale and width mean; sizes of other depth do not count."""
+    if section != "backbone":
         return None
-    value = values[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 100:
-        raise UserError(f"{where}: {key} must be a number over 0 and up to 100, got {value!r}")
-    return float(value)
-
-
-def _note(document: Document, section: str, scale: str | None, width: float | None) -> str:
-    """'ghostnet-1.0 at width 0.7, not published', or nothing where the file has such a size."""
-    if section != "backbone" or width is None:
-        return ""
-    scales = document.data.get("scales") or {"": {}}
+    chosen = chosen_scale(document, scale)
     name = document.path.stem if scale is None else f"{document.path.stem}-{scale}"
-    own = {key: value for key, value in scales.get(scale or "", {}).items() if key != "width"}
-    for values in scales.values():
-        others = {key: value for key, value in values.items() if key != "width"}
-        if others == own and values.get("width", 1.0) == width:
-            return ""
-    return f"backbone {name} at width {width:g}, not published"
+    published = tuple(
+        values.get("width", 1.0)
+        for values in scales_of(document).values()
+        if _other(values) == _other(chosen)
+    )
+    return Size(name, width or chosen.get("width", 1.0), published)
+
+
+def _other(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != "width"}

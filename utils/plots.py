@@ -155,5 +155,28 @@ def plot_study(sizes: Sequence[int], series: Mapping[str, Sequence[float]], path
     _save(figure, path)
 
 
+def stacked_bars(
+    names: Sequence[str], parts: Mapping[str, Sequence[float]], *, unit: str, path: str | Path
+) -> None:
+    """Write one horizontal bar for each name, made of its parts in order, with the total."""
+    path = Path(path)
+    figure = Figure(figsize=(9.0, 1.2 + 0.24 * len(names)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    left = np.zeros(len(names))
+    places = np.arange(len(names))
+    for label, values in parts.items():
+        axes.barh(places, values, left=left, label=label)
+        left += np.asarray(values)
+    for place, total in zip(places, left, strict=True):
+        axes.annotate(f" {total:.3g}", (float(total), float(place)), va="center", fontsize=7)
+    axes.set_yticks(places, [_short(name) for name in names], fontsize=7)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set_xlabel(unit)
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=DPI)

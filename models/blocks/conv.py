@@ -110,7 +110,10 @@ class Block(nn.Module):
     def width_out(cls, c_in: int | list[int], args: Mapping[str, Any]) -> int:
         """`c_out` for these arguments (`n` among them where the constructor takes it)."""
         width = args.get("c_out", c_in)
-        assert isinstance(width, int)
+        if isinstance(width, bool) or not isinstance(width, int):
+            raise ValueError(  # noqa: TRY004  a value of a YAML row
+                f"{cls.__name__}: c_out must be an integer of at least 1, got {width!r}"
+            )
         return width
 
     def fuse_(self) -> None:

@@ -1,4 +1,4 @@
-"""Ghost blocks: YOLOv5's form (5x5 cheap operation, halving) and the paper's (GhostNet)."""
+"""Ghost blocks: YOLOv5's form (5x5 cheap operation, halving) and the papers' (GhostNet, V2)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from models.blocks.attention import SE
+from models.blocks.attention import SE, make_gate
 from models.blocks.checks import require_flag, require_positive, round_channels
 from models.blocks.conv import Block, Conv, DWConv
 from models.blocks.csp import C3
@@ -16,6 +17,8 @@ from models.registry import register
 
 CHEAP_KERNEL = 5  # YOLOv5's choice; the paper takes 3
 SE_DIVISOR = 4  # GhostNet rounds SE's inner width to a multiple of this
+DFC_KERNEL = 5  # length of the horizontal and of the vertical convolution
+DFC_POOL = 2  # the gate is computed on a map of half the size
 
 
 @register
@@ -136,6 +139,30 @@ class GhostModule(Block):
         return torch.cat((y, self.cheap(y)), 1)[:, : self.c_out]
 
 
+class DFC(nn.Module):
+    """The gate of decoupled fully connected attention: what a pixel's row and column weigh it by.
+
+    (B, c_in, H, W) -> (B, c_out, H, W) in (0, 1).  arXiv:2211.12905, section 4: the fully connected
+    layers along a row and a column are a 1x5 and a 5x1 depthwise convolution, after a 1x1, each
+    with BN and without activation, on the 2x2 average-pooled map.  An odd last row or column is
+    left out, as in the authors' code; a side of 1, where that code fails, is not pooled.  The
+    sigmoid is enlarged to the map's size by the nearest value.
+    """
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.mix = Conv(c_in, c_out, act=False)
+        self.horizontal = Conv(c_out, c_out, (1, DFC_KERNEL), groups=c_out, act=False)
+        self.vertical = Conv(c_out, c_out, (DFC_KERNEL, 1), groups=c_out, act=False)
+        self.gate = make_gate("DFC", "Sigmoid")
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        pooled = F.avg_pool2d(x, (min(DFC_POOL, height), min(DFC_POOL, width)))
+        gate = self.gate(self.vertical(self.horizontal(self.mix(pooled))))
+        return F.interpolate(gate, size=(height, width), mode="nearest")
+
+
 @register
 class GhostUnit(Block):
     """The Ghost bottleneck: module to `hidden`, depthwise when strided, SE, module to c_out.
@@ -143,12 +170,14 @@ class GhostUnit(Block):
     (B, c_in, H, W) -> (B, c_out, H', W').  arXiv:1911.11907, section 3.2.  `hidden` is the table's
     exp (2 c_out when None), `se` the SE ratio (0: none).  The shortcut is the identity at stride 1
     with equal widths, else depthwise + 1x1; nothing is activated after the addition.  `kernel`
-    serves the strided convolution and the shortcut; cheap operations are always 3x3.
+    serves the strided convolution and the shortcut; cheap operations are always 3x3.  `dfc`
+    multiplies the first module's output by DFC of its input (GhostNetV2, arXiv:2211.12905, section
+    4).
     """
 
     channel_args: ClassVar[tuple[str, ...]] = ("c_out", "hidden")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
         c_in: int,
         c_out: int,
@@ -157,11 +186,12 @@ class GhostUnit(Block):
         hidden: int | None = None,
         se: float = 0.0,
         shortcut: bool = True,
+        dfc: bool = False,
         act: str | bool = True,
     ) -> None:
         super().__init__()
         require_positive("GhostUnit", c_in=c_in, c_out=c_out, kernel=kernel)
-        require_flag("GhostUnit", shortcut=shortcut)
+        require_flag("GhostUnit", shortcut=shortcut, dfc=dfc)
         width = 2 * c_out if hidden is None else hidden
         require_positive("GhostUnit", hidden=width)
         if stride not in {1, 2} or kernel % 2 == 0:
@@ -172,6 +202,7 @@ class GhostUnit(Block):
             raise ValueError(f"GhostUnit: se must lie in [0, 1], got {se!r}")
         self.c_out = c_out
         self.ghost1 = GhostModule(c_in, width, act=act)
+        self.dfc: nn.Module | None = DFC(c_in, width) if dfc else None
         self.down: nn.Module = nn.Identity()
         if stride == 2:
             self.down = Conv(width, width, kernel, stride, groups=width, act=False)
@@ -190,5 +221,8 @@ class GhostUnit(Block):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.ghost2(self.se(self.down(self.ghost1(x))))
+        y = self.ghost1(x)
+        if self.dfc is not None:
+            y = y * self.dfc(x)
+        y = self.ghost2(self.se(self.down(y)))
         return y if self.shortcut is None else y + self.shortcut(x)

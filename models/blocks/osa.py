@@ -13,6 +13,7 @@ from models.blocks.conv import Block, Conv
 from models.registry import register
 
 KERNEL = 3
+ESE_MODULES = ("none", "last", "every")
 
 
 class SeparableConv(nn.Module):
@@ -138,3 +139,52 @@ class OSAStage(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.osa(self.enter(x))
+
+
+@register
+class VoVStage(Block):
+    """n OSA modules in a row: a stage of VoVNet, without the pooling before it.
+
+    (B, c_in, H, W) -> (B, c_out, H, W).  The first module makes c_out of c_in, the others keep it;
+    each has `layers` 3x3 convolutions of `width` (c_out // 2 when None).  VoVNet, arXiv:1904.09730,
+    table 1.  `identity` adds its input to every module but the first, and `ese` gates the `last`
+    module (timm), `every` one (the authors' code) or `none`: VoVNetV2, arXiv:1911.06667, section
+    3.2.  ValueError for any other word.
+    """
+
+    channel_args: ClassVar[tuple[str, ...]] = ("c_out", "width")
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        n: int = 1,
+        width: int | None = None,
+        layers: int = 5,
+        identity: bool = False,
+        ese: str = "none",
+        act: str | bool = True,
+    ) -> None:
+        super().__init__()
+        require_positive("VoVStage", c_in=c_in, c_out=c_out, n=n, layers=layers)
+        require_flag("VoVStage", identity=identity)
+        if ese not in ESE_MODULES:
+            raise ValueError(f"VoVStage: ese must be one of {', '.join(ESE_MODULES)}, got {ese!r}")
+        self.c_out = c_out
+        self.m = nn.Sequential(
+            *(
+                OSA(
+                    c_out if index else c_in,
+                    c_out,
+                    layers,
+                    width,
+                    identity=identity and index > 0,
+                    ese=ese == "every" or (ese == "last" and index == n - 1),
+                    act=act,
+                )
+                for index in range(n)
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.m(x)

@@ -1,4 +1,4 @@
-"""ShuffleNetV2's units, in torchvision's arrangement (shuffle at the end of every unit)."""
+"""ShuffleNetV2's units, in torchvision's arrangement and in the authors'."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from models.blocks.conv import Block, Conv
 from models.registry import register
 
 GROUPS = 2
+SHUFFLES = ("end", "start")
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -23,6 +24,19 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
         return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
     # torch's own keeps channels_last and is several times faster than the views on a CPU
     return torch.channel_shuffle(x, groups)
+
+
+def even_and_odd(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Channels 0, 2, 4 ... and 1, 3, 5 ...: a shuffle in two groups, and its halves.
+
+    (B, C, H, W) -> two of (B, C / 2, H, W), views of x.
+    """
+    return x[:, 0::2], x[:, 1::2]
+
+
+def _require_shuffle(block: str, shuffle: str) -> None:
+    if shuffle not in SHUFFLES:
+        raise ValueError(f"{block}: shuffle must be {' or '.join(SHUFFLES)}, got {shuffle!r}")
 
 
 def _require_even(block: str, c_out: int) -> int:
@@ -45,16 +59,28 @@ class ShuffleUnit(Block):
     """Half passes, half goes through 1x1, depthwise, 1x1; concatenated, then shuffled.
 
     (B, c, H, W) -> (B, c, H, W); c_in must equal c_out and be even.  ShuffleNetV2's unit of stride
-    1, arXiv:1807.11164, figure 3c.  With h = c / 2 and kernel k: params = 2 h^2 + (k^2 + 6) h.
+    1, arXiv:1807.11164, figure 3c.  `shuffle: start` is the authors' arrangement: even channels
+    pass, odd ones are worked on, and nothing is shuffled at the end; the two differ by an order of
+    channels and take each other's weights in another order only.  With h = c / 2 and kernel k:
+    params = 2 h^2 + (k^2 + 6) h.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 3, act: str | bool = True) -> None:
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        shuffle: str = "end",
+        act: str | bool = True,
+    ) -> None:
         super().__init__()
+        _require_shuffle("ShuffleUnit", shuffle)
         half = _require_even("ShuffleUnit", c_out)
         _require_odd_kernel("ShuffleUnit", kernel)
         if c_in != c_out:
             raise ValueError(f"ShuffleUnit keeps its width, got c_in {c_in} and c_out {c_out}")
         self.c_out = c_out
+        self.shuffle = shuffle
         self.branch = nn.Sequential(
             Conv(half, half, act=act),
             Conv(half, half, kernel, groups=half, act=False),
@@ -62,6 +88,9 @@ class ShuffleUnit(Block):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.shuffle == "start":
+            passed, worked = even_and_odd(x)
+            return torch.cat((passed, self.branch(worked)), 1)
         passed, worked = x.chunk(2, 1)
         return channel_shuffle(torch.cat((passed, self.branch(worked)), 1), GROUPS)
 
@@ -73,7 +102,8 @@ class ShuffleDown(Block):
     (B, c_in, H, W) -> (B, c_out, ceil(H / 2), ceil(W / 2)); c_out must be even.  ShuffleNetV2's
     unit for spatial down sampling, arXiv:1807.11164, figure 3d.  Both branches end at c_out / 2, so
     that c_in may equal c_out; with `official_widths` the first keeps c_in and the second makes
-    c_out - c_in, as the authors' code does.
+    c_out - c_in, as the authors' code does.  With `shuffle: start` nothing is shuffled here: the
+    ShuffleUnit that follows begins with it.
     """
 
     def __init__(
@@ -83,12 +113,14 @@ class ShuffleDown(Block):
         kernel: int = 3,
         stride: int = 2,
         official_widths: bool = False,
+        shuffle: str = "end",
         act: str | bool = True,
     ) -> None:
         super().__init__()
         half = _require_even("ShuffleDown", c_out)
         require_positive("ShuffleDown", c_in=c_in)
         require_flag("ShuffleDown", official_widths=official_widths)
+        _require_shuffle("ShuffleDown", shuffle)
         _require_odd_kernel("ShuffleDown", kernel)
         if stride != 2:
             raise ValueError(f"ShuffleDown has stride 2, got {stride!r}")
@@ -98,6 +130,7 @@ class ShuffleDown(Block):
             )
         first, second = (c_in, c_out - c_in) if official_widths else (half, half)
         self.c_out = c_out
+        self.shuffle = shuffle
         self.branch1 = nn.Sequential(
             Conv(c_in, c_in, kernel, stride, groups=c_in, act=False), Conv(c_in, first, act=act)
         )
@@ -108,7 +141,8 @@ class ShuffleDown(Block):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return channel_shuffle(torch.cat((self.branch1(x), self.branch2(x)), 1), GROUPS)
+        joined = torch.cat((self.branch1(x), self.branch2(x)), 1)
+        return joined if self.shuffle == "start" else channel_shuffle(joined, GROUPS)
 
 
 @register
@@ -130,7 +164,7 @@ class ShuffleStage(Block):
         require_positive("ShuffleStage", n=n)
         self.c_out = c_out
         self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
-        self.m = nn.Sequential(*(ShuffleUnit(c_out, c_out, kernel, act) for _ in range(n)))
+        self.m = nn.Sequential(*(ShuffleUnit(c_out, c_out, kernel, act=act) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.m(self.enter(x))

@@ -84,13 +84,22 @@ CASES = [
     Case("GhostUnit", 8, 8, {"c_out": 8, "hidden": 12, "se": 0.25}),
     Case("GhostUnit", 6, 9, {"c_out": 9, "kernel": 5, "stride": 2, "act": "ReLU"}, HALVES),
     Case("GhostUnit", 6, 8, {"c_out": 8, "shortcut": False}),
+    Case("GhostUnit", 6, 8, {"c_out": 8, "hidden": 12, "dfc": True}),
+    Case(
+        "GhostUnit", 6, 9,
+        {"c_out": 9, "kernel": 5, "stride": 2, "se": 0.25, "dfc": True, "act": "ReLU"}, HALVES,
+    ),
     Case("OSA", 8, 8, {"c_out": 8, "n": 3, "width": 6, "identity": True, "ese": True}),
     Case("OSA", 6, 8, {"c_out": 8, "n": 2, "bottleneck": 0.5}),
     Case("OSA", 6, 8, {"c_out": 8, "n": 2, "width": 4, "depthwise": True}),
     Case("OSAStage", 8, 8, {"c_out": 8, "n": 2}),
+    Case("VoVStage", 6, 8, {"c_out": 8, "n": 3, "width": 4, "layers": 2, "identity": True, "ese": "last"}),
+    Case("VoVStage", 8, 12, {"c_out": 12, "n": 2, "layers": 1, "ese": "every"}),
     Case("OSAStage", 12, 8, {"c_out": 8, "n": 2, "shortcut": False, "ese": True}),
     Case("ShuffleUnit", 8, 8, {"c_out": 8}),
+    Case("ShuffleUnit", 8, 8, {"c_out": 8, "shuffle": "start"}),
     Case("ShuffleDown", 8, 8, {"c_out": 8}, HALVES),
+    Case("ShuffleDown", 6, 10, {"c_out": 10, "official_widths": True, "shuffle": "start"}, HALVES),
     Case("ShuffleDown", 6, 16, {"c_out": 16, "official_widths": True, "kernel": 5}, HALVES),
     Case("ShuffleStage", 8, 8, {"c_out": 8, "n": 2}),
     Case("ShuffleStage", 12, 8, {"c_out": 8, "n": 3}),
@@ -103,14 +112,29 @@ CASES = [
     Case("MixConvBlock", 8, 8, {"c_out": 8, "expand": 1, "shortcut": False}),
     Case("MixStage", 8, 8, {"c_out": 8, "n": 2}),
     Case("MixStage", 12, 8, {"c_out": 8, "n": 2, "shortcut": False}),
+    Case("PeleeStem", 3, 8, {"c_out": 8}, Fraction(4)),
+    Case("PeleeStage", 16, 12, {"c_out": 12, "n": 2, "growth": 8, "bottleneck": 2}),
+    Case("PeleeStage", 16, 32, {"c_out": 32, "n": 1, "growth": 16, "stride": 2}, HALVES, odd=False),
+    Case("ResidualBasic", 8, 8, {"c_out": 8}),
+    Case("ResidualBasic", 6, 8, {"c_out": 8, "stride": 2, "act": "ReLU"}, HALVES),
+    Case("ResidualBottleneck", 8, 8, {"c_out": 8, "act": "ReLU"}),
+    Case("ResidualBottleneck", 6, 8, {"c_out": 8, "stride": 2, "expansion": 0.5}, HALVES),
+    Case("DenseStage", 6, 14, {"growth": 4, "n": 2, "bottleneck": 2}),
+    Case("DenseTransition", 9, 4, {}, HALVES, odd=False),
+    Case("InvertedResidual", 8, 8, {"c_out": 8, "se": 0.25, "act": "ReLU6"}),
+    Case("InvertedResidual", 6, 8, {"c_out": 8, "kernel": 5, "stride": 2, "hidden": 12}, HALVES),
+    Case("InvertedResidual", 8, 8, {"c_out": 8, "expand": 1, "shortcut": False}),
     Case("SE", 8, 8, {"ratio": 0.5, "act": True}),
     Case("ESE", 8, 8),
     Case("Concat", [4, 6, 2], 12),
+    Case("WeightedSum", [4, 4, 4], 4),
     Case("Upsample", 5, 5, {"scale_factor": 2}, Fraction(1, 2)),
     Case("Upsample", 5, 5, {"scale_factor": 3, "mode": "bilinear"}, Fraction(1, 3)),
     Case("MaxPool", 5, 5, {"kernel": 2}, HALVES, odd=False),
     Case("MaxPool", 5, 5, {"kernel": 3, "stride": 2, "ceil_mode": True}, HALVES),
     Case("ZeroPad", 5, 5, {"padding": [0, 0, 0, 0]}),
+    Case("HeadConv", 6, 8, {"c_out": 8, "kernel": 3, "stride": 2}, HALVES),
+    Case("NormAct", 6, 6, {"act": "ReLU"}),
 ]  # fmt: skip
 
 
@@ -145,8 +169,16 @@ def copy_in_order(source: nn.Module, target: nn.Module) -> None:
                 other.eps = one.eps
 
 
+def last(inputs: Any) -> Any:
+    """The same maps in the order of memory that keeps a pixel's channels together."""
+    if isinstance(inputs, list):
+        return [last(part) for part in inputs]
+    return inputs.contiguous(memory_format=torch.channels_last)
+
+
 def test_every_registered_block_has_a_case() -> None:
-    assert {case.block for case in CASES} == set(BLOCKS)
+    pooled = {"GlobalPool", "Linear"}  # no map comes out: TestClassifierEnd
+    assert {case.block for case in CASES} == set(BLOCKS) - pooled
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -187,7 +219,8 @@ class TestContract:
             fuse(single)
             torch.testing.assert_close(single(case.inputs((8, 8))), expected, rtol=1e-4, atol=1e-4)
         left = [part for part in fused.modules() if isinstance(part, nn.BatchNorm2d)]
-        assert len(left) == (case.block == "BottleneckCSP")  # behind a concatenation
+        behind = {"BottleneckCSP": 1, "DenseStage": 2, "DenseTransition": 1, "NormAct": 1}
+        assert len(left) == behind.get(case.block, 0)  # no convolution right before it
 
     def test_state_dict_round_trip_and_determinism(self, case: Case) -> None:
         inputs = case.inputs((8, 8))
@@ -208,6 +241,41 @@ class TestContract:
             case.build()(inputs)
         for one, other in zip(inputs, before, strict=True):
             assert torch.equal(one, other)
+
+    def test_bf16_autocast_stays_close(self, case: Case) -> None:
+        inputs = case.inputs((8, 8))
+        block = calibrate(case.build(), inputs)
+        with torch.no_grad():
+            expected = block(inputs)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found = block(inputs)
+        assert found.isfinite().all()
+        assert (found.float() - expected).norm() <= 0.03 * expected.norm()
+
+    def test_channels_last_is_the_same(self, case: Case) -> None:
+        inputs = case.inputs((8, 8))
+        block = calibrate(case.build(), inputs)
+        with torch.no_grad():
+            expected = block(inputs)
+            block.to(memory_format=torch.channels_last)
+            found = block(last(inputs))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_export_is_the_same(self, case: Case) -> None:
+        inputs = case.inputs((8, 8))
+        block = calibrate(case.build(), inputs)
+        exported = torch.export.export(block, (inputs,)).module()
+        other = [part.flip(0) for part in inputs] if isinstance(inputs, list) else inputs.flip(0)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(other), block(other), rtol=1e-4, atol=1e-5)
+
+    def test_onnx_is_the_same(self, case: Case, onnx_outputs: Any) -> None:
+        inputs = case.inputs((8, 8))
+        block = calibrate(case.build(), inputs)
+        with torch.no_grad():
+            expected = block(inputs)
+        (found,) = onnx_outputs(block, inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 class TestRegistry:
@@ -257,6 +325,7 @@ class TestRegistry:
         takes = {name for name in BLOCKS if "n" in [p.name for p in registry.signature(name)]}
         assert takes == {
             "C3", "C3Ghost", "BottleneckCSP", "OSA", "OSAStage", "ShuffleStage", "MixStage",
+            "DenseStage", "PeleeStage", "VoVStage",
         }  # fmt: skip
 
     def test_text_only_where_a_word_belongs(self) -> None:
@@ -271,7 +340,7 @@ class TestRegistry:
         assert registry.ignored("C3Ghost") == ("shortcut", "groups")
         assert registry.ignored("Conv") == ()
         assert registry.channel_args("GhostUnit") == ("c_out", "hidden")
-        assert [name for name in BLOCKS if registry.reads_several(name)] == ["Concat"]
+        assert [name for name in BLOCKS if registry.reads_several(name)] == ["WeightedSum", "Concat"]
         assert {registry.YAML_NAMES[name] for name in registry.YAML_NAMES} <= set(BLOCKS)
 
 
@@ -361,6 +430,8 @@ class TestActivation:
         ("SE", 8, {"gate": "ReLU"}, "gate must be one of Sigmoid, Hardsigmoid, got 'ReLU'"),
         ("Concat", [8, 8], {"dimension": 2}, "dimension 1; got 2"),
         ("Concat", [8], {}, "at least two maps"),
+        ("WeightedSum", [8], {}, "at least two maps"),
+        ("WeightedSum", [8, 8, 16], {}, r"equal width, got \[8, 8, 16\]; put a 1x1 Conv"),
         ("Upsample", 8, {"size": 10}, "size must be None"),
         ("Upsample", 8, {"mode": "cubic"}, "nearest, bilinear, got 'cubic'"),
         ("Upsample", 8, {"scale_factor": 0}, "scale_factor .* got 0"),
@@ -806,3 +877,59 @@ class TestRoute:
     def test_zero_pad_sides(self) -> None:
         out = BLOCKS["ZeroPad"](1, [0, 1, 0, 2])(torch.ones(1, 1, 1, 1))
         assert out[0, 0].tolist() == [[1, 0], [0, 0], [0, 0]]
+
+
+class TestClassifierEnd:
+    def test_the_pool_is_the_mean(self) -> None:
+        x = torch.arange(12.0).view(1, 2, 2, 3)
+        assert BLOCKS["GlobalPool"](2)(x).flatten().tolist() == [2.5, 8.5]
+
+    def test_linear_by_hand(self) -> None:
+        block = BLOCKS["Linear"](2, 1, act="ReLU")
+        with torch.no_grad():
+            block.linear.weight.copy_(torch.tensor([[2.0, -1.0]]))
+            block.linear.bias.fill_(0.5)
+        x = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+        assert block(x).flatten().tolist() == [2.5, 0.0]
+        assert block(x[..., None, None]).shape == (2, 1)
+
+    def test_dropout_acts_in_training_alone(self) -> None:
+        torch.manual_seed(0)
+        block = BLOCKS["Linear"](1000, 4, bias=False, dropout=0.5)
+        x = torch.ones(1, 1000)
+        assert not torch.equal(block(x), block(x))
+        assert torch.equal(block.eval()(x), block(x))
+
+    @pytest.mark.parametrize("dropout", [-0.1, 1.0])
+    def test_impossible_dropout(self, dropout: float) -> None:
+        with pytest.raises(ValueError, match="dropout must lie in"):
+            BLOCKS["Linear"](8, 4, dropout=dropout)
+
+    def test_no_multiplier_touches_these_widths(self) -> None:
+        assert registry.channel_args("HeadConv") == registry.channel_args("Linear") == ()
+
+
+class TestFusion:
+    """WeightedSum against the formula of arXiv:1911.09070, section 3.3."""
+
+    def weighted(self, *weights: float) -> nn.Module:
+        block = BLOCKS["WeightedSum"]([1] * len(weights))
+        with torch.no_grad():
+            block.weight.copy_(torch.tensor(weights))
+        return block
+
+    def test_by_hand(self) -> None:
+        maps = [torch.full((1, 1, 1, 2), value) for value in (1.0, 10.0, 100.0)]
+        found = self.weighted(1.0, 2.0, 3.0)(maps)
+        assert found.flatten().tolist() == pytest.approx([321 / 6.0001] * 2, rel=1e-6)
+
+    def test_starts_as_the_mean(self) -> None:
+        maps = [torch.full((1, 1, 1, 1), value) for value in (1.0, 3.0)]
+        assert BLOCKS["WeightedSum"]([1, 1])(maps).item() == pytest.approx(4 / 2.0001, rel=1e-6)
+
+    def test_a_negative_weight_takes_its_map_away(self) -> None:
+        maps = [torch.full((1, 1, 1, 1), value) for value in (5.0, 7.0)]
+        assert self.weighted(-3.0, 2.0)(maps).item() == pytest.approx(14 / 2.0001, rel=1e-6)
+
+    def test_no_weight_left_is_no_division_by_zero(self) -> None:
+        assert self.weighted(-1.0, 0.0)([torch.ones(1, 1, 1, 1)] * 2).item() == 0

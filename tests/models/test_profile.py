@@ -18,7 +18,8 @@ import models.blocks  # noqa: F401  fills the registry
 from models.builder import build_detector
 from models.cost import Cost, count
 from models.parser import load_spec
-from models.profile import ModelProfile, main, profile, profile_file
+from models.profile import ModelProfile, profile, profile_file
+from models.profile_cli import main
 from models.registry import BLOCKS
 from utils.errors import UserError
 
@@ -240,7 +241,8 @@ class TestCommandLine:
         first, second = json.loads(out)
         assert [first["model"], second["model"]] == ["cfg/yolov5n.yaml", "yolov5n-ghost"]
         for item in (first, second):
-            assert set(item) == {"model", "params", "macs", "flops", "backbone", "neck", "head"}
+            parts = {"backbone", "neck", "head"}
+            assert set(item) == {"model", "image_size", "notes", "params", "macs", "flops", *parts}
             assert item["flops"] == 2 * item["macs"]
             for key in ("params", "macs"):
                 assert item[key] == sum(item[part][key] for part in ("backbone", "neck", "head"))
@@ -256,7 +258,7 @@ class TestCommandLine:
             (["yolov5n", "--img", "half"], "invalid int value: 'half'"),
             (["yolov5n", "--img", "0"], "image size 0 is not a multiple"),
             (["yolov5n", "no-such-model"], "no-such-model"),
-            ([], "required: FILE"),
+            ([], "FILE is missing"),
         ],
     )
     def test_mistakes_are_user_errors(self, argv: Sequence[str], message: str) -> None:
