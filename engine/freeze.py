@@ -20,21 +20,23 @@ def rows_to_freeze(spec: ModelSpec, items: Sequence[str]) -> list[int]:
         if int(items[0]) > count:
             raise UserError(f"--freeze {items[0]}: the model has only {count} rows")
         return list(range(int(items[0])))
-    rows: set[int] = set()
-    for item in items:
-        found = [
-            index
-            for index, layer in enumerate(spec.layers)
-            if item in {layer.section, layer.name, str(index)}
-        ]
-        if not found:
-            known = [*SECTIONS, *(layer.name for layer in spec.layers if layer.name)]
-            raise UserError(
-                f"--freeze {item}: neither a row (0 to {count - 1}) nor a name;"
-                f" known names: {', '.join(known)}{nearest(item, known)}"
-            )
-        rows.update(found)
-    return sorted(rows)
+    return sorted({row for item in items for row in rows_named(spec, item, "--freeze")})
+
+
+def rows_named(spec: ModelSpec, item: str, flag: str) -> list[int]:
+    """The rows of a section, of a name or of a number, ascending. UserError when there is none."""
+    found = [
+        index
+        for index, layer in enumerate(spec.layers)
+        if item in {layer.section, layer.name, str(index)}
+    ]
+    if not found:
+        known = [*SECTIONS, *(layer.name for layer in spec.layers if layer.name)]
+        raise UserError(
+            f"{flag} {item}: neither a row (0 to {len(spec.layers) - 1}) nor a name;"
+            f" known names: {', '.join(known)}{nearest(item, known)}"
+        )
+    return found
 
 
 def freeze(model: Detector, rows: Sequence[int]) -> None:

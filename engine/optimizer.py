@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from utils.hyp import Hyperparameters
 
 GROUPS = ("biases", "weights", "norms")  # also the order of x/lr0, x/lr1, x/lr2 in results.csv
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
+SCALE = "lr_scale"  # of a group
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -34,15 +36,27 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def build_optimizer(
-    model: nn.Module, name: str, hyp: Hyperparameters, *, weight_decay: float
+    model: nn.Module,
+    name: str,
+    hyp: Hyperparameters,
+    *,
+    weight_decay: float,
+    scales: Mapping[nn.Parameter, float] | None = None,
 ) -> Optimizer:
     """SGD with Nesterov momentum, Adam or AdamW (momentum is beta1) over three groups.
 
-    `weight_decay` acts on the group `weights` only.  The fused kernels do the whole update in one
-    pass.  Raises ValueError for another name.
+    `weight_decay` acts on the group `weights` only.  `scales` multiply the rate of single
+    parameters (1 where none is given); every scale but 1 adds three groups behind the first three.
+    The fused kernels do the whole update in one pass.  Raises ValueError for another name.
     """
+    scales = scales or {}
     groups = [
-        {"params": parameters, "weight_decay": weight_decay if kind == "weights" else 0.0}
+        {
+            "params": [item for item in parameters if scales.get(item, 1.0) == scale],
+            "weight_decay": weight_decay if kind == "weights" else 0.0,
+            SCALE: scale,
+        }
+        for scale in (1.0, *sorted(set(scales.values()) - {1.0}))
         for kind, parameters in parameter_groups(model).items()
     ]
     if name == "SGD":
@@ -61,9 +75,9 @@ def build_optimizer(
 
 
 def apply_rates(optimizer: Optimizer, rates: Rates) -> None:
-    """Set the rates of all groups for the next update."""
-    for group, rate in zip(optimizer.param_groups, rates.lr, strict=True):
-        group["lr"] = rate
+    """Set the rates of all groups for the next update, each times the group's scale."""
+    for group, rate in zip(optimizer.param_groups, itertools.cycle(rates.lr), strict=False):
+        group["lr"] = rate * group.get(SCALE, 1.0)  # older checkpoints bring groups without one
         if "momentum" in group:
             group["momentum"] = rates.momentum
         else:

@@ -28,6 +28,23 @@ class TrainConfig:
     cfg: str = option(
         "", help="model YAML, by path or name; '': the checkpoint's own model, else yolov5n"
     )
+    backbone: str = option(
+        "", metavar="NAME", help="backbone in place of the model's own, e.g. ghostnet-1.0"
+    )
+    neck: str = option("", metavar="NAME", help="neck in place of the model's own, e.g. pan-ghost")
+    fit: str = option(
+        "",
+        metavar="KIND=NUMBER",
+        help="scale backbone and neck to a budget at --img, or at a size: gflops=4.5@640",
+    )
+    backbone_weights: str = option(
+        "",
+        metavar="SOURCE",
+        help="ImageNet weights for the backbone: timm:NAME, or a .pth, .pt or .safetensors file",
+    )
+    allow_partial: bool = option(
+        False, help="take --backbone-weights that fit less than 95 %% of the backbone"
+    )
     data: str = option("shapes", help="data set YAML, by path or name")
     hyp: str = option("default", help="hyper-parameter YAML, by path or name")
     epochs: int = option(100, help="passes over the training images")
@@ -73,6 +90,11 @@ class TrainConfig:
         metavar="ROWS",
         help="one number N: the first N rows; several: these rows; or backbone, neck, row names",
     )
+    lr_scale: tuple[str, ...] = option(
+        (),
+        metavar="NAME=FACTOR",
+        help="multiply the learning rate of rows named as by --freeze, e.g. backbone=0.1 neck=0.5",
+    )
     save_period: int = option(-1, help="also keep a checkpoint every so many epochs; -1: no")
     seed: int = option(0, help="of weights, order and augmentation")
     close_mosaic: int = option(0, help="last epochs without mosaic")
@@ -97,6 +119,13 @@ class TrainConfig:
             raise ValueError(f"--save-period must be positive or -1, got {self.save_period}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if self.backbone_weights and self.weights:
+            raise ValueError(
+                "--backbone-weights and --weights exclude each other: a checkpoint brings its own"
+                " backbone"
+            )
+        if self.allow_partial and not self.backbone_weights:
+            raise ValueError("--allow-partial is about --backbone-weights, which are not given")
         if not self.ddp_timeout > 0:
             raise ValueError(f"--ddp-timeout must be positive, got {self.ddp_timeout}")
 

@@ -32,7 +32,7 @@ def announce(run: TrainRun) -> None:
     if config.resume is None:
         counted = profile(model, config.imgsz)
         say(row_table(counted))
-        say(summary(counted, config.cfg or config.weights or model.spec.source))
+        say("; ".join((summary(counted, model.spec.source), *model.spec.notes)))
         write_yaml(run.folder / "opt.yaml", config.to_dict())
         write_yaml(run.folder / "hyp.yaml", dataclasses.asdict(run.hyp))
         write_yaml(run.folder / "spec.yaml", model.spec.to_yaml_dict())

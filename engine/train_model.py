@@ -18,11 +18,14 @@ from engine.batch_size import largest_batch
 from engine.checkpoint import load_detector, transfer
 from engine.distributed import Distributed
 from engine.train_config import TrainConfig
+from models.backbone_weights import plan_transfer
 from models.builder import build_detector
 from models.detector import Detector
+from models.fit import fit, read_budget
 from models.losses.anchor import AnchorLoss
-from models.parser import load_spec
+from models.parser import load_draft
 from models.spec import ModelSpec
+from models.weight_sources import read_source
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
 from utils.runlog import say
@@ -35,7 +38,8 @@ AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 def build_model(config: TrainConfig, train: DataIndex, saved: dict[str, Any] | None) -> Detector:
     """The detector of a run: of `--cfg`, of the checkpoint `--weights`, or of the run resumed.
 
-    Weights of `--weights` go in where name and shape fit, and a report says which.
+    Weights of `--weights` go in where name and shape fit, those of `--backbone-weights` into the
+    backbone in order; a report says which.
     """
     classes = len(train.names)
     if saved is not None:
@@ -45,18 +49,51 @@ def build_model(config: TrainConfig, train: DataIndex, saved: dict[str, Any] | N
                 f"--resume: the run has {len(saved['names'])} classes, {config.data} has {classes}"
             )
         return build_detector(spec, classes=classes, names=train.names)
-    if config.cfg:
-        spec = load_spec(config.cfg)
-    elif config.weights:
-        spec = load_detector(config.weights, device=torch.device("cpu")).spec
-    else:
-        spec = load_spec(DEFAULT_MODEL)
+    spec = model_spec(config, classes=classes)
     model = build_detector(spec, classes=classes, names=train.names)
     if config.weights:
         report = transfer(model, config.weights).text()
         if distributed.is_main():
             say(report)
+    if config.backbone_weights:
+        fill_backbone(model, config.backbone_weights, allow_partial=config.allow_partial)
     return model
+
+
+def model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
+    """The model that the flags mean: a file with --backbone, --neck and --fit, or a checkpoint's.
+
+    UserError as models.parser and models.fit say.
+    """
+    composed = config.backbone or config.neck or config.fit
+    if config.weights and not config.cfg and not composed:
+        return load_detector(config.weights, device=torch.device("cpu")).spec
+    draft = load_draft(
+        config.cfg or DEFAULT_MODEL, backbone=config.backbone or None, neck=config.neck or None
+    )
+    if not config.fit:
+        return draft.resolve()
+    budget = read_budget(config.fit, image_size=config.imgsz)
+    fitted = fit(draft, budget, classes=classes)
+    if distributed.is_main():
+        say(fitted.text(budget))
+    return fitted.spec
+
+
+def fill_backbone(model: Detector, name: str, *, allow_partial: bool) -> None:
+    """ImageNet weights into the backbone, and their normalisation; the report is said first.
+
+    UserError for weights that cannot be read or do not fit, see models.backbone_weights.
+    """
+    if not distributed.is_main():
+        distributed.barrier()  # rank 0 downloads, the others find the file in the cache
+    source = read_source(name)
+    if distributed.is_main():
+        distributed.barrier()
+    plan = plan_transfer(model, source)
+    if distributed.is_main():
+        say(plan.text())
+    plan.apply(model, allow_partial=allow_partial)
 
 
 def network_size(size: int, stride: int) -> int:

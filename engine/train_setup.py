@@ -19,6 +19,7 @@ from engine.checkpoint import load_checkpoint
 from engine.distributed import Distributed
 from engine.ema import ModelEma
 from engine.freeze import freeze, rows_to_freeze
+from engine.lr_scale import rate_scales
 from engine.optimizer import build_optimizer
 from engine.schedule import Schedule
 from engine.train_config import TrainConfig, checkpoint_to_resume
@@ -203,7 +204,13 @@ def _new_state(
     model: Detector,
     schedule: Schedule,
 ) -> TrainState:
-    optimizer = build_optimizer(model, config.optimizer, hyp, weight_decay=schedule.weight_decay)
+    optimizer = build_optimizer(
+        model,
+        config.optimizer,
+        hyp,
+        weight_decay=schedule.weight_decay,
+        scales=rate_scales(model, config.lr_scale),
+    )
     scaled = autocast_type(config, place) is torch.float16
     scaler = torch.amp.GradScaler(place.device.type, enabled=scaled)
     return TrainState(model, ModelEma(model), optimizer, scaler, place.device)
