@@ -57,6 +57,7 @@ class _Weights:
     state: Mapping[str, Tensor]
     head: tuple[int, int]  # classes, anchors per level
     strides: tuple[int, ...]
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
@@ -147,6 +148,8 @@ def transfer(model: Detector, weights: str | Path) -> TransferReport:
         if fits:
             fitting[name] = value
     model.load_state_dict(fitting, strict=False)
+    if source.normalisation is not None and model.spec.normalisation is None:
+        model.set_normalisation(*source.normalisation)  # what these weights expect
     return TransferReport(
         source=str(weights),
         loaded=tuple(fitting),
@@ -190,7 +193,7 @@ def _read_weights(path: Path) -> _Weights:
     if _is_own(path):
         model = _build(path, load_checkpoint(path))
         head = (model.head.classes, model.head.anchors_per_level)
-        return _Weights(model.state_dict(), head, model.stride)
+        return _Weights(model.state_dict(), head, model.stride, model.spec.normalisation)
     found = read_yolov5(path)
     # the second copy of the anchors, in pixels, that v1-v5 keep
     state = {k: v for k, v in found.state_dict.items() if not k.endswith(".anchor_grid")}

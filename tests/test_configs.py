@@ -47,6 +47,18 @@ GOLDEN = {
     "yolov5n-mixconv": (1_668_821, 3.757, P5),
     "yolov5s-mixconv": (6_338_221, 13.256, P5),
     "yolov5l-mixconv": (46_794_269, 92.351, P5),
+    "yolov5n-ghostnet": (4_684_676, 4.470, P5),
+    "yolov5s-ghostnet": (18_724_533, 16.630, P5),
+    "yolov5l-ghostnet": (9_491_725, 7.785, P5),
+    "yolov5n-vovnet": (913_021, 4.500, P5),
+    "yolov5s-vovnet": (3_287_165, 16.180, P5),
+    "yolov5l-vovnet": (77_780_029, 267.878, P5),
+    "yolov5n-shufflenetv2": (1_777_477, 4.528, P5),
+    "yolov5s-shufflenetv2": (6_807_697, 16.211, P5),
+    "yolov5l-shufflenetv2": (7_904_529, 19.835, P5),
+    "yolov5n-mixnet": (2_753_081, 4.578, P5),
+    "yolov5s-mixnet": (10_317_393, 16.385, P5),
+    "yolov5l-mixnet": (7_162_649, 11.665, P5),
 }
 
 
@@ -77,3 +89,9 @@ def test_every_parameter_of_the_small_models_learns(name: str) -> None:
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
+
+
+@pytest.mark.parametrize("family", ["ghostnet", "vovnet", "shufflenetv2", "mixnet"])
+@pytest.mark.parametrize(("size", "budget"), [("n", 4.5), ("s", 16.5)])
+def test_small_ready_detectors_cost_what_yolov5_does(size: str, budget: float, family: str) -> None:
+    assert abs(GOLDEN[f"yolov5{size}-{family}"][1] / budget - 1) <= 0.02

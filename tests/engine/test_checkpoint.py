@@ -514,3 +514,18 @@ def test_environment_is_plain_and_names_no_path(root: Path) -> None:
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
     if head.returncode == 0:
         assert str(found["commit"]).removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_transfer_takes_the_normalisation_that_the_weights_expect(tmp_path: Path) -> None:
+    mean, std = (0.5, 0.25, 0.125), (0.5, 1.0, 2.0)
+    trained, plain, own = small(), small(), small()
+    trained.set_normalisation(mean, std)
+    own.set_normalisation(std, std)
+    path = saved(tmp_path / "trained.pt", trained)
+    transfer(plain, path)
+    assert plain.spec.normalisation == (mean, std)
+    images = torch.rand(1, 3, 64, 64)
+    for ours, theirs in zip(plain.eval()(images), trained.eval()(images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    transfer(own, path)
+    assert own.spec.normalisation == (std, std)  # what the model file says stays
