@@ -151,12 +151,19 @@ def _section(document: Document, section: str, content: Any) -> Section:
 
 def _with_backbone(draft: Draft, backbone: Section) -> Draft:
     """The model on another backbone, whose taps the other rows have to read by name."""
-    others = [part for key, part in draft.sections.items() if key != "backbone"]
-    for row in (row for part in others for row in part.rows):
-        if any(isinstance(source, int) and source >= 0 for source in row.sources):
+    others = [draft.sections[key].rows for key in SECTION_ORDER[1:] if key in draft.sections]
+    ends = [part.rows[-1].name for part in (draft.sections["backbone"], backbone)]
+    for index, row in enumerate(row for rows in others for row in rows):
+        numbers = [source for source in row.sources if isinstance(source, int)]
+        if any(number >= 0 or index + number < -1 for number in numbers):
             raise UserError(
                 f"--backbone: {row.where} reads rows by number, which another backbone would shift;"
-                f" name the rows there, or give a neck as well (--neck pan)"
+                " name the rows there, or give a neck as well (--neck pan)"
+            )
+        if any(index + number == -1 for number in numbers) and ends[0] != ends[1]:
+            raise UserError(
+                f"--backbone: {row.where} reads the end of its backbone ({ends[0]}), the new one "
+                f"ends in {ends[1]}; give a neck as well, e.g. --neck pan-p6, which makes P6 itself"
             )
     return replace(draft, sections={**draft.sections, "backbone": backbone})
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,7 +206,12 @@ def profile_file(name: str, *, image_size: int, classes: int) -> ModelProfile:
     return profile_spec(load_spec(name), image_size=image_size, classes=classes)
 
 
-if __name__ == "__main__":
-    from models.profile_cli import main
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    from models import profile_cli  # it needs this module whole
 
+    profile_cli.main(argv)
+
+
+if __name__ == "__main__":
     run_script(main)

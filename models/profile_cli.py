@@ -18,7 +18,7 @@ from models.profile_text import matrix, row_table, summary
 from models.spec import GraphSpec, ModelSpec
 from utils.config import ArgumentParser
 from utils.errors import UserError
-from utils.plots import stacked_bars
+from utils.plots import stacked_shares
 
 DESCRIPTION = """Cost of detectors by row: parameters, MACs, FLOPs, strides, channels. Also checks a
 model file and names the rows nobody uses. Several models give one line each, split into backbone,
@@ -90,7 +90,7 @@ def _options(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--classes", type=int, help="number of classes (80; of --classify 1000)")
     parser.add_argument("--json", action="store_true", help="print a JSON list and nothing else")
     parser.add_argument("--yaml", action="store_true", help="print the resolved model as YAML")
-    parser.add_argument("--plot", metavar="FILE", help="a picture: GFLOPs by part of each model")
+    parser.add_argument("--plot", metavar="FILE", help="a picture: share of GFLOPs by part of each model")
     parser.known = tuple(parser._option_string_actions)
     options = parser.parse_args(argv)
     options.files += options.cfg
@@ -143,4 +143,4 @@ def _plot(results: Sequence[_Result], file: str) -> None:
         section: [2e-9 * result.profile.part(section).macs for result in results]
         for section in ("backbone", "neck", "head")
     }
-    stacked_bars([result.name for result in results], parts, unit="GFLOPs", path=file)
+    stacked_shares([result.name for result in results], parts, unit="GFLOPs", path=file)

@@ -135,9 +135,11 @@ def _split(name: str, section: str) -> tuple[Path, str | None]:
     except UserError:
         for match in re.finditer("-", name):
             try:
-                return find_config(name[: match.start()], folder), name[match.end() :]
+                path = find_config(name[: match.start()], folder)
             except UserError:
                 continue
+            if "scales" in load_yaml(path).mapping():
+                return path, name[match.end() :]
     raise UserError(
         f"{name}: no such {section}, neither a file nor a name of cfg/{folder}"
         f"{nearest(name, section_names(section))}"

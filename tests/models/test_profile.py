@@ -18,7 +18,7 @@ import models.blocks  # noqa: F401  fills the registry
 from models.builder import build_detector
 from models.cost import Cost, count
 from models.parser import load_spec
-from models.profile import ModelProfile, profile, profile_file
+from models.profile import ModelProfile, profile, profile_file, profile_spec
 from models.profile_cli import main
 from models.registry import BLOCKS
 from utils.errors import UserError
@@ -271,3 +271,60 @@ class TestCommandLine:
         assert done.returncode == 2
         assert done.stdout == ""
         assert done.stderr.startswith("error: unknown argument '--wrong'")
+
+
+class TestCombinations:
+    def test_matrix_has_a_line_for_each_pair(self, capsys, tmp_path: Path) -> None:
+        picture = tmp_path / "shares.png"
+        main(["yolov5n", "--backbone", "ghostnet-0.5", "csp-n", "--neck", "pan", "fpn",
+              "--plot", str(picture)])  # fmt: skip
+        lines = capsys.readouterr().out.splitlines()[2:]
+        names = [line.split("  ")[0] for line in lines]
+        assert names == [
+            f"yolov5n + {backbone} + {neck}"
+            for backbone in ("ghostnet-0.5", "csp-n")
+            for neck in ("pan", "fpn")
+        ]
+        whole = profile_file("yolov5n", image_size=640, classes=80)
+        cells = lines[2].split()[5:]
+        assert cells[0] == f"{whole.params:,}"
+        assert cells[4] == f"{whole.flops / 1e9:.3f}"
+        assert picture.read_bytes()[:4] == b"\x89PNG"
+
+    def test_yaml_is_a_model_file_of_the_same_cost(self, capsys, tmp_path: Path) -> None:
+        main(["yolov5n", "--backbone", "shufflenetv2-0.5", "--neck", "pan-p6", "--yaml"])
+        file = tmp_path / "composed.yaml"
+        file.write_text(capsys.readouterr().out)
+        again = profile_file(str(file), image_size=640, classes=80)
+        spec = load_spec("yolov5n", backbone="shufflenetv2-0.5", neck="pan-p6")
+        ours = profile_spec(spec, image_size=640, classes=80)
+        assert (again.params, again.macs) == (ours.params, ours.macs)
+
+    def test_fit_says_what_it_did(self, capsys) -> None:
+        main(["yolov5l", "--backbone", "csp-n", "--neck", "pan", "--fit", "gflops=4.5", "--json"])
+        out, err = capsys.readouterr()
+        (item,) = json.loads(out)
+        assert item["params"] == 1_872_157
+        assert "gflops=4.46812 (-0.7%) with backbone width 0.25, neck width 1, neck depth" in err
+
+    def test_classifier(self, capsys) -> None:
+        main(["--classify", "ghostnet-1.0", "shufflenetv2-1.0-tv", "--img", "224", "--json"])
+        ghost, shuffle = json.loads(capsys.readouterr().out)
+        assert (ghost["params"], shuffle["params"]) == (5_182_508, 2_278_604)
+        assert round(ghost["macs"] / 1e6, 2) == 141.15
+        assert ghost["neck"] == {"params": 0, "macs": 0}
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (["yolov5n", "--backbone", "ghostnet-1.1"], "'1.1' is not one of them; did you mean '1.3'"),
+            (["yolov5n", "--backbone", "ghosnet-1.0"], "did you mean 'ghostnet-1.0'"),
+            (["yolov5n", "--neck", "pan-gost"], "did you mean 'pan-ghost'"),
+            (["yolov5n6", "--backbone", "ghostnet-1.0"], r"reads the end of its backbone \(P6\), the new one ends in P5.*pan-p6"),
+            (["--classify", "ghostnet-1.0", "--neck", "pan"], "takes backbones alone"),
+            (["yolov5n", "--json", "--yaml"], "exclude each other"),
+        ],
+    )  # fmt: skip
+    def test_mistakes(self, argv: Sequence[str], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            main(argv)

@@ -103,7 +103,7 @@ def test_official_shufflenetv2_equals_its_reference(
         f"shufflenetv2-{size}", OfficialShuffleNetV2(size), params=params, macs=macs,
         taps=["pool", "stages.0", "stages.1", "stages.2"],
         mutate=lambda net: set_shuffle(net, "end"), order="execution",
-        reference_name="plain torch, written from the paper", published=TABLE[size][2],
+        reference_name="plain torch, independent of the blocks", published=TABLE[size][2],
     )  # fmt: skip
 
 

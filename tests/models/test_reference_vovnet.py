@@ -184,7 +184,7 @@ def test_original_vovnetv2_equals_its_reference(
     prove(
         f"vovnetv2-{size}-original", OriginalVoVNetV2(MODULES[size], 5), params=params, macs=macs,
         taps=["stages.0", "stages.1", "stages.2", "stages.3"], mutate=ese_in_last_modules_only,
-        reference_name="plain torch, written from the paper and the notes on the authors' code",
+        reference_name="plain torch, independent of the blocks",
     )  # fmt: skip
 
 
