@@ -103,4 +103,4 @@ def test_table_is_what_profile_counts(family: str, cells: str) -> None:
 
 
 def test_table_has_every_family() -> None:
-    assert len(TABLE) == 6
+    assert len(TABLE) == 10
