@@ -34,6 +34,7 @@ class TransferReport:
     missing: tuple[str, ...]  # in the model, not in the file: keep their start values
     unfit: tuple[str, ...]  # in both, but of another shape, class count or stride: likewise
     unused: tuple[str, ...]  # in the file, not in the model
+    settings: tuple[str, ...] = ()  # what the model took over beside tensors
 
     def text(self) -> str:
         """One line of counts, then the names that were not loaded."""
@@ -47,6 +48,7 @@ class TransferReport:
             if names:
                 more = ", ..." if len(names) > LISTED else ""
                 lines.append(f"  {len(names)} {what}: {', '.join(names[:LISTED])}{more}")
+        lines += [f"  {text}" for text in self.settings]
         return "\n".join(lines)
 
 
@@ -58,6 +60,7 @@ class _Weights:
     head: tuple[int, int]  # classes, anchors per level
     strides: tuple[int, ...]
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    epsilon: float | None = None  # of the backbone's BN, where the file says it
 
 
 def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
@@ -148,15 +151,31 @@ def transfer(model: Detector, weights: str | Path) -> TransferReport:
         if fits:
             fitting[name] = value
     model.load_state_dict(fitting, strict=False)
-    if source.normalisation is not None and model.spec.normalisation is None:
-        model.set_normalisation(*source.normalisation)  # what these weights expect
+    first = [name for name in own if name.startswith("model.0.")]
+    settings = _settings(model, source) if all(name in fitting for name in first) else ()
     return TransferReport(
+        settings=settings,
         source=str(weights),
         loaded=tuple(fitting),
         missing=tuple(name for name in own if name not in source.state),
         unfit=tuple(name for name in own if name in source.state and name not in fitting),
         unused=tuple(name for name in source.state if name not in own),
     )
+
+
+def _settings(model: Detector, source: _Weights) -> tuple[str, ...]:
+    """Give `model` what the weights of its first rows were trained with; what changed, as text."""
+    changed = []
+    if source.normalisation != model.spec.normalisation and source.normalisation is not None:
+        model.set_normalisation(*source.normalisation)
+        mean, std = (" ".join(f"{value:g}" for value in item) for item in source.normalisation)
+        changed.append(f"input: (image - mean) / std, mean {mean}, std {std}")
+    if source.normalisation is None and model.spec.normalisation is not None:
+        changed.append("input: the model's own normalisation stays, these weights had none")
+    if source.epsilon is not None and source.epsilon != model.backbone_epsilon:
+        model.set_backbone_epsilon(source.epsilon)
+        changed.append(f"BatchNorm of the backbone: epsilon {source.epsilon:g}")
+    return tuple(changed)
 
 
 def model_payload(model: Detector) -> dict[str, Any]:
@@ -193,7 +212,9 @@ def _read_weights(path: Path) -> _Weights:
     if _is_own(path):
         model = _build(path, load_checkpoint(path))
         head = (model.head.classes, model.head.anchors_per_level)
-        return _Weights(model.state_dict(), head, model.stride, model.spec.normalisation)
+        return _Weights(
+            model.state_dict(), head, model.stride, model.spec.normalisation, model.backbone_epsilon
+        )
     found = read_yolov5(path)
     # the second copy of the anchors, in pixels, that v1-v5 keep
     state = {k: v for k, v in found.state_dict.items() if not k.endswith(".anchor_grid")}

@@ -66,6 +66,11 @@ def model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
     UserError as models.parser and models.fit say.
     """
     composed = config.backbone or config.neck or config.fit
+    if config.weights and composed and not config.cfg:
+        raise UserError(
+            "--backbone, --neck and --fit change a model file: name it with --cfg (--weights alone"
+            " brings a finished model)"
+        )
     if config.weights and not config.cfg and not composed:
         return load_detector(config.weights, device=torch.device("cpu")).spec
     draft = load_draft(

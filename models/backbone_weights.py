@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from models import registry
 from models.detector import Detector
@@ -84,7 +83,8 @@ class Transfer:
                 for key, value in target.tensors.items():
                     if key in leaf.tensors:  # old files have no counter of batches
                         value.copy_(leaf.tensors[key].reshape(value.shape))
-        _take_epsilons(model, self._epsilons())
+        for epsilon in dict.fromkeys(self._epsilons().values()):
+            model.set_backbone_epsilon(epsilon)
         model.set_normalisation(*self.normalisation)
 
     def text(self) -> str:
@@ -223,17 +223,6 @@ def _stages(spec: GraphSpec) -> list[str]:
         if index <= stem and index not in taps:
             stages[index] = "stem"
     return stages
-
-
-def _take_epsilons(model: Detector, epsilons: Mapping[int, float]) -> None:
-    """Give rows the epsilon of the weights, in modules and spec, which a checkpoint keeps."""
-    layers = list(model.spec.layers)
-    for row, epsilon in epsilons.items():
-        for part in model.layers[row].modules():
-            if isinstance(part, nn.BatchNorm2d):
-                part.eps = epsilon
-                layers[row] = replace(layers[row], norm=(epsilon, float(part.momentum or 0.0)))
-    model.spec = replace(model.spec, layers=tuple(layers))
 
 
 def _refuse_other_form(spec: GraphSpec, source: Source) -> None:

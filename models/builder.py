@@ -76,7 +76,7 @@ def _build_row(row: LayerSpec, index: int, inputs: list[int]) -> tuple[nn.Module
             module = block(c_in, **args)
             stack.append(module)
             c_in = module.c_out
-    except (TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{row.where}: row {index} {row.block}: {error}") from error
     return (stack[0] if count == 1 else nn.Sequential(*stack)), int(module.c_out)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from models.blocks.conv import BN_EPS, BN_MOMENTUM
 from models.graph import RowGraph
 from models.heads.anchor import Detect
 from models.spec import ModelSpec
@@ -51,6 +52,11 @@ class Detector(RowGraph):
         """What image sides must be multiples of."""
         return max(self.stride)
 
+    @property
+    def backbone_epsilon(self) -> float:
+        """Epsilon of the BN of the backbone's first row."""
+        return (self.spec.layers[0].norm or (BN_EPS, BN_MOMENTUM))[0]
+
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Normalise images by these from now on, per channel; the spec records it."""
         self.spec = replace(self.spec, normalisation=(tuple(mean), tuple(std)))
@@ -58,6 +64,19 @@ class Detector(RowGraph):
         for name, values in (("mean", mean), ("std", std)):
             tensor = torch.tensor(values, dtype=like.dtype, device=like.device)
             setattr(self, name, tensor.view(1, -1, 1, 1))
+
+    def set_backbone_epsilon(self, epsilon: float) -> None:
+        """Give all BN of the backbone this epsilon, in the modules and in the spec."""
+        layers = list(self.spec.layers)
+        for index, layer in enumerate(layers):
+            if layer.section != "backbone":
+                continue
+            momentum = (layer.norm or (0.0, BN_MOMENTUM))[1]
+            layers[index] = replace(layer, norm=(epsilon, momentum))
+            for part in self.layers[index].modules():
+                if isinstance(part, nn.BatchNorm2d):
+                    part.eps = epsilon
+        self.spec = replace(self.spec, layers=tuple(layers))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images in [0, 1] -> raw maps; see the class."""

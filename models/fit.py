@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
+import torch
+
+from models.builder import build_detector
 from models.parser import OUTPUT, Draft
 from models.profile import ModelProfile, profile_spec
 from models.registry import channel_args
@@ -100,6 +102,7 @@ def fit(draft: Draft, budget: Budget, *, classes: int) -> Fitted:
     nearest reachable cost where none is within 2 %.
     """
     follows = _follows_taps(draft)
+    budget = _whole_cells(draft, budget, classes)
     search = _Search(draft, budget, classes, follows)
     search.attempt(1.0, 1.0)  # as it is, where that costs what is asked
     if not search.done():
@@ -112,7 +115,7 @@ def fit(draft: Draft, budget: Budget, *, classes: int) -> Fitted:
         for factor in (SMALLEST, LARGEST):  # what to say of the ends
             search.attempt(factor, 1.0 if follows else factor)
     if not search.found:
-        raise UserError(f"--fit: {draft.source} cannot be built at any width tried")
+        raise UserError(f"--fit: {draft.source} cannot be built: {search.cause}")
     best = search.best()
     if search.error(best) > TOLERANCE:
         cost = budget.cost(best.profile)
@@ -124,6 +127,13 @@ def fit(draft: Draft, budget: Budget, *, classes: int) -> Fitted:
     return best
 
 
+def _whole_cells(draft: Draft, budget: Budget, classes: int) -> Budget:
+    """The budget at a size that is a multiple of the largest stride, as training rounds it up."""
+    with torch.device("meta"):
+        stride = build_detector(draft.resolve(), classes=classes).max_stride
+    return replace(budget, image_size=-(-budget.image_size // stride) * stride)
+
+
 @dataclass
 class _Search:
     """What was tried, and how near it came."""
@@ -133,6 +143,7 @@ class _Search:
     classes: int
     follows: bool  # whether the neck's widths follow the taps
     found: list[Fitted] = field(default_factory=list)
+    cause: str = ""  # why the last one could not be built
 
     def done(self) -> bool:
         """Whether something is within the tolerance."""
@@ -178,7 +189,8 @@ class _Search:
             spec = _resized(self.draft, *widths, depth=depth).resolve()
             size = self.budget.image_size
             profile = profile_spec(spec, image_size=size, classes=self.classes)
-        except UserError:
+        except UserError as error:
+            self.cause = str(error)
             return None
         skew = abs(math.log(neck / (1.0 if self.follows else backbone)))
         self.found.append(Fitted(spec, profile, *widths, depth, skew))
@@ -190,7 +202,7 @@ def _resized(draft: Draft, backbone: float, neck: float, *, depth: float) -> Dra
     part = draft.sections["backbone"]
     if part.size is None:  # rows of the model file itself
         width = _width(draft, ("backbone",))
-        part = replace(part, size=Size(Path(draft.source).stem, width, (width,)))
+        part = replace(part, size=Size(draft.file.stem, width, (width,)))
     sections = {"backbone": part.resized(width=backbone)}
     sections |= {
         key: draft.sections[key].resized(width=neck, depth=depth)

@@ -23,7 +23,7 @@ from utils.yamlio import Document, load_yaml
 
 KEYS = (
     "nc", "ch", "depth_multiple", "width_multiple", "activation", "anchors", "normalisation",
-    "backbone", "neck", "head", "extends", "swap", "keep",
+    "notes", "backbone", "neck", "head", "extends", "swap", "keep",
 )  # fmt: skip
 SECTION_ORDER = ("backbone", "neck", "head")  # as they run
 OUTPUT = re.compile(r"out[0-9]")  # rows of a neck that Detect reads
@@ -35,7 +35,8 @@ class Draft:
 
     values: Mapping[str, Any]
     sections: Mapping[str, Section]
-    source: str
+    source: str  # what errors and tables call it
+    file: Path = Path()
 
     @property
     def multiples(self) -> tuple[float, float]:
@@ -59,7 +60,7 @@ class Draft:
             normalise_activation(self.values.get("activation", "SiLU"), self.source),
             self.source,
             _normalisation(self.values.get("normalisation"), self.source),
-            tuple(part.note for part in self.sections.values() if part.note),
+            (*_notes(self), *(part.note for part in self.sections.values() if part.note)),
             anchors=read_anchors(anchors, len(layers[-1].sources), self.source),
         )
 
@@ -82,7 +83,7 @@ def load_draft(name: str, *, backbone: str | None = None, neck: str | None = Non
         draft = _with_backbone(draft, named_section(backbone, "backbone", where="--backbone"))
     parts = [str(path), *(f"{key} {value}" for key, value in
              (("backbone", backbone), ("neck", neck)) if value)]  # fmt: skip
-    return replace(draft, source=", ".join(parts))
+    return replace(draft, source=", ".join(parts), file=path)
 
 
 def load_classifier(name: str, *, classes: int = 1000, width: float | None = None) -> GraphSpec:
@@ -189,7 +190,7 @@ def _with_neck(draft: Draft, neck: Section) -> Draft:
 
 
 def _plain_keys(data: Mapping[str, Any]) -> list[str]:
-    keys = ("depth_multiple", "width_multiple", "activation", "anchors", "normalisation")
+    keys = ("depth_multiple", "width_multiple", "activation", "anchors", "normalisation", "notes")
     return [key for key in keys if key in data]
 
 
@@ -201,6 +202,13 @@ def _base_document(document: Document, name: Any) -> Document:
         return load_yaml(beside if beside.is_file() else find_config(name, ""))
     except UserError as error:
         raise UserError(f"{document.at('extends')}: extends {name!r}: {error}") from error
+
+
+def _notes(draft: Draft) -> tuple[str, ...]:
+    notes = draft.values.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise UserError(f"{draft.source}: notes must be a list of texts, got {notes!r}")
+    return tuple(notes)
 
 
 def _normalisation(value: Any, where: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

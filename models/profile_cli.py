@@ -90,7 +90,9 @@ def _options(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--classes", type=int, help="number of classes (80; of --classify 1000)")
     parser.add_argument("--json", action="store_true", help="print a JSON list and nothing else")
     parser.add_argument("--yaml", action="store_true", help="print the resolved model as YAML")
-    parser.add_argument("--plot", metavar="FILE", help="a picture: share of GFLOPs by part of each model")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="a picture: share of GFLOPs by part of each model"
+    )
     parser.known = tuple(parser._option_string_actions)
     options = parser.parse_args(argv)
     options.files += options.cfg

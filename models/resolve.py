@@ -34,6 +34,8 @@ def resolve_rows(rows: Sequence[Row], *, depth: float, width: float) -> tuple[li
         args: dict[str, Any] = {}
         if row.block == DETECT:
             anchors = anchors_of(row, None)
+        elif not sources:
+            raise UserError(f"{row.where}: row {index} {row.block} reads no row: 'from' is empty")
         else:
             args = _channels(row, bind_arguments(row), width, names, widths)
             widths[index] = _width_out(row, repeats, args, [widths[item] for item in sources])
@@ -117,5 +119,5 @@ def _tap_hint(item: str, names: Mapping[str, int]) -> str:
     taps = [name for name in names if TAP.fullmatch(name)]
     if not TAP.fullmatch(item) or not taps:
         return ""
-    remedy = "; a neck such as pan-p6 makes P6 itself" if item > max(taps) else ""
+    remedy = "; a neck such as pan-p6 makes P6 itself" if item == "P6" else ""
     return f" (the backbone has the taps {', '.join(taps)}{remedy})"

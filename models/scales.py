@@ -17,7 +17,11 @@ def scales_of(document: Document) -> dict[str, Mapping[str, Any]]:
     scales = document.data.get("scales")
     if scales is None:
         return {"": {}}
-    if not isinstance(scales, Mapping) or not all(isinstance(v, Mapping) for v in scales.values()):
+    if (
+        not isinstance(scales, Mapping)
+        or not scales
+        or not all(isinstance(v, Mapping) for v in scales.values())
+    ):
         raise UserError(f"{document.at('scales')}: scales must map names to mappings")
     return {str(key): value for key, value in scales.items()}
 

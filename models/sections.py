@@ -22,7 +22,6 @@ FILE_KEYS = (
 )  # fmt: skip
 EXTENDING_KEYS = ("extends", "swap", "keep")  # sizes and settings are those of the file extended
 INLINE_KEYS = ("activation", "norm", "divisor", "rows")
-MAX_EXTENDS = 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def read_section(document: Document, section: str, content: Any) -> Section:
         return named_section(content, section, where=where)
     _known(content, REFERENCE_KEYS if "file" in content else INLINE_KEYS, document, section)
     if "rows" in content:
-        setting = _setting(content, section, where)
+        setting = replace(_setting(content, section, where), width=1.0, depth=1.0)
         rows = read_rows(document, (section, "rows"), section)
         return Section(tuple(replace(row, setting=setting) for row in rows))
     if not isinstance(content.get("file"), str):
@@ -120,9 +119,7 @@ def section_names(section: str) -> list[str]:
     home = Path(__file__).resolve().parent.parent / "cfg" / FOLDERS[section]
     names = []
     for path in sorted(home.glob("*.yaml")):
-        document = load_yaml(path)
-        while "extends" in document.mapping():
-            document = load_yaml(path.parent / str(document.data["extends"]))
+        document = base_document(load_yaml(path), FOLDERS[section])
         names += [f"{path.stem}-{scale}".rstrip("-") for scale in scales_of(document)]
     return names
 
@@ -138,7 +135,7 @@ def _split(name: str, section: str) -> tuple[Path, str | None]:
                 path = find_config(name[: match.start()], folder)
             except UserError:
                 continue
-            if "scales" in load_yaml(path).mapping():
+            if "scales" in base_document(load_yaml(path), folder).data:
                 return path, name[match.end() :]
     raise UserError(
         f"{name}: no such {section}, neither a file nor a name of cfg/{folder}"
@@ -153,12 +150,11 @@ def _read(
     scale: str | None,
     width: float | None,
     depth: float | None,
-    left: int = MAX_EXTENDS,
 ) -> Section:
     data = document.mapping()
     _known(data, FILE_KEYS, document)
     if "extends" in data:
-        return _extended(document, section, scale=scale, width=width, depth=depth, left=left)
+        return _extended(document, section, scale=scale, width=width, depth=depth)
     variables = chosen_scale(document, scale)
     own = multiple(variables, "width", document.at("scales"))
     setting = _setting(data, section, str(document.path))
@@ -179,6 +175,28 @@ def _read(
     return Section(rows, classifier, _size(document, section, scale, width))
 
 
+def base_document(document: Document, folder: str) -> Document:
+    """The section file with rows at the end of a chain of `extends`; UserError for a ring."""
+    chain = [document.path]
+    while "extends" in document.mapping():
+        _known(document.data, EXTENDING_KEYS, document)
+        document = _base(document, folder)
+        if document.path in chain:
+            raise UserError(f"{chain[0]}: extends itself by way of {chain[-1]}")
+        chain.append(document.path)
+    return document
+
+
+def _base(document: Document, folder: str) -> Document:
+    name = document.data["extends"]
+    if not isinstance(name, str):
+        raise UserError(
+            f"{document.at('extends')}: extends must name another section file, got {name!r}"
+        )
+    beside = document.path.parent / name
+    return load_yaml(beside if beside.is_file() else find_config(name, folder))
+
+
 def _extended(
     document: Document,
     section: str,
@@ -186,24 +204,10 @@ def _extended(
     scale: str | None,
     width: float | None,
     depth: float | None,
-    left: int,
 ) -> Section:
     """A section file by what it changes of another one: `extends`, `swap`, `keep`."""
-    _known(document.data, EXTENDING_KEYS, document)
-    name = document.data["extends"]
-    if not isinstance(name, str) or not left:
-        raise UserError(
-            f"{document.at('extends')}: extends must name another section file, got {name!r}"
-        )
-    beside = document.path.parent / name
-    base = _read(
-        load_yaml(beside if beside.is_file() else find_config(name, FOLDERS[section])),
-        section,
-        scale=scale,
-        width=width,
-        depth=depth,
-        left=left - 1,
-    )
+    base_document(document, FOLDERS[section])  # no ring
+    base = _read(_base(document, FOLDERS[section]), section, scale=scale, width=width, depth=depth)
     rows = apply_swaps({section: base.rows}, read_swaps(document, ()))[section]
     return replace(base, rows=rows)
 

@@ -144,7 +144,7 @@ class ModelSpec(GraphSpec):
 
     def to_yaml_dict(self) -> dict[str, Any]:
         """The resolved model in the file format: a valid model YAML without references."""
-        rows: dict[str, list[Any]] = {"backbone": [], "head": []}
+        rows: dict[str, list[Any]] = {section: [] for section in SECTIONS}
         for index, layer in enumerate(self.layers):
             source: Any = [s - index if s == index - 1 else s for s in layer.sources]
             row: Any = [
@@ -153,20 +153,25 @@ class ModelSpec(GraphSpec):
                 layer.block,
                 _plain(layer.args),
             ]
-            section = "backbone" if layer.section == "backbone" else "head"
-            rows[section].append({layer.name: row} if layer.name else row)
+            rows[layer.section].append({layer.name: row} if layer.name else row)
         plain = self.to_dict()
         keys = {"activation": self.activation, "anchors": plain["anchors"]}
         if self.normalisation is not None:
             mean, std = plain["normalisation"]
             keys["normalisation"] = {"mean": mean, "std": std}
-        first = self.layers[0]
+        if self.notes:
+            keys["notes"] = list(self.notes)
+        settings = {(r.activation, r.norm) for r in self.layers if r.section == "backbone"}
+        if len(settings) > 1:
+            raise ValueError("backbone rows of different activation or norm make no model file")
         backbone: dict[str, Any] = {"rows": rows["backbone"]}  # so that no width is rounded again
-        if first.norm is not None:
-            backbone = {"norm": {"eps": first.norm[0], "momentum": first.norm[1]}, **backbone}
-        if first.activation is not None:
-            backbone = {"activation": first.activation, **backbone}
-        return {**keys, "backbone": backbone, "head": rows["head"]}
+        for activation, norm in settings:
+            if norm is not None:
+                backbone = {"norm": {"eps": norm[0], "momentum": norm[1]}, **backbone}
+            if activation is not None:
+                backbone = {"activation": activation, **backbone}
+        neck = {"neck": {"rows": rows["neck"]}} if rows["neck"] else {}
+        return {**keys, "backbone": backbone, **neck, "head": rows["head"]}
 
 
 def read_normalisation(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -177,7 +182,8 @@ def read_normalisation(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]
         mean, std = (tuple(float(item) for item in values) for values in value)
     except (TypeError, ValueError):
         mean = std = ()
-    if len(mean) != 3 or len(std) != 3 or not all(item > 0 for item in std):
+    finite = all(math.isfinite(item) for item in (*mean, *std))
+    if len(mean) != 3 or len(std) != 3 or not finite or not all(item > 0 for item in std):
         raise ValueError(f"normalisation must be three means and three stds over 0, got {value!r}")
     return mean, std
 

@@ -527,5 +527,17 @@ def test_transfer_takes_the_normalisation_that_the_weights_expect(tmp_path: Path
     images = torch.rand(1, 3, 64, 64)
     for ours, theirs in zip(plain.eval()(images), trained.eval()(images), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    transfer(own, path)
-    assert own.spec.normalisation == (std, std)  # what the model file says stays
+    report = transfer(own, path)
+    assert own.spec.normalisation == (mean, std)  # the weights decide, and the report says so
+    assert "mean 0.5 0.25 0.125, std 0.5 1 2" in report.text()
+
+
+def test_transfer_takes_the_epsilon_of_the_backbone(tmp_path: Path) -> None:
+    trained, plain = small(), small()
+    trained.set_backbone_epsilon(0.5)
+    report = transfer(plain, saved(tmp_path / "trained.pt", trained))
+    assert plain.backbone_epsilon == 0.5
+    assert "epsilon 0.5" in report.text()
+    images = torch.rand(1, 3, 64, 64)
+    for ours, theirs in zip(plain.eval()(images), trained.eval()(images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from models.builder import build_detector
 from models.parser import load_spec, normalise_activation, parse_spec
 from models.spec import IMAGE, ModelSpec, make_divisible, scale_repeats
 from utils.errors import UserError
@@ -270,3 +272,89 @@ def test_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"after expanding aliases; refused"):
         load_spec(write(tmp_path, bomb))
+
+
+HEAD = [[["out3", "out4", "out5"], 1, "Detect", ["nc", "anchors"]]]
+
+
+def same_rows(one: ModelSpec, other: ModelSpec) -> bool:
+    return [(a.block, a.args, a.sources, a.repeats, a.activation, a.norm) for a in one.layers] == [
+        (a.block, a.args, a.sources, a.repeats, a.activation, a.norm) for a in other.layers
+    ]
+
+
+class TestSections:
+    def test_a_resolved_neck_of_odd_widths_reloads_as_it_is(self, tmp_path: Path) -> None:
+        write(tmp_path, (
+            "divisor: 4\nrows:\n  - out3: [P3, 1, Conv, [20]]\n  - out4: [P4, 1, Conv, [36]]\n"
+            "  - out5: [P5, 1, Conv, [52]]\n"
+        ), "neck.yaml")  # fmt: skip
+        for width, channels in ((1.0, [20, 36, 52]), (0.6, [12, 20, 32])):
+            data = {"anchors": 3, "backbone": "shufflenetv2-0.5", "head": HEAD,
+                    "neck": {"file": str(tmp_path / "neck.yaml"), "width": width}}  # fmt: skip
+            spec = parse_spec(data, str(tmp_path / "model.yaml"))
+            outs = [layer.args["c_out"] for layer in spec.layers if layer.section == "neck"]
+            assert outs == channels
+            assert same_rows(parse_spec(spec.to_yaml_dict(), "again"), spec)
+
+    def test_notes_survive_the_resolved_file(self) -> None:
+        backbone = {"file": "ghostnet.yaml", "scale": "1.0", "width": 0.7}
+        spec = parse_spec({"anchors": 3, "backbone": backbone, "neck": "fpn", "head": HEAD}, "x")
+        assert spec.notes == ("backbone ghostnet-1.0 at width 0.7, not published",)
+        again = parse_spec(spec.to_yaml_dict(), "again")
+        assert again.notes == spec.notes
+        assert same_rows(again, spec)
+
+    def test_a_published_width_has_no_note(self) -> None:
+        backbone = {"file": "ghostnet.yaml", "scale": "1.0", "width": 1.3}
+        spec = parse_spec({"anchors": 3, "backbone": backbone, "neck": "fpn", "head": HEAD}, "x")
+        whole = {"anchors": 3, "backbone": "ghostnet-1.3", "neck": "fpn", "head": HEAD}
+        assert spec.notes == ()
+        assert same_rows(spec, parse_spec(whole, "x"))
+
+    def test_an_extending_section_has_the_sizes_of_its_base(self, tmp_path: Path) -> None:
+        write(tmp_path, "extends: shufflenetv2.yaml\nswap: {MaxPool: MaxPool}\n", "mine.yaml")
+        name = str(tmp_path / "mine-0.5")
+        mine = load_spec("yolov5n", backbone=name, neck="pan")
+        assert same_rows(mine, load_spec("yolov5n", backbone="shufflenetv2-0.5", neck="pan"))
+
+    def test_a_ring_of_sections(self, tmp_path: Path) -> None:
+        write(tmp_path, "extends: b.yaml\n", "a.yaml")
+        write(tmp_path, "extends: a.yaml\n", "b.yaml")
+        with pytest.raises(UserError, match="extends itself"):
+            load_spec("yolov5n", neck=str(tmp_path / "a.yaml"))
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("scales: {}\nrows: [[-1, 1, Conv, [8]]]", "scales must map names"),
+            ("scales: {a: {c: 8}}\nrows: [[-1, 1, Conv, [$d]]]", r"\$d is no key of the scale"),
+            ("rows: [[-1, 1, Conv, [P7]]]", "neither a number nor the name of an earlier row"),
+            ("rows: [[[], 1, Conv, [8]]]", "reads no row: 'from' is empty"),
+            ("norm: {eps: 0, momentum: 0.1}\nrows: [[-1, 1, Conv, [8]]]", "norm.eps must be"),
+            ("extends: csp.yaml\ndivisor: 4", "unknown key 'divisor'"),
+        ],
+    )  # fmt: skip
+    def test_mistakes_in_a_section_file(self, tmp_path: Path, text: str, message: str) -> None:
+        name = write(tmp_path, text, "part.yaml")
+        if "{a:" in text:
+            name = str(tmp_path / "part-a")
+        with pytest.raises(UserError, match=message):
+            build_detector(load_spec("yolov5n", backbone=name, neck="pan"), classes=2)
+
+    def test_a_row_too_wide_for_any_memory(self) -> None:
+        rows = [[-1, 1, "Conv", [10**12]], [-1, 1, "Conv", [10**12]]]
+        data = {"anchors": 3, "backbone": rows, "head": [[[1], 1, "Detect", []]]}
+        with torch.device("meta"), pytest.raises(UserError, match="row 1 Conv: Storage size"):
+            build_detector(parse_spec(data, "x"), classes=2)
+
+    @pytest.mark.parametrize("mean", [[0.5], [0.5, float("nan"), 0], "grey"])
+    def test_impossible_normalisations(self, mean: object) -> None:
+        data = {"anchors": 3, "backbone": "csp-n", "neck": "pan", "head": HEAD,
+                "normalisation": {"mean": mean, "std": [1, 1, 1]}}  # fmt: skip
+        with pytest.raises(UserError, match="three means and three stds"):
+            parse_spec(data, "x")
+
+    def test_p6_neck_on_a_model_made_for_p6(self) -> None:
+        spec = load_spec("yolov5n6", neck="pan-p6")
+        assert len(spec.layers[-1].sources) == 4
