@@ -56,11 +56,16 @@ class StepPlan:
 
 @dataclass
 class StepClock:
-    """Where the time of training goes; a part that is not being profiled costs nothing."""
+    """Where the time of training goes; a part that is not being profiled costs nothing.
+
+    `waited` is always kept: what this process stood waiting for batches, since it was set to 0.
+    On CUDA the device may still be at work then.
+    """
 
     device: torch.device
     enabled: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    waited: float = 0.0
     _last: float = 0.0
 
     def start(self) -> None:
@@ -219,9 +224,12 @@ def train_epoch(
 
 
 def _timed(batches: Iterable[Batch], clock: StepClock) -> Iterator[Batch]:
+    asked = time.perf_counter()
     for batch in batches:
+        clock.waited += time.perf_counter() - asked
         clock.lap("data")
         yield batch
+        asked = time.perf_counter()
 
 
 def _row(state: TrainState, plan: StepPlan, batch: Batch) -> str:

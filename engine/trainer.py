@@ -108,6 +108,7 @@ def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorB
     """One epoch of training (or what is left of it), its evaluation, its files."""
     state, config = run.state, run.config
     started, first = time.perf_counter(), state.batches
+    clock.waited = 0.0
     if run.place.is_main:
         sys.stderr.write(f"\n{console_header()}\n")
     complete = state.batches >= len(run.loader) or train_epoch(
@@ -134,6 +135,7 @@ def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorB
     row = _row(run, metrics)
     row["train_seconds"] = seconds
     row["images_per_second"] = images / seconds
+    row["data_wait_share"] = clock.waited / seconds
     row["val_seconds"] = time.perf_counter() - started - seconds
     _close_epoch(run, distributed.broadcast_object(row))
     if run.place.is_main:

@@ -30,7 +30,7 @@ COLUMNS = (
     "x/lr1",
     "x/lr2",
 )
-EXTRA_COLUMNS = ("images_per_second", "train_seconds", "val_seconds")
+EXTRA_COLUMNS = ("images_per_second", "train_seconds", "val_seconds", "data_wait_share")
 CONSOLE = ("Epoch", "GPU_mem", "box_loss", "obj_loss", "cls_loss", "Instances", "Size")
 DRAWN = (*COLUMNS[1:4], *COLUMNS[4:6], *COLUMNS[8:11], *COLUMNS[6:8])
 

@@ -19,7 +19,7 @@ from engine.trainer import fit
 from utils.config import parse
 from utils.errors import TerminatedError, UserError
 
-TIMES = ("train_seconds", "val_seconds", "images_per_second")
+TIMES = ("train_seconds", "val_seconds", "images_per_second", "data_wait_share")
 
 
 @pytest.fixture

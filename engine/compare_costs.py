@@ -1,0 +1,207 @@
+"""What the models of a comparison cost: on paper, and on this device in one sitting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.bench import prepare, sample_images
+from engine.compare_plan import Contender
+from engine.compare_schema import (
+    BlockTime,
+    Cost,
+    Energy,
+    LatencyAt,
+    Layer,
+    Measurement,
+    Part,
+)
+from engine.energy import Meter, find_meter, measure_energy
+from engine.latency import Candidate, LatencyConfig, LatencyReport, measure_latency
+from engine.roof import Roof, Task, measure_roof
+from engine.roofline import Roofline, roofline
+from models.detector import Detector
+from models.profile import ModelProfile
+from models.traffic import model_traffic
+from utils.environment import device_name
+
+ENERGY_SECONDS = 5.0  # of each model
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measured figures of one model."""
+
+    latency: list[LatencyAt]
+    roofline: Roofline | None  # at batch 1
+    energy: Energy | None
+
+
+def paper_cost(contender: Contender, timed: Roofline | None) -> Cost | None:
+    """The cost of a model, with the times of its rows where it was timed; None without a model."""
+    profile = contender.profile
+    if contender.spec is None or profile is None:
+        return None
+    model = prepare(contender.detector(), torch.device("cpu"), fused=True, channels_last=False)
+    assert isinstance(model, Detector)
+    traffic = model_traffic(model, profile.image_size)
+    total, found = traffic.total, traffic.total.findings()
+    times = timed.rows if timed is not None else (None,) * len(traffic.rows)
+    layers = [
+        Layer(
+            index=row.index,
+            name=row.name,
+            block=row.block,
+            section=row.section,
+            params=row.params,
+            macs=row.cost.macs,
+            flops=2 * row.cost.macs,
+            access_bytes=moved.traffic.access_bytes,
+            bytes=moved.traffic.bytes,
+            kernels=len(moved.traffic.kernels),
+            predicted=None if time is None else time.predicted,
+            measured=None if time is None else time.measured,
+            bound=None if time is None else time.bound,
+        )
+        for row, moved, time in zip(profile.rows, traffic.rows, times, strict=True)
+    ]
+    return Cost(
+        image_size=profile.image_size,
+        classes=contender.classes,
+        params=profile.params,
+        macs=profile.macs,
+        flops=profile.flops,
+        backbone=_part(profile, "backbone"),
+        neck=_part(profile, "neck"),
+        head=_part(profile, "head"),
+        access_bytes=total.access_bytes,
+        bytes=total.bytes,
+        activation_bytes=total.peak_bytes,
+        intensity=total.intensity,
+        unequal_widths=found.unequal_widths,
+        groups=found.groups,
+        kernels=found.kernels,
+        branches=found.branches,
+        elementwise=found.elementwise,
+        guidelines=list(traffic.notes()),
+        layers=layers,
+    )
+
+
+def _part(profile: ModelProfile, section: str) -> Part:
+    part = profile.part(section)
+    return Part(params=part.params, macs=part.macs, flops=2 * part.macs)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all models are measured with."""
+
+    device: torch.device
+    config: LatencyConfig
+    roof: Roof
+    meter: Meter | None
+    energy_seconds: float
+
+    def roofline(self, model: Detector, size: int) -> Roofline:
+        """The rows of a prepared model at batch 1."""
+        return roofline(model, self._images(1, size, model), self.roof)
+
+    @torch.inference_mode()
+    def energy(self, model: Detector, size: int, batch: int) -> Energy | None:
+        """Of one image in batches of this size; None where nothing counts it."""
+        images = self._images(batch, size, model)
+        taken = measure_energy(
+            lambda: model(images),
+            images=batch,
+            meter=self.meter,
+            device=self.device,
+            seconds=self.energy_seconds,
+        )
+        if taken is None:
+            return None
+        joules = taken.joules_per_image
+        return Energy(joules_per_image=joules, watts=taken.watts, batch=batch, source=taken.source)
+
+    def _images(self, batch: int, size: int, model: Detector) -> torch.Tensor:
+        layout = self.config.channels_last
+        return sample_images(batch, size, self.device, like=model, channels_last=layout)
+
+    def details(self, item: Candidate, latency: list[LatencyAt]) -> Measured:
+        """All but the latency, of a model that ran at one batch size at least."""
+        works = [entry["batch"] for entry in latency if entry["cause"] is None]
+        if not works:
+            return Measured(latency, None, None)
+        config = self.config
+        layout = {"fused": config.fused, "channels_last": config.channels_last}
+        model = prepare(item.model, self.device, **layout)
+        assert isinstance(model, Detector)
+        timed = self.roofline(model, item.image_size)
+        return Measured(latency, timed, self.energy(model, item.image_size, max(works)))
+
+
+def measure(
+    contenders: Sequence[Contender],
+    *,
+    device: torch.device,
+    config: LatencyConfig,
+    task: Task | None = None,
+    energy_seconds: float = ENERGY_SECONDS,
+) -> tuple[Measurement, dict[str, Measured]]:
+    """Time all models that can be built on `device`, interleaved; by name.
+
+    A model that fails, at one batch size or at all, is in the result with its cause.
+    """
+    candidates = [
+        Candidate(item.name, item.detector(), item.profile.image_size)
+        for item in contenders
+        if item.profile is not None
+    ]
+    report = measure_latency(candidates, config, device=device)
+    roof = measure_roof(device, task=task)
+    bench = _Bench(device, config, roof, find_meter(device), energy_seconds)
+    measured = {
+        item.name: bench.details(
+            item, [_latency(report, item.name, batch) for batch in config.batches]
+        )
+        for item in candidates
+    }
+    sources = [one.energy["source"] for one in measured.values() if one.energy is not None]
+    return (
+        Measurement(
+            device=device_name(device),
+            threads=report.threads,
+            batches=list(config.batches),
+            settings=report.to_dict()["settings"],
+            roof=roof.to_dict(),
+            energy_source=sources[0] if sources else None,
+        ),
+        measured,
+    )
+
+
+def _latency(report: LatencyReport, name: str, batch: int) -> LatencyAt:
+    found = report.of(name, batch)
+    keys = (
+        "p50_ms", "p90_ms", "least_ms", "images_per_second", "gflops_per_second",
+        "memory_bytes", "memory_source",
+    )  # fmt: skip
+    if found is None:
+        failures = (f.cause for f in report.failed if (f.model, f.batch) == (name, batch))
+        values = dict.fromkeys(keys)
+        return LatencyAt(batch=batch, cause=next(failures, "not measured"), **values)  # type: ignore[typeddict-item]
+    plain = found.to_dict()
+    return LatencyAt(batch=batch, cause=None, **{key: plain[key] for key in keys})  # type: ignore[typeddict-item]
+
+
+def block_times(timed: Roofline | None) -> list[BlockTime] | None:
+    """The rows of each kind of block together, the longest measured first."""
+    if timed is None:
+        return None
+    names = BlockTime.__annotations__
+    return [
+        BlockTime(**{key: value for key, value in block.to_dict().items() if key in names})  # type: ignore[typeddict-item]
+        for block in timed.by_block()
+    ]

@@ -1,0 +1,211 @@
+"""From settings to a comparison that is ready to start, or to go on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.compare_config import PROFILE, TABLE, CompareConfig
+from engine.compare_plan import Contender, RunPlan, baseline_of, contenders, runs
+from engine.compare_record import FOLDER, Record, load_truth, records_in
+from engine.compare_tables import Finished
+from engine.distributed import select_device
+from engine.figures import by_id, truth_of
+from engine.protocol import (
+    SEEDS,
+    Lock,
+    Protocol,
+    Splits,
+    differences,
+    listed,
+    load_splits,
+    make_protocol,
+    of_a_run,
+    require_equal,
+)
+from models.profile import profile_spec
+from models.spec import ModelSpec
+from utils.environment import device_name
+from utils.errors import UserError
+from utils.metrics import Truth
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is decided before the first run."""
+
+    config: CompareConfig
+    protocol: Protocol
+    splits: Splits | None
+    models: tuple[Contender, ...]
+    runs: tuple[RunPlan, ...]
+    baseline: str
+    devices: tuple[str, ...]  # --device of each place where a run can be
+    device: torch.device  # that costs are measured on
+    threads: int | None  # of each run on a CPU
+    truth: Truth | None
+    images: int  # for validation
+    given: Mapping[str, Finished]  # by run, from --records
+
+    @property
+    def lock(self) -> Lock:
+        """What its folder is locked to."""
+        return Lock(self.protocol, {model.name: model.model_id for model in self.models})
+
+    def runs_of(self, model: Contender) -> list[RunPlan]:
+        """The runs of one model, by seed."""
+        return [run for run in self.runs if run.contender is model]
+
+
+def prepare(config: CompareConfig) -> Comparison:
+    """Read the data and all models, and find what is done. UserError before anything is written."""
+    devices = places(config)
+    device = select_device(devices[0])
+    threads = None
+    if device.type == "cpu":
+        threads = max(torch.get_num_threads() // config.jobs, 1)
+    if config.kind == TABLE:
+        return _of_records(config, devices, device)
+    splits = None if config.kind == PROFILE else load_splits(config)
+    classes = config.classes if splits is None else len(splits.val.names)
+    models = contenders(config, classes=classes)
+    baseline = baseline_of(config.baseline, [model.name for model in models])
+    protocol = make_protocol(config, splits, device, threads=threads)
+    seen = 0
+    if splits is not None:
+        seen = len(splits.val)
+        if splits.train is not None:
+            seen = len(splits.train) * config.epochs
+    planned = runs(config, models, protocol, seen)
+    return Comparison(
+        config=config,
+        protocol=protocol,
+        splits=splits,
+        models=models,
+        runs=planned,
+        baseline=baseline,
+        devices=devices,
+        device=device,
+        threads=threads,
+        truth=None if splits is None else truth_of(by_id(splits.val)),
+        images=0 if splits is None else len(splits.val),
+        given=_usable(Path(config.records), planned, protocol) if config.records else {},
+    )
+
+
+def places(config: CompareConfig) -> tuple[str, ...]:
+    """--device of each run at a time. UserError where --jobs asks for more GPUs than there are."""
+    named = [part.strip() for part in config.device.split(",") if part.strip()] or [""]
+    first = select_device(named[0])
+    if first.type == "cpu":
+        return ("cpu",) * config.jobs
+    if named == [""]:
+        named = [str(number) for number in range(torch.cuda.device_count())]
+    if config.jobs > len(named):
+        raise UserError(
+            f"--jobs {config.jobs}: there are {len(named)} GPUs to run on ({', '.join(named)});"
+            " each run has one of its own"
+        )
+    chosen = named[: config.jobs]
+    models = {device_name(select_device(name)) for name in chosen}
+    if len(models) > 1:
+        raise UserError(
+            f"--device {config.device}: the GPUs are not alike ({', '.join(sorted(models))}); rows"
+            " of one table share one kind of device"
+        )
+    return tuple(chosen)
+
+
+def _records(folder: Path) -> list[Finished]:
+    return [Finished(path, record) for path, record in records_in(folder)]
+
+
+def _usable(folder: Path, planned: Sequence[RunPlan], protocol: Protocol) -> dict[str, Finished]:
+    """The planned runs that `folder` has records of; others of the same models are named."""
+    if not folder.is_dir():
+        raise UserError(f"--records {folder}: no such folder")
+    wanted = {(run.contender.model_id, run.seed): run for run in planned}
+    found: dict[str, Finished] = {}
+    for item in _records(folder):
+        run = wanted.get((item.record.model_id, item.record.seed))
+        if run is None:
+            continue
+        differing = differences(item.record.protocol, of_a_run(protocol))
+        if not differing:
+            found[run.id] = item
+        elif item.record.protocol["data"] == protocol["data"]:
+            sys.stderr.write(f"{item.path}: not used, another protocol: {listed(differing)}\n")
+    return found
+
+
+def finished_runs(plan: Comparison, folder: Path) -> dict[str, Finished]:
+    """By run: the records of the comparison's own folder, and those of --records.
+
+    UserError where a record in the folder has another protocol.
+    """
+    own = {}
+    wanted = {(run.contender.model_id, run.seed): run for run in plan.runs}
+    if plan.config.kind == TABLE:
+        return dict(plan.given)
+    for item in _records(folder / FOLDER):
+        require_equal({"this comparison": plan.protocol, str(item.path): item.record.protocol})
+        run = wanted.get((item.record.model_id, item.record.seed))
+        if run is not None:
+            own[run.id] = item
+    return {**plan.given, **own}
+
+
+def _of_records(
+    config: CompareConfig, devices: tuple[str, ...], device: torch.device
+) -> Comparison:
+    """A table of the records of a folder alone: they bring models, protocol and true boxes."""
+    folder = Path(config.records)
+    found = _records(folder) if folder.is_dir() else []
+    if not found:
+        raise UserError(f"--records {folder}: no record there")
+    require_equal({item.path.name: item.record.protocol for item in found})
+    models: dict[str, Contender] = {}
+    for item in found:
+        models.setdefault(item.record.model_id, _contender(item.record))
+    names = [model.name for model in models.values()]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"--records {folder}: two different models are called {twice!r}")
+    first = found[0].record
+    protocol = dict(first.protocol)
+    seeds = sorted({item.record.seed for item in found if item.record.seed is not None})
+    if seeds:
+        protocol[SEEDS] = seeds
+    planned = [
+        (item, RunPlan(models[item.record.model_id], item.record.seed, item.record.stem, 0.0, ""))
+        for item in found
+    ]
+    return Comparison(
+        config=config,
+        protocol=protocol,
+        splits=None,
+        models=tuple(models.values()),
+        runs=tuple(run for _, run in planned),
+        baseline=baseline_of(config.baseline, names),
+        devices=devices,
+        device=device,
+        threads=None,
+        truth=load_truth(folder, first.fingerprint),
+        images=int(protocol["data"]["val_images"]),
+        given={run.id: item for item, run in planned},
+    )
+
+
+def _contender(record: Record) -> Contender:
+    try:
+        spec = ModelSpec.from_dict(record.spec)
+    except ValueError as error:
+        raise UserError(f"the record of {record.name}: {error}") from error
+    classes = len(record.protocol["data"]["classes"])
+    size = int(record.protocol["image_size"])
+    profile = profile_spec(spec, image_size=size, classes=classes)
+    return Contender(record.name, record.model, record.model_id, spec, profile, classes)

@@ -1,0 +1,238 @@
+"""results.json as table.csv, with all digits, and as table.md, to be read."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.compare_schema import FAILED, LatencyAt, Results, Row
+from engine.compare_tables import commits_of
+from engine.energy import NOT_MEASURED
+
+MEGA, GIGA = 1e6, 1e9
+NOTHING = "-"
+SIGNIFICANT = "*"
+MINUTE, HOUR = 60, 3600
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table for people: its head and a row's cell."""
+
+    head: str
+    cell: Callable[[Row], str]
+
+
+def _number(value: float | None, digits: str) -> str:
+    return NOTHING if value is None else format(value, digits)
+
+
+def spread_text(row: Row, key: str) -> str:
+    """'0.412 ± 0.006' over the seeds."""
+    found = (row["accuracy"] or {}).get(key)
+    if found is None or found["mean"] is None:
+        return NOTHING
+    sd = "" if found["sd"] is None else f" ± {found['sd']:.3f}"
+    return f"{found['mean']:.3f}{sd}"
+
+
+def difference_text(row: Row) -> str:
+    """'+0.021 [+0.003, +0.040]*': ΔAP, its interval, and a star where that leaves out 0."""
+    found = (row["difference"] or {}).get("AP")
+    if found is None:
+        return NOTHING
+    star = SIGNIFICANT if found["significant"] else ""
+    return f"{found['delta']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]{star}"
+
+
+def duration(seconds: float | None) -> str:
+    """'42 s', '12.5 min', '3.20 h'."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.0f} s"
+    return f"{seconds / MINUTE:.1f} min" if seconds < 2 * HOUR else f"{seconds / HOUR:.2f} h"
+
+
+def _cost(row: Row, key: str, scale: float, digits: str) -> str:
+    cost: Any = row["cost"]
+    return NOTHING if cost is None else format(cost[key] / scale, digits)
+
+
+def _at(row: Row, batch: int) -> LatencyAt | None:
+    return next((one for one in row["latency"] if one["batch"] == batch), None)
+
+
+def _latency(row: Row, batch: int) -> str:
+    found = _at(row, batch)
+    if found is None or found["p50_ms"] is None or found["p90_ms"] is None:
+        return "failed" if found is not None else NOTHING
+    return f"{found['p50_ms']:.2f} / {found['p90_ms']:.2f}"
+
+
+def _of_latency(row: Row, batch: int, key: str, digits: str) -> str:
+    found: Any = _at(row, batch)
+    return NOTHING if found is None else _number(found[key], digits)
+
+
+def _energy(row: Row) -> str:
+    return NOT_MEASURED if row["energy"] is None else f"{row['energy']['joules_per_image']:.3g}"
+
+
+def _training(row: Row, key: str, digits: str) -> str:
+    training: Any = row["training"]
+    return NOTHING if training is None else _number(training[key]["mean"], digits)
+
+
+def columns(results: Results) -> list[Column]:
+    """The columns that have something to say in this table."""
+    table = results["rows"]
+    shown = [Column("model", lambda row: row["name"])]
+    if any(row["accuracy"] for row in table) or any(row["status"] == FAILED for row in table):
+        for key in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
+            shown.append(Column(key, lambda row, key=key: spread_text(row, key)))  # type: ignore[misc]
+        shown.append(Column("ΔAP [95 %]", difference_text))
+    shown += [
+        Column("params M", lambda row: _cost(row, "params", MEGA, ".3f")),
+        Column("GFLOPs", lambda row: _cost(row, "flops", GIGA, ".3f")),
+        Column("MAC MB", lambda row: _cost(row, "access_bytes", MEGA, ".1f")),
+        Column("activations MB", lambda row: _cost(row, "activation_bytes", MEGA, ".1f")),
+        Column("FLOP/B", lambda row: _cost(row, "intensity", 1, ".1f")),
+    ]
+    batches = results["measurement"]["batches"] if results["measurement"] else []
+    for batch in batches:
+        title = f"ms/image at {batch}, p50 / p90"
+        shown.append(Column(title, lambda row, b=batch: _latency(row, b)))  # type: ignore[misc]
+    if batches:
+        last = max(batches)
+        shown += [
+            Column(
+                f"images/s at {last}",
+                lambda row: _of_latency(row, last, "images_per_second", ".1f"),
+            ),
+            Column(
+                f"GFLOP/s at {last}",
+                lambda row: _of_latency(row, last, "gflops_per_second", ".1f"),
+            ),
+            Column("J/image", _energy),
+        ]
+    if any(row["training"] for row in table):
+        shown += [
+            Column("training images/s", lambda row: _training(row, "images_per_second", ".1f")),
+            Column("waiting for data", lambda row: _training(row, "wait_share", ".0%")),
+            Column(
+                "time to train",
+                lambda row: (
+                    duration(row["training"]["seconds"]["mean"]) if row["training"] else NOTHING
+                ),
+            ),
+        ]
+    if any(row["cause"] for row in table):
+        shown.append(Column("failed", lambda row: row["cause"] or ""))
+    return shown
+
+
+def markdown(results: Results) -> str:
+    """table.md: the rows, and what they mean."""
+    shown = columns(results)
+    lines = [
+        "| " + " | ".join(column.head for column in shown) + " |",
+        "|" + "---|" * len(shown),
+    ]
+    for row in results["rows"]:
+        cells = [column.cell(row).replace("|", r"\|").replace("\n", " ") for column in shown]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *_footnotes(results), ""])
+
+
+def _footnotes(results: Results) -> list[str]:
+    protocol, measurement = results["protocol"], results["measurement"]
+    lines = []
+    if "data" in protocol:
+        seeds = protocol.get("seeds")
+        over = f", mean ± sd over seeds {', '.join(map(str, seeds))}" if seeds else ""
+        lines.append(
+            f"{protocol['data']['name']}, {protocol['data']['val_images']} validation images,"
+            f" {protocol['image_size']} px{over}. ΔAP against {results['baseline']}, paired"
+            f" bootstrap over images; {SIGNIFICANT}: the interval leaves out 0."
+        )
+    lines.append(
+        "FLOPs are 2 MACs of one image; MAC MB is ShuffleNetV2's memory access cost of the"
+        " convolutions; activations: the most that lives at once."
+    )
+    if measurement is not None:
+        count = measurement["threads"]
+        threads = "" if count is None else f", torch threads: {count}"
+        lines.append(
+            f"Times on {measurement['device']}{threads}, all models in turn, BN folded, without"
+            " decoding and NMS."
+        )
+    commits = commits_of(results["rows"])
+    if len(commits) > 1:
+        lines.append(f"Runs of {len(commits)} commits: {', '.join(c[:12] for c in commits)}.")
+    lines.append(f"`{results['command']}`")
+    return [line + "\n" for line in lines]
+
+
+def csv_table(results: Results) -> str:
+    """table.csv: a line for each row, a column for each number, all digits."""
+    lines = [_flat(row) for row in results["rows"]]
+    heads = list(dict.fromkeys(key for line in lines for key in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    line: dict[str, Any] = {"model": row["name"], "status": row["status"]}
+    line["seeds"] = " ".join("" if seed is None else str(seed) for seed in row["seeds"])
+    for key, found in (row["accuracy"] or {}).items():
+        line |= {key: found["mean"], f"{key} sd": found["sd"]}
+    for one in row["classes"] or ():
+        line |= {f"AP of {one['name']}": one["AP"]["mean"]}
+    for key, delta in (row["difference"] or {}).items():
+        line |= {f"delta {key}": delta["delta"], f"delta {key} low": delta["low"]}
+        line |= {f"delta {key} high": delta["high"]}
+        line |= {f"delta {key} significant": delta["significant"]}
+    if row["errors"] is not None:
+        line |= {f"error {kind}": value for kind, value in row["errors"]["delta"].items()}
+    cost: Any = row["cost"] or {}
+    line |= {key: value for key, value in cost.items() if not isinstance(value, dict | list)}
+    for section in ("backbone", "neck", "head"):
+        part = cost.get(section) or {}
+        line |= {f"{section} {key}": value for key, value in part.items()}
+    for at in row["latency"]:
+        batch = at["batch"]
+        line |= {f"batch {batch} {key}": value for key, value in at.items() if key != "batch"}
+    if row["latency"]:
+        line["joules_per_image"] = (
+            NOT_MEASURED if row["energy"] is None else row["energy"]["joules_per_image"]
+        )
+    training: Any = row["training"] or {}
+    for key in ("images_per_second", "wait_share", "seconds"):
+        if key in training:
+            line |= {f"training {key}": training[key]["mean"]}
+    line["cause"] = row["cause"] or ""
+    return line
+
+
+def console(results: Results) -> str:
+    """The table for people as aligned text."""
+    shown = columns(results)
+    cells: Sequence[Sequence[str]] = [
+        [column.head for column in shown],
+        *([column.cell(row) for column in shown] for row in results["rows"]),
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    )

@@ -1,0 +1,208 @@
+"""A comparison from settings to its report: `compare(CompareConfig(...))`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from engine.compare_config import EVALUATE, CompareConfig
+from engine.compare_costs import measure
+from engine.compare_examples import examples
+from engine.compare_folder import alone, comparison_folder
+from engine.compare_judge import judge
+from engine.compare_plan import RunPlan
+from engine.compare_plots import write_plots
+from engine.compare_runs import HALF, TRAINED, Progress, Workshop, state_of, train_all
+from engine.compare_schema import FAILED, FORMAT, PARTLY, Measurement, Results
+from engine.compare_setup import Comparison, finished_runs, prepare
+from engine.compare_tables import Evidence, Failed, Finished, accuracy_of, rows
+from engine.compare_text import console, csv_table, markdown
+from engine.interrupts import StopRequest, stop_requests
+from engine.latency import LatencyConfig
+from engine.report import write_report
+from utils.errors import FeatherDetError, PartlyDoneError, TerminatedError
+from utils.runlog import say, write_text
+
+GIGA, PETA = 1e9, 1e15
+
+
+def compare(config: CompareConfig) -> Path | None:
+    """Carry out a comparison, or go on with it; the folder of its table, None for --dry-run.
+
+    Raises UserError for settings, files or data that cannot work, PartlyDoneError when the table
+    has failed rows, TerminatedError or KeyboardInterrupt after a signal, with all finished runs
+    kept and the running ones saved.
+    """
+    with stop_requests() as request:
+        with request.may_abort():
+            plan = prepare(config)
+        if config.dry_run:
+            say(_listing(plan))
+            return None
+        folder = comparison_folder(config.project, config.name, plan.lock, exist_ok=config.exist_ok)
+        with alone(folder) as held:
+            bout = _Bout(plan, folder, held)
+            try:
+                bout.run(request)
+                with request.may_abort():
+                    results = bout.conclude()
+            except (KeyboardInterrupt, TerminatedError):
+                sys.stderr.write(f"\nstopped; the same command goes on in {folder}\n")
+                raise
+    failed = [row["name"] for row in results["rows"] if row["status"] in {FAILED, PARTLY}]
+    if failed:
+        raise PartlyDoneError(
+            f"{len(failed)} of {len(results['rows'])} models failed, at least in part:"
+            f" {', '.join(failed)}; their causes are in {folder / 'table.md'}. Starting again tries"
+            " them again"
+        )
+    return folder
+
+
+def _listing(plan: Comparison) -> str:
+    """What --dry-run says: each run with its state and costs, then what cannot run."""
+    config = plan.config
+    folder = comparison_folder(
+        config.project, config.name, plan.lock, exist_ok=config.exist_ok, make=False
+    )
+    shop = Workshop(config, folder, plan.devices, plan.threads)
+    done = finished_runs(plan, folder)
+    lines = [f"{config.kind}: {len(plan.runs)} runs, {len(plan.models)} models; folder {folder}"]
+    for model in plan.models:
+        if model.profile is None:
+            lines.append(f"  {model.name}: cannot run: {model.cause}")
+            continue
+        cost = f"{model.profile.params:,} parameters, {model.profile.flops / GIGA:.3f} GFLOPs"
+        lines.append(f"  {model.name}: {cost} at {config.imgsz} px")
+        lines += [f"    note: {note}" for note in model.model["notes"]]
+        for run in plan.runs:
+            if run.contender is model:
+                state = "done" if run.id in done else _state(shop, run)
+                lines.append(f"    {run.title}: {state}; {run.work / PETA:.3g} PFLOPs")
+                lines.append(f"      {run.command}")
+    left = sum(run.work for run in plan.runs if run.id not in done)
+    lines.append(f"to do: {left / PETA:.3g} PFLOPs (a training step is taken as three forwards)")
+    return "\n".join(lines)
+
+
+def _state(shop: Workshop, run: RunPlan) -> str:
+    found = state_of(shop.run_folder(run)) if run.seed is not None else ""
+    if found == HALF:
+        return f"half done, {shop.epochs_done(run)} of {shop.config.epochs} epochs"
+    return "trained, to be evaluated" if found == TRAINED else "to do"
+
+
+@dataclass
+class _Bout:
+    """One sitting of a comparison in its folder."""
+
+    plan: Comparison
+    folder: Path
+    held: int
+    done: dict[str, Finished] = field(default_factory=dict)
+    failed: dict[str, Failed] = field(default_factory=dict)
+
+    def run(self, request: StopRequest) -> None:
+        """Train and evaluate what is not done yet."""
+        plan, config = self.plan, self.plan.config
+        self.done = finished_runs(plan, self.folder)
+        shop = Workshop(config, self.folder, plan.devices, plan.threads, (self.held,))
+        waiting = [run for run in plan.runs if run.id not in self.done]
+        if len(waiting) < len(plan.runs):
+            say(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are done already")
+        for model in plan.models:
+            if model.cause is not None:
+                sys.stderr.write(f"{model.name} cannot run: {model.cause}\n")
+        if not waiting:
+            return
+        shares = {run.id: 1.0 if run.id in self.done else _share(shop, run) for run in plan.runs}
+        progress = Progress(plan.runs, shares)
+        try:
+            if config.kind == EVALUATE:
+                self._evaluate_all(waiting, shop, request, progress)
+            else:
+                trained = [run for run in waiting if state_of(shop.run_folder(run)) == TRAINED]
+                self._evaluate_all(trained, shop, request, progress)
+                train_all(
+                    [run for run in waiting if run not in trained],
+                    shop,
+                    request=request,
+                    progress=progress,
+                    finish=lambda run, cause, device: self._finish(shop, run, cause, device),
+                )
+        finally:
+            progress.close()
+
+    def _evaluate_all(
+        self, runs: list[RunPlan], shop: Workshop, request: StopRequest, progress: Progress
+    ) -> None:
+        for run in runs:
+            progress.describe([run.title])
+            with request.may_abort():
+                self._finish(shop, run, None, shop.devices[0])
+            progress.set(run, 1.0)
+
+    def _finish(self, shop: Workshop, run: RunPlan, cause: str | None, device: str) -> None:
+        """Evaluate a run that ended well and write its record; note the cause of one that did not.
+
+        Whatever goes wrong here is this run's alone.
+        """
+        if cause is None:
+            try:
+                self.done[run.id] = judge(self.plan, shop, run, device)
+            except (FeatherDetError, RuntimeError, OSError) as error:
+                cause = (str(error).splitlines() or [type(error).__name__])[0]
+        if cause is not None:
+            self.failed[run.id] = Failed(run.seed, cause, run.command)
+            tqdm.write(f"{run.title} failed: {cause}", file=sys.stderr)
+            return
+        record = self.done[run.id].record
+        ap = accuracy_of(record)["AP"]
+        tqdm.write(f"{run.title}: AP {'-' if ap is None else f'{ap:.3f}'}")
+
+    def conclude(self) -> Results:
+        """Measure costs, and write everything that the folder is for."""
+        plan, config = self.plan, self.plan.config
+        say("measuring latency ...")
+        timing = LatencyConfig(batches=config.latency_batches, seconds=config.latency_seconds)
+        measurement, measured = measure(plan.models, device=plan.device, config=timing)
+        evidence = []
+        for model in plan.models:
+            ids = [run.id for run in plan.runs_of(model)]
+            finished = [self.done[item] for item in ids if item in self.done]
+            failed = [self.failed[item] for item in ids if item in self.failed]
+            evidence.append(Evidence(model, finished, failed, measured.get(model.name)))
+        results = self._results(evidence, measurement)
+        write_text(self.folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+        write_text(self.folder / "table.csv", csv_table(results))
+        write_text(self.folder / "table.md", markdown(results))
+        write_plots(results, self.folder)
+        report = write_report(results, self.folder, examples=examples(plan.splits, evidence))
+        say(console(results))
+        say(f"results.json, table.csv, table.md, plots and {report.name} are in {self.folder}")
+        return results
+
+    def _results(self, evidence: list[Evidence], measurement: Measurement) -> Results:
+        plan = self.plan
+        return Results(
+            format=FORMAT,
+            command=plan.config.command(),
+            protocol=plan.protocol,
+            baseline=plan.baseline,
+            measurement=measurement,
+            rows=rows(evidence, truth=plan.truth, images=plan.images, baseline=plan.baseline),
+        )
+
+
+def _share(shop: Workshop, run: RunPlan) -> float:
+    """How much of a run was done before this sitting."""
+    if run.seed is None:
+        return 0.0
+    state = state_of(shop.run_folder(run))
+    if state == TRAINED:
+        return 0.99
+    return shop.epochs_done(run) / shop.config.epochs if state == HALF else 0.0

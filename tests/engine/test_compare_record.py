@@ -1,0 +1,204 @@
+"""Records: what is rounded and how much, and what is the same when read again."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engine.bootstrap import IOUS, match_coco
+from engine.cocoeval import coco_figures
+from engine.compare_record import (
+    Record,
+    load_detections,
+    load_record,
+    load_truth,
+    model_id,
+    pack,
+    plain_spec,
+    read_curves,
+    records_in,
+    run_id,
+    save_record,
+    unpack,
+)
+from engine.results import DetectionMetrics, Speed
+from models.parser import load_spec
+from models.spec import ModelSpec
+from utils.errors import UserError
+from utils.metrics import Found, Truth
+
+PROTOCOL = {
+    "data": {"name": "d", "val": "0123456789abcdef", "classes": ["a", "b"]},
+    "image_size": 64,
+}
+
+
+def random_data(images=20, boxes=6, detections=40, classes=2, seed=0):
+    """True boxes, and detections near some of them."""
+    rng = np.random.default_rng(seed)
+    count = images * boxes
+    corner = rng.uniform(0, 400, (count, 2))
+    box = np.concatenate((corner, corner + rng.uniform(10, 90, (count, 2))), 1).astype(np.float32)
+    labels = rng.integers(0, classes, count)
+    image = np.repeat(np.arange(images), boxes)
+    areas = (box[:, 2:] - box[:, :2]).prod(1)
+    truth = Truth(image, labels, box, np.zeros(count, bool), areas)
+    near = rng.integers(0, boxes, (images, detections)) + np.arange(images)[:, None] * boxes
+    near = near.ravel()
+    shifted = (box[near] + rng.normal(0, 6, (len(near), 4))).clip(0, 500).astype(np.float32)
+    shifted[:, 2:] = np.maximum(shifted[:, 2:], shifted[:, :2] + 1)
+    scores = np.sort(rng.uniform(0.001, 1, (images, detections)), 1)[:, ::-1]
+    found = Found(
+        np.repeat(np.arange(images), detections),
+        labels[near],
+        shifted,
+        scores.ravel().astype(np.float32),
+    )
+    return truth, found
+
+
+def metrics_of(found, truth, images=20):
+    figures = coco_figures(found, truth, images=images, classes=2)
+    return DetectionMetrics(
+        map50=figures.twelve["AP50"],
+        map=figures.twelve["AP"],
+        precision=0.5,
+        recall=0.25,
+        confidence=0.3,
+        images=images,
+        instances=len(truth),
+        per_class=(),
+        coco=figures.twelve,
+        losses=None,
+        speed=Speed(1.0, 2.0, 3.0),
+        detections=found,
+        image_ids=tuple(range(images)),
+        category_ids=(1, 2),
+    )
+
+
+def a_record(**changes):
+    spec = load_spec("yolov5n")
+    values = {
+        "name": "yolov5n",
+        "model_id": model_id(spec),
+        "model": {"cfg": "yolov5n", "source": "cfg/yolov5n.yaml", "notes": []},
+        "spec": plain_spec(spec, "cfg/yolov5n.yaml"),
+        "seed": 3,
+        "protocol": PROTOCOL,
+        "command": "python train.py",
+        "metrics": {},
+        "best_epoch": 1,
+        "curves": {"epoch": [0.0, 1.0], "metrics/mAP_0.5": [None, 0.5]},
+        "cost": {"params": 1, "macs": 2, "flops": 4},
+    }
+    return Record(**{**values, **changes})
+
+
+def test_rounding_is_as_small_as_documented():
+    _, found = random_data()
+    again = unpack(pack(found))
+    assert np.array_equal(again.image, found.image)
+    assert np.array_equal(again.labels, found.labels)
+    assert np.abs(again.boxes - found.boxes).max() <= 1 / 32
+    assert np.abs(again.scores / found.scores - 1).max() < 2e-4
+    assert again.scores.max() <= 1
+    assert (again.boxes.dtype, again.image.dtype) == (np.float32, np.int64)
+
+
+def test_the_figures_of_rounded_detections_are_nearly_those_of_exact_ones():
+    truth, found = random_data()
+    exact = coco_figures(found, truth, images=20, classes=2).twelve
+    rounded = coco_figures(unpack(pack(found)), truth, images=20, classes=2).twelve
+    assert exact["AP"] > 0.1
+    for key, value in exact.items():
+        least = 2e-3 if key == "AP" else 1e-2  # at one threshold a single box may change sides
+        assert rounded[key] == pytest.approx(value, abs=least), key
+
+
+def test_only_what_no_figure_looks_at_is_left_out():
+    truth, found = random_data(images=3, detections=250)
+    kept = unpack(pack(found))
+    groups = np.unique(np.stack((kept.image, kept.labels)), axis=1, return_counts=True)[1]
+    assert groups.max() == 100
+    assert len(match_coco(kept, truth, IOUS).found) == len(match_coco(found, truth, IOUS).found)
+
+
+def test_no_detection_at_all():
+    none = Found.concatenate([])
+    assert len(unpack(pack(none))) == 0
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    truth, found = random_data()
+    record = a_record(metrics=metrics_of(found, truth).to_dict())
+    path = save_record(tmp_path, record, metrics_of(found, truth), truth)
+    assert path.name == record.stem + ".json"
+    assert load_record(path) == record
+    assert len(load_detections(path)) == len(found)
+    again = load_truth(tmp_path, record.fingerprint)
+    assert all(np.array_equal(vars(again)[key], value) for key, value in vars(truth).items())
+    assert [item for item, _ in records_in(tmp_path)] == [path]
+    assert ModelSpec.from_dict(record.spec).layers[0].block == "Conv"
+    assert sorted(item.suffix for item in tmp_path.iterdir()) == [".json", ".npz", ".npz"]
+
+
+def test_what_is_no_number_is_none_in_the_file(tmp_path):
+    truth, found = random_data()
+    record = a_record(metrics={"x": float("nan"), "y": [float("inf"), 1.0]})
+    path = save_record(tmp_path, record, metrics_of(found, truth), truth)
+    assert json.loads(path.read_text())["metrics"] == {"x": None, "y": [None, 1.0]}
+
+
+def test_no_place_of_this_machine_is_in_a_record():
+    record = a_record()
+    assert {layer["where"] for layer in record.spec["layers"]} == {""}
+    assert record.spec["source"] == "cfg/yolov5n.yaml"
+
+
+def test_runs_are_told_apart():
+    names = {
+        a_record().stem,
+        a_record(seed=4).stem,
+        a_record(model_id="other").stem,
+        a_record(protocol={**PROTOCOL, "image_size": 96}).stem,
+    }
+    assert len(names) == 4
+    assert all(name.startswith("d-yolov5n-seed") for name in names)
+    assert run_id("a + b/c", None, "x", PROTOCOL).startswith("d-a-b-c-")
+
+
+def test_the_models_hash_is_of_what_it_computes():
+    spec = load_spec("yolov5n")
+    moved = replace(
+        spec,
+        source="elsewhere",
+        notes=("a note",),
+        layers=tuple(replace(layer, where="x:1") for layer in spec.layers),
+    )
+    assert model_id(moved) == model_id(spec)
+    assert model_id(load_spec("yolov5n-ghost")) != model_id(spec)
+    assert model_id(ModelSpec.from_dict(plain_spec(spec, "x"))) == model_id(spec)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "featherdet-record-1", "a": 1}'])
+def test_what_is_no_record_is_named(tmp_path, text):
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"x.json: not a record"):
+        load_record(file)
+
+
+def test_missing_detections_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"x.npz"):
+        load_detections(tmp_path / "x.json")
+    (tmp_path / "x.npz").write_text("not an archive")
+    with pytest.raises(UserError, match=r"x.npz"):
+        load_detections(tmp_path / "x.json")
+
+
+def test_curves_by_column(tmp_path):
+    file = tmp_path / "results.csv"
+    file.write_text("epoch,a/b,c\n0,0.5,\n1,1.5,2\n")
+    assert read_curves(file) == {"epoch": [0.0, 1.0], "a/b": [0.5, 1.5], "c": [None, 2.0]}

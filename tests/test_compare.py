@@ -1,0 +1,356 @@
+"""compare.py from the command line: whole comparisons of very small models."""
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import compare
+from engine import compare_runs, comparer
+from engine.compare_config import CompareConfig
+from engine.compare_record import load_record
+from engine.compare_runs import state_of
+from engine.roof import Task
+from engine.train_config import TrainConfig
+from engine.trainer import fit
+from utils.config import parse
+from utils.errors import PartlyDoneError, UserError
+
+FLAGS = (
+    "--cfg --weights --backbone --neck --data --img --epochs --seeds --baseline --device --project"
+    " --name --jobs --fit --dry-run --profile-only --records --exist-ok"
+)
+COPY = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2], dirs_exist_ok=True)"
+COMPLAIN = "import sys; print('error: GPU memory ran out'); print('noise'); sys.exit(2)"
+DIE = "import os; os.kill(os.getpid(), 9)"
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory, tiny_model):
+    file = tmp_path_factory.mktemp("wide") / "wide.yaml"
+    file.write_text("width_multiple: 2\n" + tiny_model.read_text())
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, rectangles, tiny_model):
+    """The folder of a finished run of the tiny model, of one epoch."""
+    project = tmp_path_factory.mktemp("trained")
+    words = ["--data", str(rectangles), "--cfg", str(tiny_model), "--img", "64", "--epochs", "1"]
+    words += ["--batch", "4", "--workers", "0", "--device", "cpu", "--noplots"]
+    fit(parse(TrainConfig, [*words, "--project", str(project)], prog="train.py", description=""))
+    return project / "exp"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    """Own caches; the peak of the device is not what is tested here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    small = Task(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
+    monkeypatch.setattr(Task, "for_device", classmethod(lambda cls, device: small))
+    monkeypatch.setattr(comparer, "write_plots", lambda results, folder: [])
+
+
+@pytest.fixture
+def flags(rectangles, tiny_model, wide_model, tmp_path):
+    """Two models, two seeds, one epoch, under tmp_path/runs."""
+    return [
+        *("--cfg", str(tiny_model), str(wide_model), "--seeds", "0", "1", "--epochs", "1"),
+        *common(rectangles, tmp_path),
+    ]
+
+
+def common(rectangles, tmp_path):
+    return [
+        *("--data", str(rectangles), "--img", "64", "--batch", "4", "--workers", "0"),
+        *("--device", "cpu", "--latency-batches", "1", "--latency-seconds", "0.05"),
+        *("--project", str(tmp_path / "runs")),
+    ]
+
+
+@pytest.fixture
+def fake(monkeypatch, trained):
+    """Runs that copy a finished run instead of training; .scripts does something else by title."""
+
+    class Fake:
+        def __init__(self):
+            self.titles, self.scripts = [], {}
+
+        def command(self, shop, plan, device):
+            self.titles.append(plan.title)
+            script = self.scripts.get(plan.title, COPY)
+            return [sys.executable, "-S", "-c", script, str(trained), str(shop.run_folder(plan))]
+
+    made = Fake()
+    monkeypatch.setattr(compare_runs, "training_command", made.command)
+    return made
+
+
+def results_in(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def accuracy(results):
+    return {row["name"]: row["accuracy"]["AP"]["values"] for row in results["rows"]}
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as left:
+        compare.main(["--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out.replace(",", " ").split()
+    assert [flag for flag in FLAGS.split() if flag not in text] == []
+
+
+def test_a_table_of_records_that_is_made_again_without_training(flags, fake, tmp_path, capsys):
+    assert compare.main(flags) == 0
+    folder = tmp_path / "runs" / "exp"
+    assert fake.titles == ["tiny seed 0", "wide seed 0", "tiny seed 1", "wide seed 1"]
+    files = {path.name for path in folder.iterdir()}
+    assert {"results.json", "table.csv", "table.md", "report.html", "protocol.json"} <= files
+    results = results_in(folder)
+    assert [row["name"] for row in results["rows"]] == ["tiny", "wide"]
+    assert results["baseline"] == "tiny"
+    assert results["rows"][0]["difference"] is None
+    assert results["rows"][1]["difference"]["AP"]["seeds"] == [0, 1]
+    assert results["rows"][1]["cost"]["params"] > results["rows"][0]["cost"]["params"]
+    for row in results["rows"]:
+        assert row["status"] == "done"
+        for run, value in zip(row["runs"], row["accuracy"]["AP"]["values"], strict=True):
+            record = load_record(folder / "records" / run["record"])
+            assert record.metrics["coco"]["AP"] == value == run["accuracy"]["AP"]
+            assert (record.name, record.seed) == (row["name"], run["seed"])
+            assert run["curves"]["epoch"] == [0.0]
+            assert f"--seed {run['seed']}" in run["command"]
+    assert results["protocol"] == json.loads((folder / "protocol.json").read_text())["protocol"]
+    assert not list((folder / "records").rglob("*.pt"))
+    shown = (folder / "table.md").read_text()
+    assert f"{results['rows'][0]['accuracy']['AP50']['mean']:.3f}" in shown
+    with (folder / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["AP"]) for line in lines] == [
+        row["accuracy"]["AP"]["mean"] for row in results["rows"]
+    ]
+    fake.titles.clear()
+    capsys.readouterr()
+    assert compare.main(flags) == 0  # again: the same folder, nothing to train
+    assert fake.titles == []
+    assert "4 of 4 runs are done already" in capsys.readouterr().out
+    assert accuracy(results_in(folder)) == accuracy(results)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["exp"]
+
+
+def test_one_failing_model_does_not_end_the_rest(flags, fake, tmp_path, capsys):
+    fake.scripts = {"wide seed 0": COMPLAIN, "wide seed 1": DIE}
+    with pytest.raises(PartlyDoneError, match=r"1 of 2 models failed.*wide") as partly:
+        compare.main(flags)
+    assert partly.value.exit_code == 3
+    folder = tmp_path / "runs" / "exp"
+    tiny, wide = results_in(folder)["rows"]
+    assert (tiny["status"], wide["status"]) == ("done", "failed")
+    assert "seed 0: GPU memory ran out; seed 1: the run was ended by SIGKILL" in wide["cause"]
+    assert wide["cost"]["params"] > 0
+    assert wide["latency"][0]["p50_ms"] > 0
+    assert "GPU memory ran out" in (folder / "table.md").read_text()
+    assert "wide seed 0 failed: GPU memory ran out" in capsys.readouterr().err
+    fake.titles.clear()
+    fake.scripts = {"wide seed 1": DIE}
+    with pytest.raises(PartlyDoneError):
+        compare.main(flags)
+    assert fake.titles == ["wide seed 0", "wide seed 1"]  # the failed ones again, and only they
+    wide = results_in(folder)["rows"][1]
+    assert (wide["status"], wide["seeds"]) == ("partly", [0])
+    assert wide["difference"]["AP"]["seeds"] == [0]
+
+
+def test_a_changed_protocol_is_refused(flags, fake, tmp_path):
+    flags = [*flags, "--exist-ok"]
+    compare.main(flags)
+    for change in (["--img", "96"], ["--hyp", "no-augmentation"], ["--optimizer", "Adam"]):
+        with pytest.raises(UserError, match="another protocol") as refused:
+            compare.main([*flags, *change])
+        field = {"--img": "image_size", "--hyp": "training.hyp.", "--optimizer": "optimizer: SGD"}
+        assert field[change[0]] in str(refused.value)
+    assert len(fake.titles) == 4
+
+
+def test_a_folder_of_records_is_a_starting_point(flags, fake, tmp_path, capsys):
+    compare.main(flags)
+    source = tmp_path / "runs" / "exp"
+    records = tmp_path / "kept"
+    shutil.copytree(source / "records", records)
+    first = results_in(source)
+    moved = ["--project", str(tmp_path / "other"), "--records", str(records)]
+    fake.titles.clear()
+    compare.main([*flags, *moved, "--seeds", "0", "1", "2"])
+    assert fake.titles == ["tiny seed 2", "wide seed 2"]
+    again = results_in(tmp_path / "other" / "exp")
+    assert {name: values[:2] for name, values in accuracy(again).items()} == accuracy(first)
+    capsys.readouterr()
+    compare.main([*flags, *moved, "--epochs", "2", "--dry-run"])
+    told = capsys.readouterr()
+    assert "not used, another protocol: training.epochs: 1 and 2" in told.err
+    assert "done;" not in told.out
+
+
+def test_a_table_of_records_alone(flags, fake, rectangles, tmp_path):
+    compare.main(flags)
+    records = tmp_path / "runs" / "exp" / "records"
+    words = ["--records", str(records), "--baseline", "wide", "--latency-batches", "1"]
+    words += ["--latency-seconds", "0.05", "--project", str(tmp_path / "alone"), "--device", "cpu"]
+    fake.titles.clear()
+    compare.main(words)
+    assert fake.titles == []
+    first, alone = results_in(tmp_path / "runs" / "exp"), results_in(tmp_path / "alone" / "exp")
+    assert accuracy(alone) == accuracy(first)
+    assert alone["protocol"] == first["protocol"]
+    forth = first["rows"][1]["difference"]["AP"]
+    back = next(row for row in alone["rows"] if row["name"] == "tiny")["difference"]["AP"]
+    assert (back["low"], back["high"]) == pytest.approx((-forth["high"], -forth["low"]))
+    path = next(records.glob("*wide-seed1*.json"))
+    changed = json.loads(path.read_text())
+    changed["protocol"]["training"]["epochs"] = 7
+    path.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"one table.*training.epochs: 1 and 7"):
+        compare.main(words)
+    with pytest.raises(UserError, match="no record"):
+        compare.main(["--records", str(tmp_path)])
+
+
+def test_dry_run_lists_and_leaves_nothing(flags, tmp_path, capsys):
+    assert compare.main([*flags, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "4 runs, 2 models" in out
+    assert out.count(": to do;") == 4
+    assert "44,552 parameters, 0.006 GFLOPs at 64 px" in out
+    assert out.count("python train.py --cfg") == 4
+    assert not (tmp_path / "runs").exists()
+
+
+def test_profile_only_needs_no_data(tiny_model, wide_model, tmp_path):
+    words = ["--cfg", str(tiny_model), str(wide_model), "--profile-only", "--img", "64"]
+    words += ["--classes", "3", "--device", "cpu", "--data", "there is none"]
+    words += ["--latency-batches", "1", "2", "--latency-seconds", "0.05"]
+    assert compare.main([*words, "--project", str(tmp_path / "runs")]) == 0
+    results = results_in(tmp_path / "runs" / "exp")
+    assert [row["status"] for row in results["rows"]] == ["profiled"] * 2
+    assert [row["cost"]["classes"] for row in results["rows"]] == [3, 3]
+    assert [at["batch"] for at in results["rows"][0]["latency"]] == [1, 2]
+    assert results["rows"][0]["blocks"]
+    assert results["rows"][0]["accuracy"] is None
+    assert results["protocol"]["kind"] == "profile"
+
+
+def test_checkpoints_are_evaluated_into_the_same_table(trained, rectangles, tmp_path):
+    copy = tmp_path / "second" / "weights" / "best.pt"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(trained / "weights" / "best.pt", copy)
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(b"nothing")
+    files = [str(trained / "weights" / "best.pt"), str(copy), str(damaged)]
+    with pytest.raises(PartlyDoneError, match="damaged"):
+        compare.main(["--weights", *files, *common(rectangles, tmp_path)])
+    rows = results_in(tmp_path / "runs" / "exp")["rows"]
+    assert [row["name"] for row in rows] == ["exp", "second", "damaged"]
+    assert [row["status"] for row in rows] == ["done", "done", "failed"]
+    assert rows[0]["accuracy"]["AP"] == rows[1]["accuracy"]["AP"]
+    assert rows[1]["difference"]["AP"]["delta"] == 0
+    assert "not a checkpoint" in rows[2]["cause"]
+    assert rows[0]["training"] is None
+    assert rows[0]["runs"][0]["command"].startswith("python val.py --weights")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--baseline", "tin"), r"--baseline tin: no such row.*'tiny'"),
+        (("--cfg", "yolov5n-gost"), "yolov5n-ghost"),
+        (("--data", "shape"), "'shapes'"),
+        (("--hyp", "defalt"), "default"),
+        (("--records", "nowhere"), "no such folder"),
+        (("--device", "7"), "--device 7"),
+    ],
+)
+def test_mistakes_end_it_before_anything_is_written(flags, fake, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        compare.main([*flags, *change])
+    assert fake.titles == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_at_a_time(flags, fake, tmp_path):
+    """Each waits until the other is there."""
+    meeting = (
+        "import os, pathlib, sys, time, shutil\n"
+        "here = pathlib.Path(sys.argv[2]).parent\n"
+        "(here / (pathlib.Path(sys.argv[2]).name + '.here')).touch()\n"
+        "end = time.time() + 20\n"
+        "while len(list(here.glob('*.here'))) < 2:\n"
+        "    time.sleep(0.05)\n"
+        "    assert time.time() < end\n"
+        "assert os.environ['OMP_NUM_THREADS'] == '1'\n"
+        "shutil.copytree(sys.argv[1], sys.argv[2], dirs_exist_ok=True)\n"
+    )
+    fake.scripts = dict.fromkeys(("tiny seed 0", "wide seed 0"), meeting)
+    compare.main([*flags, "--seeds", "0", "--jobs", "2"])
+    rows = results_in(tmp_path / "runs" / "exp")["rows"]
+    assert [row["status"] for row in rows] == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
+def test_stopped_and_started_again(rectangles, tiny_model, tmp_path, monkeypatch, number, code):
+    """Real processes: the half run is saved when compare.py is stopped, and gone on with."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    flags = ["--cfg", str(tiny_model), "--seeds", "0", "--epochs", "20"]
+    flags += common(rectangles, tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "compare.py", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    runs = tmp_path / "runs" / "exp" / "runs"
+    try:
+        deadline = time.monotonic() + 240
+        while not list(runs.glob("*/weights/last.pt")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        errors = process.communicate(timeout=120)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the run, too, where the test failed
+        process.communicate()
+    assert process.returncode == code
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    (folder,) = runs.iterdir()
+    assert state_of(folder) == "half"
+    config = parse(CompareConfig, [*flags, "--dry-run"], prog="x", description="")
+    assert "half done" in comparer._listing(comparer.prepare(config))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", {**os.environ, "TQDM_DISABLE": "1"})
+        assert compare.main(flags) == 0
+    (log,) = (tmp_path / "runs" / "exp" / "logs").iterdir()
+    assert "go on with: --resume" in log.read_text()
+    with (folder / "results.csv").open() as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(20))
+    (row,) = results_in(tmp_path / "runs" / "exp")["rows"]
+    assert row["status"] == "done"
+    assert row["training"]["epochs"] == 20
+    assert row["training"]["images_per_second"]["mean"] > 0
+    assert 0 <= row["training"]["wait_share"]["mean"] <= 1
