@@ -196,11 +196,12 @@ def train_epoch(
     on_batch: Callable[[int, Batch], None] | None = None,
     progress: bool = True,
 ) -> bool:
-    """Run the epoch's remaining `batches`; False when asked to stop before its end.
+    """Run the epoch's remaining `batches`; False when any rank was asked to stop by its last one.
 
-    The state then stands between two steps.  Raises NonFiniteError.
+    The state then stands between two steps, on all ranks alike.  Raises NonFiniteError.
     """
     guard = FiniteGuard(plan.device)
+    stopped = False
     total = plan.schedule.steps_per_epoch
     bar = tqdm(total=total, initial=state.batches, dynamic_ncols=True, disable=not progress)
     clock.start()
@@ -216,11 +217,12 @@ def train_epoch(
             if state.batches % plan.read_every == 0 or state.batches == total:
                 guard.check()
                 bar.set_description(_row(state, plan, batch), refresh=False)
-                if distributed.any_rank(request.signal != 0, plan.device):
+                stopped = distributed.any_rank(request.signal != 0, plan.device)
+                if stopped:
                     break
     if state.batches % plan.read_every and state.batches != total:
         guard.check()
-    return state.batches == total
+    return not stopped and state.batches == total
 
 
 def _timed(batches: Iterable[Batch], clock: StepClock) -> Iterator[Batch]:

@@ -130,12 +130,13 @@ def test_mean_losses_are_over_the_batches_so_far(tiny_model):
     assert state.batches == 1
 
 
-def test_a_stop_is_obeyed_between_two_steps(tiny_model):
+@pytest.mark.parametrize("last", [1, 3])  # 3: all ranks stop before the validation, together
+def test_a_stop_is_obeyed_between_two_steps(tiny_model, last):
     state, plan = new_run(tiny_model, flat_hyp(nbs=2), steps=4)
     request = StopRequest()
 
     def stop_in_second(index, batch):
-        if index == 1:
+        if index == last:
             request.signal = signal.SIGTERM
 
     whole = train_epoch(
@@ -148,7 +149,7 @@ def test_a_stop_is_obeyed_between_two_steps(tiny_model):
         progress=False,
     )
     assert not whole
-    assert state.batches == 2
+    assert state.batches == last + 1
 
 
 def test_a_loss_that_is_no_number_names_the_batch(tiny_model):
