@@ -19,6 +19,7 @@ from models.detector import Detector
 from models.spec import ModelSpec
 from models.weights import load_all, read_yolov5, to_detector
 from utils.errors import UserError
+from utils.files import sync_folder
 
 FORMAT = "featherdet-1"
 SCALARS = (str, int, float)
@@ -88,7 +89,7 @@ def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
             raise
         kept = "; the previous one is intact" if path.exists() else ""
         raise UserError(f"{path}: the checkpoint could not be written ({cause}){kept}") from error
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -282,13 +283,3 @@ def _write_error(error: BaseException) -> str | None:
         behind = error.__cause__ or error.__context__
         return _write_error(behind) if isinstance(behind, OSError) else str(error).splitlines()[0]
     return None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the renaming itself on the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

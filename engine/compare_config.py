@@ -111,6 +111,10 @@ class CompareConfig:
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise ValueError(f"--{name.replace('_', '-')} has {twice} twice")
+        gpus = [part.strip().lower().removeprefix("cuda:") for part in self.device.split(",")]
+        twice = next((gpu for gpu in gpus if gpu and gpus.count(gpu) > 1), None)
+        if twice is not None:
+            raise ValueError(f"--device has GPU {twice} twice; each run has one of its own")
         if not self.latency_seconds > 0:
             raise ValueError(f"--latency-seconds must be positive, got {self.latency_seconds}")
 

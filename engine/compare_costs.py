@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,15 +18,17 @@ from engine.compare_schema import (
     Layer,
     Measurement,
     Part,
+    Row,
 )
 from engine.energy import Meter, find_meter, measure_energy
-from engine.latency import Candidate, LatencyConfig, LatencyReport, measure_latency
+from engine.latency import FAULTS, Candidate, LatencyConfig, LatencyReport, measure_latency
 from engine.roof import Roof, Task, measure_roof
 from engine.roofline import Roofline, roofline
 from models.detector import Detector
 from models.profile import ModelProfile
 from models.traffic import model_traffic
 from utils.environment import device_name
+from utils.errors import cause_of
 
 ENERGY_SECONDS = 5.0  # of each model
 
@@ -37,6 +40,7 @@ class Measured:
     latency: list[LatencyAt]
     roofline: Roofline | None  # at batch 1
     energy: Energy | None
+    cause: str | None = None  # why roofline or energy failed
 
 
 def paper_cost(contender: Contender, timed: Roofline | None) -> Cost | None:
@@ -101,12 +105,14 @@ class _Bench:
 
     device: torch.device
     config: LatencyConfig
-    roof: Roof
+    roof: Roof | None
     meter: Meter | None
     energy_seconds: float
 
-    def roofline(self, model: Detector, size: int) -> Roofline:
+    def roofline(self, model: Detector, size: int) -> Roofline | None:
         """The rows of a prepared model at batch 1."""
+        if self.roof is None:
+            return None
         return roofline(model, self._images(1, size, model), self.roof)
 
     @torch.inference_mode()
@@ -129,17 +135,25 @@ class _Bench:
         layout = self.config.channels_last
         return sample_images(batch, size, self.device, like=model, channels_last=layout)
 
-    def details(self, item: Candidate, latency: list[LatencyAt]) -> Measured:
+    def details(
+        self, item: Candidate, latency: list[LatencyAt], energy_batch: int | None
+    ) -> Measured:
         """All but the latency, of a model that ran at one batch size at least."""
-        works = [entry["batch"] for entry in latency if entry["cause"] is None]
-        if not works:
+        if not _works(latency):
             return Measured(latency, None, None)
         config = self.config
         layout = {"fused": config.fused, "channels_last": config.channels_last}
-        model = prepare(item.model, self.device, **layout)
-        assert isinstance(model, Detector)
-        timed = self.roofline(model, item.image_size)
-        return Measured(latency, timed, self.energy(model, item.image_size, max(works)))
+        timed: Roofline | None = None
+        try:
+            model = prepare(item.model, self.device, **layout)
+            assert isinstance(model, Detector)
+            timed = self.roofline(model, item.image_size)
+            energy = None
+            if energy_batch is not None:
+                energy = self.energy(model, item.image_size, energy_batch)
+        except FAULTS as error:
+            return Measured(latency, timed, None, cause_of(error))
+        return Measured(latency, timed, energy)
 
 
 def measure(
@@ -160,14 +174,14 @@ def measure(
         if item.profile is not None
     ]
     report = measure_latency(candidates, config, device=device)
-    roof = measure_roof(device, task=task)
+    roof = _roof(device, task)
     bench = _Bench(device, config, roof, find_meter(device), energy_seconds)
-    measured = {
-        item.name: bench.details(
-            item, [_latency(report, item.name, batch) for batch in config.batches]
-        )
+    latencies = {
+        item.name: [_latency(report, item.name, batch) for batch in config.batches]
         for item in candidates
     }
+    batch = _common_batch(list(latencies.values()))
+    measured = {item.name: bench.details(item, latencies[item.name], batch) for item in candidates}
     sources = [one.energy["source"] for one in measured.values() if one.energy is not None]
     return (
         Measurement(
@@ -175,11 +189,47 @@ def measure(
             threads=report.threads,
             batches=list(config.batches),
             settings=report.to_dict()["settings"],
-            roof=roof.to_dict(),
+            roof=None if roof is None else roof.to_dict(),
             energy_source=sources[0] if sources else None,
         ),
         measured,
     )
+
+
+def _works(latency: list[LatencyAt]) -> set[int]:
+    return {entry["batch"] for entry in latency if entry["cause"] is None}
+
+
+def _common_batch(latencies: Sequence[list[LatencyAt]]) -> int | None:
+    """The largest batch size that all models run at, but for those that run at none."""
+    working = [found for found in map(_works, latencies) if found]
+    common = set.intersection(*working) if working else set()
+    return max(common, default=None)
+
+
+def _roof(device: torch.device, task: Task | None) -> Roof | None:
+    try:
+        return measure_roof(device, task=task)
+    except FAULTS as error:
+        sys.stderr.write(f"the roof of {device} is not measured: {cause_of(error)}\n")
+        return None
+
+
+def with_measured(row: Row, contender: Contender, measured: Measured | None) -> Row:
+    """A row with what was measured of its model; the cost on paper gets the times of its rows."""
+    if measured is None:
+        return row
+    model = row["model"]
+    if measured.cause is not None:
+        model = {**model, "notes": [*model["notes"], f"not measured: {measured.cause}"]}
+    return {
+        **row,
+        "model": model,
+        "cost": paper_cost(contender, measured.roofline),
+        "latency": list(measured.latency),
+        "blocks": block_times(measured.roofline),
+        "energy": measured.energy,
+    }
 
 
 def _latency(report: LatencyReport, name: str, batch: int) -> LatencyAt:

@@ -14,14 +14,31 @@ from utils.errors import UserError
 BUSY = ".busy"
 
 
-def comparison_folder(
-    project: str, name: str, lock: Lock, *, exist_ok: bool = False, make: bool = True
-) -> Path:
+@contextmanager
+def held_folder(
+    project: str, name: str, lock: Lock, *, exist_ok: bool = False
+) -> Iterator[tuple[Path, int]]:
+    """`comparison_folder`, made, locked to `lock` and held: what `alone` yields comes with it.
+
+    It is looked at once more when it is held: somebody may have been quicker.
+    """
+    while True:
+        folder = comparison_folder(project, name, lock, exist_ok=exist_ok)
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder) as held:
+            present = read_lock(folder)
+            if present is None or not conflict(present, lock):
+                write_lock(folder, lock if present is None else lock.after(present))
+                yield folder, held
+                return
+
+
+def comparison_folder(project: str, name: str, lock: Lock, *, exist_ok: bool = False) -> Path:
     """The folder to work in: project/name, or the first of name2, name3, ... that will do.
 
     One will do that is not there yet, or holds the same protocol and no other rows; there finished
     runs are kept.  With `exist_ok` it is project/name or UserError with the fields that differ.
-    Without `make` nothing is written.
+    Nothing is written.
     """
     number = 1
     while True:
@@ -30,7 +47,7 @@ def comparison_folder(
         reasons = [] if present is None else conflict(present, lock)
         free = present is not None or exist_ok or not folder.exists()
         if free and not reasons:
-            break
+            return folder
         if exist_ok:
             raise UserError(
                 f"{folder}: holds a comparison of another protocol, whose rows cannot share a"
@@ -39,11 +56,6 @@ def comparison_folder(
         if reasons:
             sys.stderr.write(f"{folder} has another protocol: {listed(reasons)}\n")
         number += 1
-    if make:
-        folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder):
-            write_lock(folder, lock)
-    return folder
 
 
 @contextmanager

@@ -76,6 +76,13 @@ def contenders(config: CompareConfig, *, classes: int) -> tuple[Contender, ...]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"two models would both be called {twice!r}; rename or leave out one file")
+    known: dict[str, Contender] = {}
+    for item in found:
+        other = known.setdefault(item.model_id or item.name, item)
+        if other is not item:
+            raise UserError(
+                f"{other.name} and {item.name} are the same model under two names; leave one out"
+            )
     if all(item.spec is None for item in found):
         raise UserError("; ".join(f"{item.name}: {item.cause}" for item in found))
     return found
@@ -205,6 +212,7 @@ def run_command(config: CompareConfig, model: Contender, seed: int | None) -> st
         words += ["--img", str(config.imgsz), "--batch-size", str(config.batch_size)]
     else:
         words = ["python", "train.py", *run_flags(config, model, seed)]
+    words += ["--workers", str(config.workers)]
     return shlex.join(words)
 
 

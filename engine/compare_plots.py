@@ -65,10 +65,15 @@ def axes_of(results: Results) -> tuple[Axis, ...]:
         ),
         Axis(
             "energy",
-            "J per image",
+            _energy_label(results),
             lambda row: row["energy"] and row["energy"]["joules_per_image"],
         ),
     )
+
+
+def _energy_label(results: Results) -> str:
+    found = sorted({row["energy"]["batch"] for row in results["rows"] if row["energy"]})
+    return "J per image" + (f" at batch {', '.join(map(str, found))}" if found else "")
 
 
 def points(table: Sequence[Row], axis: Axis) -> list[Point]:

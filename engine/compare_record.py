@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,11 +27,13 @@ from typing import Any, cast
 import numpy as np
 
 from engine.cocoeval import MAX_DETS
+from engine.compare_check import check_record
 from engine.compare_schema import Model
 from engine.protocol import Protocol
 from engine.results import DetectionMetrics
 from models.spec import ModelSpec
 from utils.errors import UserError
+from utils.files import write_bytes
 from utils.metrics import Found, Truth
 from utils.runlog import write_text
 
@@ -39,6 +44,11 @@ PIXEL_STEPS = 16  # of a pixel
 SCORE_STEPS = 4096  # of a factor of 2
 ID_LENGTH = 12  # hexadecimal digits of a hash
 SMALLEST = (np.uint8, np.uint16, np.uint32)
+# What reading a damaged .npz raises; a cut one may look like a .npy, which is no context manager.
+DAMAGE = (
+    OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,9 @@ class Record:
     best_epoch: int | None
     curves: dict[str, list[float | None]]  # results.csv by column
     cost: dict[str, int]  # params, macs, flops
-    environment: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)  # that the run was made in
+    # TrainConfig without NOT_KEPT; {}: not trained here, or a record older than this field
+    training: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
 
     @property
@@ -116,19 +128,34 @@ def truth_name(fingerprint: str) -> str:
 
 
 def save_truth(path: Path, truth: Truth) -> None:
-    """Write the true boxes, unless they are there."""
-    if not path.is_file():
+    """Write the true boxes, unless they are there and whole."""
+    try:
+        _load_arrays(path)
+    except UserError:
         _save_arrays(path, dict(vars(truth)))
 
 
 def load_truth(folder: Path, fingerprint: str) -> Truth:
     """The true boxes that the records of `folder` were compared with. UserError without them."""
-    return Truth(**_load_arrays(folder / truth_name(fingerprint)))
+    path = folder / truth_name(fingerprint)
+    try:
+        truth = Truth(**_load_arrays(path))
+    except TypeError as error:
+        raise UserError(f"{path}: not the true boxes of a data set: {error}") from error
+    if len({len(value) for value in vars(truth).values()}) > 1 or truth.boxes.shape[1:] != (4,):
+        raise UserError(f"{path}: not the true boxes of a data set")
+    return truth
 
 
 def load_detections(record: Path) -> Found:
     """The detections beside a record's JSON. UserError where they are missing or damaged."""
-    return unpack(_load_arrays(record.with_suffix(".npz")))
+    path = record.with_suffix(".npz")
+    arrays = _load_arrays(path)
+    names = ("image", "labels", "boxes", "scores")
+    counts = {len(arrays[name]) if name in arrays else -1 for name in names}
+    if len(counts) > 1 or -1 in counts or arrays["boxes"].shape[1:] != (4,):
+        raise UserError(f"{path}: not the detections of a record")
+    return unpack(arrays)
 
 
 def pack(found: Found) -> dict[str, np.ndarray]:
@@ -164,17 +191,16 @@ def _small(values: np.ndarray) -> np.ndarray:
 
 
 def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
-    temporary.replace(path)
+    file = io.BytesIO()
+    np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
+    write_bytes(path, file.getvalue())
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as raw, np.load(raw) as file:
             return {key: file[key] for key in file.files}
-    except (OSError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: not readable as a part of a record: {error}") from error
 
 
@@ -187,15 +213,23 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _read_json(path: Path) -> Any:
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no number")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
 def load_record(path: Path) -> Record:
     """Read a record's JSON. UserError naming the file for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _read_json(path)
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
             raise UserError(f"{path}: not a record: format {found!r}, expected {FORMAT!r}")
+        check_record(path, content)
         return Record(**content)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a record: {error}") from error
 
 
@@ -203,8 +237,8 @@ def records_in(folder: Path) -> Iterator[tuple[Path, Record]]:
     """The records of a folder, by name; files of other formats are passed over."""
     for path in sorted(folder.glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = _read_json(path)
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: not a record: {error}") from error
         if isinstance(content, dict) and content.get("format") == FORMAT:
             yield path, load_record(path)

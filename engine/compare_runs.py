@@ -98,6 +98,7 @@ class _Job:
     plan: RunPlan
     device: str
     process: subprocess.Popen[bytes]
+    log_start: int  # bytes in the log that are of earlier sittings
 
 
 class Progress:
@@ -194,6 +195,7 @@ def _start(shop: Workshop, plan: RunPlan, device: str) -> _Job:
         environment["OMP_NUM_THREADS"] = str(shop.threads)
     command = training_command(shop, plan, device)
     with log.open("ab") as file:
+        before = file.tell()
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -204,7 +206,7 @@ def _start(shop: Workshop, plan: RunPlan, device: str) -> _Job:
         )
     how = "goes on" if "--resume" in command else "starts"
     tqdm.write(f"{plan.title} {how}: {log}")
-    return _Job(plan, device, process)
+    return _Job(plan, device, process, before)
 
 
 def _stop(jobs: list[_Job], number: int) -> None:
@@ -232,7 +234,8 @@ def _cause(shop: Workshop, job: _Job) -> str | None:
         hint = "; out of memory?" if name == "SIGKILL" else ""
         return f"the run was ended by {name}{hint} (log: {shop.log(job.plan).name})"
     try:
-        text = shop.log(job.plan).read_text(encoding="utf-8", errors="replace")
+        written = shop.log(job.plan).read_bytes()[job.log_start :]
+        text = written.decode("utf-8", errors="replace")
     except OSError:
         text = ""
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]

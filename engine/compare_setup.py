@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 
 from engine.compare_config import PROFILE, TABLE, CompareConfig
 from engine.compare_plan import Contender, RunPlan, baseline_of, contenders, runs
-from engine.compare_record import FOLDER, Record, load_truth, records_in
+from engine.compare_record import FOLDER, Record, load_detections, load_truth, records_in
 from engine.compare_tables import Finished
 from engine.distributed import select_device
 from engine.figures import by_id, truth_of
@@ -27,6 +27,7 @@ from engine.protocol import (
     of_a_run,
     require_equal,
 )
+from engine.train_config import TrainConfig
 from models.profile import profile_spec
 from models.spec import ModelSpec
 from utils.environment import device_name
@@ -124,21 +125,77 @@ def _records(folder: Path) -> list[Finished]:
     return [Finished(path, record) for path, record in records_in(folder)]
 
 
+def _require_whole(item: Finished) -> None:
+    """UserError where a record's detections cannot be read, or are of other images or classes."""
+    found, data = load_detections(item.path), item.record.protocol["data"]
+    images, classes = int(data["val_images"]), len(data["classes"])
+    if (found.image >= images).any() or (found.labels >= classes).any():
+        raise UserError(f"{item.path}: detections beyond its {images} images, {classes} classes")
+
+
+def _whole(item: Finished) -> bool:
+    """Whether a record's detections can be read; said where not."""
+    try:
+        _require_whole(item)
+    except UserError as error:
+        sys.stderr.write(f"{item.path}: counts as not done: {error}\n")
+        return False
+    return True
+
+
+def require_one_training(items: Iterable[Finished]) -> None:
+    """Refuse (UserError) runs that were not trained by the same settings, field by field.
+
+    A setting that a record lacks is one that came later: it had its default.
+    """
+    known = [item for item in items if item.record.training]
+    default = TrainConfig().to_dict()
+    for item in known[1:]:
+        ours, theirs = known[0].record.training, item.record.training
+        keys = dict.fromkeys((*ours, *theirs))
+        differing = differences(
+            {key: ours.get(key, default.get(key)) for key in keys},
+            {key: theirs.get(key, default.get(key)) for key in keys},
+        )
+        if differing:
+            raise UserError(
+                f"{known[0].path.name} and {item.path.name} were trained by different settings and"
+                f" cannot be rows of one table: {listed(differing)}"
+            )
+
+
+def _require_once(items: Iterable[Finished]) -> None:
+    """Refuse (UserError) two records of the same run."""
+    seen: dict[tuple[str, int | None], Finished] = {}
+    for item in items:
+        other = seen.setdefault((item.record.model_id, item.record.seed), item)
+        if other is not item:
+            seed = "" if item.record.seed is None else f", seed {item.record.seed}"
+            raise UserError(
+                f"{other.path} and {item.path}: two records of one run ({item.record.name}{seed});"
+                " remove one"
+            )
+
+
 def _usable(folder: Path, planned: Sequence[RunPlan], protocol: Protocol) -> dict[str, Finished]:
     """The planned runs that `folder` has records of; others of the same models are named."""
     if not folder.is_dir():
         raise UserError(f"--records {folder}: no such folder")
     wanted = {(run.contender.model_id, run.seed): run for run in planned}
     found: dict[str, Finished] = {}
+    used: list[Finished] = []
     for item in _records(folder):
         run = wanted.get((item.record.model_id, item.record.seed))
         if run is None:
             continue
         differing = differences(item.record.protocol, of_a_run(protocol))
         if not differing:
-            found[run.id] = item
+            used.append(item)
+            if _whole(item):
+                found[run.id] = item
         elif item.record.protocol["data"] == protocol["data"]:
             sys.stderr.write(f"{item.path}: not used, another protocol: {listed(differing)}\n")
+    _require_once(used)
     return found
 
 
@@ -151,12 +208,16 @@ def finished_runs(plan: Comparison, folder: Path) -> dict[str, Finished]:
     wanted = {(run.contender.model_id, run.seed): run for run in plan.runs}
     if plan.config.kind == TABLE:
         return dict(plan.given)
-    for item in _records(folder / FOLDER):
+    present = _records(folder / FOLDER)
+    _require_once(present)
+    for item in present:
         require_equal({"this comparison": plan.protocol, str(item.path): item.record.protocol})
         run = wanted.get((item.record.model_id, item.record.seed))
-        if run is not None:
+        if run is not None and _whole(item):
             own[run.id] = item
-    return {**plan.given, **own}
+    done = {**plan.given, **own}
+    require_one_training(done.values())
+    return done
 
 
 def _of_records(
@@ -168,6 +229,10 @@ def _of_records(
     if not found:
         raise UserError(f"--records {folder}: no record there")
     require_equal({item.path.name: item.record.protocol for item in found})
+    require_one_training(found)
+    _require_once(found)
+    for item in found:
+        _require_whole(item)
     models: dict[str, Contender] = {}
     for item in found:
         models.setdefault(item.record.model_id, _contender(item.record))
@@ -203,8 +268,8 @@ def _of_records(
 def _contender(record: Record) -> Contender:
     try:
         spec = ModelSpec.from_dict(record.spec)
-    except ValueError as error:
-        raise UserError(f"the record of {record.name}: {error}") from error
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"the record of {record.name}: its model: {error}") from error
     classes = len(record.protocol["data"]["classes"])
     size = int(record.protocol["image_size"])
     profile = profile_spec(spec, image_size=size, classes=classes)

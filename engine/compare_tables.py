@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.bootstrap import Draw, ResampledAp, difference, resample_ap
-from engine.compare_costs import Measured, block_times, paper_cost
+from engine.compare_costs import Measured, paper_cost, with_measured
 from engine.compare_plan import Contender
 from engine.compare_record import Record, load_detections
 from engine.compare_schema import (
@@ -31,6 +31,7 @@ from engine.compare_schema import (
 from engine.error_split import ErrorSplit, split_errors
 from utils.metrics import Truth
 
+UNKNOWN = "unknown"  # a commit
 DIFFERENCES = ("AP", "AP50", "AP75")
 COCO_KEYS = ACCURACY[:-2]  # of a record's 'coco'; the others stand beside it
 
@@ -76,7 +77,7 @@ def accuracy_of(record: Record) -> dict[str, float | None]:
     """The figures ACCURACY of one run; None where COCO's is not defined."""
     coco = record.metrics["coco"]
     figures = {key: None if coco[key] < 0 else float(coco[key]) for key in COCO_KEYS}
-    return {**figures, **{key: float(record.metrics[key]) for key in ACCURACY[-2:]}}
+    return {**figures, **{key: record.metrics[key] for key in ACCURACY[-2:]}}
 
 
 def rows(
@@ -161,11 +162,10 @@ def _together(seeds: Sequence[ResampledAp]) -> ResampledAp:
 def _row(
     item: Evidence, *, errors: ErrorSplit | None, against: dict[str, Difference] | None
 ) -> Row:
-    contender, measured = item.contender, item.measured
+    contender = item.contender
     records = [one.record for one in item.finished]
     figures = [accuracy_of(record) for record in records]
-    timed = measured.roofline if measured is not None else None
-    return Row(
+    row = Row(
         name=contender.name,
         status=_status(item),
         cause=_cause(item),
@@ -178,12 +178,13 @@ def _row(
         classes=_classes(records),
         difference=against,
         errors=Errors(**asdict(errors)) if errors is not None else None,  # type: ignore[typeddict-item]
-        cost=paper_cost(contender, timed),
-        latency=list(measured.latency) if measured is not None else [],
-        blocks=block_times(timed),
-        energy=measured.energy if measured is not None else None,
+        cost=paper_cost(contender, None),
+        latency=[],
+        blocks=None,
+        energy=None,
         training=_training(records),
     )
+    return with_measured(row, contender, item.measured)
 
 
 def _status(item: Evidence) -> str:
@@ -299,5 +300,5 @@ def commits_of(table: Sequence[Row]) -> list[str]:
     for row in table:
         for run in row["runs"]:
             if run["status"] == DONE:
-                found[str(run["environment"].get("commit"))] = None
+                found[run["environment"].get("commit") or UNKNOWN] = None
     return list(found)

@@ -11,10 +11,13 @@ from typing import Any
 from engine.compare_schema import FAILED, LatencyAt, Results, Row
 from engine.compare_tables import commits_of
 from engine.energy import NOT_MEASURED
+from utils.runlog import printable
 
 MEGA, GIGA = 1e6, 1e9
 NOTHING = "-"
 SIGNIFICANT = "*"
+DIRTY = "-dirty"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 MINUTE, HOUR = 60, 3600
 
 
@@ -78,6 +81,12 @@ def _of_latency(row: Row, batch: int, key: str, digits: str) -> str:
     return NOTHING if found is None else _number(found[key], digits)
 
 
+def _energy_batch(table: Sequence[Row]) -> str:
+    """' at 32': all rows' energy is of one batch size."""
+    found = sorted({row["energy"]["batch"] for row in table if row["energy"] is not None})
+    return f" at {', '.join(map(str, found))}" if found else ""
+
+
 def _energy(row: Row) -> str:
     return NOT_MEASURED if row["energy"] is None else f"{row['energy']['joules_per_image']:.3g}"
 
@@ -117,7 +126,7 @@ def columns(results: Results) -> list[Column]:
                 f"GFLOP/s at {last}",
                 lambda row: _of_latency(row, last, "gflops_per_second", ".1f"),
             ),
-            Column("J/image", _energy),
+            Column(f"J/image{_energy_batch(table)}", _energy),
         ]
     if any(row["training"] for row in table):
         shown += [
@@ -139,13 +148,50 @@ def markdown(results: Results) -> str:
     """table.md: the rows, and what they mean."""
     shown = columns(results)
     lines = [
-        "| " + " | ".join(column.head for column in shown) + " |",
+        "| " + " | ".join(_escaped(column.head) for column in shown) + " |",
         "|" + "---|" * len(shown),
     ]
     for row in results["rows"]:
-        cells = [column.cell(row).replace("|", r"\|").replace("\n", " ") for column in shown]
+        cells = [_escaped(column.cell(row)).replace("|", r"\|") for column in shown]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *_footnotes(results), ""])
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown takes as text, not as HTML or code."""
+    for sign, written in (("&", "&amp;"), ("<", "&lt;"), ("`", r"\`")):
+        text = text.replace(sign, written)
+    return printable(text)
+
+
+def _code(text: str) -> str:
+    """A code span, fenced by more backticks than the text has in a row."""
+    text = printable(text)
+    fence = "`"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{text}{fence}" if fence == "`" else f"{fence} {text} {fence}"
+
+
+def _code_notes(commits: Sequence[str]) -> list[str]:
+    """By which code the runs were made; said loudly where that is not one known state of it."""
+    short = ", ".join(commit_text(commit) for commit in commits)
+    lines = [f"Runs by commit {short}."] if len(commits) == 1 else []
+    if len(commits) > 1:
+        lines.append(f"**Warning**: runs of {len(commits)} commits: {short}.")
+    if any(commit.endswith(DIRTY) for commit in commits):
+        lines.append("**Warning**: some were made by code with uncommitted changes (-dirty).")
+    return lines
+
+
+def commit_text(commit: str) -> str:
+    """Twelve digits, and whether there were uncommitted changes."""
+    return commit.removesuffix(DIRTY)[:12] + (DIRTY if commit.endswith(DIRTY) else "")
+
+
+def device_text(device: str, threads: int | None) -> str:
+    """'cpu (x86_64), torch threads: 2'."""
+    return device if threads is None else f"{device}, torch threads: {threads}"
 
 
 def _footnotes(results: Results) -> list[str]:
@@ -155,8 +201,9 @@ def _footnotes(results: Results) -> list[str]:
         seeds = protocol.get("seeds")
         over = f", mean ± sd over seeds {', '.join(map(str, seeds))}" if seeds else ""
         lines.append(
-            f"{protocol['data']['name']}, {protocol['data']['val_images']} validation images,"
-            f" {protocol['image_size']} px{over}. ΔAP against {results['baseline']}, paired"
+            f"{_escaped(protocol['data']['name'])}, {protocol['data']['val_images']} validation"
+            f" images, {protocol['image_size']} px{over}. ΔAP against"
+            f" {_escaped(results['baseline'] or NOTHING)}, paired"
             f" bootstrap over images; {SIGNIFICANT}: the interval leaves out 0."
         )
     lines.append(
@@ -164,16 +211,14 @@ def _footnotes(results: Results) -> list[str]:
         " convolutions; activations: the most that lives at once."
     )
     if measurement is not None:
-        count = measurement["threads"]
-        threads = "" if count is None else f", torch threads: {count}"
-        lines.append(
-            f"Times on {measurement['device']}{threads}, all models in turn, BN folded, without"
-            " decoding and NMS."
-        )
-    commits = commits_of(results["rows"])
-    if len(commits) > 1:
-        lines.append(f"Runs of {len(commits)} commits: {', '.join(c[:12] for c in commits)}.")
-    lines.append(f"`{results['command']}`")
+        here = device_text(measurement["device"], measurement["threads"])
+        lines.append(f"Times on {here}, all models in turn, BN folded, without decoding and NMS.")
+        device = protocol.get("device") or {}
+        there = device_text(str(device.get("name")), device.get("threads"))
+        if device and there != here:
+            lines.append(f"Not where the runs were made: that was on {_escaped(there)}.")
+    lines += [_escaped(line) for line in _code_notes(commits_of(results["rows"]))]
+    lines.append(_code(results["command"]))
     return [line + "\n" for line in lines]
 
 
@@ -184,8 +229,13 @@ def csv_table(results: Results) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, heads, lineterminator="\n", restval="")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({key: _inert(value) for key, value in line.items()} for line in lines)
     return text.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, as one that it does not."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def _flat(row: Row) -> dict[str, Any]:
@@ -225,8 +275,8 @@ def console(results: Results) -> str:
     """The table for people as aligned text."""
     shown = columns(results)
     cells: Sequence[Sequence[str]] = [
-        [column.head for column in shown],
-        *([column.cell(row) for column in shown] for row in results["rows"]),
+        [printable(column.head) for column in shown],
+        *([printable(column.cell(row)) for column in shown] for row in results["rows"]),
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(

@@ -10,24 +10,25 @@ from pathlib import Path
 from tqdm import tqdm
 
 from engine.compare_config import EVALUATE, CompareConfig
-from engine.compare_costs import measure
+from engine.compare_costs import measure, with_measured
 from engine.compare_examples import examples
-from engine.compare_folder import alone, comparison_folder
+from engine.compare_folder import comparison_folder, held_folder
 from engine.compare_judge import judge
 from engine.compare_plan import RunPlan
 from engine.compare_plots import write_plots
 from engine.compare_runs import HALF, TRAINED, Progress, Workshop, state_of, train_all
-from engine.compare_schema import FAILED, FORMAT, PARTLY, Measurement, Results
+from engine.compare_schema import FAILED, FORMAT, PARTLY, Results
 from engine.compare_setup import Comparison, finished_runs, prepare
 from engine.compare_tables import Evidence, Failed, Finished, accuracy_of, rows
 from engine.compare_text import console, csv_table, markdown
 from engine.interrupts import StopRequest, stop_requests
 from engine.latency import LatencyConfig
 from engine.report import write_report
-from utils.errors import FeatherDetError, PartlyDoneError, TerminatedError
-from utils.runlog import say, write_text
+from utils.errors import PartlyDoneError, TerminatedError, cause_of
+from utils.runlog import printable, say, write_text
 
 GIGA, PETA = 1e9, 1e15
+RESULTS = "results.json"
 
 
 def compare(config: CompareConfig) -> Path | None:
@@ -43,8 +44,8 @@ def compare(config: CompareConfig) -> Path | None:
         if config.dry_run:
             say(_listing(plan))
             return None
-        folder = comparison_folder(config.project, config.name, plan.lock, exist_ok=config.exist_ok)
-        with alone(folder) as held:
+        place = held_folder(config.project, config.name, plan.lock, exist_ok=config.exist_ok)
+        with place as (folder, held):
             bout = _Bout(plan, folder, held)
             try:
                 bout.run(request)
@@ -57,8 +58,8 @@ def compare(config: CompareConfig) -> Path | None:
     if failed:
         raise PartlyDoneError(
             f"{len(failed)} of {len(results['rows'])} models failed, at least in part:"
-            f" {', '.join(failed)}; their causes are in {folder / 'table.md'}. Starting again tries"
-            " them again"
+            f" {printable(', '.join(failed))}; their causes are in {folder / 'table.md'}. Starting"
+            " again tries them again"
         )
     return folder
 
@@ -66,9 +67,7 @@ def compare(config: CompareConfig) -> Path | None:
 def _listing(plan: Comparison) -> str:
     """What --dry-run says: each run with its state and costs, then what cannot run."""
     config = plan.config
-    folder = comparison_folder(
-        config.project, config.name, plan.lock, exist_ok=config.exist_ok, make=False
-    )
+    folder = comparison_folder(config.project, config.name, plan.lock, exist_ok=config.exist_ok)
     shop = Workshop(config, folder, plan.devices, plan.threads)
     done = finished_runs(plan, folder)
     lines = [f"{config.kind}: {len(plan.runs)} runs, {len(plan.models)} models; folder {folder}"]
@@ -105,6 +104,7 @@ class _Bout:
     held: int
     done: dict[str, Finished] = field(default_factory=dict)
     failed: dict[str, Failed] = field(default_factory=dict)
+    news: bool = False  # whether this sitting had runs to do
 
     def run(self, request: StopRequest) -> None:
         """Train and evaluate what is not done yet."""
@@ -116,7 +116,8 @@ class _Bout:
             say(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are done already")
         for model in plan.models:
             if model.cause is not None:
-                sys.stderr.write(f"{model.name} cannot run: {model.cause}\n")
+                sys.stderr.write(printable(f"{model.name} cannot run: {model.cause}") + "\n")
+        self.news = bool(waiting)
         if not waiting:
             return
         shares = {run.id: 1.0 if run.id in self.done else _share(shop, run) for run in plan.runs}
@@ -153,10 +154,14 @@ class _Bout:
         """
         if cause is None:
             try:
-                self.done[run.id] = judge(self.plan, shop, run, device)
-            except (FeatherDetError, RuntimeError, OSError) as error:
-                cause = (str(error).splitlines() or [type(error).__name__])[0]
+                beside = list(self.done.values())
+                self.done[run.id] = judge(self.plan, shop, run, device, beside=beside)
+            except (KeyboardInterrupt, TerminatedError):
+                raise
+            except Exception as error:  # a fault of the program must not end the others either
+                cause = cause_of(error)
         if cause is not None:
+            cause = printable(cause)
             self.failed[run.id] = Failed(run.seed, cause, run.command)
             tqdm.write(f"{run.title} failed: {cause}", file=sys.stderr)
             return
@@ -167,33 +172,43 @@ class _Bout:
     def conclude(self) -> Results:
         """Measure costs, and write everything that the folder is for."""
         plan, config = self.plan, self.plan.config
-        say("measuring latency ...")
-        timing = LatencyConfig(batches=config.latency_batches, seconds=config.latency_seconds)
-        measurement, measured = measure(plan.models, device=plan.device, config=timing)
         evidence = []
         for model in plan.models:
             ids = [run.id for run in plan.runs_of(model)]
             finished = [self.done[item] for item in ids if item in self.done]
             failed = [self.failed[item] for item in ids if item in self.failed]
-            evidence.append(Evidence(model, finished, failed, measured.get(model.name)))
-        results = self._results(evidence, measurement)
-        write_text(self.folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
-        write_text(self.folder / "table.csv", csv_table(results))
-        write_text(self.folder / "table.md", markdown(results))
+            evidence.append(Evidence(model, finished, failed))
+        results = self._results(evidence)
+        if self.news or not (self.folder / RESULTS).is_file():
+            self._write(results)  # what was trained is in the table whatever measuring comes to
+        say("measuring latency ...")
+        timing = LatencyConfig(batches=config.latency_batches, seconds=config.latency_seconds)
+        results["measurement"], measured = measure(plan.models, device=plan.device, config=timing)
+        results["rows"] = [
+            with_measured(row, model, measured.get(model.name))
+            for row, model in zip(results["rows"], plan.models, strict=True)
+        ]
+        self._write(results)
         write_plots(results, self.folder)
         report = write_report(results, self.folder, examples=examples(plan.splits, evidence))
         say(console(results))
         say(f"results.json, table.csv, table.md, plots and {report.name} are in {self.folder}")
         return results
 
-    def _results(self, evidence: list[Evidence], measurement: Measurement) -> Results:
+    def _write(self, results: Results) -> None:
+        write_text(self.folder / RESULTS, json.dumps(results, indent=1, allow_nan=False))
+        write_text(self.folder / "table.csv", csv_table(results))
+        write_text(self.folder / "table.md", markdown(results))
+
+    def _results(self, evidence: list[Evidence]) -> Results:
+        """All but what is measured here."""
         plan = self.plan
         return Results(
             format=FORMAT,
             command=plan.config.command(),
             protocol=plan.protocol,
             baseline=plan.baseline,
-            measurement=measurement,
+            measurement=None,
             rows=rows(evidence, truth=plan.truth, images=plan.images, baseline=plan.baseline),
         )
 

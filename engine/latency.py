@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from engine.bench import Clock, no_collection, prepare, sample_images, synchronize
 from models.traffic import count_traffic
 from utils.environment import device_name
+from utils.errors import cause_of
 
 LEAST_ROUNDS = 5
+FAULTS = (RuntimeError, MemoryError)  # torch's own, out of memory among them: of one model
 MEASURED = "torch.cuda.max_memory_allocated"
 MODELLED = "modelled: weights and live activations"
 
@@ -167,33 +169,52 @@ def measure_latency(
     if len({candidate.name for candidate in candidates}) < len(candidates):
         raise ValueError(f"names must differ, got {[item.name for item in candidates]}")
     layout = {"fused": config.fused, "channels_last": config.channels_last}
-    models = [prepare(item.model, device, **layout) for item in candidates]
     measured: list[Latency] = []
     failed: list[Failure] = []
+    models: list[tuple[Candidate, nn.Module]] = []
+    for item in candidates:
+        try:
+            models.append((item, prepare(item.model, device, **layout)))
+        except FAULTS as error:
+            failed += [Failure(item.name, batch, cause_of(error)) for batch in config.batches]
+            _let_go(device)
     for batch in config.batches:
-        runs: list[_Run] = []
-        for item, model in zip(candidates, models, strict=True):
-            run = _start(item, model, batch, config, device)
-            if isinstance(run, _Run):
-                runs.append(run)
-            else:
-                failed.append(run)
+        begun = [_start(item, model, batch, config, device) for item, model in models]
+        runs = [run for run in begun if isinstance(run, _Run)]
         laps = interleave(runs, config, device=device, clock=clock)
-        measured += [
-            _figures(run, seconds, device) for run, seconds in zip(runs, laps, strict=True)
-        ]
+        found = [_figures(run, seconds, device) for run, seconds in zip(runs, laps, strict=True)]
+        for one in (*begun, *found):
+            if isinstance(one, Failure):
+                failed.append(one)
+            elif isinstance(one, Latency):
+                measured.append(one)
     threads = torch.get_num_threads() if device.type == "cpu" else None
     return LatencyReport(tuple(measured), tuple(failed), config, device_name(device), threads)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
     candidate: Candidate
     model: nn.Module  # prepared
     images: Tensor
+    device: torch.device
+    cause: str | None = None  # of a failure in the rounds, after which it does nothing
 
-    def __call__(self) -> Any:
-        return self.model(self.images)
+    def __call__(self) -> None:
+        if self.cause is not None:
+            return
+        try:
+            self.model(self.images)
+            synchronize(self.device)
+        except FAULTS as error:
+            self.cause = cause_of(error)
+            _let_go(self.device)
+
+
+def _let_go(device: torch.device) -> None:
+    """After a model that did not fit: leave the memory to the others."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def interleave(
@@ -236,28 +257,33 @@ def _start(
             like=model,
             channels_last=config.channels_last,
         )
-        run = _Run(candidate, model, images)
-        for _ in range(config.warm_up):
-            run()
-        synchronize(device)
-    except RuntimeError as error:  # torch's own, out of memory among them
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-    else:
-        return run
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return Failure(candidate.name, batch, cause)
+    except FAULTS as error:
+        _let_go(device)
+        return Failure(candidate.name, batch, cause_of(error))
+    run = _Run(candidate, model, images, device)
+    for _ in range(config.warm_up):
+        run()
+    return run if run.cause is None else Failure(candidate.name, batch, run.cause)
 
 
-def _figures(run: _Run, laps: Sequence[float], device: torch.device) -> Latency:
+def _figures(run: _Run, laps: Sequence[float], device: torch.device) -> Latency | Failure:
     one = (1, *run.images.shape[1:])
-    memory, source = _memory(run, device)
+    name, batch = run.candidate.name, len(run.images)
+    if run.cause is not None:
+        return Failure(name, batch, run.cause)
+    try:
+        memory, source = _memory(run, device)
+        flops = count_traffic(run.model, one).flops
+    except FAULTS as error:
+        return Failure(name, batch, cause_of(error))
+    if run.cause is not None:  # it ran once more for its memory
+        return Failure(name, batch, run.cause)
     return Latency(
-        model=run.candidate.name,
+        model=name,
         image_size=run.candidate.image_size,
-        batch=len(run.images),
+        batch=batch,
         laps=tuple(laps),
-        flops=count_traffic(run.model, one).flops,
+        flops=flops,
         memory_bytes=memory,
         memory_source=source,
     )

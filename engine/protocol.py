@@ -142,7 +142,13 @@ class Lock:
     """What a comparison's folder is locked to: the protocol, and its rows' models by name."""
 
     protocol: Protocol
-    models: Mapping[str, str]  # hash of each, see compare_record.model_id
+    # hash of each, see compare_record.model_id; '' of one that could not be built: any
+    models: Mapping[str, str]
+
+    def after(self, present: Lock) -> Lock:
+        """This lock in place of `present`: what could be built then is not forgotten."""
+        models = {name: own or present.models.get(name, "") for name, own in self.models.items()}
+        return Lock(self.protocol, models)
 
 
 def read_lock(folder: Path) -> Lock | None:
@@ -174,6 +180,6 @@ def conflict(present: Lock, wanted: Lock) -> list[str]:
     for name, model in present.models.items():
         if name not in wanted.models:
             differing.append(f"row {name}: it has one")
-        elif wanted.models[name] != model:
+        elif model and wanted.models[name] and wanted.models[name] != model:
             differing.append(f"row {name}: another model of that name")
     return differing

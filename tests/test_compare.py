@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 import compare
 from engine import compare_runs, comparer
+from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.compare_config import CompareConfig
 from engine.compare_record import load_record
 from engine.compare_runs import state_of
@@ -40,13 +42,20 @@ def wide_model(tmp_path_factory, tiny_model):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, rectangles, tiny_model):
-    """The folder of a finished run of the tiny model, of one epoch."""
+def both_trained(tmp_path_factory, rectangles, tiny_model, wide_model):
+    """The folders of finished runs of the two models, of one epoch, by name."""
     project = tmp_path_factory.mktemp("trained")
-    words = ["--data", str(rectangles), "--cfg", str(tiny_model), "--img", "64", "--epochs", "1"]
+    words = ["--data", str(rectangles), "--img", "64", "--epochs", "1", "--patience", "0"]
     words += ["--batch", "4", "--workers", "0", "--device", "cpu", "--noplots"]
-    fit(parse(TrainConfig, [*words, "--project", str(project)], prog="train.py", description=""))
-    return project / "exp"
+    for model in (tiny_model, wide_model):
+        place = ["--cfg", str(model), "--project", str(project), "--name", model.stem]
+        fit(parse(TrainConfig, [*words, *place], prog="train.py", description=""))
+    return {name: project / name for name in ("tiny", "wide")}
+
+
+@pytest.fixture(scope="module")
+def trained(both_trained):
+    return both_trained["tiny"]
 
 
 @pytest.fixture(autouse=True)
@@ -76,17 +85,18 @@ def common(rectangles, tmp_path):
 
 
 @pytest.fixture
-def fake(monkeypatch, trained):
+def fake(monkeypatch, both_trained):
     """Runs that copy a finished run instead of training; .scripts does something else by title."""
 
     class Fake:
         def __init__(self):
-            self.titles, self.scripts = [], {}
+            self.titles, self.scripts, self.sources = [], {}, {}
 
         def command(self, shop, plan, device):
             self.titles.append(plan.title)
             script = self.scripts.get(plan.title, COPY)
-            return [sys.executable, "-S", "-c", script, str(trained), str(shop.run_folder(plan))]
+            source = self.sources.get(plan.title, both_trained[plan.contender.name])
+            return [sys.executable, "-S", "-c", script, str(source), str(shop.run_folder(plan))]
 
     made = Fake()
     monkeypatch.setattr(compare_runs, "training_command", made.command)
@@ -251,20 +261,184 @@ def test_profile_only_needs_no_data(tiny_model, wide_model, tmp_path):
 def test_checkpoints_are_evaluated_into_the_same_table(trained, rectangles, tmp_path):
     copy = tmp_path / "second" / "weights" / "best.pt"
     copy.parent.mkdir(parents=True)
-    shutil.copy(trained / "weights" / "best.pt", copy)
+    save_checkpoint(copy, {**load_checkpoint(trained / "weights" / "best.pt"), "metrics": {}})
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes(b"nothing")
     files = [str(trained / "weights" / "best.pt"), str(copy), str(damaged)]
     with pytest.raises(PartlyDoneError, match="damaged"):
         compare.main(["--weights", *files, *common(rectangles, tmp_path)])
     rows = results_in(tmp_path / "runs" / "exp")["rows"]
-    assert [row["name"] for row in rows] == ["exp", "second", "damaged"]
+    assert [row["name"] for row in rows] == ["tiny", "second", "damaged"]
     assert [row["status"] for row in rows] == ["done", "done", "failed"]
     assert rows[0]["accuracy"]["AP"] == rows[1]["accuracy"]["AP"]
     assert rows[1]["difference"]["AP"]["delta"] == 0
     assert "not a checkpoint" in rows[2]["cause"]
     assert rows[0]["training"] is None
     assert rows[0]["runs"][0]["command"].startswith("python val.py --weights")
+
+
+def test_the_same_weights_under_two_names_are_refused(trained, rectangles, tmp_path):
+    copy = tmp_path / "second.pt"
+    shutil.copy(trained / "weights" / "best.pt", copy)
+    words = ["--weights", str(trained / "weights" / "best.pt"), str(copy)]
+    with pytest.raises(UserError, match=r"tiny and second are the same model"):
+        compare.main([*words, *common(rectangles, tmp_path)])
+
+
+def changed_run(source, folder, **changes):
+    """A copy of a run whose best.pt says something else."""
+    shutil.copytree(source, folder)
+    best = folder / "weights" / "best.pt"
+    saved = load_checkpoint(best)
+    for key, value in changes.items():
+        saved[key] = {**saved[key], **value} if isinstance(value, dict) else value
+    save_checkpoint(best, saved)
+    return folder
+
+
+def test_a_record_is_of_what_was_trained(flags, fake, both_trained, tmp_path):
+    """Edited while the comparison ran: the model's file, hyper-parameters, settings, packages."""
+    fake.sources = {
+        "tiny seed 0": both_trained["wide"],
+        "wide seed 0": changed_run(both_trained["wide"], tmp_path / "h", hyp={"lr0": 0.5}),
+        "tiny seed 1": changed_run(both_trained["tiny"], tmp_path / "c", config={"epochs": 9}),
+        "wide seed 1": changed_run(
+            both_trained["wide"], tmp_path / "e", environment={"torch": "1.0"}
+        ),
+    }
+    with pytest.raises(PartlyDoneError, match="2 of 2 models failed"):
+        compare.main(flags)
+    tiny, wide = results_in(tmp_path / "runs" / "exp")["rows"]
+    assert "it holds another model" in tiny["runs"][0]["cause"]
+    assert "training.epochs: 1 and 9" in tiny["runs"][1]["cause"]
+    assert "training.hyp.lr0: 0.01 and 0.5" in wide["runs"][0]["cause"]
+    assert "versions.torch" in wide["runs"][1]["cause"]
+    assert not list((tmp_path / "runs").rglob("records/*.json"))
+
+
+def test_environment_and_settings_are_the_run_s_own(flags, fake, both_trained, tmp_path):
+    commit = {"commit": "0" * 40}
+    other = {"label_smoothing": 0.1}
+    fake.sources = {
+        "tiny seed 0": changed_run(both_trained["tiny"], tmp_path / "a", environment=commit),
+        "wide seed 1": changed_run(both_trained["wide"], tmp_path / "b", config=other),
+    }
+    with pytest.raises(PartlyDoneError, match="wide"):
+        compare.main(flags)
+    tiny, wide = results_in(tmp_path / "runs" / "exp")["rows"]
+    assert tiny["runs"][0]["environment"]["commit"] == "0" * 40
+    assert "trained by different settings" in wide["runs"][1]["cause"]
+    assert "label_smoothing: 0.0 and 0.1" in wide["runs"][1]["cause"]
+    records = tmp_path / "runs" / "exp" / "records"
+    record = load_record(records / tiny["runs"][0]["record"])
+    assert (record.training["epochs"], record.training["cos_lr"]) == (1, False)
+    assert not {"project", "name", "device", "data", "seed", "resume"} & set(record.training)
+    assert str(tmp_path) not in json.dumps(record.training)
+    path = records / tiny["runs"][1]["record"]
+    content = json.loads(path.read_text())
+    content["training"]["cos_lr"] = True
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"different settings.*cos_lr"):
+        compare.main(flags)
+    content["training"] = {}  # of a record older than the field
+    path.write_text(json.dumps(content))
+    fake.sources = {}
+    for folder in (tmp_path / "runs" / "exp" / "runs").glob("*wide-seed1*"):
+        shutil.rmtree(folder)
+    assert compare.main(flags) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", None])
+def test_damaged_detections_are_made_again(flags, fake, tmp_path, capsys, content):
+    compare.main(flags)
+    folder = tmp_path / "runs" / "exp"
+    first = results_in(folder)
+    path = next((folder / "records").glob("*tiny-seed0*.npz"))
+    whole = path.read_bytes()
+    half = len(whole) // 3
+    path.write_bytes(whole[:half] + b"\0" * 9 + whole[half + 9 :] if content is None else content)
+    capsys.readouterr()
+    assert compare.main(flags) == 0
+    assert "counts as not done" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+    assert accuracy(results_in(folder)) == accuracy(first)
+
+
+def test_detections_of_other_images_are_no_part_of_a_record(flags, fake, tmp_path, capsys):
+    compare.main(flags)
+    records = tmp_path / "runs" / "exp" / "records"
+    path = next(records.glob("*tiny-seed0*.npz"))
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{**arrays, "image": np.full_like(arrays["image"], 5)})
+    with pytest.raises(UserError, match=r"detections beyond its 5 images"):
+        compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
+    capsys.readouterr()
+    compare.main([*flags, "--dry-run"])
+    told = capsys.readouterr()
+    assert "counts as not done" in told.err
+    assert told.out.count(": done;") == 3
+
+
+def test_one_record_twice_is_refused(flags, fake, tmp_path):
+    compare.main(flags)
+    records = tmp_path / "runs" / "exp" / "records"
+    path = next(records.glob("*tiny-seed0*.json"))
+    for suffix in (".json", ".npz"):
+        shutil.copy(path.with_suffix(suffix), records / f"again{suffix}")
+    with pytest.raises(UserError, match=r"two records of one run \(tiny, seed 0\)"):
+        compare.main(flags)
+    with pytest.raises(UserError, match=r"two records of one run"):
+        compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
+
+
+def test_a_fault_in_judging_one_run_is_its_own(flags, fake, tmp_path, monkeypatch):
+    judge = comparer.judge
+
+    def broken(plan, shop, run, device, **more):
+        if run.title == "wide seed 1":
+            raise ZeroDivisionError("division by zero")
+        return judge(plan, shop, run, device, **more)
+
+    monkeypatch.setattr(comparer, "judge", broken)
+    with pytest.raises(PartlyDoneError):
+        compare.main(flags)
+    tiny, wide = results_in(tmp_path / "runs" / "exp")["rows"]
+    assert (tiny["status"], wide["status"]) == ("done", "partly")
+    assert wide["cause"] == "seed 1: ZeroDivisionError: division by zero"
+
+
+def test_the_cause_is_of_this_sitting(flags, fake, tmp_path):
+    fake.scripts = {"wide seed 0": COMPLAIN}
+    with pytest.raises(PartlyDoneError):
+        compare.main(flags)
+    fake.scripts = {"wide seed 0": "import sys; print('a line'); sys.exit(2)"}
+    with pytest.raises(PartlyDoneError):
+        compare.main(flags)
+    assert results_in(tmp_path / "runs" / "exp")["rows"][1]["cause"] == "seed 0: a line"
+
+
+def test_the_table_is_there_before_anything_is_measured(flags, fake, tmp_path, monkeypatch):
+    def stopped(*args, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparer, "measure", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            compare.main(flags)
+    folder = tmp_path / "runs" / "exp"
+    early = results_in(folder)
+    assert [row["status"] for row in early["rows"]] == ["done", "done"]
+    assert early["measurement"] is None
+    assert early["rows"][0]["cost"]["params"] > 0
+    assert (folder / "table.md").is_file()
+    compare.main(flags)
+    assert results_in(folder)["measurement"]["batches"] == [1]
+    with monkeypatch.context() as patch:  # nothing new: the measured table stays
+        patch.setattr(comparer, "measure", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            compare.main(flags)
+    assert results_in(folder)["measurement"]["batches"] == [1]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {lowered[close[0]]!r}?" if close else ""
 
 
+def cause_of(error: BaseException) -> str:
+    """An error's first line; with its type's name where it was not written for users."""
+    line = (str(error).splitlines() or [""])[0]
+    if isinstance(error, FeatherDetError) and line:
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise TerminatedError("terminated")
 

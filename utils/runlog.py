@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
+
+from utils.files import write_bytes
 
 # The ecosystem's columns, in its order; EXTRA_COLUMNS follow them.
 COLUMNS = (
@@ -41,6 +42,11 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: control characters become spaces."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
 def console_header() -> str:
     """The heads of the columns of `console_row`."""
     return ("%11s" * len(CONSOLE)) % CONSOLE
@@ -56,9 +62,7 @@ def console_row(
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill, never meets half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:

@@ -61,6 +61,8 @@ function paperColumns() {
 }
 
 function measuredColumns({ rows, measurement }) {
+  const energyAt = [...new Set(rows.map((row) => row.energy?.batch).filter(isNumber))];
+  const spent = energyAt.length ? { note: `batch ${energyAt.join(", ")}`, at: ` at batch ${energyAt.join(", ")}` } : { note: "", at: "" };
   const timedAt = [...(measurement?.batches ?? []), ...rows.flatMap((row) => row.latency.map((item) => item.batch))];
   const batches = [...new Set(timedAt.length ? timedAt : [1])].sort((a, b) => a - b);
   const timed = batches.flatMap((batch) => {
@@ -86,8 +88,8 @@ function measuredColumns({ rows, measurement }) {
   });
   return [
     ...timed,
-    column("energy.joules_per_image", "Cost measured", "Energy", { unit: "J/image", better: "lower" }),
-    column("energy.watts", "Cost measured", "Power", { unit: "W", better: "lower" }),
+    column("energy.joules_per_image", "Cost measured", "Energy", { unit: "J/image", better: "lower", note: spent.note, long: `Energy${spent.at}` }),
+    column("energy.watts", "Cost measured", "Power", { unit: "W", better: "lower", note: spent.note, long: `Power${spent.at}` }),
     ...(rows.some((row) => row.training) ? trainingColumns() : []),
   ];
 }

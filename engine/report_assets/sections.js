@@ -66,6 +66,32 @@ function commandList(report) {
   return h("div", {}, one, rows);
 }
 
+const DIRTY = "-dirty";
+
+// By which commits the runs were made, and what is wrong with that.
+function codeFact(rows) {
+  const made = rows.flatMap((row) => row.runs).filter((run) => run.status === "done");
+  const commits = [...new Set(made.map((run) => run.environment?.commit || "unknown"))];
+  const short = (commit) => commit.replace(DIRTY, "").slice(0, 12) + (commit.endsWith(DIRTY) ? DIRTY : "");
+  const warnings = [
+    commits.length > 1 ? `warning: ${commits.length} commits in one table` : "",
+    commits.some((commit) => commit.endsWith(DIRTY)) ? "warning: uncommitted changes" : "",
+  ].filter(Boolean);
+  return ["Code", commits.map(short).join(", "), warnings.join("; ") || null];
+}
+
+function deviceText(device, threads) {
+  return isNumber(threads) ? `${device}, ${threads} ${threads === 1 ? "thread" : "threads"}` : device;
+}
+
+// Where the runs were made, if that is not where the costs were measured.
+function elsewhere({ protocol, measurement }) {
+  const { device } = protocol;
+  if (!measurement || !device) return null;
+  const there = deviceText(device.name, device.threads);
+  return there === deviceText(measurement.device, measurement.threads) ? null : there;
+}
+
 function facts(report) {
   const { results, models } = report;
   const { protocol, measurement } = results;
@@ -79,7 +105,8 @@ function facts(report) {
     ["Data set", data?.name, data ? [isNumber(data.train_images) ? `${plain(data.train_images)} to train` : "", isNumber(data.val_images) ? `${plain(data.val_images)} to validate` : ""].filter(Boolean).join(", ") : null],
     ["Image size", protocol.image_size ? `${written(protocol.image_size)} px` : null, null],
     ["Training", training?.epochs ? `${training.epochs} epochs` : null, protocol.seeds?.length ? `seeds ${written(protocol.seeds)}` : null],
-    ["Device", measurement?.device ?? protocol.device?.name, (measurement?.threads ?? protocol.device?.threads) ? `${measurement?.threads ?? protocol.device.threads} threads` : null],
+    ["Device", measurement?.device ?? protocol.device?.name, [(measurement?.threads ?? protocol.device?.threads) ? `${measurement?.threads ?? protocol.device.threads} threads` : "", elsewhere(results) ? `runs on ${elsewhere(results)}` : ""].filter(Boolean).join("; ") || null],
+    codeFact(results.rows),
     ["Roof", measurement?.roof ? `${plain(measurement.roof.flops_per_second / GIGA, 3)} GFLOP/s` : null, measurement?.roof ? `${plain(measurement.roof.bytes_per_second / GIGA, 3)} GB/s, ridge ${plain(measurement.roof.flops_per_second / measurement.roof.bytes_per_second, 3)} FLOP/B` : null],
     ["Energy", measurement ? measurement.energy_source ?? "not measured" : null, null],
   ];
@@ -88,11 +115,13 @@ function facts(report) {
 }
 
 function standfirst(report) {
-  const { protocol, baseline } = report.results;
+  const { protocol, baseline, measurement } = report.results;
+  const there = elsewhere(report.results);
+  const place = there ? `; runs on ${there}, costs measured on ${deviceText(measurement.device, measurement.threads)}` : protocol.device ? " on one kind of device" : "";
   const others = report.models.length - (baseline ? 1 : 0);
   const on = protocol.data?.name ? ` on ${protocol.data.name}` : "";
   const seeds = protocol.seeds?.length ?? 0;
   const how = seeds ? `, ${seeds} ${seeds === 1 ? "run" : "runs"} each` : "";
   const compared = baseline ? `${others} ${others === 1 ? "model" : "models"} beside ${baseline}` : `${others} ${others === 1 ? "model" : "models"}`;
-  return `${compared}${on}${how}: what each gains in accuracy and what it costs, on paper and measured, under one protocol on one machine.`;
+  return `${compared}${on}${how}: what each gains in accuracy and what it costs, on paper and measured, under one protocol${place}.`;
 }

@@ -2,12 +2,14 @@
 
 import copy
 import shlex
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from engine import compare_folder
 from engine.compare_config import EVALUATE, PROFILE, TABLE, TRAIN, CompareConfig
-from engine.compare_folder import alone, comparison_folder
+from engine.compare_folder import alone, comparison_folder, held_folder
 from engine.protocol import (
     Lock,
     conflict,
@@ -17,6 +19,7 @@ from engine.protocol import (
     of_a_run,
     read_lock,
     require_equal,
+    write_lock,
 )
 from utils.config import parse
 from utils.errors import UserError
@@ -47,6 +50,12 @@ def changed(**fields):
 
 def parsed(*words):
     return parse(CompareConfig, list(words), prog="compare.py", description="")
+
+
+def claim(project, name, lock, **more):
+    """The folder, made and locked to `lock`, and let go again."""
+    with held_folder(project, name, lock, **more) as (folder, _):
+        return folder
 
 
 def test_differences_are_named_with_both_values():
@@ -89,35 +98,47 @@ def test_seeds_are_no_difference_between_runs():
         (PROTOCOL, {"one": "aa"}, ["row two: it has one"]),
         (PROTOCOL, {**MODELS, "two": "xx"}, ["row two: another model of that name"]),
         (changed(image_size=32), MODELS, ["image_size: 64 and 32"]),
+        (PROTOCOL, {**MODELS, "two": ""}, []),  # it cannot be built now
     ],
 )
 def test_a_folder_is_gone_on_with_by_the_same_or_a_larger_comparison(protocol, models, reasons):
     assert conflict(Lock(PROTOCOL, MODELS), Lock(protocol, models)) == reasons
 
 
+def test_a_model_that_could_not_be_built_may_be_repaired(tmp_path):
+    """And one that is broken for a while is still held to what it was."""
+    for two in ("", "bb", "", "bb"):
+        lock = Lock(PROTOCOL, {**MODELS, "two": two})
+        assert claim(str(tmp_path), "exp", lock) == tmp_path / "exp"
+    other = Lock(PROTOCOL, {**MODELS, "two": ""})
+    claim(str(tmp_path), "exp", other)
+    other = Lock(PROTOCOL, {**MODELS, "two": "xx"})
+    assert claim(str(tmp_path), "exp", other) == tmp_path / "exp2"
+
+
 def test_the_same_comparison_finds_its_folder_again(tmp_path, capsys):
     lock, other = Lock(PROTOCOL, MODELS), Lock(changed(training__epochs=9), MODELS)
-    first = comparison_folder(str(tmp_path), "exp", lock)
+    first = claim(str(tmp_path), "exp", lock)
     assert first == tmp_path / "exp"
     assert read_lock(first) == lock
-    assert comparison_folder(str(tmp_path), "exp", lock) == first
-    assert comparison_folder(str(tmp_path), "exp", other) == tmp_path / "exp2"
+    assert claim(str(tmp_path), "exp", lock) == first
+    assert claim(str(tmp_path), "exp", other) == tmp_path / "exp2"
     assert "training.epochs: 3 and 9" in capsys.readouterr().err
-    assert comparison_folder(str(tmp_path), "exp", other) == tmp_path / "exp2"
+    assert claim(str(tmp_path), "exp", other) == tmp_path / "exp2"
     assert read_lock(first) == lock
 
 
 def test_exist_ok_refuses_another_protocol(tmp_path):
-    comparison_folder(str(tmp_path), "exp", Lock(PROTOCOL, MODELS), exist_ok=True)
+    claim(str(tmp_path), "exp", Lock(PROTOCOL, MODELS), exist_ok=True)
     other = Lock(changed(training__hyp__mosaic=0.0), MODELS)
     with pytest.raises(UserError, match=r"training.hyp.mosaic: 1.0 and 0.0.*another --name"):
-        comparison_folder(str(tmp_path), "exp", other, exist_ok=True)
+        claim(str(tmp_path), "exp", other, exist_ok=True)
 
 
 def test_a_strange_folder_is_left_alone_and_nothing_is_made_to_look(tmp_path):
     (tmp_path / "exp").mkdir()
     lock = Lock(PROTOCOL, MODELS)
-    assert comparison_folder(str(tmp_path), "exp", lock, make=False) == tmp_path / "exp2"
+    assert comparison_folder(str(tmp_path), "exp", lock) == tmp_path / "exp2"
     assert [path.name for path in tmp_path.iterdir()] == ["exp"]
     assert list((tmp_path / "exp").iterdir()) == []
 
@@ -126,7 +147,7 @@ def test_a_damaged_lock_is_named(tmp_path):
     (tmp_path / "exp").mkdir()
     (tmp_path / "exp" / "protocol.json").write_text("[1, 2]")
     with pytest.raises(UserError, match=r"protocol.json: not a protocol"):
-        comparison_folder(str(tmp_path), "exp", Lock(PROTOCOL, MODELS))
+        claim(str(tmp_path), "exp", Lock(PROTOCOL, MODELS))
 
 
 def test_only_one_works_in_a_folder(tmp_path):
@@ -134,6 +155,34 @@ def test_only_one_works_in_a_folder(tmp_path):
         pass
     with alone(tmp_path):
         pass
+
+
+def test_a_folder_is_held_while_its_lock_is_read_and_written(tmp_path, monkeypatch):
+    """Another one with the same name, a moment earlier: the second sees it and goes elsewhere."""
+    lock, other = Lock(PROTOCOL, MODELS), Lock(changed(image_size=96), MODELS)
+    look = compare_folder.comparison_folder
+    quicker = iter([True])
+
+    def late(*args, **more):
+        found = look(*args, **more)
+        if next(quicker, False):
+            with alone_in(found):
+                write_lock(found, other)
+        return found
+
+    @contextmanager
+    def alone_in(folder):
+        folder.mkdir()
+        with alone(folder):
+            yield
+
+    monkeypatch.setattr(compare_folder, "comparison_folder", late)
+    with held_folder(str(tmp_path), "exp", lock) as (folder, _):
+        assert folder == tmp_path / "exp2"
+        assert read_lock(tmp_path / "exp") == other
+        assert read_lock(folder) == lock
+        with pytest.raises(UserError, match="still at work"), alone(folder):
+            pass
 
 
 def test_the_protocol_of_a_training_comparison(rectangles):
@@ -177,6 +226,7 @@ def test_other_kinds_have_no_training(rectangles):
         (("--cfg", "a", "--seeds", "1", "1"), "--seeds has 1 twice"),
         (("--cfg", "a", "--seeds", "-1"), "--seeds"),
         (("--cfg", "a", "--epochs", "0"), "--epochs"),
+        (("--cfg", "a", "--device", "0, cuda:0"), "--device has GPU 0 twice"),
         (("--cfg", "a", "--jobs", "0"), "--jobs"),
         (("--cfg", "a", "--latency-seconds", "0"), "--latency-seconds"),
         (("--cfg", "a", "--epoch", "3"), "--epochs"),

@@ -20,6 +20,7 @@ from engine.compare_record import (
     records_in,
     run_id,
     save_record,
+    save_truth,
     unpack,
 )
 from engine.results import DetectionMetrics, Speed
@@ -27,9 +28,16 @@ from models.parser import load_spec
 from models.spec import ModelSpec
 from utils.errors import UserError
 from utils.metrics import Found, Truth
+from utils.runlog import write_text
 
 PROTOCOL = {
-    "data": {"name": "d", "val": "0123456789abcdef", "classes": ["a", "b"]},
+    "data": {
+        "name": "d",
+        "val": "0123456789abcdef",
+        "classes": ["a", "b"],
+        "train_images": 30,
+        "val_images": 20,
+    },
     "image_size": 64,
 }
 
@@ -83,7 +91,12 @@ def a_record(**changes):
     values = {
         "name": "yolov5n",
         "model_id": model_id(spec),
-        "model": {"cfg": "yolov5n", "source": "cfg/yolov5n.yaml", "notes": []},
+        "model": {
+            "cfg": "yolov5n",
+            **dict.fromkeys(("backbone", "neck", "fit", "weights"), ""),
+            "source": "cfg/yolov5n.yaml",
+            "notes": [],
+        },
         "spec": plain_spec(spec, "cfg/yolov5n.yaml"),
         "seed": 3,
         "protocol": PROTOCOL,
@@ -188,6 +201,117 @@ def test_what_is_no_record_is_named(tmp_path, text):
     file.write_text(text)
     with pytest.raises(UserError, match=r"x.json: not a record"):
         load_record(file)
+
+
+GONE = object()
+
+
+def plant(content, key, value):
+    *path, last = key.split(".")
+    for part in path:
+        content = content[part]
+    if value is GONE:
+        del content[last]
+    else:
+        content[last] = value
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A record's content as it lies on the disk."""
+    truth, found = random_data()
+    record = a_record(metrics=metrics_of(found, truth).to_dict())
+    folder = tmp_path_factory.mktemp("written")
+    return save_record(folder, record, metrics_of(found, truth), truth).read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "a\x1b[2Jb"),
+        ("name", 3),
+        ("seed", "0"),
+        ("seed", True),
+        ("command", GONE),
+        ("model.notes", "none"),
+        ("model.backbone", GONE),
+        ("model", []),
+        ("protocol.data", GONE),
+        ("protocol.data.val", "../../etc/passwd"),
+        ("protocol.data.classes", []),
+        ("protocol.data.val_images", -1),
+        ("protocol.data.train_images", GONE),
+        ("protocol.image_size", 0),
+        ("metrics.coco.AP", "high"),
+        ("metrics.coco", GONE),
+        ("metrics.per_class", [{"name": "a"}]),
+        ("curves.epoch", GONE),
+        ("curves", {"epoch": ["x"]}),
+        ("environment", {"commit": ["x"]}),
+        ("training", []),
+    ],
+)
+def test_a_record_of_another_shape_is_named_with_its_key(tmp_path, written, key, value):
+    content = json.loads(written)
+    plant(content, key, value)
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"x.json: not a record: '{key}") as refused:
+        load_record(file)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_what_is_no_number_is_refused(tmp_path, written, number):
+    content = json.loads(written)
+    content["metrics"]["coco"]["AP"] = "here"
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(content).replace('"here"', number))
+    with pytest.raises(UserError, match=r"x.json: not a record"):
+        load_record(file)
+
+
+def test_a_record_older_than_its_training_settings_is_read(tmp_path, written):
+    content = json.loads(written)
+    del content["training"]
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(content))
+    assert load_record(file).training == {}
+
+
+def test_damaged_truth_is_written_anew(tmp_path):
+    truth, _ = random_data()
+    path = tmp_path / "truth-0123456789ab.npz"
+    save_truth(path, truth)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="truth-"):
+        load_truth(tmp_path, "0123456789abcdef")
+    save_truth(path, truth)
+    assert len(load_truth(tmp_path, "0123456789abcdef")) == len(truth)
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
+    file = tmp_path / "x.json"
+    write_text(file, "before")
+
+    def full(descriptor):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_text(file, "after")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    assert file.read_text() == "before"
+
+
+def test_arrays_that_are_no_detections_are_named(tmp_path):
+    np.savez(tmp_path / "x.npz", image=[0], labels=[0, 1], boxes=np.zeros((1, 4)), scores=[0])
+    with pytest.raises(UserError, match="not the detections"):
+        load_detections(tmp_path / "x.json")
+    np.savez(tmp_path / "x.npz", image=[0])
+    with pytest.raises(UserError, match="not the detections"):
+        load_detections(tmp_path / "x.json")
 
 
 def test_missing_detections_are_named(tmp_path):

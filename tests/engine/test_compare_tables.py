@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from data.records import DataIndex, ImageRecord
+from engine import compare_costs
 from engine.bootstrap import Draw, difference, resample_ap
 from engine.compare_config import CompareConfig
 from engine.compare_costs import measure, paper_cost
@@ -33,6 +34,8 @@ from engine.compare_text import columns, console, csv_table, duration, markdown
 from engine.figures import Shard, metrics_of
 from engine.latency import LatencyConfig
 from engine.roof import Task
+from engine.train_config import TrainConfig
+from utils.config import parse
 from utils.errors import UserError
 from utils.metrics import Found, Truth
 
@@ -325,6 +328,75 @@ def test_the_markdown_table_says_what_the_results_say(sample):
     assert sample["command"] in text
 
 
+def made_by(sample, *commits):
+    """The sample with runs of these commits, in turn."""
+    made = copy.deepcopy(sample)
+    runs = [run for row in made["rows"] for run in row["runs"] if run["status"] == DONE]
+    for place, run in enumerate(runs):
+        run["environment"]["commit"] = commits[place % len(commits)]
+    return made
+
+
+def test_the_commits_of_the_runs_are_shown_and_warned_of(sample):
+    one, other = "a" * 40, "b" * 40
+    assert f"Runs by commit {'a' * 12}." in markdown(made_by(sample, one))
+    assert "Warning" not in markdown(made_by(sample, one))
+    text = markdown(made_by(sample, one, other))
+    assert f"**Warning**: runs of 2 commits: {'a' * 12}, {'b' * 12}." in text
+    assert "uncommitted" not in text
+    text = markdown(made_by(sample, one + "-dirty"))
+    assert f"{'a' * 12}-dirty" in text
+    assert "uncommitted changes" in text
+
+
+def test_where_the_runs_were_made_is_said_if_not_here(sample):
+    assert "Not where the runs" not in markdown(sample)
+    made = copy.deepcopy(sample)
+    made["protocol"]["device"]["threads"] = 7
+    assert "that was on cpu (x86_64), torch threads: 7." in markdown(made)
+
+
+def test_names_of_others_stay_text(sample):
+    made = copy.deepcopy(sample)
+    made["rows"][0]["name"] = "=1+<b>&`|\x1b[2J"
+    made["rows"][1]["name"] = "-ghost"
+    made["command"] = "python `x`"
+    lines = csv_table(made).splitlines()
+    assert lines[1].startswith("'=1+")
+    assert lines[2].startswith("'-ghost")
+    assert any(",-0.0" in line for line in lines)  # a number stays one
+    text = markdown(made)
+    assert "| =1+&lt;b>&amp;\\`\\| [2J |" in text
+    assert "`` python `x` ``" in text
+    assert console(made).replace("\n", "").isprintable()
+
+
+def test_energy_says_at_which_batch(sample):
+    made = copy.deepcopy(sample)
+    spent = {"joules_per_image": 0.5, "watts": 9.0, "batch": 32, "source": "x"}
+    made["rows"][0]["energy"] = spent
+    assert "J/image at 32" in [column.head for column in columns(made)]
+
+
+def test_energy_is_of_one_batch_that_all_run_at():
+    def at(**causes):
+        return [{"batch": int(key[1:]), "cause": cause} for key, cause in causes.items()]
+
+    both, small, none = at(b1=None, b32=None), at(b1=None, b32="x"), at(b1="x", b32="x")
+    assert compare_costs._common_batch([both, both]) == 32
+    assert compare_costs._common_batch([both, small, none]) == 1
+    assert compare_costs._common_batch([none]) is None
+    assert compare_costs._common_batch([small, at(b1="x", b32=None)]) is None
+
+
+def test_the_command_of_a_run_has_its_workers(tiny_model):
+    config = CompareConfig(cfg=(str(tiny_model),), imgsz=64, workers=3)
+    found = contenders(config, classes=2)
+    (run,) = runs(config, found, PROTOCOL, 5)
+    assert run.command.endswith("--workers 3")
+    parse(TrainConfig, run.command.split()[2:], prog="train.py", description="")
+
+
 def test_columns_without_anything_to_say_are_left_out(sample):
     made = [
         {**row, "accuracy": None, "training": None, "status": PROFILED, "cause": None}
@@ -460,6 +532,31 @@ def test_the_cost_on_paper_adds_up(tiny_model):
     assert cost["layers"][0]["access_bytes"] == 4 * (3 * 64**2 + 16 * 32**2 + 36 * 3 * 16)
     assert cost["layers"][0]["measured"] is None
     assert len(cost["guidelines"]) == 4
+
+
+@pytest.mark.parametrize("part", ["roofline", "measure_energy", "measure_roof"])
+def test_what_cannot_be_measured_of_one_model_is_noted(tiny_model, monkeypatch, part, capsys):
+    def broken(*args, **more):
+        raise torch.OutOfMemoryError("out of memory\nmore")
+
+    monkeypatch.setattr(compare_costs, part, broken)
+    found = contenders(CompareConfig(cfg=(str(tiny_model),), imgsz=64), classes=3)
+    config = LatencyConfig(batches=(1,), warm_up=1, rounds=5)
+    task = Task(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
+    measurement, measured = measure(
+        found, device=CPU, config=config, task=task, energy_seconds=0.01
+    )
+    one = measured[found[0].name]
+    evidence = [Evidence(found[0], measured=one)]
+    (row,) = rows(evidence, truth=None, images=0, baseline=found[0].name)
+    assert row["latency"][0]["p50_ms"] > 0
+    assert (row["blocks"] is None) == (part != "measure_energy")
+    if part == "measure_roof":
+        assert measurement["roof"] is None
+        assert "not measured: OutOfMemoryError: out of memory" in capsys.readouterr().err
+    else:
+        assert "not measured: OutOfMemoryError: out of memory" in row["model"]["notes"]
+        assert found[0].model["notes"] == row["model"]["notes"][:-1]
 
 
 def test_models_are_measured_side_by_side(tiny_model, tmp_path):

@@ -153,6 +153,39 @@ def test_one_that_cannot_run_does_not_end_the_rest():
     assert report.of("big", 4) is None
 
 
+@pytest.mark.parametrize("call", [2, 5, 9])  # in the warm-up, in a round, for the memory
+def test_one_that_fails_on_the_way_does_not_end_the_rest(call, monkeypatch):
+    class Tires(Waits):
+        calls = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == call:
+                raise RuntimeError("CUDA error: no more\nand so on")
+            return super().forward(images)
+
+    clock = FakeClock()
+    models = [Candidate("bad", Tires(clock, 1), 8), Candidate("ok", Waits(clock, 1), 8)]
+    config = LatencyConfig(batches=(1,), warm_up=3, rounds=5)
+    report = measure_latency(models, config, device=CPU, clock=clock)
+    assert [item.model for item in report.measured] == ["ok"]
+    assert [item.cause for item in report.failed] == ["RuntimeError: CUDA error: no more"]
+    assert len(report.measured[0].laps) == 5
+
+
+def test_one_that_cannot_be_made_ready_does_not_end_the_rest():
+    class Heavy(Waits):
+        def __deepcopy__(self, memo):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    clock = FakeClock()
+    models = [Candidate("bad", Heavy(clock, 1), 8), Candidate("ok", Waits(clock, 1), 8)]
+    config = LatencyConfig(batches=(1, 2), rounds=5)
+    report = measure_latency(models, config, device=CPU, clock=clock)
+    assert [(item.model, item.batch) for item in report.failed] == [("bad", 1), ("bad", 2)]
+    assert [(item.model, item.batch) for item in report.measured] == [("ok", 1), ("ok", 2)]
+
+
 def test_two_of_a_name_are_refused():
     model = Candidate("a", nn.Identity(), 8)
     with pytest.raises(ValueError, match="names must differ"):

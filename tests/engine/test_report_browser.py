@@ -614,6 +614,38 @@ def test_hostile_names_stay_text(page, results, tmp_path):
     assert all(address.startswith(("data:", "file:")) for address in page.asked)
 
 
+SAID = "document.getElementById('standfirst').textContent"
+FACT = """Object.fromEntries([...document.querySelectorAll('#facts div')].map((item) =>
+    [item.querySelector('dt').textContent, item.querySelector('dd').textContent]))"""
+
+
+def test_code_and_place_of_the_runs_are_said_as_they_are(opened, results, tmp_path):
+    assert opened.run(SAID).endswith("under one protocol on one kind of device.")
+    assert opened.run(FACT)["Code"] == "0123456789ab"
+    assert "runs on" not in opened.run(FACT)["Device"]
+    other = json.loads(json.dumps(results))
+    other["protocol"]["device"] = {"name": "NVIDIA H100", "threads": None}
+    other["rows"][0]["runs"][0]["environment"]["commit"] = "f" * 40 + "-dirty"
+    opened.open(write_report(other, tmp_path))
+    said = "runs on NVIDIA H100, costs measured on cpu (x86_64), 2 threads."
+    assert opened.run(SAID).endswith(said)
+    code = opened.run(FACT)["Code"]
+    assert code.startswith("ffffffffffff-dirty, 0123456789ab")
+    assert "warning: 2 commits in one table; warning: uncommitted changes" in code
+    assert "runs on NVIDIA H100" in opened.run(FACT)["Device"]
+
+
+def test_energy_says_its_batch(opened, results, tmp_path):
+    spent = json.loads(json.dumps(results))
+    watts = {"joules_per_image": 0.5, "watts": 9.0, "batch": 32, "source": "x"}
+    spent["rows"][0]["energy"] = watts
+    opened.open(write_report(spent, tmp_path))
+    names = opened.run(
+        "[...document.querySelectorAll('#pareto-x option')].map((item) => item.textContent)"
+    )
+    assert "Energy at batch 32, J/image" in names
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_an_empty_or_failed_comparison_is_a_page_too(page, results, tmp_path, rows):
     page.complaints.clear()
