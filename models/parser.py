@@ -15,7 +15,7 @@ from models.resolve import resolve_rows
 from models.rows import read_rows
 from models.scales import multiple
 from models.sections import Section, named_section, read_section
-from models.spec import DETECT, GraphSpec, ModelSpec, read_normalisation
+from models.spec import DETECT, SECTIONS, GraphSpec, ModelSpec, read_normalisation
 from models.swap import Swap, apply_swaps, read_swaps
 from utils.errors import UserError, nearest
 from utils.paths import find_config
@@ -25,7 +25,6 @@ KEYS = (
     "nc", "ch", "depth_multiple", "width_multiple", "activation", "anchors", "normalisation",
     "notes", "backbone", "neck", "head", "extends", "swap", "keep",
 )  # fmt: skip
-SECTION_ORDER = ("backbone", "neck", "head")  # as they run
 OUTPUT = re.compile(r"out[0-9]")  # rows of a neck that Detect reads
 
 
@@ -48,7 +47,7 @@ class Draft:
     def resolve(self) -> ModelSpec:
         """Absolute rows and final widths.  UserError with the row."""
         depth, width = self.multiples
-        rows = [row for part in SECTION_ORDER if part in self.sections
+        rows = [row for part in SECTIONS if part in self.sections
                 for row in self.sections[part].rows]  # fmt: skip
         layers, anchors = resolve_rows(rows, depth=depth, width=width)
         anchors = self.values.get("anchors") if anchors is None else anchors
@@ -131,7 +130,7 @@ def _read(document: Document, chain: tuple[Path, ...]) -> Draft:
     values = {**base.values, **{key: data[key] for key in _plain_keys(data)}}
     sections = dict(base.sections)
     swaps: list[Swap] = read_swaps(document, ())
-    for section in SECTION_ORDER:
+    for section in SECTIONS:
         content = data.get(section)
         if isinstance(content, Mapping) and not content.keys().isdisjoint({"swap", "keep"}):
             if section not in sections:
@@ -152,7 +151,7 @@ def _section(document: Document, section: str, content: Any) -> Section:
 
 def _with_backbone(draft: Draft, backbone: Section) -> Draft:
     """The model on another backbone, whose taps the other rows have to read by name."""
-    others = [draft.sections[key].rows for key in SECTION_ORDER[1:] if key in draft.sections]
+    others = [draft.sections[key].rows for key in SECTIONS[1:] if key in draft.sections]
     ends = [part.rows[-1].name for part in (draft.sections["backbone"], backbone)]
     for index, row in enumerate(row for rows in others for row in rows):
         numbers = [source for source in row.sources if isinstance(source, int)]

@@ -15,7 +15,7 @@ from models.fit import fit, read_budget
 from models.parser import load_classifier, load_draft
 from models.profile import ModelProfile, profile_spec
 from models.profile_text import matrix, row_table, summary
-from models.spec import GraphSpec, ModelSpec
+from models.spec import SECTIONS, GraphSpec, ModelSpec
 from utils.config import ArgumentParser
 from utils.errors import UserError
 from utils.plots import stacked_shares
@@ -143,6 +143,6 @@ def _print_yaml(result: _Result) -> None:
 def _plot(results: Sequence[_Result], file: str) -> None:
     parts = {
         section: [2e-9 * result.profile.part(section).macs for result in results]
-        for section in ("backbone", "neck", "head")
+        for section in SECTIONS
     }
     stacked_shares([result.name for result in results], parts, unit="GFLOPs", path=file)
