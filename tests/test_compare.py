@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 import compare
 from engine import compare_runs, comparer
@@ -487,7 +488,9 @@ def test_two_at_a_time(flags, fake, tmp_path):
 )
 def test_stopped_and_started_again(rectangles, tiny_model, tmp_path, monkeypatch, number, code):
     """Real processes: the half run is saved when compare.py is stopped, and gone on with."""
+    # The protocol has the number of threads: in this process it must be what the other one has.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     flags = ["--cfg", str(tiny_model), "--seeds", "0", "--epochs", "20"]
     flags += common(rectangles, tmp_path)
     process = subprocess.Popen(
