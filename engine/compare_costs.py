@@ -19,6 +19,8 @@ from engine.compare_schema import (
     Measurement,
     Part,
     Row,
+    SpeedUp,
+    SpeedUpAt,
 )
 from engine.energy import Meter, find_meter, measure_energy
 from engine.latency import FAULTS, Candidate, LatencyConfig, LatencyReport, measure_latency
@@ -230,6 +232,33 @@ def with_measured(row: Row, contender: Contender, measured: Measured | None) -> 
         "blocks": block_times(measured.roofline),
         "energy": measured.energy,
     }
+
+
+def with_speedup(table: Sequence[Row], baseline: str) -> list[Row]:
+    """The rows with what their FLOPs promise and their latency keeps, against the baseline's."""
+    base = next((row for row in table if row["name"] == baseline), None)
+    return [
+        row if base is None or row is base else {**row, "speedup": _speedup(row, base)}
+        for row in table
+    ]
+
+
+def _speedup(row: Row, base: Row) -> SpeedUp | None:
+    ours, theirs = row["cost"], base["cost"]
+    if ours is None or theirs is None:
+        return None
+    times = {at["batch"]: at["p50_ms"] for at in base["latency"]}
+    return SpeedUp(
+        flops=_factor(theirs["flops"], ours["flops"]),
+        latency=[
+            SpeedUpAt(batch=at["batch"], factor=_factor(times.get(at["batch"]), at["p50_ms"]))
+            for at in row["latency"]
+        ],
+    )
+
+
+def _factor(base: float | None, own: float | None) -> float | None:
+    return base / own if base and own else None
 
 
 def _latency(report: LatencyReport, name: str, batch: int) -> LatencyAt:

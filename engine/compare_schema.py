@@ -184,6 +184,20 @@ class Energy(TypedDict):
     source: str
 
 
+class SpeedUpAt(TypedDict):
+    """Measured at one batch size; None where one of the two failed."""
+
+    batch: int
+    factor: float | None
+
+
+class SpeedUp(TypedDict):
+    """The baseline's cost over the row's own: above 1 where the row is faster."""
+
+    flops: float | None  # what the FLOPs promise; None: a row without any
+    latency: list[SpeedUpAt]  # by the p50, one for each of Row.latency
+
+
 class Row(TypedDict):
     """One model of the table."""
 
@@ -201,6 +215,7 @@ class Row(TypedDict):
     latency: list[LatencyAt]  # [] where not measured, else one for each of measurement.batches
     blocks: list[BlockTime] | None  # longest measured first
     energy: Energy | None
+    speedup: SpeedUp | None  # None for the baseline, and where either has no model
     training: Training | None
 
 

@@ -182,6 +182,7 @@ def _row(
         latency=[],
         blocks=None,
         energy=None,
+        speedup=None,
         training=_training(records),
     )
     return with_measured(row, contender, item.measured)

@@ -11,12 +11,16 @@ from typing import Any
 from engine.compare_schema import FAILED, LatencyAt, Results, Row
 from engine.compare_tables import commits_of
 from engine.energy import NOT_MEASURED
-from utils.runlog import printable
+from utils.terminal import printable
 
 MEGA, GIGA = 1e6, 1e9
 NOTHING = "-"
 SIGNIFICANT = "*"
 DIRTY = "-dirty"
+_ESCAPES = (
+    ("\\", r"\\"), ("&", "&amp;"), ("<", "&lt;"), ("`", r"\`"),
+    ("](", r"]\("), ("][", r"]\["), ("]:", r"]\:"),
+)  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 MINUTE, HOUR = 60, 3600
 
@@ -81,6 +85,17 @@ def _of_latency(row: Row, batch: int, key: str, digits: str) -> str:
     return NOTHING if found is None else _number(found[key], digits)
 
 
+def _speedup(row: Row, batch: int | None) -> str:
+    """'1.93': the baseline's FLOPs, or its time at a batch size, over the row's own."""
+    found = row["speedup"]
+    if found is None:
+        return NOTHING
+    if batch is None:
+        return _number(found["flops"], ".2f")
+    factors = (at["factor"] for at in found["latency"] if at["batch"] == batch)
+    return _number(next(factors, None), ".2f")
+
+
 def _energy_batch(table: Sequence[Row]) -> str:
     """' at 32': all rows' energy is of one batch size."""
     found = sorted({row["energy"]["batch"] for row in table if row["energy"] is not None})
@@ -116,6 +131,11 @@ def columns(results: Results) -> list[Column]:
         title = f"ms/image at {batch}, p50 / p90"
         shown.append(Column(title, lambda row, b=batch: _latency(row, b)))  # type: ignore[misc]
     if batches:
+        if len(table) > 1:
+            shown.append(Column("speed-up by FLOPs", lambda row: _speedup(row, None)))
+            for batch in batches:
+                title = f"measured at {batch}"
+                shown.append(Column(title, lambda row, b=batch: _speedup(row, b)))  # type: ignore[misc]
         last = max(batches)
         shown += [
             Column(
@@ -158,8 +178,12 @@ def markdown(results: Results) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown takes as text, not as HTML or code."""
-    for sign, written in (("&", "&amp;"), ("<", "&lt;"), ("`", r"\`")):
+    """Text that Markdown takes as text, not as HTML, code, links or pictures.
+
+    A bracket alone is none of these, so the usual heads and intervals stay as they are; an address
+    that stands alone may be a link, to what it says.
+    """
+    for sign, written in _ESCAPES:
         text = text.replace(sign, written)
     return printable(text)
 
@@ -211,6 +235,11 @@ def _footnotes(results: Results) -> list[str]:
         " convolutions; activations: the most that lives at once."
     )
     if measurement is not None:
+        if len(results["rows"]) > 1:
+            lines.append(
+                f"Speed-up: {_escaped(results['baseline'] or NOTHING)}'s FLOPs, and its median"
+                " time, over the row's own."
+            )
         here = device_text(measurement["device"], measurement["threads"])
         lines.append(f"Times on {here}, all models in turn, BN folded, without decoding and NMS.")
         device = protocol.get("device") or {}
@@ -241,6 +270,11 @@ def _inert(value: Any) -> Any:
 def _flat(row: Row) -> dict[str, Any]:
     line: dict[str, Any] = {"model": row["name"], "status": row["status"]}
     line["seeds"] = " ".join("" if seed is None else str(seed) for seed in row["seeds"])
+    return {**line, **_flat_accuracy(row), **_flat_costs(row), "cause": row["cause"] or ""}
+
+
+def _flat_accuracy(row: Row) -> dict[str, Any]:
+    line: dict[str, Any] = {}
     for key, found in (row["accuracy"] or {}).items():
         line |= {key: found["mean"], f"{key} sd": found["sd"]}
     for one in row["classes"] or ():
@@ -251,14 +285,22 @@ def _flat(row: Row) -> dict[str, Any]:
         line |= {f"delta {key} significant": delta["significant"]}
     if row["errors"] is not None:
         line |= {f"error {kind}": value for kind, value in row["errors"]["delta"].items()}
+    return line
+
+
+def _flat_costs(row: Row) -> dict[str, Any]:
     cost: Any = row["cost"] or {}
-    line |= {key: value for key, value in cost.items() if not isinstance(value, dict | list)}
+    line = {key: value for key, value in cost.items() if not isinstance(value, dict | list)}
     for section in ("backbone", "neck", "head"):
         part = cost.get(section) or {}
         line |= {f"{section} {key}": value for key, value in part.items()}
     for at in row["latency"]:
         batch = at["batch"]
         line |= {f"batch {batch} {key}": value for key, value in at.items() if key != "batch"}
+    if row["speedup"] is not None:
+        line["speed-up by FLOPs"] = row["speedup"]["flops"]
+        for won in row["speedup"]["latency"]:
+            line[f"speed-up at {won['batch']}"] = won["factor"]
     if row["latency"]:
         line["joules_per_image"] = (
             NOT_MEASURED if row["energy"] is None else row["energy"]["joules_per_image"]
@@ -267,7 +309,6 @@ def _flat(row: Row) -> dict[str, Any]:
     for key in ("images_per_second", "wait_share", "seconds"):
         if key in training:
             line |= {f"training {key}": training[key]["mean"]}
-    line["cause"] = row["cause"] or ""
     return line
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from engine.compare_config import EVALUATE, CompareConfig
-from engine.compare_costs import measure, with_measured
+from engine.compare_costs import measure, with_measured, with_speedup
 from engine.compare_examples import examples
 from engine.compare_folder import comparison_folder, held_folder
 from engine.compare_judge import judge
@@ -25,7 +25,8 @@ from engine.interrupts import StopRequest, stop_requests
 from engine.latency import LatencyConfig
 from engine.report import write_report
 from utils.errors import PartlyDoneError, TerminatedError, cause_of
-from utils.runlog import printable, say, write_text
+from utils.runlog import say, write_text
+from utils.terminal import complain, printable
 
 GIGA, PETA = 1e9, 1e15
 RESULTS = "results.json"
@@ -58,7 +59,7 @@ def compare(config: CompareConfig) -> Path | None:
     if failed:
         raise PartlyDoneError(
             f"{len(failed)} of {len(results['rows'])} models failed, at least in part:"
-            f" {printable(', '.join(failed))}; their causes are in {folder / 'table.md'}. Starting"
+            f" {', '.join(failed)}; their causes are in {folder / 'table.md'}. Starting"
             " again tries them again"
         )
     return folder
@@ -116,7 +117,7 @@ class _Bout:
             say(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are done already")
         for model in plan.models:
             if model.cause is not None:
-                sys.stderr.write(printable(f"{model.name} cannot run: {model.cause}") + "\n")
+                complain(f"{model.name} cannot run: {model.cause}")
         self.news = bool(waiting)
         if not waiting:
             return
@@ -184,10 +185,11 @@ class _Bout:
         say("measuring latency ...")
         timing = LatencyConfig(batches=config.latency_batches, seconds=config.latency_seconds)
         results["measurement"], measured = measure(plan.models, device=plan.device, config=timing)
-        results["rows"] = [
+        timed = [
             with_measured(row, model, measured.get(model.name))
             for row, model in zip(results["rows"], plan.models, strict=True)
         ]
+        results["rows"] = with_speedup(timed, plan.baseline)
         self._write(results)
         write_plots(results, self.folder)
         report = write_report(results, self.folder, examples=examples(plan.splits, evidence))

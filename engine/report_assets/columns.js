@@ -86,8 +86,22 @@ function measuredColumns({ rows, measurement }) {
       one("memory_bytes", "Peak memory", "MB", { ...less, scale: MEGA }),
     ];
   });
+  const gained = { kind: "speedup" };
+  const speedups = !rows.some((row) => row.speedup) ? [] : [
+    column("speedup.flops", "Speed-up", "By FLOPs", { ...gained, long: "Speed-up that the FLOPs promise" }),
+    ...batches.map((batch) => column(`speedup.latency.${batch}`, "Speed-up", "Measured", {
+      ...gained,
+      long: `Speed-up measured at batch ${batch}`,
+      note: `batch ${batch}`,
+      path: (row) => {
+        const index = (row.speedup?.latency ?? []).findIndex((item) => item.batch === batch);
+        return index < 0 ? null : `speedup.latency.${index}.factor`;
+      },
+    })),
+  ];
   return [
     ...timed,
+    ...speedups,
     column("energy.joules_per_image", "Cost measured", "Energy", { unit: "J/image", better: "lower", note: spent.note, long: `Energy${spent.at}` }),
     column("energy.watts", "Cost measured", "Power", { unit: "W", better: "lower", note: spent.note, long: `Power${spent.at}` }),
     ...(rows.some((row) => row.training) ? trainingColumns() : []),
@@ -140,9 +154,9 @@ function allColumns(results) {
 function absence(model, chosen, spot) {
   const { row } = model;
   const part = chosen.key.split(".")[0];
-  if (chosen.kind === "difference" && model.baseline) return "baseline";
+  if (["difference", "speedup"].includes(chosen.kind) && model.baseline) return "baseline";
   if (part === "latency") return spot?.cause ? "failed" : "not measured";
-  if (part === "energy") return "not measured";
+  if (part === "energy" || part === "speedup") return "not measured";
   if (row[part] && chosen.kind !== "difference") return "not defined";
   if (row.status === "failed") return "failed";
   if (part === "cost") return "not counted";

@@ -104,14 +104,14 @@ class OSAStage(Block):
     """A C3's place taken by one OSA of n 3x3 convolutions; a 1x1 first where the widths differ.
 
     (B, c_in, H, W) -> (B, c_out, H, W).  Each convolution has c_out * expansion channels.
-    `shortcut` adds the stage's (entered) input, as VoVNetV2's identity (arXiv:1911.06667).  With
-    c = c_out, h = c * expansion: params = [c_in != c] (c_in + 2) c + 9 c h + 2 h
-    + (n - 1) (9 h^2 + 2 h) + (c + n h + 2) c.
+    `shortcut` adds the stage's (entered) input, as VoVNetV2's identity (arXiv:1911.06667);
+    `bottleneck`, `depthwise` and `ese` are OSA's.  With c = c_out, h = c * expansion: params =
+    [c_in != c] (c_in + 2) c + 9 c h + 2 h + (n - 1) (9 h^2 + 2 h) + (c + n h + 2) c.
     """
 
     ignores: ClassVar[tuple[str, ...]] = ("groups",)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
         c_in: int,
         c_out: int,
@@ -120,6 +120,7 @@ class OSAStage(Block):
         expansion: float = 0.5,
         depthwise: bool = False,
         ese: bool = False,
+        bottleneck: float = 0.0,
         act: str | bool = True,
     ) -> None:
         super().__init__()
@@ -131,6 +132,7 @@ class OSAStage(Block):
             c_out,
             n,
             hidden_width("OSAStage", c_out, expansion),
+            bottleneck=bottleneck,
             depthwise=depthwise,
             identity=shortcut,
             ese=ese,
@@ -147,14 +149,14 @@ class VoVStage(Block):
 
     (B, c_in, H, W) -> (B, c_out, H, W).  The first module makes c_out of c_in, the others keep it;
     each has `layers` 3x3 convolutions of `width` (c_out // 2 when None).  VoVNet, arXiv:1904.09730,
-    table 1.  `identity` adds its input to every module but the first, and `ese` gates the `last`
-    module (timm), `every` one (the authors' code) or `none`: VoVNetV2, arXiv:1911.06667, section
-    3.2.  ValueError for any other word.
+    table 1; `bottleneck` is OSA's.  `identity` adds its input to every module but the first, and
+    `ese` gates the `last` module (timm), `every` one (the authors' code) or `none`: VoVNetV2,
+    arXiv:1911.06667, section 3.2.  ValueError for any other word.
     """
 
     channel_args: ClassVar[tuple[str, ...]] = ("c_out", "width")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
         c_in: int,
         c_out: int,
@@ -163,6 +165,7 @@ class VoVStage(Block):
         layers: int = 5,
         identity: bool = False,
         ese: str = "none",
+        bottleneck: float = 0.0,
         act: str | bool = True,
     ) -> None:
         super().__init__()
@@ -178,6 +181,7 @@ class VoVStage(Block):
                     c_out,
                     layers,
                     width,
+                    bottleneck=bottleneck,
                     identity=identity and index > 0,
                     ese=ese == "every" or (ese == "last" and index == n - 1),
                     act=act,
