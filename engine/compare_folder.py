@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from engine.protocol import Lock, conflict, listed, read_lock, write_lock
 from utils.errors import UserError
+from utils.terminal import complain
 
 BUSY = ".busy"
 
@@ -54,7 +54,7 @@ def comparison_folder(project: str, name: str, lock: Lock, *, exist_ok: bool = F
                 f" table with these: {listed(reasons)}; choose another --name"
             )
         if reasons:
-            sys.stderr.write(f"{folder} has another protocol: {listed(reasons)}\n")
+            complain(f"{folder} has another protocol: {listed(reasons)}")
         number += 1
 
 

@@ -15,6 +15,7 @@ import csv
 import hashlib
 import io
 import json
+import lzma
 import math
 import re
 import zipfile
@@ -46,9 +47,12 @@ ID_LENGTH = 12  # hexadecimal digits of a hash
 SMALLEST = (np.uint8, np.uint16, np.uint32)
 # What reading a damaged .npz raises; a cut one may look like a .npy, which is no context manager.
 DAMAGE = (
-    OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error,
+    OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, RuntimeError, MemoryError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
+# Kinds of numpy's types, by the array's name
+TRUE = {"image": "i", "labels": "i", "boxes": "f", "crowd": "b", "areas": "f"}
+FOUND = {"image": "u", "labels": "u", "boxes": "u", "scores": "u"}
 
 
 @dataclass(frozen=True)
@@ -138,22 +142,17 @@ def save_truth(path: Path, truth: Truth) -> None:
 def load_truth(folder: Path, fingerprint: str) -> Truth:
     """The true boxes that the records of `folder` were compared with. UserError without them."""
     path = folder / truth_name(fingerprint)
-    try:
-        truth = Truth(**_load_arrays(path))
-    except TypeError as error:
-        raise UserError(f"{path}: not the true boxes of a data set: {error}") from error
-    if len({len(value) for value in vars(truth).values()}) > 1 or truth.boxes.shape[1:] != (4,):
+    arrays = _load_arrays(path)
+    if not _is_table(arrays, TRUE):
         raise UserError(f"{path}: not the true boxes of a data set")
-    return truth
+    return Truth(**arrays)
 
 
 def load_detections(record: Path) -> Found:
     """The detections beside a record's JSON. UserError where they are missing or damaged."""
     path = record.with_suffix(".npz")
     arrays = _load_arrays(path)
-    names = ("image", "labels", "boxes", "scores")
-    counts = {len(arrays[name]) if name in arrays else -1 for name in names}
-    if len(counts) > 1 or -1 in counts or arrays["boxes"].shape[1:] != (4,):
+    if not _is_table(arrays, FOUND):
         raise UserError(f"{path}: not the detections of a record")
     return unpack(arrays)
 
@@ -202,6 +201,19 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
             return {key: file[key] for key in file.files}
     except DAMAGE as error:
         raise UserError(f"{path}: not readable as a part of a record: {error}") from error
+
+
+def _is_table(arrays: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> bool:
+    """Whether these are columns of finite numbers, four for 'boxes' and one else, equally long."""
+    if arrays.keys() != kinds.keys():
+        return False
+    rows = arrays["image"].size
+    return all(
+        array.dtype.kind == kinds[name]
+        and array.shape == ((rows, 4) if name == "boxes" else (rows,))
+        and np.isfinite(array).all()
+        for name, array in arrays.items()
+    )
 
 
 def _finite(value: Any) -> Any:

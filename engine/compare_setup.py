@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from engine.compare_config import PROFILE, TABLE, CompareConfig
 from engine.compare_plan import Contender, RunPlan, baseline_of, contenders, runs
-from engine.compare_record import FOLDER, Record, load_detections, load_truth, records_in
+from engine.compare_record import FOLDER, load_detections, load_truth, records_in
 from engine.compare_tables import Finished
 from engine.distributed import select_device
 from engine.figures import by_id, truth_of
@@ -31,8 +30,9 @@ from engine.train_config import TrainConfig
 from models.profile import profile_spec
 from models.spec import ModelSpec
 from utils.environment import device_name
-from utils.errors import UserError
-from utils.metrics import Truth
+from utils.errors import TerminatedError, UserError, cause_of
+from utils.metrics import Found, Truth
+from utils.terminal import complain
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,15 @@ def _records(folder: Path) -> list[Finished]:
 
 def _require_whole(item: Finished) -> None:
     """UserError where a record's detections cannot be read, or are of other images or classes."""
-    found, data = load_detections(item.path), item.record.protocol["data"]
+    _require_within(item, load_detections(item.path), "detections")
+
+
+def _require_within(item: Finished, boxes: Found | Truth, what: str) -> None:
+    data = item.record.protocol["data"]
     images, classes = int(data["val_images"]), len(data["classes"])
-    if (found.image >= images).any() or (found.labels >= classes).any():
-        raise UserError(f"{item.path}: detections beyond its {images} images, {classes} classes")
+    for numbers, end in ((boxes.image, images), (boxes.labels, classes)):
+        if ((numbers < 0) | (numbers >= end)).any():
+            raise UserError(f"{item.path}: {what} beyond its {images} images, {classes} classes")
 
 
 def _whole(item: Finished) -> bool:
@@ -138,7 +143,7 @@ def _whole(item: Finished) -> bool:
     try:
         _require_whole(item)
     except UserError as error:
-        sys.stderr.write(f"{item.path}: counts as not done: {error}\n")
+        complain(f"{item.path}: counts as not done: {error}")
         return False
     return True
 
@@ -194,7 +199,7 @@ def _usable(folder: Path, planned: Sequence[RunPlan], protocol: Protocol) -> dic
             if _whole(item):
                 found[run.id] = item
         elif item.record.protocol["data"] == protocol["data"]:
-            sys.stderr.write(f"{item.path}: not used, another protocol: {listed(differing)}\n")
+            complain(f"{item.path}: not used, another protocol: {listed(differing)}")
     _require_once(used)
     return found
 
@@ -235,13 +240,15 @@ def _of_records(
         _require_whole(item)
     models: dict[str, Contender] = {}
     for item in found:
-        models.setdefault(item.record.model_id, _contender(item.record))
+        models.setdefault(item.record.model_id, _contender(item))
     names = [model.name for model in models.values()]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"--records {folder}: two different models are called {twice!r}")
     first = found[0].record
-    protocol = dict(first.protocol)
+    truth = load_truth(folder, first.fingerprint)
+    _require_within(found[0], truth, "true boxes")
+    protocol = of_a_run(first.protocol)
     seeds = sorted({item.record.seed for item in found if item.record.seed is not None})
     if seeds:
         protocol[SEEDS] = seeds
@@ -259,18 +266,21 @@ def _of_records(
         devices=devices,
         device=device,
         threads=None,
-        truth=load_truth(folder, first.fingerprint),
+        truth=truth,
         images=int(protocol["data"]["val_images"]),
         given={run.id: item for item, run in planned},
     )
 
 
-def _contender(record: Record) -> Contender:
+def _contender(item: Finished) -> Contender:
+    """A record's model. UserError naming the file for one that cannot be built."""
+    record = item.record
+    classes = len(record.protocol["data"]["classes"])
     try:
         spec = ModelSpec.from_dict(record.spec)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(f"the record of {record.name}: its model: {error}") from error
-    classes = len(record.protocol["data"]["classes"])
-    size = int(record.protocol["image_size"])
-    profile = profile_spec(spec, image_size=size, classes=classes)
+        profile = profile_spec(spec, image_size=int(record.protocol["image_size"]), classes=classes)
+    except TerminatedError:
+        raise
+    except Exception as error:  # the builder's own checks are for what the parser lets through
+        raise UserError(f"{item.path}: its model: {cause_of(error)}") from error
     return Contender(record.name, record.model, record.model_id, spec, profile, classes)

@@ -48,9 +48,9 @@ def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
     if "," in index:
         count = len([item for item in index.split(",") if item])
         raise UserError(
-            f"--device {text}: one process drives one GPU; for {count} of them start\n"
-            f"  torchrun --nproc_per_node {count} train.py ...   "
-            f"(CUDA_VISIBLE_DEVICES={index} chooses which)"
+            f"--device {text}: one process drives one GPU; for {count} of them start"
+            f" torchrun --nproc_per_node {count} train.py ..."
+            f" (CUDA_VISIBLE_DEVICES={index} chooses which)"
         )
     index = index or str(local_rank)
     if not index.isdigit():

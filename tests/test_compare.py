@@ -381,6 +381,37 @@ def test_detections_of_other_images_are_no_part_of_a_record(flags, fake, tmp_pat
     assert told.out.count(": done;") == 3
 
 
+def test_true_boxes_are_of_the_images_and_classes_of_the_records(flags, fake, tmp_path):
+    compare.main(flags)
+    records = tmp_path / "runs" / "exp" / "records"
+    (path,) = records.glob("truth-*.npz")
+    with np.load(path) as file:
+        arrays = dict(file)
+    for name, number in (("image", 5), ("image", -1), ("labels", 3)):
+        np.savez(path, **{**arrays, name: np.full_like(arrays[name], number)})
+        with pytest.raises(UserError, match="true boxes beyond its 5 images, 3 classes"):
+            compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
+
+
+def test_a_record_whose_model_cannot_be_built_is_named(flags, fake, tmp_path):
+    compare.main(flags)
+    records = tmp_path / "runs" / "exp" / "records"
+    path = sorted(records.glob("*.json"))[0]
+    whole = path.read_text()
+    for row, change, cause in (
+        (0, {"block": "NoBlock"}, "NoBlock"),
+        (1, {"sources": []}, "reads one row, got 0"),
+        (0, {"norm": []}, "norm|index"),
+        (-1, {"block": "Conv", "args": {"c_out": 8}}, "reads one row"),
+        (-1, {"sources": [3, 4]}, "RuntimeError: shape"),
+    ):
+        content = json.loads(whole)
+        content["spec"]["layers"][row].update(change)
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"{path.name}: its model: .*({cause})"):
+            compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
+
+
 def test_one_record_twice_is_refused(flags, fake, tmp_path):
     compare.main(flags)
     records = tmp_path / "runs" / "exp" / "records"

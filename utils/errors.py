@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import NoReturn
 
+from utils.terminal import complain
+
 EXIT_INTERNAL = 1
 EXIT_USER = 2
 EXIT_PARTLY = 3
@@ -94,8 +96,10 @@ def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
 
 
 def _report(message: str, code: int, debug: bool) -> int:
+    """All errors of all scripts come by here, with whatever they name in them."""
     if debug:
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            complain(line)
     sys.stdout.flush()
-    sys.stderr.write(message + "\n")
+    complain(message)
     return code

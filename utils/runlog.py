@@ -42,11 +42,6 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def printable(text: str) -> str:
-    """Text without what a terminal would obey: control characters become spaces."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)
-
-
 def console_header() -> str:
     """The heads of the columns of `console_row`."""
     return ("%11s" * len(CONSOLE)) % CONSOLE

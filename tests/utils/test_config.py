@@ -102,6 +102,8 @@ def test_nearest_and_generators() -> None:
     ("body", "code", "text"),
     [
         ("raise UserError('bad value')", 2, "error: bad value"),
+        (r"raise UserError('a\x1b[2J\nb \udcff')", 2, r"error: a [2J b \udcff"),
+        (r"raise ValueError('a\x1b[2J\nb')", 1, "internal error: ValueError: a [2J b"),
         ("raise PartlyDoneError('2 of 3')", 3, "error: 2 of 3"),
         ("raise SourceLostError('gone')", 4, "error: gone"),
         ("1 / 0", 1, "internal error: ZeroDivisionError"),
@@ -119,3 +121,18 @@ def test_exit_codes_and_one_line(root: Path, body: str, code: int, text: str) ->
     assert done.stderr.startswith(text)
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == (1 if text else 0)
+
+
+def test_a_traceback_is_printable_too(root: Path) -> None:
+    script = r"""from utils.errors import *
+def main(argv):
+    raise UserError('a\x1b[2Jb')
+run_script(main)"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--debug"],
+        cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == "error: a [2Jb"
+    assert all(line.isprintable() for line in lines)
