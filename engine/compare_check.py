@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.compare_schema import ACCURACY, Model
 from utils.errors import UserError
+from utils.terminal import is_printable
 
 FINGERPRINT = re.compile(r"[0-9a-f]{8,64}")
 LEVELS = 16  # of mappings and lists in each other; a record has 6
@@ -20,7 +21,7 @@ Test = Callable[[Any], bool]
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable()
+    return isinstance(value, str) and is_printable(value)
 
 
 def _number(value: Any) -> bool:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from engine.compare_config import EVALUATE, CompareConfig
 from engine.compare_costs import measure, with_measured, with_speedup
+from engine.compare_csv import csv_table
 from engine.compare_examples import examples
 from engine.compare_folder import comparison_folder, held_folder
 from engine.compare_judge import judge
@@ -20,7 +21,7 @@ from engine.compare_runs import HALF, TRAINED, Progress, Workshop, state_of, tra
 from engine.compare_schema import FAILED, FORMAT, PARTLY, Results
 from engine.compare_setup import Comparison, finished_runs, prepare
 from engine.compare_tables import Evidence, Failed, Finished, accuracy_of, rows
-from engine.compare_text import console, csv_table, markdown
+from engine.compare_text import console, markdown
 from engine.interrupts import StopRequest, stop_requests
 from engine.latency import LatencyConfig
 from engine.report import write_report

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
+
+
+def is_printable(text: str) -> bool:
+    """Whether there is nothing in it that a terminal would obey: control characters, line ends."""
+    return all(map(_harmless, text))
 
 
 def printable(text: str) -> str:
     """Text without what a terminal would obey: control characters become spaces."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)
+    return "".join(sign if _harmless(sign) else " " for sign in text)
+
+
+def _harmless(sign: str) -> bool:
+    # Python counts the spaces of other widths and scripts as unprintable
+    return sign.isprintable() or unicodedata.category(sign) == "Zs"
 
 
 def complain(text: str) -> None:

@@ -128,6 +128,14 @@ def test_the_same_comparison_finds_its_folder_again(tmp_path, capsys):
     assert read_lock(first) == lock
 
 
+def test_what_a_lock_says_is_not_obeyed_by_the_terminal(tmp_path, capsys):
+    claim(str(tmp_path), "exp", Lock(changed(kind="a\x1b[2J\nb"), {"c\x1b[2J\nd": "aa"}))
+    assert claim(str(tmp_path), "exp", Lock(PROTOCOL, MODELS)) == tmp_path / "exp2"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "kind: a [2J b and train; row c [2J d: it has one" in line
+    assert line.isprintable()
+
+
 def test_exist_ok_refuses_another_protocol(tmp_path):
     claim(str(tmp_path), "exp", Lock(PROTOCOL, MODELS), exist_ok=True)
     other = Lock(changed(training__hyp__mosaic=0.0), MODELS)

@@ -23,7 +23,7 @@ from engine.compare_record import (
     save_truth,
     unpack,
 )
-from engine.results import DetectionMetrics, Speed
+from engine.results import ClassMetrics, DetectionMetrics, Speed
 from models.parser import load_spec
 from models.spec import ModelSpec
 from utils.errors import UserError
@@ -76,7 +76,7 @@ def metrics_of(found, truth, images=20):
         confidence=0.3,
         images=images,
         instances=len(truth),
-        per_class=(),
+        per_class=tuple(ClassMetrics(name, images, 9, 0.5, 0.25, 0.4, 0.2) for name in "ab"),
         coco=figures.twelve,
         losses=None,
         speed=Speed(1.0, 2.0, 3.0),
@@ -242,12 +242,22 @@ def written(tmp_path_factory):
         ("protocol.data.val_images", -1),
         ("protocol.data.train_images", GONE),
         ("protocol.image_size", 0),
+        ("protocol.image_size", 10**6),
+        ("protocol.data.val_images", 10**12),
+        ("protocol.device", "cpu"),
+        ("metrics.recall", 1e300),
+        pytest.param("metrics.coco.AP", 10**400, id="metrics.coco.AP-huge"),
         ("metrics.coco.AP", "high"),
         ("metrics.coco", GONE),
         ("metrics.per_class", [{"name": "a"}]),
+        ("metrics.per_class", []),
+        ("metrics.per_class", [{"name": "a", "instances": 1, "ap": 0.5, "ap50": 0.5}] * 2),
         ("curves.epoch", GONE),
+        ("curves", {"epoch": [0.0], "val_seconds": [1.0, 2.0]}),
+        ("curves", {"epoch": [0.0], "images_per_second": [5e-324]}),
         ("curves", {"epoch": ["x"]}),
         ("environment", {"commit": ["x"]}),
+        ("environment.commit", 3),
         ("training", []),
     ],
 )
@@ -257,6 +267,29 @@ def test_a_record_of_another_shape_is_named_with_its_key(tmp_path, written, key,
     file = tmp_path / "x.json"
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match=rf"x.json: not a record: '{key}") as refused:
+        load_record(file)
+    assert str(refused.value).isprintable()
+
+
+def nested(levels):
+    return [nested(levels - 1)] if levels else "end"
+
+
+@pytest.mark.parametrize("part", ["protocol", "training", "spec", "cost", "metrics"])
+@pytest.mark.parametrize(
+    "value",
+    ["a\x1b[2J\nb", "\ud800", {"a\x1b": 1}, 10**400, 5e-324, nested(100), {"x": nested(15)}],
+    ids=["control", "surrogate", "key", "huge", "tiny", "deep", "mixed"],
+)
+def test_what_nothing_could_be_made_of_is_refused_anywhere(tmp_path, written, part, value):
+    content = json.loads(written)
+    content[part]["note"] = {"more": [1, None, True, "ü", 0.0, -2.5]}
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(content))
+    assert load_record(file).name == "yolov5n"
+    content[part]["note"] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"x.json: not a record: '{part}'") as refused:
         load_record(file)
     assert str(refused.value).isprintable()
 
@@ -305,12 +338,63 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
     assert file.read_text() == "before"
 
 
-def test_arrays_that_are_no_detections_are_named(tmp_path):
-    np.savez(tmp_path / "x.npz", image=[0], labels=[0, 1], boxes=np.zeros((1, 4)), scores=[0])
-    with pytest.raises(UserError, match="not the detections"):
+BYTES = np.zeros(2, np.uint8)
+FOUND = {"image": BYTES, "labels": BYTES, "boxes": np.zeros((2, 4), np.uint8), "scores": BYTES}
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("labels", np.zeros(3, np.uint8)),
+        ("labels", GONE),
+        ("more", BYTES),
+        ("image", np.uint8(0)),
+        ("image", np.array(["a", "b"])),
+        ("image", np.zeros((2, 1), np.uint8)),
+        ("boxes", np.zeros((2, 3), np.uint8)),
+        ("boxes", np.full((2, 4), np.nan)),
+        ("scores", np.array([-1, 0])),
+    ],
+)
+def test_arrays_that_are_no_detections_are_named(tmp_path, name, array):
+    np.savez(tmp_path / "x.npz", **FOUND)
+    assert len(load_detections(tmp_path / "x.json")) == 2
+    changed = {**FOUND, name: array}
+    np.savez(tmp_path / "x.npz", **{k: item for k, item in changed.items() if item is not GONE})
+    with pytest.raises(UserError, match=r"x.npz: not the detections"):
         load_detections(tmp_path / "x.json")
-    np.savez(tmp_path / "x.npz", image=[0])
-    with pytest.raises(UserError, match="not the detections"):
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("image", np.uint8(0)),
+        ("labels", np.array(["a"] * 120)),
+        ("boxes", np.full((120, 4), np.inf, np.float32)),
+        ("crowd", np.zeros(120)),
+        ("areas", np.zeros(119)),
+    ],
+)
+def test_arrays_that_are_no_true_boxes_are_named(tmp_path, name, array):
+    truth, _ = random_data()
+    path = tmp_path / "truth-0123456789ab.npz"
+    save_truth(path, truth)
+    assert len(load_truth(tmp_path, "0123456789abcdef")) == 120
+    np.savez(path, **{**vars(truth), name: array})
+    with pytest.raises(UserError, match=r"truth-0123456789ab.npz: not the true boxes"):
+        load_truth(tmp_path, "0123456789abcdef")
+
+
+def test_an_encrypted_archive_is_a_damaged_one(tmp_path):
+    np.savez(tmp_path / "x.npz", **FOUND)
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # each file has both
+        place = content.find(mark)
+        while place >= 0:
+            content[place + flags] |= 1
+            place = content.find(mark, place + 1)
+    (tmp_path / "x.npz").write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"x.npz: not readable.*encrypted"):
         load_detections(tmp_path / "x.json")
 
 

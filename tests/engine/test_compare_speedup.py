@@ -7,7 +7,8 @@ import json
 import pytest
 
 from engine.compare_costs import with_speedup
-from engine.compare_text import columns, csv_table, markdown
+from engine.compare_csv import csv_table
+from engine.compare_text import columns, markdown
 
 
 @pytest.fixture
