@@ -158,8 +158,9 @@ def read_lock(folder: Path) -> Lock | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        set(content["protocol"].get(SEEDS) or ())  # to be compared
         return Lock(dict(content["protocol"]), dict(content["models"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a protocol: {error}") from error
 
 

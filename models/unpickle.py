@@ -24,6 +24,7 @@ from models.pickled import (
 )
 from utils.errors import UserError
 
+PACKAGED = "yolov5."  # what the PyPI package puts before YOLOv5's own module names
 MAX_OPCODES = 2_000_000  # the genuine YOLOv5-n has 34,279
 MAX_PICKLE = 64 << 20  # bytes of opcodes, tensors' data excluded
 # what decoding raises on bytes that are no well-formed pickle
@@ -114,6 +115,8 @@ class _Machine:
         """The name as a value, if it is on the list; refuses the file otherwise."""
         if not (type(module) is str and type(name) is str):
             raise DamagedError("a global without a name")
+        if module.startswith(f"{PACKAGED}models."):
+            module = module.removeprefix(PACKAGED)
         found = Global(module, name)
         if not is_known(found):
             shown = ascii(found.qualified)[1:-1][:100]

@@ -151,9 +151,18 @@ def test_a_strange_folder_is_left_alone_and_nothing_is_made_to_look(tmp_path):
     assert list((tmp_path / "exp").iterdir()) == []
 
 
-def test_a_damaged_lock_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2]",
+        '{"protocol": [], "models": {}}',
+        '{"protocol": {"seeds": 1}, "models": {}}',
+        '{"protocol": {"seeds": [[0]]}, "models": {}}',
+    ],
+)
+def test_a_damaged_lock_is_named(tmp_path, text):
     (tmp_path / "exp").mkdir()
-    (tmp_path / "exp" / "protocol.json").write_text("[1, 2]")
+    (tmp_path / "exp" / "protocol.json").write_text(text)
     with pytest.raises(UserError, match=r"protocol.json: not a protocol"):
         claim(str(tmp_path), "exp", Lock(PROTOCOL, MODELS))
 

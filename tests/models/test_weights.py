@@ -194,6 +194,21 @@ def read(
     return imported, to_detector(imported)
 
 
+def test_a_file_of_the_packaged_yolov5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The PyPI package 'yolov5' has the same modules in a package of its own."""
+    model, path, packaged = small(), tmp_path / "x.pt", tmp_path / "packaged.pt"
+    save(path, {"model": network(model)}, monkeypatch)
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packaged, "w") as renamed:
+        for item in archive.namelist():
+            content = archive.read(item)
+            if item.endswith(".pkl"):
+                assert content.count(b"cmodels.yolo\n") == 2  # Model and Detect
+                content = content.replace(b"cmodels.", b"cyolov5.models.")
+            renamed.writestr(item, content)
+    found = to_detector(read_yolov5(packaged))
+    assert all(torch.equal(a, b) for a, b in zip(outputs(found), outputs(model), strict=True))
+
+
 def test_ema_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     averaged = network(small())
     nn.init.constant_(averaged.model[0].conv.weight, 0.5)
