@@ -47,14 +47,31 @@ class Schedule:
         return max(round(self.hyp.warmup_epochs * self.steps_per_epoch), WARMUP_STEPS_AT_LEAST)
 
     @property
+    def nominal_batch(self) -> float:
+        """hyp.nbs; in a run too short for hyp.min_updates of these, fewer batches, at least one."""
+        if not self.hyp.min_updates:
+            return self.hyp.nbs
+        batches = (self.last_step + 1) // self.hyp.min_updates
+        return min(self.hyp.nbs, max(batches, 1) * self.batch_size)
+
+    @property
     def accumulate(self) -> int:
         """Batches per update after the warm-up: the nominal batch over the batch, at least 1."""
-        return max(round(self.hyp.nbs / self.batch_size), 1)
+        return max(round(self.nominal_batch / self.batch_size), 1)
 
     @property
     def weight_decay(self) -> float:
         """The decay scaled by the images of an update over the nominal batch."""
-        return self.hyp.weight_decay * self.batch_size * self.accumulate / self.hyp.nbs
+        return self.hyp.weight_decay * self.batch_size * self.accumulate / self.nominal_batch
+
+    def shortened(self) -> str:
+        """What hyp.min_updates made of the nominal batch, in words."""
+        return (
+            f"an update for every {self.accumulate * self.batch_size} images instead of"
+            f" {self.hyp.nbs:g} (nbs), so that {self.last_step + 1} batches make"
+            f" {(self.last_step + 1) // self.accumulate} updates (min_updates"
+            f" {self.hyp.min_updates:g}; 0 in the --hyp file switches this off)"
+        )
 
     @property
     def last_step(self) -> int:
@@ -80,7 +97,7 @@ class Schedule:
         return Rates(
             (_between(bias_start, peak, done), rising, rising),
             _between(hyp.warmup_momentum, hyp.momentum, done),
-            max(round(_between(1.0, hyp.nbs / self.batch_size, done)), 1),
+            max(round(_between(1.0, self.nominal_batch / self.batch_size, done)), 1),
         )
 
 

@@ -98,6 +98,8 @@ def prepare(config: TrainConfig, place: Distributed) -> TrainRun:
     else:
         state.start_epoch(0)
     facts["world size"] = place.world_size
+    if schedule.nominal_batch != hyp.nbs and place.is_main:
+        sys.stderr.write(f"a short run: {schedule.shortened()}\n")
     folder = _run_folder(config, place)  # last, so that a mistake leaves none behind
     plan = _step_plan(config, hyp, place, model=model, schedule=schedule)
     val_loss = AnchorLoss(state.ema.model, hyp, image_size=config.imgsz)

@@ -71,6 +71,7 @@ class Hyperparameters:
     mixup: float = 0.0
     copy_paste: float = 0.0
     nbs: float = 64.0  # nominal batch size: gradients accumulate up to it
+    min_updates: float = 0.0  # of a run: a short one has a smaller nominal batch; not YOLOv5's
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():

@@ -82,3 +82,29 @@ def test_last_step_and_impossible_counts():
     assert schedule(epochs=2, steps_per_epoch=3).last_step == 5
     with pytest.raises(ValueError, match="positive"):
         schedule(epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "batch", "nominal", "accumulate"),
+    [
+        (60, 13, 16, 16, 1),  # 780 batches: not even all of them are 1000 updates
+        (200, 13, 16, 32, 2),
+        (300, 13, 16, 48, 3),  # 64 images would make 975
+        (300, 7393, 16, 64, 4),  # COCO
+        (10, 2, 128, 64, 1),
+    ],
+)
+def test_a_short_run_makes_more_and_smaller_updates(epochs, steps, batch, nominal, accumulate):
+    hyp = Hyperparameters(min_updates=1000)
+    plan = schedule(hyp=hyp, epochs=epochs, steps_per_epoch=steps, batch_size=batch)
+    assert plan.nominal_batch == nominal
+    assert plan.accumulate == plan.at(plan.warmup_steps).accumulate == accumulate
+    assert plan.weight_decay == pytest.approx(5e-4 * batch * accumulate / nominal)
+    assert schedule(epochs=epochs, steps_per_epoch=steps, batch_size=batch).nominal_batch == 64
+
+
+def test_a_short_run_says_what_it_does():
+    plan = schedule(hyp=Hyperparameters(min_updates=1000), epochs=200, steps_per_epoch=13)
+    assert plan.shortened().startswith(
+        "an update for every 32 images instead of 64 (nbs), so that 2600 batches make 1300 updates"
+    )
