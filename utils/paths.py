@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def find_config(name: str, folder: str) -> Path:
     """The YAML file that `name` means, as users type it.
 
-    Tried in turn: the path itself; `cfg/<folder>/<last part>`, .yaml added where it is missing.
+    Tried in turn: the path itself; `cfg/<folder>/<path>`; `cfg/<folder>/<last part>`; .yaml is
+    added where it is missing.
     `folder` is '' for detectors, 'data', 'train', 'backbones' or 'necks'.
     Raises UserError with the nearest known name.
     """
@@ -20,15 +21,16 @@ def find_config(name: str, folder: str) -> Path:
     if path.is_file():
         return path
     home = ROOT / "cfg" / folder
-    file = path.name if path.suffix in {".yaml", ".yml"} else path.name + ".yaml"
-    if (home / file).is_file():
-        return shown(home / file)
+    file = path if path.suffix in {".yaml", ".yml"} else Path(f"{name}.yaml")
+    for candidate in (home / file, home / file.name):
+        if candidate.is_file():
+            return shown(candidate)
     if path.suffix == "" and path.with_suffix(".yaml").is_file():
         return path.with_suffix(".yaml")
     known = sorted(item.stem for item in home.glob("*.yaml"))
     raise UserError(
         f"{name}: no such file, nor is it one of cfg/{folder}{'/' if folder else ''}*.yaml"
-        f"{nearest(Path(file).stem, known)}"
+        f"{nearest(file.stem, known)}"
     )
 
 

@@ -81,6 +81,8 @@ def test_hyperparameters_defaults_and_errors(tmp_path: Path) -> None:
 def test_configs_are_found_as_users_type_them() -> None:
     for name in ("coco", "coco.yaml", "data/coco.yaml"):
         assert find_config(name, "data").as_posix().endswith("cfg/data/coco.yaml")
+    for name in ("ablations/vgg16", "ablations/vgg16.yaml", "cfg/ablations/vgg16"):
+        assert find_config(name, "").as_posix().endswith("cfg/ablations/vgg16.yaml")
 
 
 def test_run_folders_started_at_once_differ(tmp_path: Path) -> None:
