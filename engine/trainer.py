@@ -33,7 +33,7 @@ from utils.runlog import (
     write_text,
 )
 
-LOST_RANK = ("gloo", "nccl", "Connection", "Timed out", "connectFullMesh")
+LOST_RANK = ("gloo", "nccl", "Connection", "Timed out", "pair closure", "connectFullMesh")
 
 
 def fit(config: TrainConfig) -> DetectionMetrics:

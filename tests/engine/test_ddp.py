@@ -164,7 +164,7 @@ def test_a_rank_that_stays_away_ends_the_run_within_the_timeout(train_flags, tmp
     started = time.monotonic()
     code, _, errors = finish(process)
     assert code != 0
-    assert "another rank ended or did not answer within 5 s" in errors
+    assert "another rank ended or did not answer within 5 s" in errors, errors
     assert time.monotonic() - started < 90
 
 
