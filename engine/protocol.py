@@ -84,7 +84,10 @@ def _training(config: CompareConfig) -> dict[str, Any]:
     """Every epoch is run (no patience), so that all models have the same budget."""
     names = ("epochs", "batch_size", "optimizer", "amp", "fit", "workers", "cache")
     plain = {name: getattr(config, name) for name in names}
-    return {**plain, "patience": 0, "hyp": dataclasses.asdict(load_hyp(config.hyp))}
+    hyp = dataclasses.asdict(load_hyp(config.hyp))
+    if hyp["min_updates"] == 0:
+        del hyp["min_updates"]  # as in records that are older than this key
+    return {**plain, "patience": 0, "hyp": hyp}
 
 
 def _evaluation(config: CompareConfig) -> dict[str, Any]:

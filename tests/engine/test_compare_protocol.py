@@ -1,6 +1,7 @@
 """Protocols compared field by field, and the folder that is locked to one."""
 
 import copy
+import json
 import shlex
 from contextlib import contextmanager
 
@@ -221,6 +222,32 @@ def test_the_protocol_of_a_training_comparison(rectangles):
     assert set(protocol["versions"]) == {"python", "torch", "torchvision", "numpy"}
     assert protocol["device"]["threads"] == 1
     assert "commit" not in str(protocol)
+
+
+@pytest.mark.parametrize(
+    ("folder", "size", "epochs"), [("bccd-n", "224", "30"), ("shapes-n", "192", "20")]
+)
+def test_committed_records_are_of_the_protocol_that_their_command_has_now(
+    root, rectangles, folder, size, epochs
+):
+    """They are where docs/results.md goes on from, with more seeds or models."""
+    config = parsed(
+        *("--cfg", "yolov5n", "--data", str(rectangles), "--img", size, "--epochs", epochs),
+        *("--hyp", "demo", "--optimizer", "AdamW", "--workers", "2"),
+    )
+    now = make_protocol(config, load_splits(config), CPU, threads=2)
+    records = sorted((root / "docs" / "results" / folder).glob("*.json"))
+    assert records
+    for path in records:
+        protocol = json.loads(path.read_text(encoding="utf-8"))["protocol"]
+        assert protocol["training"] == now["training"]
+        assert protocol["evaluation"] == now["evaluation"]
+
+
+def test_short_runs_updates_are_part_of_the_protocol(rectangles):
+    config = parsed("--cfg", "yolov5n", "--data", str(rectangles), "--img", "64")
+    protocol = make_protocol(config, load_splits(config), CPU, threads=1)
+    assert protocol["training"]["hyp"]["min_updates"] == 1000
 
 
 def test_other_kinds_have_no_training(rectangles):

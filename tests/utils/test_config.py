@@ -126,7 +126,7 @@ def test_exit_codes_and_one_line(root: Path, body: str, code: int, text: str) ->
 
 
 def test_a_traceback_is_printable_too(root: Path) -> None:
-    script = r"""from utils.errors import *
+    script = r"""from utils.errors import UserError, run_script
 def main(argv):
     raise UserError('a\x1b[2Jb')
 run_script(main)"""
