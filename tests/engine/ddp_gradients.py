@@ -65,6 +65,9 @@ def main(model_file, out):
         result[name] = {key: parameter.grad for key, parameter in model.named_parameters()}
     if place.is_main:
         torch.save(result, out)
+    # As in a run, a collective follows the last backward pass: gloo's thread needs the interpreter
+    # once more to free that pass's all-reduce, and an interpreter that is ending aborts instead.
+    distributed.barrier()
     distributed.cleanup()
 
 
