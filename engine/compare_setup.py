@@ -10,7 +10,7 @@ import torch
 
 from engine.compare_config import PROFILE, TABLE, CompareConfig
 from engine.compare_plan import Contender, RunPlan, baseline_of, contenders, runs
-from engine.compare_record import FOLDER, load_detections, load_truth, records_in
+from engine.compare_record import FOLDER, load_detections, load_truth, model_id, records_in
 from engine.compare_tables import Finished
 from engine.distributed import select_device
 from engine.figures import by_id, truth_of
@@ -273,7 +273,7 @@ def _of_records(
 
 
 def _contender(item: Finished) -> Contender:
-    """A record's model. UserError naming the file for one that cannot be built."""
+    """A record's model. UserError naming the file where it cannot be built, or is another."""
     record = item.record
     classes = len(record.protocol["data"]["classes"])
     try:
@@ -283,4 +283,10 @@ def _contender(item: Finished) -> Contender:
         raise
     except Exception as error:  # the builder's own checks are for what the parser lets through
         raise UserError(f"{item.path}: its model: {cause_of(error)}") from error
+    found = model_id(spec)
+    if record.seed is not None and found != record.model_id:  # a checkpoint's is of its bytes
+        raise UserError(
+            f"{item.path}: its 'spec' is of another model ({found}) than its 'model_id'"
+            f" ({record.model_id}): was it edited? Its costs would not be those of what was trained"
+        )
     return Contender(record.name, record.model, record.model_id, spec, profile, classes)

@@ -412,6 +412,19 @@ def test_a_record_whose_model_cannot_be_built_is_named(flags, fake, tmp_path):
             compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
 
 
+def test_a_record_whose_model_was_edited_is_refused(flags, fake, tmp_path):
+    compare.main(flags)
+    records = tmp_path / "runs" / "exp" / "records"
+    path = sorted(records.glob("*.json"))[0]
+    content = json.loads(path.read_text())
+    layer = content["spec"]["layers"][1]
+    assert layer["args"]["c_out"] == 16
+    layer["args"]["c_out"] = 24
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"{path.name}: its 'spec' is of another model"):
+        compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
+
+
 def test_one_record_twice_is_refused(flags, fake, tmp_path):
     compare.main(flags)
     records = tmp_path / "runs" / "exp" / "records"
