@@ -17,6 +17,7 @@ from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, GraphSpec, LayerSpec, Mod
 from utils.errors import UserError
 
 PROBE = 256  # pixels; a multiple of every stride up to P8
+MOST_REPEATS = 1000  # of a row; the deepest published stage has some forty
 
 
 def build_detector(
@@ -64,6 +65,10 @@ def _build_row(row: LayerSpec, index: int, inputs: list[int]) -> tuple[nn.Module
     several = registry.reads_several(row.block)
     if not several and len(inputs) != 1:
         raise UserError(f"{row.where}: row {index} {row.block} reads one row, got {len(inputs)}")
+    if row.repeats > MOST_REPEATS:
+        raise UserError(
+            f"{row.where}: row {index} {row.block}: {row.repeats} repeats; {MOST_REPEATS} at most"
+        )
     takes_repeats = any(item.name == "n" for item in registry.signature(row.block))
     count = 1 if takes_repeats else row.repeats
     args = dict(row.args)

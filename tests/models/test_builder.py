@@ -85,6 +85,7 @@ def test_fuse_keeps_outputs() -> None:
         ({"backbone": [[-1, 1, "Conv", [7, 3, 2, 1, 2]], *ROWS["backbone"][1:]]}, r"row 0 Conv: .*groups 2"),
         ({"backbone": [[-1, 1, "Concat", [1]], *ROWS["backbone"][1:]]}, r"row 0 Concat.*at least two"),
         ({"backbone": [[-1, 1, "Conv", [8, 3, 3]], *ROWS["backbone"][1:]]}, r"must divide the image evenly"),
+        ({"backbone": [*ROWS["backbone"][:2], [-1, 10**8, "Conv", [8, 3, 1]]]}, r"row 2 Conv: 100000000 repeats; 1000 at most"),
     ],
 )  # fmt: skip
 def test_rows_that_do_not_fit(change: dict, message: str) -> None:
