@@ -11,11 +11,12 @@ from engine import window
 from engine.console import Console
 from engine.outputs import OutputConfig, Outputs
 from engine.predictor import Predictor
-from utils.config import Range, option, parse
+from utils.config import MOST_PIXELS, Range, option, parse
 from utils.errors import PartlyDoneError, UserError, run_script
 from utils.nms import MAX_CANDIDATES, NmsConfig
 
 LIMITS = {
+    "imgsz": Range(1, MOST_PIXELS),
     "conf_thres": Range(0, 1),
     "iou_thres": Range(0, 1),
     "max_det": Range(1, MAX_CANDIDATES),
@@ -63,6 +64,8 @@ class DetectConfig:
             value = getattr(self, name)
             if value is not None:
                 limits.check("detect", f"--{name.replace('_', '-')}", value)
+        if not all(self.source):
+            raise ValueError("detect: --source has an empty name; . is the current folder")
         if self.save_conf and not self.save_txt:
             raise ValueError("detect: --save-conf does nothing without --save-txt")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -45,9 +46,9 @@ def report(folder: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the report of the folder in `argv`."""
-    if argv is None or len(argv) != 1:
-        raise UserError("usage: python -m benchmarks.demo RUNS")
-    sys.stdout.write(report(Path(argv[0])) + "\n")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    parser.add_argument("runs", type=Path, help="the folder that `make demo` writes into")
+    sys.stdout.write(report(parser.parse_args(argv).runs) + "\n")
     return 0
 
 

@@ -7,9 +7,9 @@ larger ones, by pycocotools.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +50,15 @@ def by_size(annotations: Path, predictions: Path) -> dict[str, tuple[int, float]
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table."""
-    if argv is None:
-        argv = sys.argv[1:]
-    if len(argv) != 1:
-        raise UserError("usage: python -m benchmarks.difficulty predictions.json")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.difficulty", description=__doc__)
+    parser.add_argument("predictions", type=Path, help="predictions.json of val.py --save-json")
+    predictions = parser.parse_args(argv).predictions
     annotations = ensure_shapes() / "annotations" / "instances_val.json"
-    for name, (count, value) in by_size(annotations, Path(argv[0])).items():
+    try:
+        bands = by_size(annotations, predictions)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"{predictions}: not predictions for {annotations}: {error}") from error
+    for name, (count, value) in bands.items():
         print(f"{name:12} {count:4} boxes   AP50 {value:.3f}")
     return 0
 

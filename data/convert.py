@@ -95,12 +95,16 @@ def _read_split(config: VocConfig, file: Path, *, progress: bool) -> list[VocIma
         raise UserError(f"--images {folder}: no such folder")
     by_stem = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
     images = []
+    seen: set[str] = set()
     for number, line in enumerate(
         tqdm(lines, desc=file.stem, dynamic_ncols=True, disable=not progress), start=1
     ):
         name = line.strip()
         if not name:
             continue
+        if name in seen:
+            raise UserError(f"{file}:{number}: image {name!r} is in the list twice")
+        seen.add(name)
         if name not in by_stem:
             raise UserError(
                 f"{file}:{number}: no image {name!r} in {folder}{nearest(name, by_stem)}"
@@ -111,6 +115,8 @@ def _read_split(config: VocConfig, file: Path, *, progress: bool) -> list[VocIma
         except ImageError as error:
             raise UserError(f"{by_stem[name]}: {error}") from error
         images.append(VocImage(by_stem[name], height, width, read_voc(xml)))
+    if not images:
+        raise UserError(f"--split {file}: no image in it")
     return images
 
 
@@ -141,6 +147,8 @@ def _object(file: Path, number: int, item: ET.Element) -> VocObject:
         values = [math.nan]
     if not all(map(math.isfinite, values)):
         raise UserError(f"{file}: object {number} ({name}): bndbox {texts}: not four numbers")
+    if values[2] < values[0] or values[3] < values[1]:
+        raise UserError(f"{file}: object {number} ({name}): bndbox {texts}: max is less than min")
     corners = tuple(int(value) if value.is_integer() else value for value in values)
     return VocObject(name, corners, (item.findtext("difficult") or "0").strip() == "1")
 
@@ -149,6 +157,8 @@ def _class_names(config: VocConfig, images: Sequence[VocImage]) -> tuple[str, ..
     found = {item.name: image.path for image in images for item in image.objects}
     if not config.classes:
         return tuple(sorted(found))
+    if len(set(config.classes)) < len(config.classes):
+        raise UserError(f"--classes: a name is there twice: {' '.join(config.classes)}")
     for name, path in found.items():
         if name not in config.classes:
             hint = nearest(name, config.classes)

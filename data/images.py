@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
             raise ImageError(f"{status.st_size} bytes; more than {limit} are not read")
         return path.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:
-        if path.is_symlink():
+        if os.path.islink(path):  # noqa: PTH114  Path.is_symlink raises for a name too long
             raise ImageError("dangling or looping symbolic link") from error
         raise ImageError(getattr(error, "strerror", None) or str(error)) from error
 

@@ -285,10 +285,18 @@ def _deliver(loader: DataLoader) -> Iterator[Batch]:
                 raise UserError(batch.message)
             yield batch
     except RuntimeError as error:
-        dead = DEAD_WORKER.search(str(error))
+        dead = dead_worker(error)
         if dead is None:
             raise
-        raise FeatherDetError(
-            f"a process that loads images has died: {dead[0]}; fewer --workers, more memory or "
-            "more shared memory (/dev/shm) may help"
-        ) from error
+        raise dead from error
+
+
+def dead_worker(error: RuntimeError) -> FeatherDetError | None:
+    """What to say of an error by which torch reports, at any place, that a worker was killed."""
+    found = DEAD_WORKER.search(str(error))
+    if found is None:
+        return None
+    return FeatherDetError(
+        f"a process that loads images has died: {found[0]}; fewer --workers, more memory or more"
+        " shared memory (/dev/shm) may help"
+    )

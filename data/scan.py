@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from data.images import ImageError, decode_image, image_format, read_bytes
 from data.labels import Entry, ImageCheck
 from data.records import Problem
+from utils.terminal import complain
 
 MIN_SIDE = 10  # pixels; on less there is nothing to detect
 SHOWN = 10  # problems written to stderr; the report file has all
@@ -63,7 +63,8 @@ def check_image(path: Path, known: ImageCheck | None = None) -> ImageCheck:
     except ImageError as error:
         return ImageCheck(0, 0, "", cause=error.cause)
     except (OSError, ValueError, RuntimeError) as error:
-        link = "dangling or looping symbolic link" if path.is_symlink() else None
+        known_link = os.path.islink(path)  # noqa: PTH114  Path.is_symlink raises for a name too long
+        link = "dangling or looping symbolic link" if known_link else None
         return ImageCheck(0, 0, "", cause=link or getattr(error, "strerror", None) or str(error))
     edges = _hash_ends(data[:_EDGE], data[max(0, len(data) - _EDGE) :])
     height, width, cause = _inspect(data)
@@ -94,7 +95,7 @@ def is_main_rank() -> bool:
 def say(message: str) -> None:
     """One line on stderr, from the main rank only."""
     if is_main_rank():
-        sys.stderr.write(message.encode("utf-8", "backslashreplace").decode() + "\n")
+        complain(message)
 
 
 def report_problems(problems: Sequence[Problem], report: Path) -> None:

@@ -279,7 +279,7 @@ def _write_error(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     # torch's zip writer reports a failed write as a RuntimeError, with the OSError behind it or not
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError) and "DataLoader" not in str(error):  # raised by a signal
         behind = error.__cause__ or error.__context__
         return _write_error(behind) if isinstance(behind, OSError) else str(error).splitlines()[0]
     return None

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.loader import CACHES
 from engine.optimizer import OPTIMIZERS
-from utils.config import Range, option
+from utils.config import MOST_PIXELS, MOST_WORKERS, Range, option
 
 TRAIN, EVALUATE, PROFILE, TABLE = "train", "evaluate", "profile", "table"  # what is compared
 MAX_WORKERS = 8
@@ -99,9 +99,10 @@ class CompareConfig:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        least = {"imgsz": 1, "epochs": 1, "batch_size": 1, "workers": 0, "jobs": 1, "classes": 1}
-        for name, low in least.items():
-            self._within(name, low, getattr(self, name))
+        for name in ("epochs", "batch_size", "jobs", "classes"):
+            self._within(name, 1, getattr(self, name))
+        self._within("imgsz", 1, self.imgsz, MOST_PIXELS)
+        self._within("workers", 0, self.workers, MOST_WORKERS)
         for seed in self.seeds:
             self._within("seeds", 0, seed)
         for batch in self.latency_batches:
@@ -118,8 +119,8 @@ class CompareConfig:
         if not self.latency_seconds > 0:
             raise ValueError(f"--latency-seconds must be positive, got {self.latency_seconds}")
 
-    def _within(self, name: str, low: int, value: int) -> None:
-        Range(low, 2**31).check("compare.py", f"--{name.replace('_', '-')}", value)
+    def _within(self, name: str, low: int, value: int, high: int = 2**31) -> None:
+        Range(low, high).check("compare.py", f"--{name.replace('_', '-')}", value)
 
     @property
     def kind(self) -> str:

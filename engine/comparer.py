@@ -56,12 +56,24 @@ def compare(config: CompareConfig) -> Path | None:
             except (KeyboardInterrupt, TerminatedError):
                 sys.stderr.write(f"\nstopped; the same command goes on in {folder}\n")
                 raise
+    unmeasured = [
+        f"{row['name']}: latency at batch {one['batch']}: {one['cause']}"
+        for row in results["rows"]
+        for one in row["latency"]
+        if one["cause"] is not None
+    ]
+    for text in unmeasured:
+        complain(text)
     failed = [row["name"] for row in results["rows"] if row["status"] in {FAILED, PARTLY}]
     if failed:
         raise PartlyDoneError(
             f"{len(failed)} of {len(results['rows'])} models failed, at least in part:"
             f" {', '.join(failed)}; their causes are in {folder / 'table.md'}. Starting"
             " again tries them again"
+        )
+    if unmeasured:
+        raise PartlyDoneError(
+            f"{len(unmeasured)} latencies could not be measured; all else is done"
         )
     return folder
 

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from engine.predictor import Result, Speed
+from utils.terminal import readable
 
 
 class Console:
@@ -44,13 +45,13 @@ class Console:
 
     def line(self, text: str) -> None:
         """One line on stdout, seen at once."""
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(readable(text) + "\n")
         sys.stdout.flush()
 
     def problem(self, text: str) -> None:
         """One line on stderr that does not tear a bar."""
         self._end_video()
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(readable(text), file=sys.stderr)
 
     def show(self, result: Result) -> None:
         """Tell of one frame."""

@@ -50,8 +50,8 @@ class Outputs:
     """The files of one run, in project/name, a folder made when the first one is due.
 
     A context manager: leaving it, by an error too, finishes videos and the table.  `inputs` are the
-    files to be read; an existing run folder that holds one of them is refused (UserError), so that
-    nothing of the user's is ever overwritten.  `report` is told where the results are.
+    files to be read; an existing run folder that holds one of them is refused (UserError).
+    `report` is told where the results are.
     """
 
     def __init__(
@@ -84,14 +84,18 @@ class Outputs:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for video in self._videos.values():
-            video.close()
+        videos = list(self._videos.values())
         self._videos.clear()
+        for video in videos:
+            video.close()
         if self._table is not None:
             self._table.close()
             self._table = None
         if self.folder is not None:
             self._report(f"Results saved to {self.folder}")
+        if error is None:
+            for video in videos:
+                video.check()
 
     def write(self, result: Result, *, draw: bool = False) -> np.ndarray:
         """Write everything asked for about one frame.
@@ -130,10 +134,7 @@ class Outputs:
     def _make_folder(self) -> Path:
         if self.folder is None:
             project, name, exist_ok = self._place
-            try:
-                self.folder = new_run_dir(project, name, exist_ok=exist_ok)
-            except OSError as error:
-                raise UserError(f"{project}/{name}: cannot make it: {error.strerror}") from error
+            self.folder = new_run_dir(project, name, exist_ok=exist_ok)
         return self.folder
 
     def _stem(self, frame: Frame) -> str:
@@ -158,7 +159,9 @@ class Outputs:
             return
         if frame.kind == "video":  # the ones before it are complete; streams run side by side
             for item in [item for item in self._videos if item != frame.item]:
-                self._videos.pop(item).close()
+                video = self._videos.pop(item)
+                video.close()
+                video.check()
         if frame.item not in self._videos:
             fps = (frame.fps or USUAL_FPS) / self._config.stride
             self._videos[frame.item] = _Video(folder / f"{stem}.mp4", fps, image.shape[:2])
@@ -185,6 +188,7 @@ class _Video:
     """An mp4 file; frames of another size than the first are scaled to it."""
 
     def __init__(self, path: Path, fps: float, size: tuple[int, ...]) -> None:
+        self._path = path
         self._size = (size[1], size[0])
         code = cv2.VideoWriter.fourcc(*CODEC)
         self._writer = cv2.VideoWriter(str(path), code, fps, self._size)
@@ -197,7 +201,16 @@ class _Video:
         self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
+        """Finish the file."""
         self._writer.release()
+
+    def check(self) -> None:
+        """Read it back. UserError for a file without end: OpenCV says nothing of a full disk."""
+        written = cv2.VideoCapture(str(self._path))
+        whole = written.isOpened() and written.read()[0]
+        written.release()
+        if not whole:
+            raise UserError(f"{self._path}: the video could not be written; is the disk full?")
 
 
 def label_rows(result: Result, *, conf: bool) -> str:

@@ -162,7 +162,7 @@ class Predictor:
 
         Raises UserError for a file that is no whole image, ValueError for another array.
         """
-        return self.batch([_read(image) if isinstance(image, str | Path) else image])[0]
+        return self.batch([image])[0]
 
     def stream(
         self,
@@ -181,24 +181,27 @@ class Predictor:
             yield self.batch([frame.image], [frame])[0]
 
     def batch(
-        self, images: Sequence[np.ndarray], frames: Sequence[Frame | None] | None = None
+        self,
+        images: Sequence[np.ndarray | str | Path],
+        frames: Sequence[Frame | None] | None = None,
     ) -> list[Result]:
-        """RGB uint8 images -> one result each, in order.
+        """Images as `__call__` takes them -> one result each, in order.
 
         Images whose canvases agree in shape go through the network together; their times are shared
         evenly.  The detections do not depend on the grouping.
         """
-        boxes = [self._letterbox(image) for image in images]
-        origins = list(frames) if frames is not None else [None] * len(images)
+        arrays = [_read(image) if isinstance(image, str | Path) else image for image in images]
+        boxes = [self._letterbox(image) for image in arrays]
+        origins = list(frames) if frames is not None else [None] * len(arrays)
         results: dict[int, Result] = {}
         for shape in dict.fromkeys(box.dst for box in boxes):
             rows = [row for row, box in enumerate(boxes) if box.dst == shape]
             detections, speed = self._run(
-                [images[row] for row in rows], [boxes[row] for row in rows]
+                [arrays[row] for row in rows], [boxes[row] for row in rows]
             )
             for row, found in zip(rows, detections, strict=True):
-                results[row] = Result(images[row], found, self.names, speed, shape, origins[row])
-        return [results[row] for row in range(len(images))]
+                results[row] = Result(arrays[row], found, self.names, speed, shape, origins[row])
+        return [results[row] for row in range(len(arrays))]
 
     def _letterbox(self, image: np.ndarray) -> Letterbox:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -15,6 +15,7 @@ import numpy as np
 from data.records import DataIndex, ImageRecord
 from engine.cocoeval import to_xywh, twelve_lines
 from utils.metrics import Found
+from utils.terminal import printable
 
 NAME_WIDTH = 22
 
@@ -97,7 +98,9 @@ class DetectionMetrics:
         for item in (total, *rows):
             figures = (item.precision, item.recall, item.ap50, item.ap)
             cells = "".join(f"{'-' if math.isnan(x) else f'{x:.3f}':>11}" for x in figures)
-            lines.append(f"{item.name:>{width}}{item.images:>11}{item.instances:>11}{cells}")
+            lines.append(
+                f"{printable(item.name):>{width}}{item.images:>11}{item.instances:>11}{cells}"
+            )
         return "\n".join(lines)
 
     def coco_text(self) -> str:
@@ -186,11 +189,15 @@ def save_labels(
 
 
 def _label_names(records: Sequence[ImageRecord]) -> list[Path]:
-    """Paths below the common folder, .txt for the image's suffix."""
+    """Paths below the common folder, .txt for the image's suffix.
+
+    A data set's file names may go up by `..`: without resolving them the labels would, too.
+    """
     if not records:
         return []
-    common = os.path.commonpath([record.path.absolute().parent for record in records])
-    paths = [record.path.absolute().relative_to(common) for record in records]
+    places = [Path(os.path.normpath(record.path.absolute())) for record in records]
+    common = os.path.commonpath([place.parent for place in places])
+    paths = [place.relative_to(common) for place in places]
     names = [path.with_suffix(".txt") for path in paths]
     if len(set(names)) < len(names):  # a.jpg beside a.png
         names = [path.with_name(path.name + ".txt") for path in paths]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from engine.distributed import DEFAULT_TIMEOUT
 from engine.optimizer import OPTIMIZERS
-from utils.config import option
+from utils.config import MOST_PIXELS, MOST_WORKERS, option
 from utils.errors import UserError
 
 NEWEST = "newest"
@@ -111,8 +112,11 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        self._at_least(1, "epochs", "imgsz")
-        self._at_least(0, "workers", "patience", "seed", "close_mosaic", "grad_clip")
+        self._within(1, 2**31, "epochs")
+        self._within(1, MOST_PIXELS, "imgsz")
+        self._within(0, MOST_WORKERS, "workers")
+        self._within(0, 2**63 - 1, "seed", "patience", "close_mosaic")
+        self._within(0, math.inf, "grad_clip")
         if self.batch_size < 1 and self.batch_size != -1:
             raise ValueError(f"--batch-size must be positive or -1, got {self.batch_size}")
         if self.save_period < 1 and self.save_period != -1:
@@ -129,11 +133,13 @@ class TrainConfig:
         if not self.ddp_timeout > 0:
             raise ValueError(f"--ddp-timeout must be positive, got {self.ddp_timeout}")
 
-    def _at_least(self, low: float, *names: str) -> None:
+    def _within(self, low: float, high: float, *names: str) -> None:
         for name in names:
-            value = getattr(self, name)
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
             if not value >= low:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {value}")
+                raise ValueError(f"{flag} must be at least {low}, got {value}")
+            if value > high:
+                raise ValueError(f"{flag} must be at most {high}, got {value}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for opt.yaml and checkpoints."""

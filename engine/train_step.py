@@ -116,8 +116,8 @@ class FiniteGuard:
         names = ", ".join(map(str, image_ids[:16])) + (" ..." if len(image_ids) > 16 else "")
         raise NonFiniteError(
             f"loss or gradient is not finite at epoch {epoch}, batch {index}, images {names};"
-            " stopped without saving. last.pt holds the last good state; try a lower lr0,"
-            " a longer warm-up, or --amp off"
+            " stopped without saving: last.pt, if there is one, holds the last good state; try"
+            " a lower lr0, a longer warm-up, or --amp off"
         )
 
 

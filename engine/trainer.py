@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
+from data.loader import dead_worker
 from data.sample import Batch
 from engine import distributed
 from engine.checkpoint import load_checkpoint, strip_checkpoint
@@ -57,6 +58,8 @@ def fit(config: TrainConfig) -> DetectionMetrics:
             " batch either way), --batch-size -1, or --amp fp16"
         ) from error
     except RuntimeError as error:
+        if (dead := dead_worker(error)) is not None:
+            raise dead from error
         if place.world_size > 1 and any(word in str(error) for word in LOST_RANK):
             raise FeatherDetError(
                 f"rank {place.rank}: another rank ended or did not answer within"

@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from engine.evaluator import EvalConfig
-from utils.config import Range, option
+from utils.config import MOST_PIXELS, MOST_WORKERS, Range, option
 
 TASKS = ("val", "train", "test", "speed", "study")
 STUDY_SIZES = tuple(range(256, 1537, 128))
@@ -54,12 +54,17 @@ class ValConfig:
     exist_ok: bool = option(False, help="write into an existing folder")
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("imgsz", 1), ("max_det", 1), ("workers", 0)):
-            Range(least, 2**31).check("val.py", f"--{name.replace('_', '-')}", getattr(self, name))
+        for name, least, most in (
+            ("batch_size", 1, 2**31),
+            ("imgsz", 1, MOST_PIXELS),
+            ("max_det", 1, 2**31),
+            ("workers", 0, MOST_WORKERS),
+        ):
+            Range(least, most).check("val.py", f"--{name.replace('_', '-')}", getattr(self, name))
         for name in ("conf_thres", "iou_thres"):
             Range(0, 1).check("val.py", f"--{name.replace('_', '-')}", getattr(self, name))
         for size in self.study_sizes:
-            Range(1, 2**31).check("val.py", "--study-sizes", size)
+            Range(1, MOST_PIXELS).check("val.py", "--study-sizes", size)
         if self.save_conf and not self.save_txt:
             raise ValueError("--save-conf adds to the labels of --save-txt; give both")
         saving = self.save_txt or self.save_json

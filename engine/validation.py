@@ -148,7 +148,17 @@ def validate(task: Validation, tell: Callable[[str], None]) -> DetectionMetrics:
     if not timing:
         tell(metrics.coco_text())
     settings = settings_of(task, size)
-    shown = ("conf", "iou", "max_det", "image_size", "rect", "batch_size", "device")
+    shown = (
+        "conf",
+        "iou",
+        "max_det",
+        "image_size",
+        "rect",
+        "augment",
+        "half",
+        "batch_size",
+        "device",
+    )
     tell(metrics.speed.text())
     tell("at " + ", ".join(f"{key} {settings[key]}" for key in shown))
     if task.place.is_main and not timing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,11 +95,19 @@ def _row(item: Any, section: str, where: str) -> Row:
         raise UserError(f"{where}: number must be a whole number from 1, got {repeats!r}")
     if not isinstance(args, (list, Mapping)):
         raise UserError(f"{where}: args must be a list or a mapping, got {args!r}")
+    if not _finite(args):
+        raise UserError(f"{where}: a number in args is not finite: {args!r}")
     sources = tuple(source) if isinstance(source, list) else (source,)
     for entry in sources:
         if isinstance(entry, bool) or not isinstance(entry, (int, str)):
             raise UserError(f"{where}: from must be row numbers or names, got {entry!r}")
     return Row(section, sources, repeats, _block_name(block, where), args, name, where)
+
+
+def _finite(args: Any) -> bool:
+    if isinstance(args, list | Mapping):
+        return all(map(_finite, args.values() if isinstance(args, Mapping) else args))
+    return not isinstance(args, float) or math.isfinite(args)
 
 
 def _block_name(block: Any, where: str) -> str:

@@ -170,6 +170,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling fails in many ways
         cause = (str(error).splitlines() or [type(error).__name__])[0]
+        if type(error).__name__ == "UnpicklingError":  # torch's text advises to trust the file
+            cause = "it holds other objects, or is damaged"
         raise UserError(
             f"{path}: not a file of tensors ({cause}); save the model's state_dict()"
         ) from error

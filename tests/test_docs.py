@@ -1,4 +1,4 @@
-"""The worked example of docs/adding-a-block.md works as written."""
+"""The worked example of docs/adding-a-block.md and the code of docs/metrics.md work as written."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import pytest
 import torch
 import yaml
 
+from engine.checkpoint import model_payload, save_checkpoint
 from models import registry
 from models.builder import build_detector
-from models.parser import parse_spec
+from models.parser import load_spec, parse_spec
 
 
-def code(root: Path, language: str) -> str:
-    text = (root / "docs" / "adding-a-block.md").read_text()
+def code(root: Path, language: str, page: str = "adding-a-block.md") -> str:
+    text = (root / "docs" / page).read_text()
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)[0]
 
 
@@ -39,3 +40,25 @@ def test_the_example_has_its_formula_and_takes_c3s_place(root: Path, example: ty
     model = build_detector(parse_spec(yaml.safe_load(code(root, "yaml")), "docs"), classes=3)
     assert model.stride == (8, 16, 32)
     assert [layer.block for layer in model.spec.layers].count("SeparableStage") == 8
+
+
+def test_metrics_from_python(
+    root: Path,
+    rectangles: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = tmp_path / "best.pt"
+    model = build_detector(load_spec(str(tiny_model)), classes=3, names=["a", "b", "c"])
+    save_checkpoint(weights, model_payload(model))
+    text = code(root, "python", "metrics.md")
+    for written, here in (
+        ("runs/train/exp/weights/best.pt", str(weights)),
+        ('"shapes"', repr(str(rectangles))),
+        ("image_size=640", "image_size=64"),
+    ):
+        assert text.count(written) == 1
+        text = text.replace(written, here)
+    exec(compile(text, "metrics.md", "exec"), {})
+    assert "mAP50-95" in capsys.readouterr().out

@@ -116,6 +116,10 @@ def _number_or_text(kind: type) -> Callable[[str], Any]:
     return kind if kind in {int, float} else str
 
 
+MOST_PIXELS = 16_384  # of a network's input: beyond it memory ends, not the option's sense
+MOST_WORKERS = 256  # loading processes
+
+
 @dataclass(frozen=True)
 class Range:
     """Bounds of a value: low <= value <= high, for messages that name the field."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import signal
 import sys
 import traceback
@@ -77,6 +78,9 @@ def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     debug = "--debug" in argv
     argv = [item for item in argv if item != "--debug"]
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main(argv) or 0
     except TerminatedError as error:

@@ -11,7 +11,7 @@ from utils.errors import UserError, nearest
 from utils.paths import find_config
 from utils.yamlio import load_yaml
 
-_ANY = Range(0.0, float("inf"))
+_ANY = Range(0.0, 1e9)
 _UNIT = Range(0.0, 1.0)
 _BOUNDS = {
     "lr0": Range(0.0, 10.0),
@@ -86,8 +86,8 @@ class Hyperparameters:
             if name not in known:
                 raise UserError(f"{where}: unknown hyper-parameter {name!r}{nearest(name, known)}")
             try:  # YAML 1.1 reads 1e-3 as text
-                checked[name] = float(value)
-            except (TypeError, ValueError):
+                checked[name] = float("" if isinstance(value, bool) else value)
+            except (TypeError, ValueError, OverflowError):
                 raise UserError(f"{where}: {name} must be a number, got {value!r}") from None
         try:
             return Hyperparameters(**checked)

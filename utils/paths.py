@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from utils.errors import UserError, nearest
+from utils.terminal import complain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -12,26 +14,35 @@ ROOT = Path(__file__).resolve().parent.parent
 def find_config(name: str, folder: str) -> Path:
     """The YAML file that `name` means, as users type it.
 
-    Tried in turn: the path itself; `cfg/<folder>/<path>`; `cfg/<folder>/<last part>`; .yaml is
-    added where it is missing.
+    Tried in turn: the path itself; `cfg/<folder>/<path>`; and, as YOLOv5 users type
+    `data/coco.yaml`, `cfg/<folder>/<last part>`, which a line on stderr says.  A path that is
+    absolute or begins with a dot means one place only.  .yaml is added where it is missing.
     `folder` is '' for detectors, 'data', 'train', 'backbones' or 'necks'.
     Raises UserError with the nearest known name.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    home = ROOT / "cfg" / folder
     file = path if path.suffix in {".yaml", ".yml"} else Path(f"{name}.yaml")
-    for candidate in (home / file, home / file.name):
+    for candidate in (path, file):
         if candidate.is_file():
-            return shown(candidate)
-    if path.suffix == "" and path.with_suffix(".yaml").is_file():
-        return path.with_suffix(".yaml")
+            return candidate
+    home = ROOT / "cfg" / folder
+    anywhere = not (path.is_absolute() or name.startswith((".", "~")))
+    if anywhere and (home / file).is_file():
+        return shown(home / file)
+    if anywhere and (home / file.name).is_file():
+        _say_once(f"{name}: no such file here; {shown(home / file.name)} is taken")
+        return shown(home / file.name)
     known = sorted(item.stem for item in home.glob("*.yaml"))
     raise UserError(
         f"{name}: no such file, nor is it one of cfg/{folder}{'/' if folder else ''}*.yaml"
         f"{nearest(file.stem, known)}"
     )
+
+
+@cache
+def _say_once(text: str) -> None:
+    """A name is looked up several times in a run."""
+    complain(text)
 
 
 def shown(path: Path) -> Path:
@@ -48,13 +59,22 @@ def new_run_dir(project: str, name: str, *, exist_ok: bool = False) -> Path:
     Creation is the test, so that two runs started at once never share a folder.
     """
     base = Path(project) / name
+    if Path(name).name in {"", ".."}:
+        raise UserError(f"--name {name!r}: not the name of a folder")
+    try:
+        return _made(base, exist_ok=exist_ok)
+    except OSError as error:
+        raise UserError(f"{base}: no run folder can be made there: {error.strerror}") from error
+
+
+def _made(base: Path, *, exist_ok: bool) -> Path:
     base.parent.mkdir(parents=True, exist_ok=True)
     if exist_ok:
         base.mkdir(exist_ok=True)
         return base
     number = 1
     while True:
-        path = base if number == 1 else base.with_name(f"{name}{number}")
+        path = base if number == 1 else base.with_name(f"{base.name}{number}")
         try:
             path.mkdir()
         except FileExistsError:

@@ -13,6 +13,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from utils.files import write_bytes
+from utils.terminal import readable
 
 # The ecosystem's columns, in its order; EXTRA_COLUMNS follow them.
 COLUMNS = (
@@ -37,8 +38,8 @@ DRAWN = (*COLUMNS[1:4], *COLUMNS[4:6], *COLUMNS[8:11], *COLUMNS[6:8])
 
 
 def say(text: str) -> None:
-    """One line for the reader, on stdout; progress bars go to stderr."""
-    sys.stdout.write(text + "\n")
+    """Readable lines on stdout; progress bars go to stderr."""
+    sys.stdout.write("\n".join(map(readable, text.split("\n"))) + "\n")
     sys.stdout.flush()
 
 

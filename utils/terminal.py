@@ -21,7 +21,11 @@ def _harmless(sign: str) -> bool:
     return sign.isprintable() or unicodedata.category(sign) == "Zs"
 
 
+def readable(text: str) -> str:
+    """Printable, and the bytes of a file name that are no text as \\udc80."""
+    return printable(text.encode("utf-8", "backslashreplace").decode())
+
+
 def complain(text: str) -> None:
-    """One line on stderr, printable; the bytes of a file name that are no text stay readable."""
-    readable = text.encode("utf-8", "backslashreplace").decode()
-    sys.stderr.write(printable(readable) + "\n")
+    """One readable line on stderr."""
+    sys.stderr.write(readable(text) + "\n")

@@ -43,8 +43,9 @@ def load_yaml(path: Path) -> Document:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return Document(path, None, {})
@@ -60,7 +61,8 @@ def load_yaml(path: Path) -> Document:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not plain YAML: {error}") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
@@ -88,6 +90,9 @@ def _collect_lines(
     elif isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for name, value in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                line = name.start_mark.line + 1
+                raise UserError(f"{path}:{line}: a key must be one word, not a list or a mapping")
             if name.value in seen:
                 line = name.start_mark.line + 1
                 raise UserError(f"{path}:{line}: key {name.value!r} appears twice")

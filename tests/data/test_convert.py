@@ -123,6 +123,7 @@ def test_bccd_comes_back_byte_for_byte(shared: Path, tmp_path: Path, split: str)
         ("<annotation><object/></annotation>", "object 1 has no name"),
         (xml([("dog", (1, 2, 3, "x"))]), r"object 1 \(dog\): bndbox .* not four numbers"),
         (xml([("dog", (1, 2, 3, "nan"))]), "not four numbers"),
+        (xml([("dog", (5, 2, 3, 4))]), r"object 1 \(dog\): bndbox .* max is less than min"),
         ("<annotation><object><name>dog</name></object></annotation>", "not four numbers"),
         ('<!DOCTYPE a [<!ENTITY b "dog">]><annotation/>', "has a DTD"),
         ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "has a DTD"),
@@ -179,3 +180,20 @@ def test_the_command(voc: Path, root: Path) -> None:
     wrong = run("vox")
     assert wrong.returncode == 2
     assert wrong.stderr == "error: unknown format 'vox'; known: voc\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "classes", "cause"),
+    [
+        ("x_2\nx_10\nx_2\n", (), r"train\.txt:3: image 'x_2' is in the list twice"),
+        ("\n", (), r"train\.txt: no image in it"),
+        ("x_2\n", ("dog", "a<b", "dog"), "--classes: a name is there twice: dog a<b dog"),
+    ],
+)
+def test_what_would_make_a_wrong_set_is_refused(
+    voc: Path, lines: str, classes: tuple[str, ...], cause: str
+) -> None:
+    (voc / "train.txt").write_text(lines)
+    with pytest.raises(UserError, match=cause):
+        convert_voc(config(voc, classes=classes), progress=False)
+    assert not (voc / "out").exists()

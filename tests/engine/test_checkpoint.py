@@ -23,6 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.loader import dead_worker
 from engine.checkpoint import (
     load_checkpoint,
     load_detector,
@@ -249,6 +250,23 @@ def test_c5_write_fails(tmp_path: Path) -> None:
     expected = [f"{message}; the previous one is intact"] * len(limits)
     assert log.read_text().splitlines() == expected
     assert load_checkpoint(path)["epoch"] == 3
+
+
+def test_a_killed_loader_is_no_fault_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch tells of it by an exception at whatever place the program is."""
+
+    def killed(*_: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(RuntimeError) as caught:
+        saved(tmp_path / "x.pt", small())
+    told = dead_worker(caught.value)
+    assert "worker (pid 7) is killed by signal" in str(told)
+    assert dead_worker(RuntimeError("no space left")) is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_interrupted_write_is_raised_as_it_is(

@@ -402,6 +402,23 @@ class TestFiles:
         save_labels(run(index), other, tmp_path / "labels")
         assert len(list((tmp_path / "labels").rglob("same.txt"))) == 7
 
+    def test_labels_stay_in_their_folder_whatever_the_images_are_called(self, index, tmp_path):
+        before = sorted(tmp_path.iterdir())
+        places = [tmp_path / "set" / r.path.name for r in index.records]
+        places[0] = tmp_path / "set" / ".." / ".." / tmp_path.name / "mine" / "a.jpg"
+        moved = [replace(r, path=p) for r, p in zip(index.records, places, strict=True)]
+        save_labels(run(index), replace(index, records=tuple(moved)), tmp_path / "run" / "labels")
+        assert len(list((tmp_path / "run" / "labels").rglob("*.txt"))) == 7
+        assert (tmp_path / "run" / "labels" / "mine" / "a.txt").is_file()
+        assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "run"])
+
+    def test_a_class_name_cannot_forge_a_row(self, index):
+        metrics = run(index)
+        named = replace(metrics.per_class[0], name="a\nb\x1b[31m", instances=1)
+        table = replace(metrics, per_class=(named,)).table()
+        assert len(table.splitlines()) == 3
+        assert "a b [31m" in table
+
     def test_metrics_json(self, index, tmp_path):
         metrics = run(index, config=EvalConfig(conf=0.95))
         save_metrics(metrics, tmp_path / "metrics.json", {"conf": 0.95})

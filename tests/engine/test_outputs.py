@@ -165,7 +165,7 @@ def test_the_source_is_never_overwritten(tmp_path):
 def test_an_impossible_folder_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with (
-        pytest.raises(UserError, match="cannot make it"),
+        pytest.raises(UserError, match="no run folder can be made there"),
         Outputs(str(tmp_path / "file"), "exp", OutputConfig()) as outputs,
     ):
         outputs.write(result())
@@ -184,3 +184,15 @@ def test_an_impossible_folder_is_a_user_error(tmp_path):
 )
 def test_safe_name(text, name):
     assert safe_name(text) == name
+
+
+def test_a_video_that_the_disk_cut_off_is_named(tmp_path):
+    def cut_off() -> None:
+        with Outputs(str(tmp_path), "exp", OutputConfig()) as outputs:
+            outputs.write(result("clip.avi", kind="video"))
+            path = tmp_path / "exp" / "clip.mp4"
+            path.unlink()  # what is written from here on is lost, as on a full disk
+            path.write_bytes(b"")
+
+    with pytest.raises(UserError, match=r"clip\.mp4: the video could not be written"):
+        cut_off()

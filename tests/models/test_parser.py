@@ -228,6 +228,7 @@ def test_round_trips(tmp_path: Path) -> None:
         (with_rows("- [-1, 1, Conv, {c: 8, strid: 2}]"), r"no argument 'strid'; did you mean 'stride'"),
         (with_rows("- [-1, 1, Conv, []]"), r"Conv needs c_out"),
         (with_rows("- [-1, 0, Conv, [8]]"), r"number must be a whole number from 1, got 0"),
+        (with_rows("- [-1, 1, Conv, [.nan]]"), r"a number in args is not finite: \[nan\]"),
         (with_rows("- [-1, 1, Conv]"), r"a row is \[from, number, block, args\]"),
         (with_rows("- [5, 1, Conv, [8]]"), r"row 0 reads 5"),
         (with_rows("- a: [-1, 1, Conv, [8]]\n  - a: [-1, 1, Conv, [8]]"), r"'a' is used twice"),

@@ -69,6 +69,10 @@ def test_hyperparameters_defaults_and_errors(tmp_path: Path) -> None:
         "lr0: fast": r"h\.yaml:1: lr0 must be a number",
         "mosaic: 2": r"mosaic must lie in \[0.0, 1.0\], got 2.0",
         "momentum: .nan": "momentum must lie",
+        "box: .inf": "box must lie",
+        "lr0: true": r"h\.yaml:1: lr0 must be a number, got True",
+        "[1, 2]: 5": r"h\.yaml:1: a key must be one word",
+        "lr0: 1\0": r"h\.yaml: not plain YAML: unacceptable character",
     }.items():
         path.write_text(text)
         if message is None:
@@ -83,6 +87,28 @@ def test_configs_are_found_as_users_type_them() -> None:
         assert find_config(name, "data").as_posix().endswith("cfg/data/coco.yaml")
     for name in ("ablations/vgg16", "ablations/vgg16.yaml", "cfg/ablations/vgg16"):
         assert find_config(name, "").as_posix().endswith("cfg/ablations/vgg16.yaml")
+
+
+def test_a_shipped_file_takes_no_other_place_unsaid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("coco", "coco.yaml"):
+        find_config(name, "data")
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert find_config("here/coco.yaml", "data").name == "coco.yaml"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("here/coco.yaml: no such file here; ")
+    assert line.endswith("cfg/data/coco.yaml is taken")
+    for name in (f"{tmp_path}/coco.yaml", "./coco.yaml", "../coco.yaml", "~/coco.yaml"):
+        with pytest.raises(UserError, match=r"coco\.yaml: no such file"):
+            find_config(name, "data")
+    mine = tmp_path / "here" / "coco.yaml"
+    mine.parent.mkdir()
+    mine.write_text("")
+    for name in ("here/coco", "here/coco.yaml", f"{tmp_path}/here/coco"):
+        assert find_config(name, "data").resolve() == mine.resolve()
 
 
 def test_run_folders_started_at_once_differ(tmp_path: Path) -> None:
