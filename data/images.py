@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import io
-import os
 import stat
 import struct
 from collections.abc import Callable
@@ -84,9 +84,14 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
             raise ImageError(f"{status.st_size} bytes; more than {limit} are not read")
         return path.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:
-        if os.path.islink(path):  # noqa: PTH114  Path.is_symlink raises for a name too long
-            raise ImageError("dangling or looping symbolic link") from error
-        raise ImageError(getattr(error, "strerror", None) or str(error)) from error
+        raise ImageError(cause_of(path, error)) from error
+
+
+def cause_of(path: Path, error: Exception) -> str:
+    """Why `path` could not be read, in a few words."""
+    if getattr(error, "errno", None) in {errno.ENOENT, errno.ELOOP} and path.is_symlink():
+        return "dangling or looping symbolic link"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def image_format(data: bytes) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import math
 import multiprocessing
@@ -73,8 +74,8 @@ class TrainLoader:
     has no way back to one file.
 
     Iterating raises UserError for a file that has become unreadable since the scan and
-    FeatherDetError, naming the process, when a worker has died (torch may see it between two
-    batches, and raises RuntimeError with the same words then).
+    FeatherDetError, naming the process, when a worker has died (between two batches torch sees it,
+    too: see dead_workers_named).
     """
 
     def __init__(self, index: DataIndex, config: LoaderConfig, hyp: Hyperparameters) -> None:
@@ -276,7 +277,7 @@ def _kill_workers() -> None:
 
 def _deliver(loader: DataLoader) -> Iterator[Batch]:
     """The loader's batches, with its failures as one-line errors."""
-    try:
+    with dead_workers_named():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
             batches = iter(loader)
@@ -284,19 +285,21 @@ def _deliver(loader: DataLoader) -> Iterator[Batch]:
             if isinstance(batch, _Failure):
                 raise UserError(batch.message)
             yield batch
+
+
+@contextlib.contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """Turn the RuntimeError that torch raises for a killed worker into a FeatherDetError.
+
+    torch raises it at whatever place the program is when the signal comes.
+    """
+    try:
+        yield
     except RuntimeError as error:
-        dead = dead_worker(error)
+        dead = DEAD_WORKER.search(str(error))
         if dead is None:
             raise
-        raise dead from error
-
-
-def dead_worker(error: RuntimeError) -> FeatherDetError | None:
-    """What to say of an error by which torch reports, at any place, that a worker was killed."""
-    found = DEAD_WORKER.search(str(error))
-    if found is None:
-        return None
-    return FeatherDetError(
-        f"a process that loads images has died: {found[0]}; fewer --workers, more memory or more"
-        " shared memory (/dev/shm) may help"
-    )
+        raise FeatherDetError(
+            f"a process that loads images has died: {dead[0]}; fewer --workers, more memory or more"
+            " shared memory (/dev/shm) may help"
+        ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.images import ImageError, decode_image, image_format, read_bytes
+from data.images import ImageError, cause_of, decode_image, image_format, read_bytes
 from data.labels import Entry, ImageCheck
 from data.records import Problem
 from utils.terminal import complain
@@ -63,9 +63,7 @@ def check_image(path: Path, known: ImageCheck | None = None) -> ImageCheck:
     except ImageError as error:
         return ImageCheck(0, 0, "", cause=error.cause)
     except (OSError, ValueError, RuntimeError) as error:
-        known_link = os.path.islink(path)  # noqa: PTH114  Path.is_symlink raises for a name too long
-        link = "dangling or looping symbolic link" if known_link else None
-        return ImageCheck(0, 0, "", cause=link or getattr(error, "strerror", None) or str(error))
+        return ImageCheck(0, 0, "", cause=cause_of(path, error))
     edges = _hash_ends(data[:_EDGE], data[max(0, len(data) - _EDGE) :])
     height, width, cause = _inspect(data)
     return ImageCheck(status.st_size, status.st_mtime_ns, edges, height, width, cause)

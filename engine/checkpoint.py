@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.loader import DEAD_WORKER
 from models.archive import open_pickled
 from models.builder import build_detector
 from models.detector import Detector
@@ -279,7 +280,8 @@ def _write_error(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     # torch's zip writer reports a failed write as a RuntimeError, with the OSError behind it or not
-    if isinstance(error, RuntimeError) and "DataLoader" not in str(error):  # raised by a signal
+    # and a signal's handler reports a killed loader process at this place, as at any other
+    if isinstance(error, RuntimeError) and not DEAD_WORKER.search(str(error)):
         behind = error.__cause__ or error.__context__
         return _write_error(behind) if isinstance(behind, OSError) else str(error).splitlines()[0]
     return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.compare_schema import ACCURACY, Model
+from utils.config import MOST_PIXELS
 from utils.errors import UserError
 from utils.terminal import is_printable
 
@@ -15,7 +16,6 @@ FINGERPRINT = re.compile(r"[0-9a-f]{8,64}")
 LEVELS = 16  # of mappings and lists in each other; a record has 6
 SMALLEST, LARGEST = 1e-99, 1e99  # of numbers: so far from the ends that no sum or quotient is inf
 MOST_IMAGES = 1_000_000  # for validation: the resamples count each of them a thousand times
-MOST_PIXELS = 65_536  # of an image's side
 GONE = object()
 Test = Callable[[Any], bool]
 

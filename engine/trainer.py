@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
-from data.loader import dead_worker
+from data.loader import dead_workers_named
 from data.sample import Batch
 from engine import distributed
 from engine.checkpoint import load_checkpoint, strip_checkpoint
@@ -46,7 +46,7 @@ def fit(config: TrainConfig) -> DetectionMetrics:
     """
     place = distributed.start(config.device, timeout=config.ddp_timeout)
     try:
-        with stop_requests() as request, reproducible(place.device):
+        with dead_workers_named(), stop_requests() as request, reproducible(place.device):
             with request.may_abort():
                 run = prepare(config, place)
                 announce(run)
@@ -58,8 +58,6 @@ def fit(config: TrainConfig) -> DetectionMetrics:
             " batch either way), --batch-size -1, or --amp fp16"
         ) from error
     except RuntimeError as error:
-        if (dead := dead_worker(error)) is not None:
-            raise dead from error
         if place.world_size > 1 and any(word in str(error) for word in LOST_RANK):
             raise FeatherDetError(
                 f"rank {place.rank}: another rank ended or did not answer within"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from data.dataset import load_dataset_config, load_split
-from data.loader import LoaderConfig, val_batches
+from data.loader import LoaderConfig, dead_workers_named, val_batches
 from data.records import DataIndex
 from engine import distributed
 from engine.checkpoint import load_detector
@@ -52,10 +52,11 @@ def run(config: ValConfig) -> None:
         task = prepare(config, place)
         tell = say if place.is_main else _mute
         tell("val.py: " + ", ".join(f"{key}={value}" for key, value in config.changed().items()))
-        if config.task == "study":
-            study(task, tell)
-        else:
-            validate(task, tell)
+        with dead_workers_named():
+            if config.task == "study":
+                study(task, tell)
+            else:
+                validate(task, tell)
         if config.task != "speed":
             tell(f"results: {task.folder}")
     except torch.OutOfMemoryError as error:
@@ -148,19 +149,9 @@ def validate(task: Validation, tell: Callable[[str], None]) -> DetectionMetrics:
     if not timing:
         tell(metrics.coco_text())
     settings = settings_of(task, size)
-    shown = (
-        "conf",
-        "iou",
-        "max_det",
-        "image_size",
-        "rect",
-        "augment",
-        "half",
-        "batch_size",
-        "device",
-    )
+    shown = "conf iou max_det image_size rect augment half batch_size device"
     tell(metrics.speed.text())
-    tell("at " + ", ".join(f"{key} {settings[key]}" for key in shown))
+    tell("at " + ", ".join(f"{key} {settings[key]}" for key in shown.split()))
     if task.place.is_main and not timing:
         _save(task, metrics, settings)
     return metrics

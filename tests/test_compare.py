@@ -259,6 +259,24 @@ def test_profile_only_needs_no_data(tiny_model, wide_model, tmp_path):
     assert results["protocol"]["kind"] == "profile"
 
 
+def test_a_latency_that_failed_is_named_and_ends_with_3(tiny_model, tmp_path, monkeypatch, capsys):
+    measured = comparer.with_measured
+
+    def out_of_memory(row, *more):
+        row = measured(row, *more)
+        row["latency"][1].update(p50_ms=None, cause="no memory")
+        return row
+
+    monkeypatch.setattr(comparer, "with_measured", out_of_memory)
+    words = ["--cfg", str(tiny_model), "--profile-only", "--img", "64", "--device", "cpu"]
+    words += ["--latency-batches", "1", "2", "--latency-seconds", "0.05"]
+    with pytest.raises(PartlyDoneError, match="1 latencies could not be measured") as caught:
+        compare.main([*words, "--project", str(tmp_path / "runs")])
+    assert caught.value.exit_code == 3
+    assert "tiny: latency at batch 2: no memory" in capsys.readouterr().err.splitlines()
+    assert (tmp_path / "runs" / "exp" / "report.html").is_file()
+
+
 def test_checkpoints_are_evaluated_into_the_same_table(trained, rectangles, tmp_path):
     copy = tmp_path / "second" / "weights" / "best.pt"
     copy.parent.mkdir(parents=True)

@@ -284,6 +284,7 @@ def test_data_gives_the_names(call, tmp_path):
     ("arguments", "message"),
     [
         (["--save-conf"], "--save-conf does nothing without --save-txt"),
+        (["--source", ""], "--source has an empty name"),
         (["--vid-stride", "0"], "--vid-stride must lie in"),
         (["--line-thickness", "0"], "--line-thickness"),
         (["--conf-thres", "1.5"], "--conf-thres must lie in [0, 1], got 1.5"),

@@ -6,6 +6,7 @@ import re
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,5 +61,7 @@ def test_metrics_from_python(
     ):
         assert text.count(written) == 1
         text = text.replace(written, here)
-    exec(compile(text, "metrics.md", "exec"), {})
-    assert "mAP50-95" in capsys.readouterr().out
+    found: dict[str, Any] = {}
+    exec(compile(text, "metrics.md", "exec"), found)
+    assert (found["metrics"].images, found["metrics"].instances) == (5, 4)
+    assert found["metrics"].table() in capsys.readouterr().out

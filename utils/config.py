@@ -13,6 +13,8 @@ from typing import Any, NoReturn, TypeVar
 from utils.errors import UserError, nearest
 
 C = TypeVar("C")
+MOST_PIXELS = 16_384  # of a side of a network's input
+MOST_WORKERS = 256  # loading processes
 
 
 def option(
@@ -114,10 +116,6 @@ def _kind(hint: Any) -> tuple[type, bool]:
 
 def _number_or_text(kind: type) -> Callable[[str], Any]:
     return kind if kind in {int, float} else str
-
-
-MOST_PIXELS = 16_384  # of a network's input: beyond it memory ends, not the option's sense
-MOST_WORKERS = 256  # loading processes
 
 
 @dataclass(frozen=True)

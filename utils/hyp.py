@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -85,10 +86,12 @@ class Hyperparameters:
         for name, value in values.items():
             if name not in known:
                 raise UserError(f"{where}: unknown hyper-parameter {name!r}{nearest(name, known)}")
-            try:  # YAML 1.1 reads 1e-3 as text
-                checked[name] = float("" if isinstance(value, bool) else value)
-            except (TypeError, ValueError, OverflowError):
-                raise UserError(f"{where}: {name} must be a number, got {value!r}") from None
+            number = None
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
+                number = float(value)  # YAML 1.1 reads 1e-3 as text
+            if number is None or isinstance(value, bool):
+                raise UserError(f"{where}: {name} must be a number, got {value!r}")
+            checked[name] = number
         try:
             return Hyperparameters(**checked)
         except ValueError as error:

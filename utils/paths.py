@@ -14,21 +14,23 @@ ROOT = Path(__file__).resolve().parent.parent
 def find_config(name: str, folder: str) -> Path:
     """The YAML file that `name` means, as users type it.
 
-    Tried in turn: the path itself; `cfg/<folder>/<path>`; and, as YOLOv5 users type
-    `data/coco.yaml`, `cfg/<folder>/<last part>`, which a line on stderr says.  A path that is
-    absolute or begins with a dot means one place only.  .yaml is added where it is missing.
+    Tried in turn: the path itself; `cfg/<folder>/<path>`; the path with .yaml, which is added
+    wherever it is missing; and, as YOLOv5 users type `data/coco.yaml`, `cfg/<folder>/<last part>`,
+    which a line on stderr says.  A path that is absolute or begins with a dot is not looked for in
+    cfg.
     `folder` is '' for detectors, 'data', 'train', 'backbones' or 'necks'.
     Raises UserError with the nearest known name.
     """
     path = Path(name)
     file = path if path.suffix in {".yaml", ".yml"} else Path(f"{name}.yaml")
-    for candidate in (path, file):
-        if candidate.is_file():
-            return candidate
     home = ROOT / "cfg" / folder
     anywhere = not (path.is_absolute() or name.startswith((".", "~")))
+    if path.is_file():
+        return path
     if anywhere and (home / file).is_file():
         return shown(home / file)
+    if file.is_file():
+        return file
     if anywhere and (home / file.name).is_file():
         _say_once(f"{name}: no such file here; {shown(home / file.name)} is taken")
         return shown(home / file.name)

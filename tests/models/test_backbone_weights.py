@@ -431,7 +431,11 @@ def test_files_that_hold_no_tensors(tmp_path, monkeypatch):
     for name, content, message in (
         ("a.pth", {"epoch": 3}, "no tensors by name"),
         ("b.pt", [torch.zeros(3)], "no tensors by name"),
-        ("c.pth", nn.Conv2d(3, 4, 1), "not a file of tensors"),
+        (
+            "c.pth",
+            nn.Conv2d(3, 4, 1),
+            r"not a file of tensors \(it holds other objects, or is damaged\)",
+        ),
     ):
         torch.save(content, tmp_path / name)
         with pytest.raises(UserError, match=message):

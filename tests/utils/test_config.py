@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -109,6 +110,9 @@ def test_a_shipped_file_takes_no_other_place_unsaid(
     mine.write_text("")
     for name in ("here/coco", "here/coco.yaml", f"{tmp_path}/here/coco"):
         assert find_config(name, "data").resolve() == mine.resolve()
+    (tmp_path / "coco.yaml").write_text("")
+    assert find_config("coco", "data").resolve() != tmp_path / "coco.yaml"  # a name of cfg/data
+    assert find_config("coco.yaml", "data").resolve() == tmp_path / "coco.yaml"
 
 
 def test_run_folders_started_at_once_differ(tmp_path: Path) -> None:
@@ -149,6 +153,19 @@ def test_exit_codes_and_one_line(root: Path, body: str, code: int, text: str) ->
     assert done.stderr.startswith(text)
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == (1 if text else 0)
+
+
+def test_a_terminal_that_is_not_utf8_shows_escapes(root: Path) -> None:
+    script = "from utils.errors import run_script\nrun_script(lambda argv: print('\u7d30'))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=root,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\u7d30\n", "")
 
 
 def test_a_traceback_is_printable_too(root: Path) -> None:
