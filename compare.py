@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine.compare_config import CompareConfig
-from engine.comparer import compare
+from engine.compare.comparison import compare
+from engine.compare.config import CompareConfig
 from utils.config import parse
 from utils.errors import run_script
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.dataset import load_dataset_config
-from data.sources import Sources
-from data.streams import StreamConfig
-from engine import window
-from engine.console import Console
-from engine.outputs import OutputConfig, Outputs
-from engine.predictor import Predictor
+from data.index.dataset import load_dataset_config
+from data.sources.frames import Sources
+from data.sources.streams import StreamConfig
+from engine.predict import display
+from engine.predict.console import Console
+from engine.predict.outputs import OutputConfig, Outputs
+from engine.predict.predictor import Predictor
 from utils.config import MOST_PIXELS, Range, option, parse
 from utils.errors import PartlyDoneError, UserError, run_script
 from utils.nms import MAX_CANDIDATES, NmsConfig
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     """Detect as `argv` says; 0, or the error that run_script turns into an exit code."""
     config = parse(DetectConfig, argv, prog="detect.py", description=__doc__ or "")
     if config.view_img:
-        window.require_display()
+        display.require_display()
     console = Console(stride=config.vid_stride)
     stream = StreamConfig(give_up=config.stream_timeout)
     sources = Sources(
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         for result in predictor.stream(sources):
             console.show(result)
             drawn = outputs.write(result, draw=config.view_img)
-            if config.view_img and not window.show(result, drawn):
+            if config.view_img and not display.show(result, drawn):
                 break
     if sources.problems:
         raise PartlyDoneError(f"{len(sources.problems)} sources skipped or cut short, see above")

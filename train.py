@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine.train_config import TrainConfig
-from engine.trainer import fit
+from engine.train.config import TrainConfig
+from engine.train.loop import fit
 from utils.config import parse
 from utils.errors import run_script
 

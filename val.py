@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine.val_config import ValConfig
-from engine.validation import run
+from engine.evaluate.config import ValConfig
+from engine.evaluate.run import run
 from utils.config import parse
 from utils.errors import run_script
 

@@ -1,4 +1,4 @@
-"""COCO's figures by engine/cocoeval.py beside pycocotools: `python -m benchmarks.coco_engines`.
+"""COCO's metrics: this project and pycocotools. `python -m benchmarks.coco_engines`.
 
 A made-up load of the size of COCO val2017: 5000 images, 80 classes, 36,781 boxes, 100 detections
 per image.  Each engine starts from the same arrays, so building its inputs counts; faster-coco-eval
@@ -20,10 +20,10 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from engine.cocoeval import coco_figures, to_xywh
+from engine.evaluate.coco import coco_figures, to_xywh
+from engine.evaluate.matching import Found, Truth
 from utils.config import option, parse
 from utils.errors import run_script
-from utils.metrics import Found, Truth
 
 BOXES_PER_IMAGE = 36_781 / 5_000  # of COCO val2017
 CROWDS = 0.012  # its share of crowd regions
@@ -65,7 +65,7 @@ def made_up(load: Load) -> tuple[Truth, Found]:
 
 
 def ours(load: Load, truth: Truth, found: Found) -> list[float]:
-    """The twelve figures by engine/cocoeval.py."""
+    """The twelve figures by engine/evaluate/coco.py."""
     result = coco_figures(found, truth, images=load.images, classes=load.classes)
     return list(result.twelve.values())
 
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     """Time the engines one after another on one load."""
     load = parse(Load, argv, prog="benchmarks.coco_engines", description=__doc__ or "")
     truth, found = made_up(load)
-    engines: dict[str, Callable[[Load, Truth, Found], list[float]]] = {"engine/cocoeval.py": ours}
+    engines: dict[str, Callable[[Load, Truth, Found], list[float]]] = {"featherdet": ours}
     if importlib.util.find_spec("faster_coco_eval") is not None:
         engines["faster-coco-eval"] = by_faster_coco_eval
     engines["pycocotools"] = by_pycocotools

@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data.shapes import ensure_shapes
+from data.shapes.files import ensure_shapes
 from utils.errors import UserError, run_script
 
 BANDS = {

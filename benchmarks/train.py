@@ -18,14 +18,14 @@ from dataclasses import dataclass
 
 import torch
 
-from data.sample import Batch
+from data.loading.sample import Batch
 from engine import distributed
-from engine.interrupts import StopRequest
-from engine.train_config import TrainConfig
-from engine.train_setup import TrainRun, prepare
-from engine.train_step import StepClock, train_epoch
-from engine.train_step import prepare as to_network
-from engine.trainer import reproducible
+from engine.train.config import TrainConfig
+from engine.train.interrupts import StopRequest
+from engine.train.loop import reproducible
+from engine.train.setup import TrainRun, prepare
+from engine.train.step import StepClock, train_epoch
+from engine.train.step import prepare as to_network
 from models.detector import Detector
 from utils.config import option, parse
 from utils.errors import run_script

@@ -9,10 +9,10 @@ from torch import nn
 
 from models import blocks, registry  # noqa: F401  importing blocks fills the registry
 from models.blocks.conv import default_activation, default_norm
-from models.cost import ShapesOnly
 from models.detector import Detector
 from models.graph import RowGraph
 from models.heads.anchor import Detect
+from models.profile.cost import ShapesOnly
 from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, GraphSpec, LayerSpec, ModelSpec
 from utils.errors import UserError
 

@@ -15,14 +15,15 @@ import pytest
 import torch
 
 import compare
-from engine import compare_runs, comparer
 from engine.checkpoint import load_checkpoint, save_checkpoint
-from engine.compare_config import CompareConfig
-from engine.compare_record import load_record
-from engine.compare_runs import state_of
-from engine.roof import Task
-from engine.train_config import TrainConfig
-from engine.trainer import fit
+from engine.compare import comparison
+from engine.compare import runs as compare_runs
+from engine.compare.config import CompareConfig
+from engine.compare.record import load_record
+from engine.compare.runs import state_of
+from engine.measure.peak import Task
+from engine.train.config import TrainConfig
+from engine.train.loop import fit
 from utils.config import parse
 from utils.errors import PartlyDoneError, UserError
 
@@ -65,7 +66,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     small = Task(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
     monkeypatch.setattr(Task, "for_device", classmethod(lambda cls, device: small))
-    monkeypatch.setattr(comparer, "write_plots", lambda results, folder: [])
+    monkeypatch.setattr(comparison, "write_plots", lambda results, folder: [])
 
 
 @pytest.fixture
@@ -260,14 +261,14 @@ def test_profile_only_needs_no_data(tiny_model, wide_model, tmp_path):
 
 
 def test_a_latency_that_failed_is_named_and_ends_with_3(tiny_model, tmp_path, monkeypatch, capsys):
-    measured = comparer.with_measured
+    measured = comparison.with_measured
 
     def out_of_memory(row, *more):
         row = measured(row, *more)
         row["latency"][1].update(p50_ms=None, cause="no memory")
         return row
 
-    monkeypatch.setattr(comparer, "with_measured", out_of_memory)
+    monkeypatch.setattr(comparison, "with_measured", out_of_memory)
     words = ["--cfg", str(tiny_model), "--profile-only", "--img", "64", "--device", "cpu"]
     words += ["--latency-batches", "1", "2", "--latency-seconds", "0.05"]
     with pytest.raises(PartlyDoneError, match="1 latencies could not be measured") as caught:
@@ -456,14 +457,14 @@ def test_one_record_twice_is_refused(flags, fake, tmp_path):
 
 
 def test_a_fault_in_judging_one_run_is_its_own(flags, fake, tmp_path, monkeypatch):
-    judge = comparer.judge
+    judge = comparison.judge
 
     def broken(plan, shop, run, device, **more):
         if run.title == "wide seed 1":
             raise ZeroDivisionError("division by zero")
         return judge(plan, shop, run, device, **more)
 
-    monkeypatch.setattr(comparer, "judge", broken)
+    monkeypatch.setattr(comparison, "judge", broken)
     with pytest.raises(PartlyDoneError):
         compare.main(flags)
     tiny, wide = results_in(tmp_path / "runs" / "exp")["rows"]
@@ -486,7 +487,7 @@ def test_the_table_is_there_before_anything_is_measured(flags, fake, tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparer, "measure", stopped)
+        patch.setattr(comparison, "measure", stopped)
         with pytest.raises(KeyboardInterrupt):
             compare.main(flags)
     folder = tmp_path / "runs" / "exp"
@@ -498,7 +499,7 @@ def test_the_table_is_there_before_anything_is_measured(flags, fake, tmp_path, m
     compare.main(flags)
     assert results_in(folder)["measurement"]["batches"] == [1]
     with monkeypatch.context() as patch:  # nothing new: the measured table stays
-        patch.setattr(comparer, "measure", stopped)
+        patch.setattr(comparison, "measure", stopped)
         with pytest.raises(KeyboardInterrupt):
             compare.main(flags)
     assert results_in(folder)["measurement"]["batches"] == [1]
@@ -580,7 +581,7 @@ def test_stopped_and_started_again(rectangles, tiny_model, tmp_path, monkeypatch
     (folder,) = runs.iterdir()
     assert state_of(folder) == "half"
     config = parse(CompareConfig, [*flags, "--dry-run"], prog="x", description="")
-    assert "half done" in comparer._listing(comparer.prepare(config))
+    assert "half done" in comparison._listing(comparison.prepare(config))
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", {**os.environ, "TQDM_DISABLE": "1"})
         assert compare.main(flags) == 0

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.builder import build_detector
-from models.parser import load_spec
+from models.yaml.parser import load_spec
 
 CFG = Path(__file__).resolve().parent.parent / "cfg"
 MODELS = sorted(path.stem for path in CFG.glob("*.yaml"))

@@ -15,7 +15,7 @@ import yaml
 from engine.checkpoint import model_payload, save_checkpoint
 from models import registry
 from models.builder import build_detector
-from models.parser import load_spec, parse_spec
+from models.yaml.parser import load_spec, parse_spec
 
 
 def code(root: Path, language: str, page: str = "adding-a-block.md") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from detect import DetectConfig
-from engine.val_config import ValConfig
+from engine.evaluate.config import ValConfig
 from utils.config import parse
 
 VAL = [

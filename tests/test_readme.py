@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.profile import profile_file
+from models.profile.counting import profile_file
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,7 +77,7 @@ def test_flags_in_prose_exist(capsys: pytest.CaptureFixture[str]) -> None:
     prose = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
     named = set(re.findall(r"`(--[a-z][\w-]*)", prose))
     known = {"--debug"}  # taken by utils.errors.run_script for every script
-    for module in ("train", "val", "detect", "models.profile"):
+    for module in ("train", "val", "detect", "models.profile.counting"):
         known |= known_flags(module, capsys)
     assert named
     assert named <= known

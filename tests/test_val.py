@@ -16,9 +16,9 @@ from pycocotools.cocoeval import COCOeval
 
 import val
 from engine.checkpoint import model_payload, save_checkpoint
-from engine.val_config import ValConfig
+from engine.evaluate.config import ValConfig
 from models.builder import build_detector
-from models.parser import load_spec
+from models.yaml.parser import load_spec
 from utils.errors import UserError
 
 PART = 24  # images of COCO's val2017

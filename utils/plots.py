@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from utils.metrics import Curves
+from engine.evaluate.matching import Curves
 
 LEGEND_CLASSES = 20  # more lines than this have no legend
 NUMBERED_CLASSES = 30  # a larger matrix has no numbers in its cells

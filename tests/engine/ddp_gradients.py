@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from engine import distributed
 from models.builder import build_detector
 from models.losses.anchor import AnchorLoss
-from models.parser import load_spec
+from models.yaml.parser import load_spec
 from utils.hyp import Hyperparameters
 from utils.structures import Targets
 

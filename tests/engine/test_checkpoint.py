@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.loader import dead_workers_named
+from data.loading.loader import dead_workers_named
 from engine.checkpoint import (
     load_checkpoint,
     load_detector,
@@ -34,7 +34,7 @@ from engine.checkpoint import (
 )
 from models.builder import build_detector
 from models.detector import Detector
-from models.parser import parse_spec
+from models.yaml.parser import parse_spec
 from utils.environment import run_environment
 from utils.errors import FeatherDetError, UserError
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import trainer
-from engine.batch_size import largest_batch
+from engine.train import loop
+from engine.train.batch_size import largest_batch
 from models.builder import build_detector
 from models.losses.anchor import AnchorLoss
-from models.parser import load_spec
+from models.yaml.parser import load_spec
 from train import main
 from utils.errors import TerminatedError
 from utils.hyp import Hyperparameters
@@ -53,7 +53,7 @@ def test_a_stopped_run_resumes_on_the_device(
         if run.state.epoch == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer, "draw_batch", draw)
+    monkeypatch.setattr(loop, "draw_batch", draw)
     with pytest.raises(TerminatedError):
         main([*flags, "--name", "stopped"])
     monkeypatch.undo()

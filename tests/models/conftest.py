@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.builder import build_classifier
-from models.cost import count, parameters
-from models.parser import load_classifier
+from models.profile.cost import count, parameters
+from models.yaml.parser import load_classifier
 
 Order = Literal["registration", "execution"]
 Taps = Sequence[str] | Callable[[nn.Module, Tensor], Sequence[Tensor]]

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from models.parser import load_spec
-from models.profile import profile_spec
+from models.profile.counting import profile_spec
+from models.yaml.parser import load_spec
 
 SIZE, CLASSES = 224, 80
 VGG = (  # side of the maps at 224 px, channels in, channels out; the stem first

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.builder import build_detector
-from models.parser import load_spec, parse_spec
+from models.yaml.parser import load_spec, parse_spec
 from utils.errors import UserError
 
 ROWS = {

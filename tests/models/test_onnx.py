@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.builder import build_detector
-from models.parser import load_spec
+from models.yaml.parser import load_spec
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

@@ -7,10 +7,10 @@ import torch
 import yaml
 
 from models.builder import build_detector
-from models.cost import count, parameters
-from models.parser import load_spec, parse_spec
-from models.sections import section_names
+from models.profile.cost import count, parameters
 from models.spec import LayerSpec, ModelSpec
+from models.yaml.parser import load_spec, parse_spec
+from models.yaml.sections import section_names
 
 BACKBONES = section_names("backbone")
 NECKS = section_names("neck")

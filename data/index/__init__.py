@@ -1,0 +1,1 @@
+"""Data sets as lists of images and boxes: COCO, YOLO, scan, cache."""

@@ -1,0 +1,311 @@
+"""COCO's instances JSON -> columns. Ids are remapped to classes and restored by `category_ids`."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.index.labels import Entry, Labels, Parsed, make_labels
+from data.index.records import NOTE, SKIPPED_IMAGE, SKIPPED_ROW, Problem
+from utils.errors import UserError
+
+_MIN_POLYGON = 6  # numbers: three points
+_MAX_CLASSES = 10_000
+_FAR = 1e9  # pixels; no image is that large, and float32 holds it
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """A split in COCO's form, as a data set YAML names it."""
+
+    images: Path  # folder
+    annotations: Path  # JSON file
+    where: str  # file:line of the YAML
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """All annotations of the file, right or wrong; -1 and NaN stand for what cannot be used."""
+
+    raw: Sequence[Any]
+    image: np.ndarray
+    classes: np.ndarray
+    boxes: np.ndarray  # (N, 4) x y w h
+    areas: np.ndarray
+    has_area: np.ndarray
+
+
+def read_coco(
+    source: CocoSource, names: tuple[str, ...] | None, *, known: Parsed | None = None
+) -> Parsed:
+    """Read a COCO JSON file. `names`, when the YAML gives them, must be those of the file.
+
+    `known` is returned when it was read from the same bytes. Annotations that cannot be used are
+    listed in `problems`. Raises UserError when the file as a whole cannot be.
+    """
+    try:
+        if not source.images.is_dir():
+            raise UserError(f"{source.where}: no such folder of images: {source.images}")
+        content = source.annotations.read_bytes()
+    except OSError as error:
+        raise UserError(f"{source.where}: {source.annotations}: {error.strerror}") from error
+    digest = hashlib.blake2b(content, digest_size=16)
+    digest.update(f"{source.images}\n{source.annotations}".encode("utf-8", "surrogateescape"))
+    if known is not None and known.digest == digest.hexdigest():
+        _check_names(source, known.names, names)
+        return known
+    data = _load(source.annotations, content)
+    category_ids, class_names = _categories(source.annotations, _items(source, data, "categories"))
+    _check_names(source, class_names, names)
+    entries, index, image_problems = _entries(source, _items(source, data, "images"))
+    # the files of COCO's test images have no annotations at all
+    annotations = _items(source, data, "annotations") if "annotations" in data else []
+    columns = _columns(annotations, index, {item: i for i, item in enumerate(category_ids)})
+    causes = _causes(columns, index)
+    problems = [_problem(source, columns, entries, row, causes[row]) for row in sorted(causes)]
+    bad = np.fromiter(causes, np.int64, len(causes))
+    bad_images = columns.image[bad]
+    return Parsed(
+        entries=tuple(entries),
+        labels=_good(columns, bad),
+        names=class_names,
+        category_ids=category_ids,
+        problems=(*image_problems, *problems),
+        rejected=np.bincount(bad_images[bad_images >= 0], minlength=len(entries)),
+        unreadable=np.zeros(len(entries), bool),
+        annotations=source.annotations,
+        digest=digest.hexdigest(),
+    )
+
+
+def _load(path: Path, content: bytes) -> Mapping[str, Any]:
+    try:
+        data = json.loads(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a COCO object, found a {type(data).__name__}")
+    return data
+
+
+def _items(source: CocoSource, data: Mapping[str, Any], key: str) -> list[Any]:
+    found = data.get(key)
+    if not isinstance(found, list):
+        kind = f"is a {type(found).__name__}" if key in data else "is missing"
+        raise UserError(f"{source.annotations}: {key!r} {kind}; expected a list (COCO instances)")
+    return found
+
+
+def _categories(path: Path, items: list[Any]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Category ids in rising order, and their names."""
+    names: dict[int, str] = {}
+    for item in items:
+        number, name = (
+            (item.get("id"), item.get("name")) if isinstance(item, dict) else (None, None)
+        )
+        if type(number) is not int or not isinstance(name, str) or not name:
+            raise UserError(f"{path}: category {item!r} lacks a whole 'id' or a 'name'")
+        if number in names:
+            raise UserError(f"{path}: category id {number} appears twice")
+        names[number] = name
+    if not 0 < len(names) <= _MAX_CLASSES:
+        raise UserError(f"{path}: {len(names)} categories; expected 1 to {_MAX_CLASSES}")
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        ids = [number for number, name in names.items() if name == twice[0]]
+        raise UserError(f"{path}: category name {twice[0]!r} stands for the ids {ids}")
+    ids = sorted(names)
+    return tuple(ids), tuple(names[number] for number in ids)
+
+
+def _check_names(
+    source: CocoSource, found: tuple[str, ...], wanted: tuple[str, ...] | None
+) -> None:
+    if wanted is None or wanted == found:
+        return
+    pairs = itertools.zip_longest(wanted, found)
+    i, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise UserError(
+        f"{source.where}: class {i} is {a!r} in 'names' but {b!r} in {source.annotations}; "
+        "leave 'names' out, or give them in the order of the category ids"
+    )
+
+
+def _entries(
+    source: CocoSource, items: list[Any]
+) -> tuple[list[Entry], dict[int | str, int], list[Problem]]:
+    """Images in file order, the index of each id, and the images that cannot be used."""
+    entries: list[Entry] = []
+    index: dict[int | str, int] = {}
+    problems = []
+    for position, item in enumerate(items):
+        image = item if isinstance(item, dict) else {}
+        number, name = image.get("id"), image.get("file_name")
+        where = f"{source.annotations}: images[{position}]"
+        if not isinstance(number, int | str) or not isinstance(name, str) or not name:
+            problems.append(Problem(where, "lacks 'id' or 'file_name'"))
+        elif "\0" in name:
+            problems.append(Problem(where, "a zero byte in 'file_name'"))
+        elif number in index:
+            same = entries[index[number]].path == source.images / name
+            cause = f"id {number!r} ({name}) appears twice"
+            problems.append(Problem(where, cause, NOTE if same else SKIPPED_IMAGE))
+        else:
+            index[number] = len(entries)
+            size = image.get("height"), image.get("width")
+            entries.append(Entry(source.images / name, number, _size(size)))
+            if size != (None, None) and entries[-1].size is None:
+                problems.append(Problem(where, f"height, width {size} are no pixels", NOTE))
+    return entries, index, problems
+
+
+def _size(size: tuple[Any, Any]) -> tuple[int, int] | None:
+    height, width = size
+    if type(height) is int and type(width) is int and height > 0 and width > 0:
+        return height, width
+    return None
+
+
+def _columns(
+    annotations: list[Any], images: Mapping[int | str, int], classes: Mapping[int, int]
+) -> _Columns:
+    items = [item if isinstance(item, dict) else {} for item in annotations]
+
+    def lookup(key: str, table: Mapping[Any, int]) -> np.ndarray:
+        found = (item.get(key) for item in items)
+        indices = (table.get(v, -1) if isinstance(v, int | str) else -1 for v in found)
+        return np.fromiter(indices, np.int64, len(items))
+
+    return _Columns(
+        raw=items,
+        image=lookup("image_id", images),
+        classes=lookup("category_id", classes),
+        boxes=_numbers([item.get("bbox") for item in items], _box, (4,)),
+        areas=_numbers([item.get("area", math.nan) for item in items], _number, ()),
+        has_area=np.fromiter(("area" in item for item in items), bool, len(items)),
+    )
+
+
+def _numbers(
+    values: list[Any], convert: Callable[[Any], Any], shape: tuple[int, ...]
+) -> np.ndarray:
+    """(N, *shape) float64; one value at a time only where some value is no number."""
+    if not values:
+        return np.zeros((0, *shape))
+    try:
+        array = np.array(values)
+    except (ValueError, OverflowError):  # rows of unequal length
+        array = np.zeros(0, object)
+    if array.dtype.kind not in "fiu" or array.shape != (len(values), *shape):
+        array = np.array([convert(value) for value in values])
+    return array.astype(np.float64)
+
+
+def _box(value: Any) -> list[float]:
+    numbers = [_number(item) for item in value] if isinstance(value, list) else []
+    return numbers if len(numbers) == 4 else [math.nan] * 4
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _causes(columns: _Columns, images: Mapping[int | str, int]) -> dict[int, str]:
+    """Why an annotation is rejected, by row. Later lines matter less than earlier ones."""
+    causes: dict[int, str] = {}
+
+    def add(wrong: np.ndarray, describe: Callable[[dict[str, Any]], str]) -> None:
+        for row in np.flatnonzero(wrong).tolist():
+            causes.setdefault(row, describe(columns.raw[row]))
+
+    sane = np.asarray((abs(columns.boxes) < _FAR).all(1))  # false for NaN too
+    flat = np.asarray((columns.boxes[:, 2:] <= 0).any(1))
+    add(columns.image < 0, lambda item: f"image_id {item.get('image_id')!r} is not in 'images'")
+    add(
+        columns.classes < 0,
+        lambda item: f"category_id {item.get('category_id')!r} is not in 'categories'",
+    )
+    add(
+        ~sane,
+        lambda item: f"bbox {str(item.get('bbox'))[:80]} is not four numbers under {_FAR:g}",
+    )
+    add(
+        flat,
+        lambda item: f"bbox {item['bbox']} has no area: width and height must be positive",
+    )
+    add(
+        columns.has_area & ~((columns.areas >= 0) & np.isfinite(columns.areas)),
+        lambda item: f"area {item['area']!r} is not a finite number from 0",
+    )
+    return causes
+
+
+def _problem(
+    source: CocoSource, columns: _Columns, entries: Sequence[Entry], row: int, cause: str
+) -> Problem:
+    number = columns.raw[row].get("id", f"at position {row}")
+    image = columns.image[row]
+    name = f" ({entries[image].path.name})" if image >= 0 else ""
+    return Problem(f"{source.annotations}: annotation {number}{name}", cause, SKIPPED_ROW)
+
+
+def _good(columns: _Columns, bad: np.ndarray) -> Labels:
+    rows = np.delete(np.arange(len(columns.raw)), bad)
+    items = [columns.raw[row] for row in rows.tolist()]
+    boxes = columns.boxes[rows]
+    crowd = np.fromiter((item.get("iscrowd") == 1 for item in items), bool, len(items))
+    numbers = (item.get("id") for item in items)
+    sources = (v if type(v) is int and abs(v) < 2**63 else -1 for v in numbers)
+    return make_labels(
+        image=columns.image[rows],
+        classes=columns.classes[rows],
+        boxes=np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1),
+        crowd=crowd,
+        areas=columns.areas[rows],
+        sources=np.fromiter(sources, np.int64, len(items)),
+        polygons=[_polygon(item.get("segmentation")) for item in items],
+    )
+
+
+def _polygon(segmentation: Any) -> np.ndarray | None:
+    """The largest polygon of an object (its visible parts may be several); None for a mask."""
+    if not isinstance(segmentation, list):
+        return None
+    polygons = [item for item in map(_points, segmentation) if item is not None]
+    if len(polygons) < 2:
+        return polygons[0] if polygons else None
+    return max(polygons, key=_area)
+
+
+def _points(values: Any) -> np.ndarray | None:
+    if not isinstance(values, list) or len(values) < _MIN_POLYGON or len(values) % 2:
+        return None
+    try:
+        points = np.array(values)
+    except (ValueError, OverflowError):
+        return None
+    if points.dtype.kind not in "fiu" or points.ndim != 1 or not (abs(points) < _FAR).all():
+        return None
+    return points.astype(np.float32).reshape(-1, 2)
+
+
+def _area(points: np.ndarray) -> float:
+    """Shoelace formula."""
+    x, y = points.astype(np.float64).T
+    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)

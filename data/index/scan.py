@@ -1,0 +1,121 @@
+"""Look at every image of a split: is it whole, how large is it; and say what was wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.index.labels import Entry, ImageCheck
+from data.index.records import Problem
+from utils.images import ImageError, cause_of, decode_image, image_format, read_bytes
+from utils.terminal import complain
+
+MIN_SIDE = 10  # pixels; on less there is nothing to detect
+SHOWN = 10  # problems written to stderr; the report file has all
+_EDGE = 64 << 10  # bytes hashed at either end of a file to know it again
+_MAX_THREADS = 16
+
+
+def scan_images(
+    entries: Sequence[Entry], known: Mapping[str, ImageCheck], *, progress: bool = True
+) -> list[ImageCheck]:
+    """One check for each entry, in order; `known` ones (by path) are not decoded again.
+
+    Every other image is decoded as a whole, in threads (OpenCV and Pillow release the lock).
+    """
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        checks = pool.map(lambda item: check_image(item.path, known.get(str(item.path))), entries)
+        bar = tqdm(
+            checks,
+            total=len(entries),
+            desc="scan",
+            unit="img",
+            dynamic_ncols=True,
+            disable=not progress or not is_main_rank(),
+        )
+        return list(bar)
+
+
+def check_image(path: Path, known: ImageCheck | None = None) -> ImageCheck:
+    """Size of an image as decoded, or the cause why it cannot be used.
+
+    `known` is returned when size, time and the hash of the file's two ends are still its own.
+    """
+    try:
+        status = path.stat()
+        if known is not None and (known.size, known.mtime_ns) == (
+            status.st_size,
+            status.st_mtime_ns,
+        ):
+            with path.open("rb") as file:
+                head = file.read(_EDGE)
+                file.seek(max(0, status.st_size - _EDGE))
+                if known.edges == _hash_ends(head, file.read(_EDGE)):
+                    return known
+        data = read_bytes(path)
+    except ImageError as error:
+        return ImageCheck(0, 0, "", cause=error.cause)
+    except (OSError, ValueError, RuntimeError) as error:
+        return ImageCheck(0, 0, "", cause=cause_of(path, error))
+    edges = _hash_ends(data[:_EDGE], data[max(0, len(data) - _EDGE) :])
+    height, width, cause = _inspect(data)
+    return ImageCheck(status.st_size, status.st_mtime_ns, edges, height, width, cause)
+
+
+def _hash_ends(head: bytes, tail: bytes) -> str:
+    return hashlib.blake2b(head + tail, digest_size=16).hexdigest()
+
+
+def _inspect(data: bytes) -> tuple[int, int, str | None]:
+    if image_format(data) == "GIF":
+        return 0, 0, "GIF; not an image format that is read"
+    try:
+        height, width = decode_image(data).shape[:2]
+    except ImageError as error:
+        return 0, 0, error.cause
+    if min(height, width) < MIN_SIDE:
+        return 0, 0, f"{width}x{height} pixels; a side under {MIN_SIDE} shows nothing"
+    return height, width, None
+
+
+def is_main_rank() -> bool:
+    """Whether this process speaks for all (torchrun's RANK is 0 or not set)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(message: str) -> None:
+    """One line on stderr, from the main rank only."""
+    if is_main_rank():
+        complain(message)
+
+
+def report_problems(problems: Sequence[Problem], report: Path) -> None:
+    """The first problems on stderr; all of them in the file `report`, when it can be written."""
+    if not is_main_rank():
+        return
+    if not problems:
+        with contextlib.suppress(OSError):
+            report.unlink()  # of an earlier scan
+        return
+    for problem in problems[:SHOWN]:
+        say(problem.text)
+    written = _write_report(problems, report)
+    if len(problems) > SHOWN:
+        more = f"all in {report}" if written else f"{report} cannot be written"
+        say(f"... and {len(problems) - SHOWN} more; {more}")
+
+
+def _write_report(problems: Sequence[Problem], report: Path) -> bool:
+    text = "".join(f"{problem.text}\n" for problem in problems)
+    try:
+        report.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Images and boxes to batches: decoding, augmentation, worker processes."""

@@ -1,0 +1,254 @@
+"""Decoded images at the size training or validation needs, kept in memory or on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import sys
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data.index.cache import cache_file
+from data.index.records import ImageRecord
+from utils.errors import UserError
+from utils.images import ImageError, read_image
+from utils.letterbox import Letterbox, LongSideLetterbox
+
+SMALL_SET = 1 << 30  # a set of at most this many bytes is kept in memory without being asked,
+SMALL_SHARE = 0.25  # unless that is more than this share of the free memory
+FREE_SHARE = 0.8  # `ram` leaves the rest of the free memory to the network
+FORMAT = 1  # of the files in the disk cache
+
+
+class ImageStore:
+    """Images scaled to long side `size`, by their place in `records`: (H, W, 3) uint8 RGB.
+
+    Enlarged bilinearly; shrunk by area averages with `area`, else bilinearly from the JPEG at the
+    least of 1/2, 1/4, 1/8 that is still as large as needed.  `cache`: 'ram' keeps all images once
+    they are read, in memory shared with worker processes (where it does not fit, a warning, and
+    they are read each time); 'disk' keeps .npy files in the user's cache folder; 'none' does as
+    'ram' for small sets only.  `processes`: how many keep a set of their own on this machine.
+    The arrays are read-only.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        size: int,
+        *,
+        cache: str = "none",
+        area: bool = False,
+        processes: int = 1,
+    ) -> None:
+        self._records = records
+        self._size = size
+        self._area = area
+        self._folder = _disk_folder(size, area=area) if cache == "disk" else None
+        shapes = [self.geometry(position).dst for position in range(len(records))]
+        fits = cache != "disk" and _fits(shapes, processes, asked=cache == "ram")
+        self._shared = SharedImages(shapes) if fits else None
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        """The image of record `position`. Raises UserError when its file has become unreadable."""
+        if self._shared is not None:
+            return self._from_shared(self._shared, position)
+        if self._folder is not None:
+            return self._from_disk(self._folder, position)
+        return self._read(position)
+
+    def geometry(self, position: int) -> Letterbox:
+        """The scale from record `position`'s image to the stored one (no padding)."""
+        record = self._records[position]
+        whole = Letterbox.square((record.height, record.width), self._size)
+        return LongSideLetterbox(whole.src, whole.size, self._size)
+
+    def _read(self, position: int) -> np.ndarray:
+        record = self._records[position]
+        source, (height, width) = (record.height, record.width), self.geometry(position).dst
+        fits = [n for n in (8, 4, 2) if max(source) >= n * self._size and not self._area]
+        reduce = fits[0] if fits else 1
+        try:
+            image = read_image(record.path, reduce=reduce)
+        except ImageError as error:
+            raise UserError(
+                f"{record.path}: unreadable since the scan: {error.cause}; "
+                "mend or remove it and start again"
+            ) from error
+        reduced = (-(-source[0] // reduce), -(-source[1] // reduce))
+        if image.shape[:2] not in (source, reduced):
+            raise UserError(
+                f"{record.path}: was {source[1]}x{source[0]} pixels at the scan and has changed; "
+                "start again"
+            )
+        if image.shape[:2] != source and (source[0] % reduce or source[1] % reduce):
+            image = _resize_beyond(image, source, (height, width), reduce)
+        if image.shape[:2] != (height, width):
+            shrink = self._area and self._size < max(source)
+            way = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+            image = cv2.resize(image, (width, height), interpolation=way)
+        image.setflags(write=False)
+        return image
+
+    def _from_shared(self, memory: SharedImages, position: int) -> np.ndarray:
+        image = memory.get(position)
+        if image is None:
+            image = self._read(position)
+            memory.put(position, image)
+        return image
+
+    def _from_disk(self, folder: Path, position: int) -> np.ndarray:
+        record, shape = self._records[position], (*self.geometry(position).dst, 3)
+        file, header = folder / f"{_key(record.path)}.npy", _npy_header(shape)
+        with contextlib.suppress(OSError):  # not there yet
+            kept = file.read_bytes()
+            if kept.startswith(header) and len(kept) == len(header) + math.prod(shape):
+                return np.frombuffer(kept, np.uint8, offset=len(header)).reshape(shape)
+        image = self._read(position)
+        try:
+            _write_atomically(file, header + image.tobytes())
+        except OSError as error:
+            sys.stderr.write(f"warning: {file}: cannot cache: {error.strerror}; going on without\n")
+            self._folder = None
+        return image
+
+
+class SharedImages:
+    """Bytes of all images in one block that forked and spawned processes share.
+
+    A flag per image says that it is complete.  Two processes may write the same image; they write
+    the same bytes, and the flag last.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
+        self._shapes = list(shapes)
+        sizes = [height * width * 3 for height, width in shapes]
+        self._starts = np.cumsum([len(shapes), *sizes])
+        self._file, descriptor = _shareable_file(int(self._starts[-1]))
+        self._bytes = np.memmap(self._file, dtype=np.uint8, mode="r+")
+        weakref.finalize(self, _drop_file, self._file, descriptor, os.getpid())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bytes": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bytes = np.memmap(self._file, dtype=np.uint8, mode="r+")
+
+    def get(self, position: int) -> np.ndarray | None:
+        """The image, read-only, or None when nobody has put it yet."""
+        if not self._bytes[position]:
+            return None
+        image = self._view(position)
+        image.setflags(write=False)
+        return image
+
+    def put(self, position: int, image: np.ndarray) -> None:
+        """Keep a copy of `image`."""
+        self._view(position)[:] = image
+        self._bytes[position] = 1
+
+    def _view(self, position: int) -> np.ndarray:
+        start, stop = self._starts[position], self._starts[position + 1]
+        return np.asarray(self._bytes[start:stop]).reshape(*self._shapes[position], 3)
+
+
+def _resize_beyond(
+    image: np.ndarray, source: tuple[int, int], target: tuple[int, int], reduce: int
+) -> np.ndarray:
+    """Resize a reduced JPEG whose last pixels reach beyond the edges of its `source` size."""
+    down, right = (reduce * new / old for new, old in zip(target, source, strict=True))
+    matrix = np.array([[right, 0, (right - 1) / 2], [0, down, (down - 1) / 2]])
+    return cv2.warpAffine(image, matrix, target[::-1], borderMode=cv2.BORDER_REPLICATE)
+
+
+def free_memory() -> int:
+    """Bytes that this process may still use: the machine's, or the container's if fewer.
+
+    Where the system does not say, as much as there is memory.
+    """
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or its limit is "max"
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{n}").read_text() for n in ("max", "current"))
+        free.append(int(limit) - int(used))
+    return min(free)
+
+
+def _fits(shapes: Sequence[tuple[int, int]], processes: int, *, asked: bool) -> bool:
+    """Whether to keep images of these shapes in memory."""
+    needed = sum(height * width * 3 for height, width in shapes) * processes
+    free = free_memory()
+    if not asked:
+        return needed <= min(SMALL_SET, SMALL_SHARE * free)
+    if needed > FREE_SHARE * free:
+        sys.stderr.write(
+            f"warning: --cache ram needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
+            "free; going on without (--cache disk may help)\n"
+        )
+        return False
+    return True
+
+
+def _shareable_file(size: int) -> tuple[str, int]:
+    """A path and descriptor of `size` zero bytes, in memory where the system can, that other
+    processes can map by the path."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("images")
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+    else:
+        descriptor, path = tempfile.mkstemp(prefix="images-")
+    os.ftruncate(descriptor, size)
+    return path, descriptor
+
+
+def _drop_file(path: str, descriptor: int, owner: int) -> None:
+    if os.getpid() != owner:
+        return
+    os.close(descriptor)
+    Path(path).unlink(missing_ok=True)
+
+
+def _disk_folder(size: int, *, area: bool) -> Path:
+    home = cache_file("images", "").parent  # beside the scans
+    return home / "images" / f"{size}{'-area' if area else ''}"
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """The head of a .npy file of bytes: a file that begins otherwise is not ours, and not read."""
+    stream = io.BytesIO()
+    content = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, content)
+    return stream.getvalue()
+
+
+def _key(path: Path) -> str:
+    """Names a file's present content: another path, size or time of change is another key."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: unreadable since the scan: {error.strerror}") from error
+    text = f"{FORMAT} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+
+
+def _write_atomically(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,1 @@
+"""What detect.py reads: files, lists, URLs, cameras and streams."""

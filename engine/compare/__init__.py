@@ -1,0 +1,1 @@
+"""Comparison: several models trained and measured under the same conditions."""

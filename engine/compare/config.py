@@ -1,0 +1,149 @@
+"""The settings of a comparison, as flags of compare.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from dataclasses import MISSING, dataclass
+from typing import Any
+
+from data.loading.loader import CACHES
+from engine.train.optimizer import OPTIMIZERS
+from utils.config import MOST_PIXELS, MOST_WORKERS, Range, option
+
+TRAIN, EVALUATE, PROFILE, TABLE = "train", "evaluate", "profile", "table"  # what is compared
+MAX_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """One comparison: which models, under which protocol, and where it goes."""
+
+    cfg: tuple[str, ...] = option((), metavar="FILE", help="model YAMLs to train, by path or name")
+    weights: tuple[str, ...] = option(
+        (), metavar="FILE", help="checkpoints to evaluate as they are, instead of --cfg"
+    )
+    backbone: tuple[str, ...] = option(
+        (), metavar="NAME", help="backbones in place of each model's own, e.g. ghostnet-1.0"
+    )
+    neck: tuple[str, ...] = option(
+        (), metavar="NAME", help="necks in place of each model's own, e.g. pan-ghost"
+    )
+    data: str = option("shapes", help="data set YAML, by path or name")
+    imgsz: int = option(640, flags=("--img", "--img-size"), help="network size in pixels")
+    epochs: int = option(100, help="passes over the training images, the same for all")
+    seeds: tuple[int, ...] = option((0,), metavar="N", help="seeds that each model is trained with")
+    baseline: str = option(
+        "", metavar="ROW", help="the row that others are compared with; '': the first"
+    )
+    fit: str = option(
+        "",
+        metavar="KIND=NUMBER",
+        help="scale all models to one budget at --img: gflops=4.5, params=1.9e6",
+    )
+    hyp: str = option("default", help="hyper-parameter YAML, by path or name")
+    batch_size: int = option(16, flags=("--batch",), help="images per step, and per evaluation")
+    optimizer: str = option("SGD", choices=OPTIMIZERS, help="as for train.py")
+    amp: str = option(
+        "auto",
+        choices=("auto", "off", "fp16", "bf16"),
+        help="mixed precision of training on CUDA; evaluation is in float32",
+    )
+    cache: str = option(
+        "none", choices=CACHES, const="ram", help="keep decoded images in memory or on disk"
+    )
+    workers: int = option(
+        min(MAX_WORKERS, os.cpu_count() or 1), help="loading processes of each run; 0: none"
+    )
+    device: str = option("", help="'' for CUDA if present, cpu, a GPU number, or several: 0,1,3")
+    jobs: int = option(1, help="runs at a time, one GPU each; on a CPU they share its cores")
+    records: str = option(
+        "",
+        metavar="DIR",
+        help="folder of records: its runs of the same protocol count as done;"
+        " without --cfg and --weights the table is made of them alone",
+    )
+    dry_run: bool = option(False, help="list the runs with their costs, write nothing")
+    profile_only: bool = option(False, help="costs and latency only; needs no data")
+    classes: int = option(80, help="of the models with --profile-only")
+    latency_batches: tuple[int, ...] = option(
+        (1, 32), metavar="N", help="batch sizes whose latency is measured"
+    )
+    latency_seconds: float = option(
+        60.0, help="time for all models at each batch size (at least 5 rounds, at most 50)"
+    )
+    project: str = option("runs/compare", help="folder of the comparisons")
+    name: str = option(
+        "exp",
+        help="folder of this comparison; the same comparison is gone on with there,"
+        " another one gets a number added",
+    )
+    exist_ok: bool = option(
+        False, help="go on in the existing folder, or refuse where its protocol is another"
+    )
+
+    def __post_init__(self) -> None:
+        if self.cfg and self.weights:
+            raise ValueError(
+                "--cfg and --weights exclude each other: what is trained here and what comes from"
+                " elsewhere have no protocol in common"
+            )
+        if not (self.cfg or self.weights or self.records):
+            raise ValueError("nothing to compare: give --cfg, --weights or --records")
+        composed = self.backbone or self.neck or self.fit
+        if composed and not self.cfg:
+            raise ValueError("--backbone, --neck and --fit change models of --cfg; give --cfg")
+        if self.profile_only and not (self.cfg or self.weights):
+            raise ValueError("--profile-only needs --cfg or --weights")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name in ("epochs", "batch_size", "jobs", "classes"):
+            self._within(name, 1, getattr(self, name))
+        self._within("imgsz", 1, self.imgsz, MOST_PIXELS)
+        self._within("workers", 0, self.workers, MOST_WORKERS)
+        for seed in self.seeds:
+            self._within("seeds", 0, seed)
+        for batch in self.latency_batches:
+            self._within("latency_batches", 1, batch)
+        for name in ("seeds", "latency_batches", "cfg", "weights", "backbone", "neck"):
+            values = getattr(self, name)
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ValueError(f"--{name.replace('_', '-')} has {twice} twice")
+        gpus = [part.strip().lower().removeprefix("cuda:") for part in self.device.split(",")]
+        twice = next((gpu for gpu in gpus if gpu and gpus.count(gpu) > 1), None)
+        if twice is not None:
+            raise ValueError(f"--device has GPU {twice} twice; each run has one of its own")
+        if not self.latency_seconds > 0:
+            raise ValueError(f"--latency-seconds must be positive, got {self.latency_seconds}")
+
+    def _within(self, name: str, low: int, value: int, high: int = 2**31) -> None:
+        Range(low, high).check("compare.py", f"--{name.replace('_', '-')}", value)
+
+    @property
+    def kind(self) -> str:
+        """TRAIN, EVALUATE, PROFILE, or TABLE (of records alone)."""
+        if self.profile_only:
+            return PROFILE
+        if self.cfg:
+            return TRAIN
+        return EVALUATE if self.weights else TABLE
+
+    def command(self) -> str:
+        """The command line that says the same."""
+        words = ["python", "compare.py"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.default is not MISSING and value == field.default:
+                continue
+            flag = {"imgsz": "--img"}.get(field.name, "--" + field.name.replace("_", "-"))
+            words += [flag, *_words(value)]
+        return shlex.join(words)
+
+
+def _words(value: Any) -> list[str]:
+    if value is True:
+        return []
+    return [str(item) for item in value] if isinstance(value, tuple) else [str(value)]

@@ -1,0 +1,189 @@
+"""What a detector's AP50 is lost to: the errors of TIDE (Bolya et al., arXiv:2008.08115).
+
+Each detection that is not right at IoU 0.5 is of one kind, and each kind has an oracle that repairs
+it and nothing else (sections 2.2 and 2.3).  What AP50 gains by that repair alone is the kind's
+weight; the weights do not add up to what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.compare.bootstrap import Pairs, coco_pairs, interpolated_ap, match_coco
+from engine.evaluate.matching import Found, Truth
+
+FOREGROUND = 0.5  # t_f of the paper
+BACKGROUND = 0.1  # t_b
+CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND_KIND, MISSED = KINDS = (
+    "classification",
+    "localisation",
+    "both",
+    "duplicate",
+    "background",
+    "missed",
+)
+SPECIAL = ("false positives", "false negatives")
+NO_ERROR = ""
+
+
+@dataclass(frozen=True)
+class ErrorSplit:
+    """The errors of one detector; plain values, `dataclasses.asdict` gives JSON."""
+
+    ap50: float  # COCO's
+    delta: dict[str, float]  # of KINDS: how much higher AP50 is with this kind alone repaired
+    special: dict[str, float]  # of SPECIAL: likewise without false positives, or without misses
+    counts: dict[str, float]  # of KINDS: detections of the kind; for "missed" true boxes
+
+    @staticmethod
+    def mean(splits: Sequence[ErrorSplit]) -> ErrorSplit:
+        """The mean over seeds. ValueError for none."""
+        if not splits:
+            raise ValueError("no split to average")
+        return ErrorSplit(
+            _mean([split.ap50 for split in splits]),
+            *(
+                {key: _mean([getattr(s, name)[key] for s in splits]) for key in keys}
+                for name, keys in (("delta", KINDS), ("special", SPECIAL), ("counts", KINDS))
+            ),
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Detections of all images, best first: what AP50 is computed from."""
+
+    labels: np.ndarray  # (N,) int64
+    right: np.ndarray  # (N,) bool
+    counted: np.ndarray  # (N,) bool, neither ignored nor suppressed
+
+    def ap50(self, totals: np.ndarray) -> float:
+        """Mean over the classes, given by index; totals: (classes,) true boxes, -1: left out.
+
+        Where nothing is to be found, AP is 1 if nothing is said to be found, and else 0: only an
+        oracle takes away a class's last true box.
+        """
+        values = []
+        for label in np.flatnonzero(totals >= 0):
+            right = self.right[self.counted & (self.labels == label)]
+            seen = 1 + np.flatnonzero(right)
+            hits = np.arange(1, 1 + len(seen))
+            if totals[label]:
+                values.append(interpolated_ap(hits[None], seen[None], totals[[label]])[0])
+            else:
+                values.append(float(not len(right)))
+        return _mean(values)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The kind of every error."""
+
+    ranking: Ranking  # as it is
+    kind: np.ndarray  # (N,) str, of KINDS without "missed"; NO_ERROR: right, or rightly ignored
+    repaired: np.ndarray  # (N,) int64, label of the true box that the detection would get; -1: none
+    totals: np.ndarray  # (classes,) true boxes; -1: a class that has none
+    missed: np.ndarray  # (classes,) boxes that nobody has and no repaired detection would get
+
+
+def split_errors(found: Found, truth: Truth) -> ErrorSplit:
+    """The error split of one detector on one data set.
+
+    found: as the evaluator keeps it (`DetectionMetrics.detections`); truth:
+    `truth_of(by_id(index))`.  Of each image and class the 100 best detections count,
+    and the classes that have true boxes, as in COCO's AP50.  Raises ValueError without a true box.
+    """
+    if truth.crowd.all():
+        raise ValueError("AP is not defined: the images have no true box")
+    diagnosis = diagnose(found, truth)
+    ranking, totals = diagnosis.ranking, diagnosis.totals
+    ap50 = ranking.ap50(totals)
+    mended = {kind: without(diagnosis, kind).ap50(totals) for kind in KINDS[:-1]}
+    mended[MISSED] = ranking.ap50(totals - diagnosis.missed)
+    only_right = Ranking(ranking.labels, ranking.right, ranking.right)
+    had = np.bincount(ranking.labels[ranking.right], minlength=len(totals))[: len(totals)]
+    special = (only_right.ap50(totals), ranking.ap50(np.where(totals < 0, -1, had)))
+    counts = {kind: float((diagnosis.kind == kind).sum()) for kind in KINDS}
+    return ErrorSplit(
+        ap50,
+        {kind: value - ap50 for kind, value in mended.items()},
+        {key: value - ap50 for key, value in zip(SPECIAL, special, strict=True)},
+        {**counts, MISSED: float(diagnosis.missed.sum())},
+    )
+
+
+def diagnose(found: Found, truth: Truth) -> Diagnosis:
+    """Section 2.2, and where several kinds fit their order in the authors' tool (tidecv 1.0.1).
+
+    With the IoU to the nearest true box of the same and of another class: localisation, if the
+    former is from 0.1 to 0.5; else classification, if the latter is 0.5 or more; else duplicate, if
+    the former is; else background, if both are at most 0.1; else both.  A detection that COCO
+    ignores (on a crowd region) is an error only where its repair would find a box.
+    """
+    truth = truth.take(np.argsort(truth.crowd, kind="stable"))  # crowd regions last
+    plain = truth.take(~truth.crowd)
+    matches = match_coco(found, truth, np.array([FOREGROUND]))
+    found, box, ignored = matches.found, matches.target[0], matches.ignored[0]
+    pairs = coco_pairs(found, plain, same_class=False)
+    same = found.labels[pairs.rows] == plain.labels[pairs.columns]
+    mine, nearest_mine = _nearest(pairs.take(same), len(found))
+    other, nearest_other = _nearest(pairs.take(~same), len(found))
+    tests = {
+        LOCALISATION: (mine >= BACKGROUND) & (mine < FOREGROUND),
+        CLASSIFICATION: other >= FOREGROUND,
+        DUPLICATE: mine >= FOREGROUND,
+        BACKGROUND_KIND: other <= BACKGROUND,
+    }
+    kind = np.select([box >= 0, *tests.values()], [NO_ERROR, *tests], default=BOTH)
+    wanted = np.select(
+        [kind == LOCALISATION, kind == CLASSIFICATION], [nearest_mine, nearest_other], default=-1
+    )
+    kind[ignored & (wanted < 0)] = NO_ERROR
+    free = np.ones(len(plain), dtype=bool)
+    free[box[box >= 0]] = False
+    claims = np.flatnonzero((wanted >= 0) & free[wanted])
+    boxes, first = np.unique(wanted[claims], return_index=True)  # the best-scored has the box
+    repaired = np.full(len(found), -1)
+    repaired[claims[first]] = plain.labels[boxes]
+    free[boxes] = False
+    totals = np.bincount(plain.labels)
+    missed = np.bincount(plain.labels[free], minlength=len(totals))
+    return Diagnosis(
+        Ranking(found.labels, box >= 0, ~ignored),
+        kind,
+        repaired,
+        np.where(totals > 0, totals, -1),
+        missed,
+    )
+
+
+def _nearest(pairs: Pairs, detections: int) -> tuple[np.ndarray, np.ndarray]:
+    """(detections,) highest overlap, 0 without a pair, and the column it is with, -1 likewise."""
+    pairs = pairs.take(np.lexsort((pairs.columns, -pairs.overlap, pairs.rows)))
+    rows, first = np.unique(pairs.rows, return_index=True)
+    overlap, column = np.zeros(detections), np.full(detections, -1)
+    overlap[rows], column[rows] = pairs.overlap[first], pairs.columns[first]
+    return overlap, column
+
+
+def without(diagnosis: Diagnosis, kind: str) -> Ranking:
+    """The detections after the oracle of one kind of detection error (section 2.3).
+
+    A wrong class or place is put right, if the true box is free and no better-scored detection of
+    either kind claims it; every other error of the kind is taken away.
+    """
+    ranking = diagnosis.ranking
+    of_kind = diagnosis.kind == kind
+    mended = of_kind & (diagnosis.repaired >= 0)
+    return Ranking(
+        np.where(mended, diagnosis.repaired, ranking.labels),
+        ranking.right | mended,
+        (ranking.counted & ~of_kind) | mended,
+    )

@@ -1,0 +1,1 @@
+"""The results of a comparison as tables, plots and one HTML file."""

@@ -1,0 +1,292 @@
+"""From settings to a comparison that is ready to start, or to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.compare.config import PROFILE, TABLE, CompareConfig
+from engine.compare.plan import Contender, RunPlan, baseline_of, contenders, runs
+from engine.compare.protocol import (
+    SEEDS,
+    Lock,
+    Protocol,
+    Splits,
+    differences,
+    listed,
+    load_splits,
+    make_protocol,
+    of_a_run,
+    require_equal,
+)
+from engine.compare.record import FOLDER, load_detections, load_truth, model_id, records_in
+from engine.compare.report.tables import Finished
+from engine.distributed import select_device
+from engine.evaluate.matching import Found, Truth
+from engine.evaluate.metrics import by_id, truth_of
+from engine.train.config import TrainConfig
+from models.profile.counting import profile_spec
+from models.spec import ModelSpec
+from utils.environment import device_name
+from utils.errors import TerminatedError, UserError, cause_of
+from utils.terminal import complain
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is decided before the first run."""
+
+    config: CompareConfig
+    protocol: Protocol
+    splits: Splits | None
+    models: tuple[Contender, ...]
+    runs: tuple[RunPlan, ...]
+    baseline: str
+    devices: tuple[str, ...]  # --device of each place where a run can be
+    device: torch.device  # that costs are measured on
+    threads: int | None  # of each run on a CPU
+    truth: Truth | None
+    images: int  # for validation
+    given: Mapping[str, Finished]  # by run, from --records
+
+    @property
+    def lock(self) -> Lock:
+        """What its folder is locked to."""
+        return Lock(self.protocol, {model.name: model.model_id for model in self.models})
+
+    def runs_of(self, model: Contender) -> list[RunPlan]:
+        """The runs of one model, by seed."""
+        return [run for run in self.runs if run.contender is model]
+
+
+def prepare(config: CompareConfig) -> Comparison:
+    """Read the data and all models, and find what is done. UserError before anything is written."""
+    devices = places(config)
+    device = select_device(devices[0])
+    threads = None
+    if device.type == "cpu":
+        threads = max(torch.get_num_threads() // config.jobs, 1)
+    if config.kind == TABLE:
+        return _of_records(config, devices, device)
+    splits = None if config.kind == PROFILE else load_splits(config)
+    classes = config.classes if splits is None else len(splits.val.names)
+    models = contenders(config, classes=classes)
+    baseline = baseline_of(config.baseline, [model.name for model in models])
+    protocol = make_protocol(config, splits, device, threads=threads)
+    seen = 0
+    if splits is not None:
+        seen = len(splits.val)
+        if splits.train is not None:
+            seen = len(splits.train) * config.epochs
+    planned = runs(config, models, protocol, seen)
+    return Comparison(
+        config=config,
+        protocol=protocol,
+        splits=splits,
+        models=models,
+        runs=planned,
+        baseline=baseline,
+        devices=devices,
+        device=device,
+        threads=threads,
+        truth=None if splits is None else truth_of(by_id(splits.val)),
+        images=0 if splits is None else len(splits.val),
+        given=_usable(Path(config.records), planned, protocol) if config.records else {},
+    )
+
+
+def places(config: CompareConfig) -> tuple[str, ...]:
+    """--device of each run at a time. UserError where --jobs asks for more GPUs than there are."""
+    named = [part.strip() for part in config.device.split(",") if part.strip()] or [""]
+    first = select_device(named[0])
+    if first.type == "cpu":
+        return ("cpu",) * config.jobs
+    if named == [""]:
+        named = [str(number) for number in range(torch.cuda.device_count())]
+    if config.jobs > len(named):
+        raise UserError(
+            f"--jobs {config.jobs}: there are {len(named)} GPUs to run on ({', '.join(named)});"
+            " each run has one of its own"
+        )
+    chosen = named[: config.jobs]
+    models = {device_name(select_device(name)) for name in chosen}
+    if len(models) > 1:
+        raise UserError(
+            f"--device {config.device}: the GPUs are not alike ({', '.join(sorted(models))}); rows"
+            " of one table share one kind of device"
+        )
+    return tuple(chosen)
+
+
+def _records(folder: Path) -> list[Finished]:
+    return [Finished(path, record) for path, record in records_in(folder)]
+
+
+def _require_whole(item: Finished) -> None:
+    """UserError where a record's detections cannot be read, or are of other images or classes."""
+    _require_within(item, load_detections(item.path), "detections")
+
+
+def _require_within(item: Finished, boxes: Found | Truth, what: str) -> None:
+    data = item.record.protocol["data"]
+    images, classes = int(data["val_images"]), len(data["classes"])
+    for numbers, end in ((boxes.image, images), (boxes.labels, classes)):
+        if ((numbers < 0) | (numbers >= end)).any():
+            raise UserError(f"{item.path}: {what} beyond its {images} images, {classes} classes")
+
+
+def _whole(item: Finished) -> bool:
+    """Whether a record's detections can be read; said where not."""
+    try:
+        _require_whole(item)
+    except UserError as error:
+        complain(f"{item.path}: counts as not done: {error}")
+        return False
+    return True
+
+
+def require_one_training(items: Iterable[Finished]) -> None:
+    """Refuse (UserError) runs that were not trained by the same settings, field by field.
+
+    A setting that a record lacks is one that came later: it had its default.
+    """
+    known = [item for item in items if item.record.training]
+    default = TrainConfig().to_dict()
+    for item in known[1:]:
+        ours, theirs = known[0].record.training, item.record.training
+        keys = dict.fromkeys((*ours, *theirs))
+        differing = differences(
+            {key: ours.get(key, default.get(key)) for key in keys},
+            {key: theirs.get(key, default.get(key)) for key in keys},
+        )
+        if differing:
+            raise UserError(
+                f"{known[0].path.name} and {item.path.name} were trained by different settings and"
+                f" cannot be rows of one table: {listed(differing)}"
+            )
+
+
+def _require_once(items: Iterable[Finished]) -> None:
+    """Refuse (UserError) two records of the same run."""
+    seen: dict[tuple[str, int | None], Finished] = {}
+    for item in items:
+        other = seen.setdefault((item.record.model_id, item.record.seed), item)
+        if other is not item:
+            seed = "" if item.record.seed is None else f", seed {item.record.seed}"
+            raise UserError(
+                f"{other.path} and {item.path}: two records of one run ({item.record.name}{seed});"
+                " remove one"
+            )
+
+
+def _usable(folder: Path, planned: Sequence[RunPlan], protocol: Protocol) -> dict[str, Finished]:
+    """The planned runs that `folder` has records of; others of the same models are named."""
+    if not folder.is_dir():
+        raise UserError(f"--records {folder}: no such folder")
+    wanted = {(run.contender.model_id, run.seed): run for run in planned}
+    found: dict[str, Finished] = {}
+    used: list[Finished] = []
+    for item in _records(folder):
+        run = wanted.get((item.record.model_id, item.record.seed))
+        if run is None:
+            continue
+        differing = differences(item.record.protocol, of_a_run(protocol))
+        if not differing:
+            used.append(item)
+            if _whole(item):
+                found[run.id] = item
+        elif item.record.protocol["data"] == protocol["data"]:
+            complain(f"{item.path}: not used, another protocol: {listed(differing)}")
+    _require_once(used)
+    return found
+
+
+def finished_runs(plan: Comparison, folder: Path) -> dict[str, Finished]:
+    """By run: the records of the comparison's own folder, and those of --records.
+
+    UserError where a record in the folder has another protocol.
+    """
+    own = {}
+    wanted = {(run.contender.model_id, run.seed): run for run in plan.runs}
+    if plan.config.kind == TABLE:
+        return dict(plan.given)
+    present = _records(folder / FOLDER)
+    _require_once(present)
+    for item in present:
+        require_equal({"this comparison": plan.protocol, str(item.path): item.record.protocol})
+        run = wanted.get((item.record.model_id, item.record.seed))
+        if run is not None and _whole(item):
+            own[run.id] = item
+    done = {**plan.given, **own}
+    require_one_training(done.values())
+    return done
+
+
+def _of_records(
+    config: CompareConfig, devices: tuple[str, ...], device: torch.device
+) -> Comparison:
+    """A table of the records of a folder alone: they bring models, protocol and true boxes."""
+    folder = Path(config.records)
+    found = _records(folder) if folder.is_dir() else []
+    if not found:
+        raise UserError(f"--records {folder}: no record there")
+    require_equal({item.path.name: item.record.protocol for item in found})
+    require_one_training(found)
+    _require_once(found)
+    for item in found:
+        _require_whole(item)
+    models: dict[str, Contender] = {}
+    for item in found:
+        models.setdefault(item.record.model_id, _contender(item))
+    names = [model.name for model in models.values()]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"--records {folder}: two different models are called {twice!r}")
+    first = found[0].record
+    truth = load_truth(folder, first.fingerprint)
+    _require_within(found[0], truth, "true boxes")
+    protocol = of_a_run(first.protocol)
+    seeds = sorted({item.record.seed for item in found if item.record.seed is not None})
+    if seeds:
+        protocol[SEEDS] = seeds
+    planned = [
+        (item, RunPlan(models[item.record.model_id], item.record.seed, item.record.stem, 0.0, ""))
+        for item in found
+    ]
+    return Comparison(
+        config=config,
+        protocol=protocol,
+        splits=None,
+        models=tuple(models.values()),
+        runs=tuple(run for _, run in planned),
+        baseline=baseline_of(config.baseline, names),
+        devices=devices,
+        device=device,
+        threads=None,
+        truth=truth,
+        images=int(protocol["data"]["val_images"]),
+        given={run.id: item for item, run in planned},
+    )
+
+
+def _contender(item: Finished) -> Contender:
+    """A record's model. UserError naming the file where it cannot be built, or is another."""
+    record = item.record
+    classes = len(record.protocol["data"]["classes"])
+    try:
+        spec = ModelSpec.from_dict(record.spec)
+        profile = profile_spec(spec, image_size=int(record.protocol["image_size"]), classes=classes)
+    except TerminatedError:
+        raise
+    except Exception as error:  # the builder's own checks are for what the parser lets through
+        raise UserError(f"{item.path}: its model: {cause_of(error)}") from error
+    found = model_id(spec)
+    if record.seed is not None and found != record.model_id:  # a checkpoint's is of its bytes
+        raise UserError(
+            f"{item.path}: its 'spec' is of another model ({found}) than its 'model_id'"
+            f" ({record.model_id}): was it edited? Its costs would not be those of what was trained"
+        )
+    return Contender(record.name, record.model, record.model_id, spec, profile, classes)

@@ -1,0 +1,1 @@
+"""Evaluation: mAP, curves and pictures of a detector on a data set."""

@@ -1,0 +1,103 @@
+"""The settings of val.py as flags, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import MISSING, dataclass
+from typing import Any
+
+from engine.evaluate.evaluator import EvalConfig
+from utils.config import MOST_PIXELS, MOST_WORKERS, Range, option
+
+TASKS = ("val", "train", "test", "speed", "study")
+STUDY_SIZES = tuple(range(256, 1537, 128))
+SPEED_CONF, SPEED_IOU = 0.25, 0.45  # what detection uses
+MAX_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class ValConfig:
+    """One run of val.py; the defaults are those of the YOLO ecosystem."""
+
+    weights: str = option(help="checkpoint, FeatherDet's or YOLOv5's")
+    data: str = option("shapes", help="data set YAML, by path or name")
+    batch_size: int = option(32, flags=("--batch",), help="images per step and rank")
+    imgsz: int = option(640, flags=("--img", "--img-size"), help="network size in pixels")
+    rect: bool = option(False, help="each image in its own shape instead of a square")
+    device: str = option("", help="'' for CUDA if present, cpu, or a GPU number")
+    conf_thres: float = option(0.001, flags=("--conf",), help="least score of a detection")
+    iou_thres: float = option(0.6, flags=("--iou",), help="IoU of non-maximum suppression")
+    max_det: int = option(300, help="most detections per image")
+    task: str = option(
+        "val",
+        choices=TASKS,
+        help="the split to evaluate, or: speed = time at conf 0.25 and IoU 0.45; "
+        "study = figures over image sizes (both on the val split)",
+    )
+    study_sizes: tuple[int, ...] = option(
+        STUDY_SIZES, metavar="PIXELS", help="image sizes of --task study"
+    )
+    augment: bool = option(False, help="test-time augmentation: three scales, one mirrored")
+    half: bool = option(False, help="half precision (CUDA only)")
+    save_txt: bool = option(False, help="write the detections as YOLO labels")
+    save_conf: bool = option(False, help="append the scores to the labels of --save-txt")
+    save_json: bool = option(False, help="write the detections as COCO results, predictions.json")
+    verbose: bool = option(False, help="list also the classes that have no object in the data")
+    single_cls: bool = option(False, help="treat all classes as one")
+    noplots: bool = option(False, help="write no pictures")
+    workers: int = option(
+        min(MAX_WORKERS, os.cpu_count() or 1), help="loading processes per rank; 0: none"
+    )
+    project: str = option("runs/val", help="folder of the runs")
+    name: str = option("exp", help="folder of this run; a number is added when it exists")
+    exist_ok: bool = option(False, help="write into an existing folder")
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("batch_size", 1, 2**31),
+            ("imgsz", 1, MOST_PIXELS),
+            ("max_det", 1, 2**31),
+            ("workers", 0, MOST_WORKERS),
+        ):
+            Range(least, most).check("val.py", f"--{name.replace('_', '-')}", getattr(self, name))
+        for name in ("conf_thres", "iou_thres"):
+            Range(0, 1).check("val.py", f"--{name.replace('_', '-')}", getattr(self, name))
+        for size in self.study_sizes:
+            Range(1, MOST_PIXELS).check("val.py", "--study-sizes", size)
+        if self.save_conf and not self.save_txt:
+            raise ValueError("--save-conf adds to the labels of --save-txt; give both")
+        saving = self.save_txt or self.save_json
+        if saving and self.task in {"speed", "study"}:
+            raise ValueError(f"--save-txt and --save-json do not go with --task {self.task}")
+        if self.study_sizes != STUDY_SIZES and self.task != "study":
+            raise ValueError("--study-sizes goes with --task study")
+
+    @property
+    def split(self) -> str:
+        """Which images."""
+        return self.task if self.task in {"train", "test"} else "val"
+
+    @property
+    def evaluation(self) -> EvalConfig:
+        """What the evaluator needs of these settings."""
+        speed = self.task == "speed"
+        return EvalConfig(
+            conf=SPEED_CONF if speed else self.conf_thres,
+            iou=SPEED_IOU if speed else self.iou_thres,
+            max_det=self.max_det,
+            augment=self.augment,
+            half=self.half,
+            single_cls=self.single_cls,
+        )
+
+    def changed(self) -> dict[str, Any]:
+        """The settings that differ from the defaults, and those without one."""
+        fields = dataclasses.fields(self)
+        values = {field.name: getattr(self, field.name) for field in fields}
+        defaults = {field.name: field.default for field in fields}
+        return {
+            name: value
+            for name, value in values.items()
+            if defaults[name] is MISSING or value != defaults[name]
+        }

@@ -1,0 +1,204 @@
+"""What an evaluation says, as values, as text and as files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.index.records import DataIndex, ImageRecord
+from engine.evaluate.coco import to_xywh, twelve_lines
+from engine.evaluate.matching import Found
+from utils.terminal import printable
+
+NAME_WIDTH = 22
+
+
+class Speed(NamedTuple):
+    """Milliseconds per image."""
+
+    pre: float
+    inference: float
+    nms: float
+
+    def text(self) -> str:
+        """The speed line."""
+        return (
+            f"Speed: {self.pre:.1f} ms pre-process, {self.inference:.1f} ms inference, "
+            f"{self.nms:.1f} ms NMS per image"
+        )
+
+
+class LossMeans(NamedTuple):
+    """The parts of the loss, with their gains, as means over images."""
+
+    box: float
+    obj: float
+    cls: float
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class; NaN where it has no true box."""
+
+    name: str
+    images: int  # that have at least one instance
+    instances: int  # true boxes, crowd regions not counted
+    precision: float
+    recall: float
+    ap50: float
+    ap: float
+
+
+@dataclass(frozen=True)
+class DetectionMetrics:
+    """All figures of one evaluation; the means are over the classes that have true boxes."""
+
+    map50: float  # COCO's AP50; 0 where there is no true box at all
+    map: float  # COCO's AP over IoU .50:.95
+    precision: float  # at `confidence`
+    recall: float
+    confidence: float  # of the highest mean F1 at IoU 0.5
+    images: int
+    instances: int
+    per_class: tuple[ClassMetrics, ...]
+    coco: dict[str, float]  # the twelve, keys of engine.evaluate.coco.FIGURES; -1: no true box
+    losses: LossMeans | None
+    speed: Speed
+    detections: Found  # sorted by image
+    image_ids: tuple[int | str, ...]  # of the image numbers in `detections`
+    category_ids: tuple[int, ...]  # of the labels in `detections`
+
+    @property
+    def fitness(self) -> float:
+        """What chooses the best checkpoint: 0.1 mAP50 + 0.9 mAP."""
+        return 0.1 * self.map50 + 0.9 * self.map
+
+    def table(self, *, absent: bool = False) -> str:
+        """The class table, 'all' first; with `absent` also the classes without a true box."""
+        rows = [item for item in self.per_class if item.instances or absent]
+        total = ClassMetrics(
+            "all",
+            self.images,
+            self.instances,
+            self.precision,
+            self.recall,
+            self.map50,
+            self.map,
+        )
+        width = max(NAME_WIDTH, *(len(item.name) + 1 for item in (total, *rows)))
+        heads = ("Images", "Instances", "P", "R", "mAP50", "mAP50-95")
+        lines = [f"{'Class':>{width}}" + "".join(f"{head:>11}" for head in heads)]
+        for item in (total, *rows):
+            figures = (item.precision, item.recall, item.ap50, item.ap)
+            cells = "".join(f"{'-' if math.isnan(x) else f'{x:.3f}':>11}" for x in figures)
+            lines.append(
+                f"{printable(item.name):>{width}}{item.images:>11}{item.instances:>11}{cells}"
+            )
+        return "\n".join(lines)
+
+    def coco_text(self) -> str:
+        """COCO's twelve lines."""
+        return twelve_lines(self.coco)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values without the detections; None where a figure is not defined."""
+        return {
+            "map50": self.map50,
+            "map": self.map,
+            "precision": self.precision,
+            "recall": self.recall,
+            "confidence": self.confidence,
+            "fitness": self.fitness,
+            "images": self.images,
+            "instances": self.instances,
+            "coco": dict(self.coco),
+            "per_class": [
+                {key: _plain(value) for key, value in vars(item).items()} for item in self.per_class
+            ],
+            "losses": self.losses._asdict() if self.losses else None,
+            "speed_ms": self.speed._asdict(),
+        }
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def save_metrics(metrics: DetectionMetrics, path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the figures and the settings they were measured with as JSON."""
+    document = {**metrics.to_dict(), "settings": dict(settings)}
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def coco_predictions(metrics: DetectionMetrics) -> list[dict[str, Any]]:
+    """COCO results with the data set's own ids: exactly the numbers that were evaluated."""
+    found = metrics.detections
+    boxes = to_xywh(found.boxes).tolist()
+    scores = found.scores.astype(np.float64).tolist()
+    rows = zip(found.image.tolist(), found.labels.tolist(), boxes, scores, strict=True)
+    return [
+        {
+            "image_id": metrics.image_ids[image],
+            "category_id": metrics.category_ids[label],
+            "bbox": box,
+            "score": score,
+        }
+        for image, label, box, score in rows
+    ]
+
+
+def save_predictions(metrics: DetectionMetrics, path: Path) -> None:
+    """Write the detections as COCO results JSON."""
+    path.write_text(json.dumps(coco_predictions(metrics)), encoding="utf-8")
+
+
+def save_labels(
+    metrics: DetectionMetrics, index: DataIndex, folder: Path, *, scores: bool = False
+) -> None:
+    """Write one YOLO label file per image: class cx cy w h, normalised, and the score if asked.
+
+    Each image gets a file, empty where nothing was found.  Images of several folders keep their
+    folders below the common one, so that equal names do not meet.
+    """
+    found = metrics.detections
+    numbers = {image_id: number for number, image_id in enumerate(metrics.image_ids)}
+    starts = np.searchsorted(found.image, np.arange(len(numbers) + 1))
+    for record, name in zip(index.records, _label_names(index.records), strict=True):
+        number = numbers[record.image_id]
+        rows = slice(starts[number], starts[number + 1])
+        size = np.array([record.width, record.height] * 2, dtype=np.float64)
+        corners = found.boxes[rows].astype(np.float64) / size
+        centre, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+        values = np.concatenate((centre, sides), 1)
+        if scores:
+            values = np.concatenate((values, found.scores[rows, None]), 1)
+        lines = [
+            f"{label} " + " ".join(f"{value:.6g}" for value in line) + "\n"
+            for label, line in zip(found.labels[rows].tolist(), values.tolist(), strict=True)
+        ]
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+def _label_names(records: Sequence[ImageRecord]) -> list[Path]:
+    """Paths below the common folder, .txt for the image's suffix.
+
+    A data set's file names may go up by `..`: without resolving them the labels would, too.
+    """
+    if not records:
+        return []
+    places = [Path(os.path.normpath(record.path.absolute())) for record in records]
+    common = os.path.commonpath([place.parent for place in places])
+    paths = [place.relative_to(common) for place in places]
+    names = [path.with_suffix(".txt") for path in paths]
+    if len(set(names)) < len(names):  # a.jpg beside a.png
+        names = [path.with_name(path.name + ".txt") for path in paths]
+    return names

@@ -1,0 +1,214 @@
+"""What val.py does: one evaluation, a timing, or a study over image sizes; and the files left."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.index.dataset import load_dataset_config, load_split
+from data.index.records import DataIndex
+from data.loading.loader import LoaderConfig, dead_workers_named, val_batches
+from engine import distributed
+from engine.checkpoint import load_detector
+from engine.distributed import Distributed
+from engine.evaluate.config import ValConfig
+from engine.evaluate.evaluator import check, evaluate
+from engine.evaluate.results import DetectionMetrics, save_labels, save_metrics, save_predictions
+from models.detector import Detector
+from utils.errors import UserError
+from utils.paths import new_run_dir
+from utils.plots import plot_study
+from utils.runlog import say
+
+WARM_UPS = 3  # passes before a timing
+STUDY_COLUMNS = ("size", "mAP50", "mAP50-95", "pre-process ms", "inference ms", "NMS ms")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """All that is read before an evaluation begins."""
+
+    config: ValConfig
+    place: Distributed
+    model: Detector
+    index: DataIndex
+    folder: Path
+
+
+def run(config: ValConfig) -> None:
+    """Carry out `config.task`, print the results and say where the files are.
+
+    Works under torchrun, too: each rank takes its share, rank 0 prints and writes.
+    Raises UserError for what cannot be read or does not fit together.
+    """
+    place = distributed.start(config.device)
+    try:
+        task = prepare(config, place)
+        tell = say if place.is_main else _mute
+        tell("val.py: " + ", ".join(f"{key}={value}" for key, value in config.changed().items()))
+        with dead_workers_named():
+            if config.task == "study":
+                study(task, tell)
+            else:
+                validate(task, tell)
+        if config.task != "speed":
+            tell(f"results: {task.folder}")
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"GPU memory ran out: batch {config.batch_size} at {config.imgsz} px is too much for"
+            f" {place.device}; try half the --batch-size or --half"
+        ) from error
+    finally:
+        distributed.cleanup()
+
+
+def _mute(text: str) -> None:
+    """What the other ranks print."""
+
+
+def prepare(config: ValConfig, place: Distributed) -> Validation:
+    """Read weights and data (rank 0 first, who leaves the cache to the others), make the folder."""
+    model = load_detector(config.weights, device=place.device, fuse=True)
+    if not place.is_main:
+        distributed.barrier()
+    index = load_split(
+        load_dataset_config(config.data),
+        config.split,
+        progress=place.is_main,
+        single_cls=config.single_cls,
+    )
+    check(model, index, config=config.evaluation, device=place.device)
+    folder = None
+    if place.is_main:
+        distributed.barrier()
+        if config.task != "speed":
+            folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
+    told = distributed.broadcast_object(folder)
+    return Validation(config, place, model, index, told or Path(config.project))
+
+
+def measure(task: Validation, size: int, *, plots: Path | None = None) -> DetectionMetrics:
+    """One evaluation at `size` pixels (a multiple of the stride), after a short warm-up."""
+    config, place = task.config, task.place
+    loader = LoaderConfig(
+        image_size=size,
+        batch_size=config.batch_size,
+        stride=task.model.max_stride,
+        workers=config.workers,
+        seed=0,
+        rank=place.rank,
+        world_size=place.world_size,
+        rect=config.rect,
+    )
+    warm_up(task.model, size, batch_size=config.batch_size, half=config.half)
+    return evaluate(
+        task.model,
+        val_batches(task.index, loader),
+        task.index,
+        config=config.evaluation,
+        device=place.device,
+        plots=plots if place.is_main else None,
+    )
+
+
+@torch.inference_mode()
+def warm_up(model: Detector, size: int, *, batch_size: int, half: bool) -> None:
+    """Let allocators and libraries settle, so that the first batch is timed like the others."""
+    device = next(model.parameters()).device
+    images = torch.zeros(batch_size, 3, size, size, device=device)
+    passes = WARM_UPS if device.type == "cuda" else 1
+    with torch.autocast(device.type, torch.float16, enabled=half and device.type == "cuda"):
+        for _ in range(passes):
+            model.head.decode(model(images))
+
+
+def network_size(size: int, stride: int) -> int:
+    """`size`, or the next multiple of `stride` (said on stderr)."""
+    rounded = -(-size // stride) * stride
+    if rounded != size and distributed.is_main():
+        sys.stderr.write(
+            f"image size {size} is no multiple of the stride {stride}: {rounded} used\n"
+        )
+    return rounded
+
+
+def validate(task: Validation, tell: Callable[[str], None]) -> DetectionMetrics:
+    """Evaluate once; print tables and speed, write figures, pictures and detections as asked."""
+    config = task.config
+    size = network_size(config.imgsz, task.model.max_stride)
+    timing = config.task == "speed"
+    plots = None if config.noplots or timing else task.folder
+    metrics = measure(task, size, plots=plots)
+    tell(metrics.table(absent=config.verbose))
+    if not timing:
+        tell(metrics.coco_text())
+    settings = settings_of(task, size)
+    shown = "conf iou max_det image_size rect augment half batch_size device"
+    tell(metrics.speed.text())
+    tell("at " + ", ".join(f"{key} {settings[key]}" for key in shown.split()))
+    if task.place.is_main and not timing:
+        _save(task, metrics, settings)
+    return metrics
+
+
+def settings_of(task: Validation, size: int) -> dict[str, Any]:
+    """What a figure depends on, as plain values."""
+    config, evaluation = task.config, task.config.evaluation
+    device = task.place.device
+    return {
+        "conf": evaluation.conf,
+        "iou": evaluation.iou,
+        "max_det": evaluation.max_det,
+        "image_size": size,
+        "rect": config.rect,
+        "augment": evaluation.augment,
+        "half": evaluation.half,
+        "single_cls": evaluation.single_cls,
+        "batch_size": config.batch_size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "ranks": task.place.world_size,
+        "weights": config.weights,
+        "data": config.data,
+        "split": config.split,
+        "fingerprint": task.index.fingerprint,
+    }
+
+
+def _save(task: Validation, metrics: DetectionMetrics, settings: dict[str, Any]) -> None:
+    config, folder = task.config, task.folder
+    save_metrics(metrics, folder / "metrics.json", settings)
+    if config.save_json:
+        save_predictions(metrics, folder / "predictions.json")
+    if config.save_txt:
+        save_labels(metrics, task.index, folder / "labels", scores=config.save_conf)
+
+
+def study(task: Validation, tell: Callable[[str], None]) -> None:
+    """Evaluate at each of the sizes; print a line for each, write study.csv and study.png."""
+    rows: list[tuple[float, ...]] = []
+    tell("".join(f"{head:>16}" for head in STUDY_COLUMNS))
+    sizes = [network_size(size, task.model.max_stride) for size in task.config.study_sizes]
+    for size in dict.fromkeys(sizes):
+        metrics = measure(task, size)
+        rows.append((size, metrics.map50, metrics.map, *metrics.speed))
+        tell(f"{size:>16}" + "".join(f"{value:>16.4g}" for value in rows[-1][1:]))
+        if task.place.is_main:
+            save_study(rows, task.folder, plots=not task.config.noplots)
+
+
+def save_study(rows: Sequence[tuple[float, ...]], folder: Path, *, plots: bool) -> None:
+    """Write the rows (STUDY_COLUMNS) as study.csv, and as study.png when asked."""
+    with (folder / "study.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(STUDY_COLUMNS)
+        writer.writerows(rows)
+    if plots:
+        columns = dict(zip(STUDY_COLUMNS, zip(*rows, strict=True), strict=True))
+        sizes = [int(size) for size in columns.pop("size")]
+        plot_study(sizes, columns, folder / "study.png")

@@ -1,0 +1,1 @@
+"""Prediction: objects in images, videos and streams."""

@@ -1,0 +1,273 @@
+"""From a picture to its objects:
+
+from engine.predict.predictor import Predictor
+predictor = Predictor("best.pt")
+print(predictor("image.jpg").text)
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.sources.frames import Frame, Sources
+from data.sources.streams import StreamConfig
+from engine.checkpoint import load_detector
+from engine.distributed import select_device
+from engine.evaluate.tta import decode_augmented
+from models.detector import Detector
+from utils.drawing import draw_boxes, write_image
+from utils.errors import UserError, nearest
+from utils.images import ImageError, read_image
+from utils.letterbox import Letterbox
+from utils.nms import NmsConfig, nms
+from utils.structures import Decoded, Detections
+
+# One name per object, unlike evaluation, where every class over the threshold counts.
+DETECT_NMS = NmsConfig(conf=0.25, iou=0.45, max_det=1000, multi_label=False)
+WARM_UPS = 3  # forward passes before the first timing on CUDA
+MILLISECONDS = 1000
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds for one image: letterbox and copy, network and decoding, suppression."""
+
+    pre_process: float
+    inference: float
+    nms: float
+
+    @property
+    def total(self) -> float:
+        """All three."""
+        return self.pre_process + self.inference + self.nms
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found in one image."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB, as read
+    detections: Detections  # xyxy pixels of `image`, on the CPU, best first
+    names: tuple[str, ...]
+    speed: Speed
+    network_size: tuple[int, int]  # (height, width) the network saw
+    frame: Frame | None = None  # where the image comes from, when it comes from a source
+
+    @property
+    def text(self) -> str:
+        """'4 persons, 1 bus', most certain class first, or '(no detections)'."""
+        labels = self.detections.labels.tolist()
+        counts = {label: labels.count(label) for label in dict.fromkeys(labels)}
+        parts = [f"{n} {_plural(self.names[label], n)}" for label, n in counts.items()]
+        return ", ".join(parts) or "(no detections)"
+
+    def draw(
+        self,
+        *,
+        thickness: int | None = None,
+        hide_labels: bool = False,
+        hide_conf: bool = False,
+    ) -> np.ndarray:
+        """A copy of the image with its boxes, (H, W, 3) uint8 RGB."""
+        return draw_boxes(
+            self.image,
+            self.detections.boxes.numpy(),
+            self.detections.labels.numpy(),
+            names=self.names,
+            scores=self.detections.scores.numpy(),
+            thickness=thickness,
+            hide_labels=hide_labels,
+            hide_conf=hide_conf,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the annotated copy; the suffix chooses the format. Raises UserError."""
+        write_image(Path(path), self.draw())
+
+
+class Predictor:
+    """A detector with everything between an image and its detections.
+
+    `weights` is a checkpoint of this project, a genuine YOLOv5 one, or a built Detector (copied).
+    `image_size` is what the long side becomes, a multiple of the largest stride; the canvas is the
+    least one round it, or a square with `square`.  `device` is '' (CUDA if present), 'cpu' or a GPU
+    number.  `half` computes in float16, on CUDA only; `augment` adds scaled and mirrored views;
+    `names` replace the class names in the checkpoint.
+    Raises UserError for unusable weights or settings.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path | Detector,
+        *,
+        image_size: int = 640,
+        device: str = "",
+        nms: NmsConfig = DETECT_NMS,
+        half: bool = False,
+        augment: bool = False,
+        square: bool = False,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.device = select_device(device)
+        if half and self.device.type != "cuda":
+            raise UserError(f"half precision needs a CUDA device, this is {self.device.type}")
+        if isinstance(weights, Detector):
+            model = copy.deepcopy(weights).to(self.device).fuse()
+        else:
+            model = load_detector(str(weights), device=self.device, fuse=True)
+        self.model = model.eval().requires_grad_(False)
+        self.names = tuple(names or self.model.names)
+        self.nms = nms
+        self._size = image_size
+        self._stride = self.model.max_stride
+        self._type = torch.float16 if half else torch.float32
+        self._augment = augment
+        self._square = square
+        if image_size < self._stride or image_size % self._stride:
+            lower = max(image_size // self._stride, 1) * self._stride
+            raise UserError(
+                f"image size {image_size} is no multiple of the model's largest stride "
+                f"{self._stride}; the nearest are {lower} and {lower + self._stride}"
+            )
+        if len(self.names) != len(self.model.names):
+            raise UserError(
+                f"{len(self.names)} class names given, the model knows {len(self.model.names)}"
+            )
+        self.only(nms.classes or ())
+        if half:
+            anchors = self.model.head.anchors  # stays exact: decoding is in float32
+            self.model.half()
+            self.model.head.anchors = anchors
+        if self.device.type == "cuda":
+            self._warm_up()
+
+    def only(self, classes: Sequence[int | str]) -> None:
+        """Report these classes alone, by number or name; all of them when empty.
+
+        Raises UserError for a class the model does not know, with the nearest name.
+        """
+        indices = tuple(_class_index(item, self.names) for item in classes)
+        self.nms = replace(self.nms, classes=indices or None)
+
+    def __call__(self, image: np.ndarray | str | Path) -> Result:
+        """An (H, W, 3) uint8 RGB array or an image file -> its objects.
+
+        Raises UserError for a file that is no whole image, ValueError for another array.
+        """
+        return self.batch([image])[0]
+
+    def stream(
+        self,
+        source: str | Path | Sequence[str | Path] | Sources,
+        *,
+        vid_stride: int = 1,
+        stream: StreamConfig | None = None,
+    ) -> Iterator[Result]:
+        """The results of all frames of `source`, as `--source` of detect.py, one after another.
+
+        See data.sources.frames.Sources for what it may be, what is skipped and which errors end it.
+        """
+        if not isinstance(source, Sources):
+            source = Sources(source, stride=vid_stride, stream=stream)
+        for frame in source:
+            yield self.batch([frame.image], [frame])[0]
+
+    def batch(
+        self,
+        images: Sequence[np.ndarray | str | Path],
+        frames: Sequence[Frame | None] | None = None,
+    ) -> list[Result]:
+        """Images as `__call__` takes them -> one result each, in order.
+
+        Images whose canvases agree in shape go through the network together; their times are shared
+        evenly.  The detections do not depend on the grouping.
+        """
+        arrays = [_read(image) if isinstance(image, str | Path) else image for image in images]
+        boxes = [self._letterbox(image) for image in arrays]
+        origins = list(frames) if frames is not None else [None] * len(arrays)
+        results: dict[int, Result] = {}
+        for shape in dict.fromkeys(box.dst for box in boxes):
+            rows = [row for row, box in enumerate(boxes) if box.dst == shape]
+            detections, speed = self._run(
+                [arrays[row] for row in rows], [boxes[row] for row in rows]
+            )
+            for row, found in zip(rows, detections, strict=True):
+                results[row] = Result(arrays[row], found, self.names, speed, shape, origins[row])
+        return [results[row] for row in range(len(arrays))]
+
+    def _letterbox(self, image: np.ndarray) -> Letterbox:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an image is (H, W, 3) uint8 RGB, not {image.dtype} {image.shape}")
+        source = (image.shape[0], image.shape[1])
+        if self._square:
+            return Letterbox.square(source, self._size)
+        return Letterbox.tight(source, self._size, self._stride)
+
+    @torch.inference_mode()
+    def _run(
+        self, images: Sequence[np.ndarray], boxes: Sequence[Letterbox]
+    ) -> tuple[list[Detections], Speed]:
+        times = [self._now()]
+        canvases = [box.apply(image) for box, image in zip(boxes, images, strict=True)]
+        batch = self._to_device(np.stack(canvases))
+        times.append(self._now())
+        decoded = self._decode(batch)
+        times.append(self._now())
+        found = [
+            row.with_boxes(box.to_image(row.boxes)).cpu()
+            for row, box in zip(nms(decoded, self.nms), boxes, strict=True)
+        ]
+        times.append(self._now())
+        laps = np.diff(times) * MILLISECONDS / len(images)
+        return found, Speed(*(float(lap) for lap in laps))
+
+    def _to_device(self, pixels: np.ndarray) -> Tensor:
+        """(B, H, W, 3) bytes -> (B, 3, H, W) in [0, 1]; a quarter of the bytes cross the bus."""
+        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
+        return images.to(self._type).div_(255)
+
+    def _decode(self, images: Tensor) -> Decoded:
+        decoded = self.model.head.decode(self.model(images))
+        return decode_augmented(self.model, images, decoded) if self._augment else decoded
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        blank = np.zeros((1, self._size, self._size, 3), np.uint8)
+        for _ in range(WARM_UPS):
+            nms(self._decode(self._to_device(blank)), self.nms)
+
+
+def _class_index(wanted: int | str, names: Sequence[str]) -> int:
+    text = str(wanted)
+    if wanted in names:
+        return list(names).index(text)
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    known = f"0 to {len(names) - 1}, or a name such as {names[0]!r}"
+    raise UserError(f"class {text!r} is unknown ({known}){nearest(text, names)}")
+
+
+def _read(path: str | Path) -> np.ndarray:
+    try:
+        return read_image(Path(path))
+    except ImageError as error:
+        raise UserError(f"{path}: {error.cause}") from error
+
+
+def _plural(name: str, count: int) -> str:
+    if count == 1:
+        return name
+    return name + ("es" if name.endswith(("s", "x", "z", "ch", "sh")) else "s")

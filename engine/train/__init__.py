@@ -1,0 +1,1 @@
+"""Training: from the settings of train.py to a finished run."""

@@ -1,0 +1,87 @@
+"""What a training run writes: settings, checkpoints, pictures of its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.loading.plots import plot_batch, plot_labels
+from data.loading.sample import Batch
+from engine.checkpoint import model_payload, save_checkpoint
+from engine.train.setup import TrainRun
+from engine.train.step import NonFiniteError
+from models.profile.counting import profile
+from models.profile.tables import row_table, summary
+from utils.environment import run_environment
+from utils.runlog import say, write_yaml
+
+DRAWN_BATCHES = 3  # train_batch0.jpg to train_batch2.jpg
+
+
+def announce(run: TrainRun) -> None:
+    """Rank 0: the settings, the model's table and the labels' picture, before the first step."""
+    if not run.place.is_main:
+        return
+    config, model = run.config, run.state.model
+    changed = ", ".join(f"{key}={value}" for key, value in config.changed().items())
+    say(f"settings: {changed or 'all default'}")
+    if config.resume is None:
+        counted = profile(model, config.imgsz)
+        say(row_table(counted))
+        say("; ".join((summary(counted, model.spec.source), *model.spec.notes)))
+        write_yaml(run.folder / "opt.yaml", config.to_dict())
+        write_yaml(run.folder / "hyp.yaml", dataclasses.asdict(run.hyp))
+        write_yaml(run.folder / "spec.yaml", model.spec.to_yaml_dict())
+        if not config.noplots:
+            plot_labels(run.train, run.folder / "labels.jpg")
+    ranks = f" x {run.place.world_size}" if run.place.world_size > 1 else ""
+    say(f"training on {_device_name(run)}{ranks}, everything goes to {run.folder}")
+
+
+def draw_batch(run: TrainRun, index: int, batch: Batch) -> None:
+    """Rank 0: train_batch0.jpg to train_batch2.jpg from the run's first batches."""
+    wanted = run.state.epoch == 0 and index < DRAWN_BATCHES
+    if wanted and run.place.is_main and not run.config.noplots:
+        plot_batch(batch, run.train.names, run.folder / f"train_batch{index}.jpg")
+
+
+def save(run: TrainRun, name: str, *, resumable: bool) -> Path:
+    """Write a checkpoint of the averaged weights; `resumable` adds the whole state of training.
+
+    Raises NonFiniteError instead of writing a weight that is not a number.
+    """
+    state = run.state
+    if not state.all_finite():
+        raise NonFiniteError(
+            f"epoch {state.epoch}, batch {state.batches}: the weights are not finite; not saved"
+        )
+    path = run.folder / "weights" / name
+    save_checkpoint(
+        path,
+        {
+            **model_payload(state.ema.model),
+            "train_state": {**state.to_dict(), "facts": run.facts} if resumable else None,
+            "config": run.config.to_dict(),
+            "hyp": dataclasses.asdict(run.hyp),
+            "metrics": dict(state.rows[-1]) if state.rows else {},
+            "environment": _environment(run.place.device, run.place.world_size),
+            "epoch": state.epoch,
+        },
+    )
+    return path
+
+
+@functools.cache
+def _environment(device: torch.device, ranks: int) -> dict[str, Any]:
+    """Where the run is made; asked for once, not at every checkpoint."""
+    return {**run_environment(device), "ranks": ranks, "threads": torch.get_num_threads()}
+
+
+def _device_name(run: TrainRun) -> str:
+    if run.place.device.type != "cuda":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return torch.cuda.get_device_name(run.place.device)

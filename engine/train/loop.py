@@ -1,0 +1,263 @@
+"""Training from settings to the final table: `fit(TrainConfig(...))`."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.utils.deterministic
+
+from data.loading.loader import dead_workers_named
+from data.loading.sample import Batch
+from engine import distributed
+from engine.checkpoint import load_checkpoint, strip_checkpoint
+from engine.evaluate.evaluator import EvalConfig, evaluate
+from engine.evaluate.results import DetectionMetrics
+from engine.train.config import TrainConfig
+from engine.train.files import announce, draw_batch, save
+from engine.train.interrupts import StopRequest, stop, stop_requests
+from engine.train.setup import TrainRun, prepare
+from engine.train.step import StepClock, train_epoch
+from utils.errors import FeatherDetError, UserError
+from utils.runlog import (
+    TensorBoard,
+    console_header,
+    csv_text,
+    plot_results,
+    say,
+    write_text,
+)
+
+LOST_RANK = ("gloo", "nccl", "Connection", "Timed out", "pair closure", "connectFullMesh")
+
+
+def fit(config: TrainConfig) -> DetectionMetrics:
+    """Train as `config` says; the metrics of the best weights on the validation images.
+
+    Leaves a run folder as docs/training.md describes.  Raises UserError for settings or data
+    that cannot work, NonFiniteError when the loss ceases to be a number, TerminatedError or
+    KeyboardInterrupt after a signal, when last.pt holds the state to resume from.
+    """
+    place = distributed.start(config.device, timeout=config.ddp_timeout)
+    try:
+        with dead_workers_named(), stop_requests() as request, reproducible(place.device):
+            with request.may_abort():
+                run = prepare(config, place)
+                announce(run)
+            return _train(run, request)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"GPU memory ran out: batch {config.batch_size} at {config.imgsz} px is too much for"
+            f" {place.device}; try half the --batch-size (gradients accumulate to the nominal"
+            " batch either way), --batch-size -1, or --amp fp16"
+        ) from error
+    except RuntimeError as error:
+        if place.world_size > 1 and any(word in str(error) for word in LOST_RANK):
+            raise FeatherDetError(
+                f"rank {place.rank}: another rank ended or did not answer within"
+                f" {config.ddp_timeout:g} s ({str(error).splitlines()[0][:200]})"
+            ) from error
+        raise
+    finally:
+        distributed.cleanup()
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Deterministic kernels on a CPU, where they cost next to nothing: runs repeat bit for bit.
+
+    Without them gradients of gathered cells are summed by threads in any order.
+    """
+    wanted = torch.are_deterministic_algorithms_enabled()
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
+    benchmark = torch.backends.cudnn.benchmark
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        settings.fill_uninitialized_memory = False
+    else:
+        torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(wanted)
+        settings.fill_uninitialized_memory = fill
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _train(run: TrainRun, request: StopRequest) -> DetectionMetrics:
+    """All epochs, then the final evaluation."""
+    state, config = run.state, run.config
+    clock = StepClock(run.place.device, config.profile)
+    board = TensorBoard(run.folder, enabled=run.place.is_main, purge_from=state.epoch)
+    try:
+        while state.epoch < config.epochs and not _out_of_patience(run):
+            _epoch(run, request, clock, board)
+        with request.may_abort():
+            return _finish(run)
+    finally:
+        board.close()
+
+
+def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorBoard) -> None:
+    """One epoch of training (or what is left of it), its evaluation, its files."""
+    state, config = run.state, run.config
+    started, first = time.perf_counter(), state.batches
+    clock.waited = 0.0
+    if run.place.is_main:
+        sys.stderr.write(f"\n{console_header()}\n")
+    complete = state.batches >= len(run.loader) or train_epoch(
+        state,
+        run.plan,
+        _batches(run),
+        request=request,
+        clock=clock,
+        on_batch=partial(draw_batch, run),
+        progress=run.place.is_main,
+    )
+    seconds = time.perf_counter() - started
+    if not complete:
+        _save_and_stop(run, request, together=True)
+    images = min(state.batches * config.batch_size, len(run.train)) - first * config.batch_size
+    try:
+        with request.may_abort():
+            metrics = _validate(run)
+    except (KeyboardInterrupt, FeatherDetError):
+        if request.signal:
+            _save_and_stop(run, request, together=False)
+        raise
+    clock.lap("validation")
+    row = _row(run, metrics)
+    row["train_seconds"] = seconds
+    row["images_per_second"] = images / seconds
+    row["data_wait_share"] = clock.waited / seconds
+    row["val_seconds"] = time.perf_counter() - started - seconds
+    _close_epoch(run, distributed.broadcast_object(row))
+    if run.place.is_main:
+        board.add(state.rows[-1])
+        if config.profile:
+            say(clock.text())
+
+
+def _batches(run: TrainRun) -> Iterator[Batch]:
+    """The remaining batches of the epoch the state stands in."""
+    config, state = run.config, run.state
+    mosaic = state.epoch < config.epochs - config.close_mosaic
+    run.loader.set_epoch(state.epoch, start_step=state.batches, mosaic=mosaic)
+    return iter(run.loader)
+
+
+def _validate(run: TrainRun) -> DetectionMetrics | None:
+    """The averaged weights on the validation images; None when `--noval` leaves it out."""
+    last = run.state.epoch == run.config.epochs - 1
+    distributed.broadcast_tensors(run.state.ema.tensors())  # statistics are rank 0's
+    if run.config.noval and not last:
+        return None
+    metrics = evaluate(
+        run.state.ema.model,
+        run.val_loader,
+        run.val,
+        config=EvalConfig(single_cls=run.config.single_cls),
+        device=run.place.device,
+        loss=run.val_loss,
+        progress=run.place.is_main,
+    )
+    if run.place.is_main:
+        say("\n".join(metrics.table().splitlines()[:2]))
+    return metrics
+
+
+def _row(run: TrainRun, metrics: DetectionMetrics | None) -> dict[str, float]:
+    """The epoch's line of results.csv."""
+    state, plan = run.state, run.plan
+    step = state.epoch * plan.schedule.steps_per_epoch + state.batches - 1
+    means = distributed.all_reduce_sum(state.mean_losses()) / run.place.world_size
+    row: dict[str, float] = {"epoch": state.epoch}
+    parts = ("box_loss", "obj_loss", "cls_loss")
+    row.update({f"train/{part}": v for part, v in zip(parts, means.tolist(), strict=True)})
+    row.update({f"x/lr{i}": rate for i, rate in enumerate(plan.schedule.at(step).lr)})
+    if metrics is not None:
+        row["metrics/precision"] = metrics.precision
+        row["metrics/recall"] = metrics.recall
+        row["metrics/mAP_0.5"] = metrics.map50
+        row["metrics/mAP_0.5:0.95"] = metrics.map
+        losses = metrics.losses or (math.nan,) * len(parts)
+        row.update({f"val/{part}": float(v) for part, v in zip(parts, losses, strict=True)})
+        row["fitness"] = metrics.fitness
+    return row
+
+
+def _close_epoch(run: TrainRun, row: dict[str, float]) -> None:
+    """Note the epoch's result, move on to the next one, write checkpoints and results."""
+    state, config = run.state, run.config
+    fitness = row.pop("fitness", math.nan)
+    epoch = state.epoch
+    state.rows.append(row)
+    better = fitness > state.best_fitness
+    if better:
+        state.best_fitness, state.best_epoch = fitness, epoch
+    state.start_epoch(epoch + 1)
+    if not run.place.is_main:
+        return
+    write_text(run.folder / "results.csv", csv_text(state.rows))
+    last = epoch == config.epochs - 1 or _out_of_patience(run)
+    if not config.nosave or last:
+        if better or config.nosave or not (run.folder / "weights" / "best.pt").exists():
+            save(run, "best.pt", resumable=False)  # first: last.pt says that it is there
+        save(run, "last.pt", resumable=True)
+        if config.save_period > 0 and (epoch + 1) % config.save_period == 0:
+            save(run, f"epoch{epoch}.pt", resumable=False)
+
+
+def _out_of_patience(run: TrainRun) -> bool:
+    state, patience = run.state, run.config.patience
+    waited = state.epoch - 1 - state.best_epoch
+    return patience > 0 and state.best_epoch >= 0 and waited >= patience
+
+
+def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> None:
+    """Obey a signal: rank 0 saves the state between two steps, then every rank leaves.
+
+    `together`: all ranks are here, and wait until the file is whole.
+    """
+    if run.place.is_main:
+        path = save(run, "last.pt", resumable=True)
+        sys.stderr.write(
+            f"\nstopped in epoch {run.state.epoch} after batch {run.state.batches} of"
+            f" {len(run.loader)}; go on with: --resume {path}\n"
+        )
+    if together:
+        distributed.barrier()
+    stop(request.signal)
+
+
+def _finish(run: TrainRun) -> DetectionMetrics:
+    """Evaluate the best weights with all pictures, and say where everything lies."""
+    weights = run.folder / "weights"
+    if run.place.is_main:
+        best = load_checkpoint(weights / "best.pt")
+        run.state.ema.model.load_state_dict(best["model"])
+        if not run.config.noplots:
+            plot_results(run.state.rows, run.folder / "results.png")
+    distributed.broadcast_tensors(run.state.ema.tensors())
+    metrics = evaluate(
+        run.state.ema.model,
+        run.val_loader,
+        run.val,
+        config=EvalConfig(single_cls=run.config.single_cls),
+        device=run.place.device,
+        loss=None,
+        plots=run.folder if run.place.is_main and not run.config.noplots else None,
+        progress=run.place.is_main,
+    )
+    if run.place.is_main:
+        say(metrics.table())
+        strip_checkpoint(weights / "last.pt")  # a finished run needs no optimizer any more
+        say(f"best.pt is from epoch {best['epoch'] - 1} of {run.state.epoch}; all in {run.folder}")
+    return metrics

@@ -1,0 +1,167 @@
+"""The model of a training run: built, filled, anchored, and wrapped for its device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.index.records import DataIndex
+from engine import distributed
+from engine.checkpoint import load_detector, transfer
+from engine.distributed import Distributed
+from engine.train.autoanchor import box_sizes, fit_anchors
+from engine.train.batch_size import largest_batch
+from engine.train.config import TrainConfig
+from models.builder import build_detector
+from models.detector import Detector
+from models.losses.anchor import AnchorLoss
+from models.profile.fit import fit, read_budget
+from models.spec import ModelSpec
+from models.weights.imagenet import plan_transfer
+from models.weights.sources import read_source
+from models.yaml.parser import load_draft
+from utils.errors import UserError
+from utils.hyp import Hyperparameters
+from utils.runlog import say
+
+DEFAULT_MODEL = "yolov5n"
+DEFAULT_BATCH = 16
+AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def build_model(config: TrainConfig, train: DataIndex, saved: dict[str, Any] | None) -> Detector:
+    """The detector of a run: of `--cfg`, of the checkpoint `--weights`, or of the run resumed.
+
+    Weights of `--weights` go in where name and shape fit, those of `--backbone-weights` into the
+    backbone in order; a report says which.
+    """
+    classes = len(train.names)
+    if saved is not None:
+        spec = ModelSpec.from_dict(saved["spec"])
+        if len(saved["names"]) != classes:
+            raise UserError(
+                f"--resume: the run has {len(saved['names'])} classes, {config.data} has {classes}"
+            )
+        return build_detector(spec, classes=classes, names=train.names)
+    spec = model_spec(config, classes=classes)
+    model = build_detector(spec, classes=classes, names=train.names)
+    if config.weights:
+        report = transfer(model, config.weights).text()
+        if distributed.is_main():
+            say(report)
+    if config.backbone_weights:
+        fill_backbone(model, config.backbone_weights, allow_partial=config.allow_partial)
+    return model
+
+
+def model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
+    """The model that the flags mean: a file with --backbone, --neck and --fit, or a checkpoint's.
+
+    UserError as models.yaml.parser and models.profile.fit say.
+    """
+    composed = config.backbone or config.neck or config.fit
+    if config.weights and composed and not config.cfg:
+        raise UserError(
+            "--backbone, --neck and --fit change a model file: name it with --cfg (--weights alone"
+            " brings a finished model)"
+        )
+    if config.weights and not config.cfg and not composed:
+        return load_detector(config.weights, device=torch.device("cpu")).spec
+    draft = load_draft(
+        config.cfg or DEFAULT_MODEL, backbone=config.backbone or None, neck=config.neck or None
+    )
+    if not config.fit:
+        return draft.resolve()
+    budget = read_budget(config.fit, image_size=config.imgsz)
+    fitted = fit(draft, budget, classes=classes)
+    if distributed.is_main():
+        say(fitted.text(budget))
+    return fitted.spec
+
+
+def fill_backbone(model: Detector, name: str, *, allow_partial: bool) -> None:
+    """ImageNet weights into the backbone, and their normalisation; the report is said first.
+
+    UserError for weights that cannot be read or do not fit, see models.weights.imagenet.
+    """
+    if not distributed.is_main():
+        distributed.barrier()  # rank 0 downloads, the others find the file in the cache
+    source = read_source(name)
+    if distributed.is_main():
+        distributed.barrier()
+    plan = plan_transfer(model, source)
+    if distributed.is_main():
+        say(plan.text())
+    plan.apply(model, allow_partial=allow_partial)
+
+
+def network_size(size: int, stride: int) -> int:
+    """`size` rounded up to a multiple of `stride`, at least two of them; a change is said."""
+    rounded = max(-(-size // stride), 2) * stride
+    if rounded != size and distributed.is_main():
+        sys.stderr.write(f"--imgsz {size} is no multiple of the stride {stride}: {rounded} used\n")
+    return rounded
+
+
+def set_anchors(
+    model: Detector, train: DataIndex, config: TrainConfig, hyp: Hyperparameters
+) -> None:
+    """AutoAnchor on the training boxes at network size; see engine.train.autoanchor."""
+    sizes = box_sizes(
+        [record.boxes[~record.crowd] for record in train.records],
+        [(record.height, record.width) for record in train.records],
+        config.imgsz,
+    )
+    head = model.head
+    stride = torch.tensor(head.stride, dtype=torch.float32).view(-1, 1, 1)
+    pixels = (head.anchors.cpu() * stride).reshape(-1, 2).double().numpy()
+    present = None if isinstance(model.spec.anchors, int) else pixels
+    report = fit_anchors(sizes, present, len(pixels), threshold=hyp.anchor_t, seed=config.seed)
+    if report.changed:
+        anchors = np.ascontiguousarray(report.anchors.reshape(head.anchors.shape))
+        head.set_anchors(torch.from_numpy(anchors))
+    if distributed.is_main():
+        say(report.text())
+
+
+def batch_that_fits(
+    config: TrainConfig, model: Detector, hyp: Hyperparameters, place: Distributed
+) -> int:
+    """What `--batch-size -1` means here: measured on a GPU, a stated number on a CPU."""
+    if place.device.type != "cuda":
+        say(f"--batch-size -1 measures GPU memory; on a CPU the batch is {DEFAULT_BATCH}")
+        return DEFAULT_BATCH
+    loss = AnchorLoss(model, hyp, image_size=config.imgsz)
+    return largest_batch(
+        model,
+        loss,
+        image_size=config.imgsz,
+        device=place.device,
+        autocast=autocast_type(config, place),
+    )
+
+
+def autocast_type(config: TrainConfig, place: Distributed) -> torch.dtype | None:
+    """The type that the forward pass runs in on CUDA; None for float32."""
+    if place.device.type != "cuda" or config.amp == "off":
+        return None
+    return AMP_TYPES[config.amp if config.amp in AMP_TYPES else "fp16"]
+
+
+def wrapped(
+    model: Detector, config: TrainConfig, place: Distributed
+) -> Callable[[Tensor], list[Tensor]]:
+    """The model as it is called in a step: distributed over ranks, compiled, or as it is."""
+    module: nn.Module = model
+    if config.sync_bn:
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # in place: same tensors
+    if place.world_size > 1:
+        devices = [place.device] if place.device.type == "cuda" else None
+        module = DistributedDataParallel(module, device_ids=devices)
+    return torch.compile(module) if config.compile else module

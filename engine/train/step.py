@@ -1,0 +1,247 @@
+"""One batch through the model, and one epoch of batches."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from data.loading.sample import Batch
+from engine import distributed
+from engine.train.interrupts import StopRequest
+from engine.train.optimizer import apply_rates, update_weights
+from engine.train.schedule import Schedule
+from engine.train.state import TrainState
+from models.losses.anchor import AnchorLoss, Losses
+from utils.errors import FeatherDetError
+from utils.runlog import console_row
+from utils.seeding import generator, seed_step
+from utils.structures import Targets
+
+READ_EVERY = 10  # steps between looks at a GPU's results; each look waits for the device
+SCALES = (0.5, 1.5)  # of multi-scale training
+
+
+class NonFiniteError(FeatherDetError):
+    """A loss or gradient is not a number; nothing was saved after it."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How a batch becomes an update; the same for the whole run."""
+
+    forward: Callable[[Tensor], list[Tensor]]  # the model, perhaps compiled or distributed
+    loss: AnchorLoss
+    schedule: Schedule
+    device: torch.device
+    autocast: torch.dtype | None = None  # fp16 or bf16 on CUDA
+    channels_last: bool = True
+    grad_clip: float = 10.0
+    multi_scale: int = 0  # the stride whose multiples are drawn; 0: every batch as it comes
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def read_every(self) -> int:
+        """Steps between looks at results: on a CPU every step, where looking costs nothing."""
+        return READ_EVERY if self.device.type == "cuda" else 1
+
+
+@dataclass
+class StepClock:
+    """Where the time of training goes; a part that is not being profiled costs nothing.
+
+    `waited` is always kept: what this process stood waiting for batches, since it was set to 0.
+    On CUDA the device may still be at work then.
+    """
+
+    device: torch.device
+    enabled: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    waited: float = 0.0
+    _last: float = 0.0
+
+    def start(self) -> None:
+        """Begin a lap here."""
+        if self.enabled:
+            self._last = self._now()
+
+    def lap(self, part: str) -> None:
+        """Count the time since the last lap as `part`."""
+        if self.enabled:
+            now = self._now()
+            self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+            self._last = now
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def text(self) -> str:
+        """The parts with their seconds and shares."""
+        total = max(sum(self.seconds.values()), 1e-9)
+        parts = [f"{k} {v:.1f} s ({v / total:.0%})" for k, v in self.seconds.items()]
+        return "time: " + ", ".join(parts)
+
+
+class FiniteGuard:
+    """Notes on the device whether something was not finite; looks only when asked."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._noted: list[tuple[int, int, tuple[int | str, ...]]] = []
+
+    def note(self, values: Tensor, *, epoch: int, batch: Batch, index: int) -> None:
+        """Remember a batch and whether all of `values` are numbers."""
+        unseen = self._first_bad < 0
+        bad = ~torch.isfinite(values).all()
+        self._first_bad = torch.where(unseen & bad, len(self._noted), self._first_bad)
+        self._noted.append((epoch, index, batch.image_ids))
+
+    def check(self) -> None:
+        """Raise NonFiniteError naming the first bad batch since the last look."""
+        first = int(self._first_bad)
+        noted, self._noted = self._noted, []
+        if first < 0:
+            return
+        epoch, index, image_ids = noted[first]
+        names = ", ".join(map(str, image_ids[:16])) + (" ..." if len(image_ids) > 16 else "")
+        raise NonFiniteError(
+            f"loss or gradient is not finite at epoch {epoch}, batch {index}, images {names};"
+            " stopped without saving: last.pt, if there is one, holds the last good state; try"
+            " a lower lr0, a longer warm-up, or --amp off"
+        )
+
+
+def prepare(images: Tensor, *, channels_last: bool) -> Tensor:
+    """(B, 3, H, W) uint8 -> float32 in [0, 1], in the model's memory format."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return images.to(dtype=torch.float32, memory_format=layout).div_(255)
+
+
+def rescale(images: Tensor, targets: Targets, size: tuple[int, int]) -> tuple[Tensor, Targets]:
+    """Images resized to `size` (height, width), bilinear, and the boxes with them."""
+    height, width = images.shape[2:]
+    if (height, width) == size:
+        return images, targets
+    scale = targets.boxes.new_tensor([size[1] / width, size[0] / height] * 2)
+    resized = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    return resized, Targets(targets.image_index, targets.labels, targets.boxes * scale)
+
+
+def drawn_size(shape: tuple[int, int], *, stride: int, seed: int, step: int) -> tuple[int, int]:
+    """The size of batch `step` under multi-scale: the long side a multiple of `stride` within
+    half and one and a half of its own, the other side in proportion, rounded up."""
+    long_side = max(shape)
+    low = math.ceil(long_side * SCALES[0] / stride)
+    high = max(math.floor(long_side * SCALES[1] / stride), low)
+    drawn = int(generator(seed, step).integers(low, high + 1)) * stride
+    height, width = (math.ceil(side * drawn / long_side / stride) * stride for side in shape)
+    return height, width
+
+
+def train_step(
+    state: TrainState, plan: StepPlan, batch: Batch, clock: StepClock
+) -> tuple[Losses, Tensor]:
+    """Forward, loss, backward and, when enough batches have come together, an update.
+
+    Returns the losses and (1,) or (2,) values that must be finite; nothing waits for the device.
+    """
+    step = state.epoch * plan.schedule.steps_per_epoch + state.batches
+    rates = plan.schedule.at(step)
+    seed_step(plan.seed, step, plan.rank)  # for layers that draw: dropout
+    batch = batch.to(plan.device)
+    images, targets = prepare(batch.images, channels_last=plan.channels_last), batch.targets
+    if plan.multi_scale:
+        height, width = images.shape[2:]
+        size = drawn_size((height, width), stride=plan.multi_scale, seed=plan.seed, step=step)
+        images, targets = rescale(images, targets, size)
+    clock.lap("copy")
+    with torch.autocast(plan.device.type, plan.autocast, enabled=plan.autocast is not None):
+        raw = plan.forward(images)
+    clock.lap("forward")
+    reduce = distributed.all_reduce_sum if plan.world_size > 1 else None
+    losses = plan.loss(raw, targets, reduce=reduce, world_size=plan.world_size)
+    clock.lap("loss")
+    state.scaler.scale(losses.total).backward()
+    clock.lap("backward")
+    state.pending += 1
+    watched = losses.total.detach()[None]
+    if state.pending >= rates.accumulate or step == plan.schedule.last_step:
+        apply_rates(state.optimizer, rates)
+        norm = update_weights(state.optimizer, state.scaler, max_norm=plan.grad_clip)
+        if not state.scaler.is_enabled():  # with fp16 the scaler sees to it
+            watched = torch.stack((losses.total.detach(), norm))
+        state.ema.update()
+        state.pending = 0
+    clock.lap("optimizer")
+    return losses, watched
+
+
+def train_epoch(
+    state: TrainState,
+    plan: StepPlan,
+    batches: Iterable[Batch],
+    *,
+    request: StopRequest,
+    clock: StepClock,
+    on_batch: Callable[[int, Batch], None] | None = None,
+    progress: bool = True,
+) -> bool:
+    """Run the epoch's remaining `batches`; False when any rank was asked to stop by its last one.
+
+    The state then stands between two steps, on all ranks alike.  Raises NonFiniteError.
+    """
+    guard = FiniteGuard(plan.device)
+    stopped = False
+    total = plan.schedule.steps_per_epoch
+    bar = tqdm(total=total, initial=state.batches, dynamic_ncols=True, disable=not progress)
+    clock.start()
+    with bar:
+        for batch in _timed(batches, clock):
+            if on_batch is not None:
+                on_batch(state.batches, batch)
+            losses, watched = train_step(state, plan, batch, clock)
+            guard.note(watched, epoch=state.epoch, batch=batch, index=state.batches)
+            state.losses += torch.stack((losses.box, losses.obj, losses.cls))
+            state.batches += 1
+            bar.update()
+            if state.batches % plan.read_every == 0 or state.batches == total:
+                guard.check()
+                bar.set_description(_row(state, plan, batch), refresh=False)
+                stopped = distributed.any_rank(request.signal != 0, plan.device)
+                if stopped:
+                    break
+    if state.batches % plan.read_every and state.batches != total:
+        guard.check()
+    return not stopped and state.batches == total
+
+
+def _timed(batches: Iterable[Batch], clock: StepClock) -> Iterator[Batch]:
+    asked = time.perf_counter()
+    for batch in batches:
+        clock.waited += time.perf_counter() - asked
+        clock.lap("data")
+        yield batch
+        asked = time.perf_counter()
+
+
+def _row(state: TrainState, plan: StepPlan, batch: Batch) -> str:
+    memory = "0G"
+    if plan.device.type == "cuda":
+        memory = f"{torch.cuda.max_memory_reserved(plan.device) / 2**30:.3g}G"
+    return console_row(
+        f"{state.epoch}/{plan.schedule.epochs - 1}",
+        memory,
+        state.mean_losses().tolist(),
+        instances=len(batch.targets),
+        size=max(batch.images.shape[2:]),
+    )

@@ -1,0 +1,1 @@
+"""Weights from elsewhere: YOLOv5 checkpoints and ImageNet backbones."""

@@ -1,0 +1,272 @@
+"""Weights of an ImageNet network into the backbone of a detector: by order and shape, by stage."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from models import registry
+from models.detector import Detector
+from models.spec import GraphSpec
+from models.weights.leaves import Leaf, grouped, leaves_of, run_order
+from models.weights.sources import Source
+from utils.errors import UserError
+
+LEAST = 0.95  # of the backbone's parameters, below which a transfer is likely a mistake
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's and the authors' input
+LISTED = 4  # layers named of a longer list
+EPSILON = "eps"
+AFTER_TAPS = "after"  # the stage of rows behind the last tap
+
+# Names of layers that tell in which of two forms of equal shapes weights were made: a part of the
+# name, one that must not occur, the argument of our rows, and its value.
+FORMS = (
+    ("branch_main", "", "shuffle", "start"),  # ShuffleNetV2 of its authors
+    ("branch2", "", "shuffle", "end"),  # of torchvision
+    ("OSA[0-9]+_[0-9]+", "", "identity", True),  # VoVNet of its authors
+    ("conv_mid", "attn", "identity", False),  # VoVNet of timm, VoVNetV2 has attention
+)
+
+Pairs = tuple[tuple[Leaf, Leaf], ...]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What of a source goes where in a backbone; nothing is changed before `apply`.
+
+    In pairs the model's layer comes first.  Every layer of the backbone is in `loaded`, `unfit`
+    (the source has another shape in its place) or `missing`.
+    """
+
+    source: str
+    stages: Mapping[str, str]  # of every layer of the backbone, by name
+    loaded: Pairs
+    unfit: Pairs
+    missing: tuple[Leaf, ...]
+    unused: tuple[Leaf, ...]  # of the source
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std) of images in [0, 1]
+
+    @property
+    def share(self) -> float:
+        """Which part of the backbone's parameters is loaded."""
+        loaded = _parameters(leaf for leaf, _ in self.loaded)
+        return loaded / max(loaded + _parameters(self._left_out()), 1)
+
+    def apply(self, model: Detector, *, allow_partial: bool = False) -> None:
+        """Copy the weights into `model` and set its normalisation.
+
+        Raises UserError, and changes nothing, when under 95 % of the parameters would be loaded
+        (with `allow_partial`: none), or when some are not finite.
+        """
+        if not self.loaded or (self.share < LEAST and not allow_partial):
+            remedy = (
+                "another --backbone" if allow_partial else "another --backbone, --allow-partial"
+            )
+            raise UserError(
+                f"--backbone-weights {self.source}: {_percent(self.share)} of the backbone's"
+                f" parameters would be loaded, under {LEAST:.0%}: not the same network; {remedy}"
+                " or other weights"
+            )
+        for _, leaf in self.loaded:
+            for key, value in leaf.tensors.items():
+                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    raise UserError(
+                        f"--backbone-weights {self.source}: {leaf.name}.{key} is not finite"
+                    )
+        with torch.no_grad():
+            for target, leaf in self.loaded:
+                for key, value in target.tensors.items():
+                    if key in leaf.tensors:  # old files have no counter of batches
+                        value.copy_(leaf.tensors[key].reshape(value.shape))
+        for epsilon in dict.fromkeys(self._epsilons().values()):
+            model.set_backbone_epsilon(epsilon)
+        model.set_normalisation(*self.normalisation)
+
+    def text(self) -> str:
+        """A table of tensors and parameters by stage, and what else is worth knowing."""
+        left_out = self._left_out()
+        groups = ([leaf for leaf, _ in self.loaded], self.missing, [leaf for leaf, _ in self.unfit])
+        total = _parameters((*groups[0], *left_out))
+        lines = [
+            f"{self.source} into the backbone: {_percent(self.share)} of {total:,} parameters",
+            f"  {'stage':<7}" + "".join(f"{head:>26}" for head in ("loaded", "missing", "unfit")),
+        ]
+        for stage in dict.fromkeys(self.stages.values()):
+            cells = (
+                _amount([leaf for leaf in group if self.stages[leaf.name] == stage])
+                for group in groups
+            )
+            lines.append(f"  {stage:<7}" + "".join(f"{cell:>26}" for cell in cells))
+        lines.append(f"  {'all':<7}" + "".join(f"{_amount(group):>26}" for group in groups))
+        if self.missing:
+            lines.append(f"  missing: {_listed([leaf.name for leaf in self.missing])}")
+        if self.unfit:
+            found = [f"{a.name} {_shape(a)}, not {_shape(b)} of {b.name}" for a, b in self.unfit]
+            lines.append(f"  unfit: {_listed(found)}")
+        if self.unused:
+            names = list(dict.fromkeys(leaf.name for leaf in self.unused))
+            lines.append(f"  not used of it: {_amount(self.unused)} ({_listed(names)})")
+        lines += [f"  otherwise than here: {text}" for text in self._differences()]
+        for epsilon in dict.fromkeys(self._epsilons().values()):
+            lines.append(f"  BatchNorm: epsilon {epsilon:g}, as the weights have it")
+        mean, std = (" ".join(f"{value:g}" for value in item) for item in self.normalisation)
+        return "\n".join([*lines, f"  input: (image - mean) / std, mean {mean}, std {std}"])
+
+    def _left_out(self) -> list[Leaf]:
+        return [*self.missing, *(leaf for leaf, _ in self.unfit)]
+
+    def _differences(self) -> list[str]:
+        """Settings that the source has otherwise, e.g. its padding."""
+        found: dict[str, list[str]] = {}
+        taken = self._epsilons()
+        for ours, theirs in self.loaded:
+            for key, value in ours.settings.items():
+                other = theirs.settings.get(key, value)
+                if other != value and not (key == EPSILON and _row(ours) in taken):
+                    found.setdefault(key, []).append(f"{ours.name} {other}, here {value}")
+        return [f"{key}: {_listed(layers)}" for key, layers in found.items()]
+
+    def _epsilons(self) -> dict[int, float]:
+        """The epsilon of BN by row, where the source has another one in the whole row."""
+        found: dict[int, set[float]] = {}
+        changed: set[int] = set()
+        for ours, theirs in self.loaded:
+            if EPSILON in ours.settings and EPSILON in theirs.settings:
+                row, epsilon = _row(ours), theirs.settings[EPSILON]
+                found.setdefault(row, set()).add(epsilon)
+                if epsilon != ours.settings[EPSILON]:
+                    changed.add(row)
+        return {row: found[row].pop() for row in sorted(changed) if len(found[row]) == 1}
+
+
+def plan_transfer(model: Detector, source: Source) -> Transfer:
+    """Find a place in the backbone of `model` for the layers of `source`.
+
+    Layers correspond in order, by kind and shape; where the two sequences disagree, the longest
+    runs that agree are used.  Both orders, of registration and of execution, are tried, with
+    neighbouring 1x1 convolutions as one grouped convolution and without, and the one that loads
+    most is taken.  Raises UserError for weights of another form of the same shapes.
+    """
+    _refuse_other_form(model.spec, source)
+    rows = [i for i, layer in enumerate(model.spec.layers) if layer.section == "backbone"]
+    found = {
+        part: leaf
+        for row in rows
+        for part, leaf in leaves_of(model.layers[row], prefix=str(row)).items()
+    }
+    executed = run_order(found, model, 2 * model.max_stride)
+    registered = tuple(found.values())
+    stages = _stages(model.spec)
+    named = {leaf.name: stages[_row(leaf)] for leaf in registered}
+    best: Transfer | None = None
+    for ours, theirs in ((executed, source.executed), (registered, source.registered)):
+        for leaves in (theirs, grouped(theirs)):
+            found_here = _aligned(source.name, named, ours, leaves)
+            if best is None or found_here.share > best.share:
+                best = found_here
+            if best.share == 1:
+                break
+    assert best is not None
+    normalisation = source.normalisation or model.spec.normalisation or IMAGENET
+    return replace(best, normalisation=normalisation)
+
+
+def _aligned(
+    name: str, stages: Mapping[str, str], ours: Sequence[Leaf], theirs: Sequence[Leaf]
+) -> Transfer:
+    loaded: list[tuple[Leaf, Leaf]] = []
+    unfit: list[tuple[Leaf, Leaf]] = []
+    missing: list[Leaf] = []
+    unused: list[Leaf] = []
+    matcher = difflib.SequenceMatcher(
+        None,
+        [leaf.signature for leaf in ours],
+        [leaf.signature for leaf in theirs],
+        autojunk=False,
+    )
+    for tag, start, end, their_start, their_end in matcher.get_opcodes():
+        here, there = list(ours[start:end]), list(theirs[their_start:their_end])
+        if tag == "equal":
+            loaded += zip(here, there, strict=True)
+            continue
+        for leaf in here:
+            kind = leaf.signature[0]
+            partner = next((other for other in there if other.signature[0] == kind), None)
+            if partner is None:
+                missing.append(leaf)
+            else:
+                there.remove(partner)
+                unfit.append((leaf, partner))
+        unused += there
+    return Transfer(
+        name, stages, tuple(loaded), tuple(unfit), tuple(missing), tuple(unused), IMAGENET
+    )
+
+
+def _stages(spec: GraphSpec) -> list[str]:
+    """The stage of each row: stem, then the first tap that is not before it."""
+    taps = {
+        index: name
+        for name, index in spec.taps().items()
+        if spec.layers[index].section == "backbone"
+    }
+    stem = next((i for i, layer in enumerate(spec.layers) if layer.name == "stem"), 0)
+    stages = []
+    for index in range(len(spec.layers)):
+        behind = [tap for tap in taps if tap >= index]
+        stages.append(taps[min(behind)] if behind else AFTER_TAPS)
+        if index <= stem and index not in taps:
+            stages[index] = "stem"
+    return stages
+
+
+def _refuse_other_form(spec: GraphSpec, source: Source) -> None:
+    parts = {part for leaf in source.registered for part in leaf.name.split(".")}
+    for pattern, absent, argument, value in FORMS:
+        if absent in parts or not any(re.fullmatch(pattern, part) for part in parts):
+            continue
+        for index, row in enumerate(spec.layers):
+            if row.section != "backbone" or (argument == "identity" and row.repeats == 1):
+                continue  # the first module of a stage never has one
+            defaults = {item.name: item.default for item in registry.signature(row.block)}
+            here = row.args.get(argument, defaults.get(argument))
+            if argument in defaults and here != value:
+                raise UserError(
+                    f"--backbone-weights {source.name}: these weights need {row.block} with"
+                    f" {argument}: {value}, {row.where or f'row {index}'} has {here}; the shapes"
+                    " agree, the results would not: take the form of the backbone that has it"
+                )
+
+
+def _row(leaf: Leaf) -> int:
+    return int(leaf.name.split(".")[0])
+
+
+def _parameters(leaves: Iterable[Leaf]) -> int:
+    return sum(leaf.parameters for leaf in leaves)
+
+
+def _amount(leaves: Sequence[Leaf]) -> str:
+    if not leaves:
+        return "-"
+    return f"{sum(leaf.count for leaf in leaves)} tensors, {_parameters(leaves):,}"
+
+
+def _percent(share: float) -> str:
+    """Rounded down, so that only all of it is 100 %."""
+    return f"{math.floor(share * 1000) / 10:.1f} %"
+
+
+def _shape(leaf: Leaf) -> str:
+    key = "weight" if "weight" in leaf.tensors else next(iter(leaf.tensors))
+    return "x".join(map(str, leaf.shape(key)))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", ... {len(names)} in all" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

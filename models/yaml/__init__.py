@@ -1,0 +1,1 @@
+"""Model YAML to ModelSpec. Nothing here imports torch."""

@@ -1,0 +1,101 @@
+"""The detection end of a model file: Detect rows, anchors, and v1's way to write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from models.spec import IMAGE, LayerSpec
+from models.yaml.rows import Row
+from utils.errors import UserError
+
+OTHER_TASKS = {"Segment": "segmentation", "Classify": "classification"}
+
+
+def refuse_other_tasks(row: Row) -> None:
+    """UserError for the rows of segmentation and classification models."""
+    if row.block in OTHER_TASKS:
+        raise UserError(
+            f"{row.where}: {row.block} is a {OTHER_TASKS[row.block]} model; FeatherDet trains "
+            "detectors (a Detect row)"
+        )
+
+
+def anchors_of(row: Row, anchors: Any) -> Any:
+    """The anchors of a Detect row: [nc, anchors] as words, or values in place of the word."""
+    args = row.args
+    if isinstance(args, Mapping):
+        if set(args) - {"anchors"}:
+            raise UserError(
+                f"{row.where}: Detect takes only 'anchors', got {', '.join(map(str, args))}"
+            )
+        return args.get("anchors", anchors)
+    for item, word in zip(args, ("nc", "anchors"), strict=False):
+        if isinstance(item, str) and item != word:
+            raise UserError(
+                f"{row.where}: Detect takes [nc, anchors], found {item!r} in place of {word!r}"
+            )
+    if len(args) > 2:
+        raise UserError(f"{row.where}: Detect takes [nc, anchors], found {len(args)} arguments")
+    return args[1] if len(args) == 2 and args[1] != "anchors" else anchors
+
+
+def read_anchors(anchors: Any, levels: int, where: str) -> tuple[tuple[float, ...], ...] | int:
+    """Checked anchors: pixels per level, or how many to find. UserError for anything else."""
+    if isinstance(anchors, int) and not isinstance(anchors, bool) and anchors > 0:
+        return anchors
+    if not isinstance(anchors, Sequence) or isinstance(anchors, str) or not anchors:
+        raise UserError(
+            f"{where}: anchors must be one list of widths and heights per level, or how many to "
+            f"find per level, got {anchors!r}"
+        )
+    rows: list[tuple[float, ...]] = []
+    for level in anchors:
+        flat = [v for item in level for v in (item if isinstance(item, Sequence) else (item,))]
+        if (
+            not flat
+            or len(flat) % 2
+            or not all(isinstance(v, (int, float)) and v > 0 for v in flat)
+        ):
+            raise UserError(
+                f"{where}: anchors of a level are widths and heights over 0, got {level!r}"
+            )
+        rows.append(tuple(float(v) for v in flat))
+    if len({len(row) for row in rows}) != 1:
+        raise UserError(
+            f"{where}: every level needs as many anchors, got {[len(r) // 2 for r in rows]}"
+        )
+    if len(rows) != levels:
+        raise UserError(f"{where}: anchors for {len(rows)} levels, but Detect reads {levels} rows")
+    return tuple(rows)
+
+
+def merge_detection_rows(layers: list[LayerSpec]) -> list[LayerSpec]:
+    """Fold v1's nn.Conv2d detection rows, which its Detect with [] reads, into Detect."""
+    outputs = [
+        index
+        for index, layer in enumerate(layers)
+        if layer.block == "Conv2d" and isinstance(layer.args.get("c_out"), str)
+    ]
+    detect = layers[-1]
+    if not outputs:
+        if detect.block == "Detect" and not detect.sources:
+            raise UserError(
+                f"{detect.where}: Detect with [] reads nn.Conv2d rows, but there are none"
+            )
+        return layers
+    if detect.block != "Detect" or detect.sources not in {(), tuple(outputs)}:
+        raise UserError(f"{detect.where}: Detect must read the detection rows {outputs}, or []")
+    kept = [index for index in range(len(layers)) if index not in outputs]
+    place = {old: new for new, old in enumerate(kept)} | {IMAGE: IMAGE}
+    inputs = tuple(layers[index].sources[0] for index in outputs)
+    layers[-1] = replace(detect, sources=inputs)
+    for index in kept:
+        reads = [source for source in layers[index].sources if source in outputs]
+        if reads:
+            raise UserError(f"{layers[index].where}: reads row {reads[0]}, a detection output")
+    return [
+        replace(layers[old], sources=tuple(place[source] for source in layers[old].sources))
+        for old in kept
+    ]

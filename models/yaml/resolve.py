@@ -1,0 +1,123 @@
+"""Rows as written to rows as built: absolute sources, scaled repeats, final widths. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from models import registry
+from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, TAP, LayerSpec, scale_repeats
+from models.yaml.detect_rows import anchors_of, refuse_other_tasks
+from models.yaml.rows import CLASSIFIER, DETECTION_CHANNELS, Row, bind_arguments
+from utils.errors import UserError, nearest
+
+
+def resolve_rows(rows: Sequence[Row], *, depth: float, width: float) -> tuple[list[LayerSpec], Any]:
+    """Rows with absolute numbers and final widths; and the anchors that a Detect row states.
+
+    `depth` and `width` multiply rows whose file has no multiples of its own.  UserError with the
+    row for a source or a width that does not exist.
+    """
+    layers: list[LayerSpec] = []
+    names: dict[str, int] = {}
+    widths: dict[int, int] = {IMAGE: IMAGE_CHANNELS}
+    anchors = None
+    for index, row in enumerate(rows):
+        refuse_other_tasks(row)
+        sources = _sources(row, index, names)
+        if row.name is not None:
+            if row.name in names:
+                raise UserError(f"{row.where}: row name {row.name!r} is used twice")
+            names[row.name] = index
+        own_depth = depth if row.setting.depth is None else row.setting.depth
+        repeats = scale_repeats(row.repeats, own_depth)
+        args: dict[str, Any] = {}
+        if row.block == DETECT:
+            anchors = anchors_of(row, None)
+        elif not sources:
+            raise UserError(f"{row.where}: row {index} {row.block} reads no row: 'from' is empty")
+        else:
+            args = _channels(row, bind_arguments(row), width, names, widths)
+            widths[index] = _width_out(row, repeats, args, [widths[item] for item in sources])
+        layers.append(
+            LayerSpec(
+                _part(row),
+                sources, repeats, row.block, args, row.name, row.where,
+                row.setting.activation, row.setting.norm,
+            )
+        )  # fmt: skip
+    return layers, anchors
+
+
+def _channels(
+    row: Row,
+    args: Mapping[str, Any],
+    width: float,
+    names: Mapping[str, int],
+    widths: Mapping[int, int],
+) -> dict[str, Any]:
+    """Channel arguments at the row's width: multiplied, or following the row they name."""
+    result = dict(args)
+    for key in registry.channel_args(row.block):
+        value = args.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            result[key] = row.setting.channels(value, width)
+        elif isinstance(value, str) and not DETECTION_CHANNELS.fullmatch(value):
+            if value not in names:
+                raise UserError(
+                    f"{row.where}: argument {key!r} of {row.block} is {value!r}, which is neither "
+                    f"a number nor the name of an earlier row{nearest(value, names)}"
+                )
+            result[key] = row.setting.follow(widths[names[value]])
+    return result
+
+
+def _width_out(row: Row, repeats: int, args: Mapping[str, Any], inputs: list[int]) -> int:
+    if isinstance(args.get("c_out"), str):  # v1's detection row, as wide as Detect makes it
+        return 0
+    takes_repeats = any(item.name == "n" for item in registry.signature(row.block))
+    bound = {**args, "n": repeats} if takes_repeats else args
+    channels: int | list[int] = inputs if registry.reads_several(row.block) else inputs[0]
+    try:
+        for _ in range(1 if takes_repeats else repeats):
+            channels = registry.width_out(row.block, channels, bound)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{row.where}: {row.block}: {error}") from error
+    assert isinstance(channels, int)
+    return channels
+
+
+def _part(row: Row) -> str:
+    if row.block == DETECT or row.section == CLASSIFIER:
+        return "head"
+    return "backbone" if row.section == "backbone" else "neck"
+
+
+def _sources(row: Row, index: int, names: Mapping[str, int]) -> tuple[int, ...]:
+    sources: list[int] = []
+    for item in row.sources:
+        if isinstance(item, str):
+            if item not in names:
+                raise UserError(
+                    f"{row.where}: row {index} reads {item!r}, which names no earlier row"
+                    f"{_tap_hint(item, names) or nearest(item, names)}"
+                )
+            sources.append(names[item])
+        else:
+            source = index + item if item < 0 else item
+            if not (0 <= source < index or (index == 0 and source == IMAGE)):
+                raise UserError(
+                    f"{row.where}: row {index} reads {item}; expected a row from 0 to {index - 1}, "
+                    f"or -1 to -{max(index, 1)}"
+                )
+            sources.append(source)
+    return tuple(sources)
+
+
+def _tap_hint(item: str, names: Mapping[str, int]) -> str:
+    """What to do where a neck reads a tap that the backbone lacks."""
+    taps = [name for name in names if TAP.fullmatch(name)]
+    if not TAP.fullmatch(item) or not taps:
+        return ""
+    remedy = "; a neck such as pan-p6 makes P6 itself" if item == "P6" else ""
+    return f" (the backbone has the taps {', '.join(taps)}{remedy})"

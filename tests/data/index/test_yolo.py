@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.index.dataset import DataIndex, load_dataset_config, load_split
+from data.index.yolo import YoloSource, list_images
+from data.index.yolo_rows import MAX_ROWS, LabelError, parse_label
+from utils.errors import UserError
+
+Make = Callable[..., Path]
+BOX = "0 0.5 0.5 0.25 0.5\n"  # of a 64x48 image: 24 12 40 36
+
+
+def scan(file: Path, split: str = "train") -> DataIndex:
+    return load_split(load_dataset_config(str(file)), split, progress=False)
+
+
+def test_a_box_by_hand(yolo_set: Make) -> None:
+    index = scan(yolo_set({"a.jpg": "2 0.5 0.5 0.25 0.5\n1 0.125 0.25 0.25 0.5"}))
+    (record,) = index.records
+    np.testing.assert_array_equal(record.boxes, [[24, 12, 40, 36], [0, 0, 16, 24]])
+    np.testing.assert_array_equal(record.labels, [2, 1])
+    np.testing.assert_array_equal(record.areas, [16 * 24, 16 * 24])
+    np.testing.assert_array_equal(record.sources, [1, 2])
+    assert (record.height, record.width) == (48, 64)
+    assert record.segments == (None, None)
+    assert not record.crowd.any()
+    assert (record.boxes.dtype, record.labels.dtype) == (np.float32, np.int64)
+    assert index.category_ids == (0, 1, 2)
+
+
+def test_polygons_become_boxes(yolo_set: Make) -> None:
+    (record,) = scan(yolo_set({"a.jpg": "1 .25 .25 .75 .25 .5 .75\n"})).records
+    np.testing.assert_array_equal(record.boxes, [[16, 12, 48, 36]])
+    np.testing.assert_array_equal(record.segments[0], [[16, 12], [48, 12], [32, 36]])
+
+
+def test_box_and_polygon_rows_in_one_file_are_both_right(yolo_set: Make) -> None:
+    text = "0 .5 .5 .2 .2\n1 .25 .25 .75 .25 .5 .75\n0 .3 .3 .2 .2\n"
+    (record,) = scan(yolo_set({"a.jpg": text})).records
+    fractions = record.boxes / [64, 48, 64, 48]
+    expected = [[0.4, 0.4, 0.6, 0.6], [0.25, 0.25, 0.75, 0.75], [0.2, 0.2, 0.4, 0.4]]
+    np.testing.assert_allclose(fractions, expected, atol=1e-6)
+    assert [item is None for item in record.segments] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"0 .5 .5 .25 .5\r\n1 .5 .5 .5 .5\r\n",
+        b"\xef\xbb\xbf0 .5 .5 .25 .5\n1 .5 .5 .5 .5",
+        b"\n  0\t.5 .5 .25 .5  \n\n1 .5 .5 .5 .5\n\n",
+        b"0 .5 .5 .25 .5\r1 .5 .5 .5 .5\r",
+        b"0.0 5e-1 .5 .25 .5\n1 .5 .5 .5 .5\n",
+    ],
+    ids=["CRLF", "BOM", "blank lines", "CR", "number forms"],
+)
+def test_ways_to_write_text(yolo_set: Make, text: bytes) -> None:
+    index = scan(yolo_set({"a.jpg": text}))
+    np.testing.assert_array_equal(index.records[0].boxes, [[24, 12, 40, 36], [16, 12, 48, 36]])
+    assert not index.problems
+
+
+BAD_ROWS = {
+    "class too high": ("3 .5 .5 .1 .1", "class 3; the data set has the classes 0 to 2"),
+    "class negative": ("-1 .5 .5 .1 .1", "class -1"),
+    "class not whole": ("0.7 .5 .5 .1 .1", "class 0.7 is not a whole number"),
+    "class is text": ("cat .5 .5 .1 .1", "'cat' is not a number"),
+    "negative width": ("0 .5 .5 -.1 .1", "width -0.1 and height 0.1 must be positive"),
+    "no area": ("0 .5 .5 0 0", "width 0 and height 0 must be positive"),
+    "centre outside": ("0 1.2 .5 .1 .1", "centre (1.2, 0.5)"),
+    "pixels": ("0 320 240 64 48", "fractions of 0 to 1"),
+    "inf": ("0 .5 .5 inf .1", "nan or inf"),
+    "nan": ("0 nan .5 .1 .1", "nan or inf"),
+    "too large for a float": ("0 1e999 .5 .1 .1", "nan or inf"),
+    "commas": ("0,.5,.5,.1,.1", "commas"),
+    "6 columns": ("0 .5 .5 .1 .1 .9", "6 columns"),
+    "odd polygon": ("0 .1 .1 .2 .2 .3 .3 .4", "8 columns"),
+    "polygon in pixels": ("0 10 10 20 10 20 20", "fractions of 0 to 1"),
+    "polygon with nan": ("0 .1 .1 nan .2 .3 .3", "nan or inf"),
+    "polygon of inf": ("0 inf .1 inf .2 .3 .3", "nan or inf"),
+    "flat polygon": ("0 .1 .1 .2 .1 .3 .1", "must be positive"),
+}
+
+
+@pytest.mark.parametrize(("row", "cause"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_bad_row_is_left_out_and_named_by_line(
+    yolo_set: Make, tmp_path: Path, row: str, cause: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = scan(yolo_set({"a.jpg": f"{BOX}{row}\n1 .5 .5 .5 .5\n", "b.jpg": BOX}))
+    (problem,) = index.problems
+    assert problem.where == str(tmp_path / "set" / "labels" / "train" / "a.txt") + ":2"
+    assert cause in problem.cause
+    assert len(index.records) == 2
+    np.testing.assert_array_equal(index.records[0].sources, [1, 3])
+    assert index.skipped("row") == 1
+    assert "1 boxes; 0 boxes clipped" in index.describe()
+    assert problem.text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("row", "cause"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_an_image_with_bad_rows_only_is_no_background(yolo_set: Make, row: str, cause: str) -> None:
+    index = scan(yolo_set({"a.jpg": row, "b.jpg": BOX}))
+    assert [record.path.name for record in index.records] == ["b.jpg"]
+    assert [problem.kind for problem in index.problems] == ["row", "image"]
+    assert index.backgrounds == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (BOX.encode("utf-16"), "not UTF-8 text"),
+        (b"\x93NUMPY\x01\xff\xfe", "not UTF-8 text"),
+        (b"0 .5 .5 \0 .1", "binary data"),
+        (b"0 .5 .5 .1 .1\n" * (MAX_ROWS + 1), f"{MAX_ROWS + 1} rows; more than 10000"),
+    ],
+    ids=["UTF-16", "binary", "zero byte", "too many rows"],
+)
+def test_an_unreadable_label_file_spoils_its_image(
+    yolo_set: Make, content: bytes, cause: str
+) -> None:
+    index = scan(yolo_set({"a.jpg": content, "b.jpg": BOX}))
+    (problem,) = index.problems
+    assert problem.where.endswith("labels/train/a.txt")
+    assert cause in problem.cause
+    assert [record.path.name for record in index.records] == ["b.jpg"]
+    assert index.skipped() == 1
+
+
+def test_an_unreadable_label_of_an_unreadable_image_counts_once(yolo_set: Make) -> None:
+    file = yolo_set({"a.jpg": b"\xff\xfe", "b.jpg": BOX})
+    (file.parent / "set" / "images" / "train" / "a.jpg").write_bytes(b"")
+    index = scan(file)
+    assert [problem.kind for problem in index.problems] == ["image", "note"]
+    assert index.skipped() == 1
+
+
+def test_row_cap_is_exact() -> None:
+    row = b"0 .5 .5 .1 .1\n"
+    assert len(parse_label(row * MAX_ROWS, 1).lines) == MAX_ROWS
+    with pytest.raises(LabelError):
+        parse_label(row * (MAX_ROWS + 1), 1)
+
+
+def test_boxes_over_the_edge_are_clipped_and_counted(yolo_set: Make) -> None:
+    text = "0 .9 .5 .4 .5\n1 .5 .5 1.0 1.0\n2 -0.0002 .5 .5 .5\n0 .2 .2 .9 .2 .6 1.1\n"
+    index = scan(yolo_set({"a.jpg": text}))
+    expected = [[44.8, 12, 64, 36], [0, 0, 64, 48], [0, 12, 15.9872, 36], [12.8, 9.6, 57.6, 48]]
+    np.testing.assert_allclose(index.records[0].boxes, expected, rtol=1e-6)
+    assert index.records[0].segments[3][2].tolist() == pytest.approx([38.4, 48])
+    assert index.clipped == 3
+    assert not index.problems
+    assert "3 boxes clipped" in index.describe()
+
+
+def test_rounding_over_the_edge_is_not_counted(yolo_set: Make) -> None:
+    assert scan(yolo_set({"a.jpg": "0 .9000005 .5 .2 .2\n"})).clipped == 0
+
+
+def test_duplicates_are_removed_and_counted(yolo_set: Make) -> None:
+    polygon = "0 .2 .2 .9 .2 .6 .8\n"
+    index = scan(
+        yolo_set({"a.jpg": BOX + "1" + BOX[1:] + BOX + polygon + BOX + polygon, "b.jpg": BOX})
+    )
+    np.testing.assert_array_equal(index.records[0].sources, [1, 2, 4])
+    np.testing.assert_array_equal(index.records[1].sources, [1])
+    assert index.duplicates == 3
+    assert "3 duplicates removed" in index.describe()
+
+
+def test_missing_and_empty_labels_are_background(yolo_set: Make) -> None:
+    index = scan(yolo_set({"a.jpg": BOX, "b.jpg": None, "c.jpg": "", "d.jpg": "\n \n"}))
+    assert len(index.records) == 4
+    assert index.backgrounds == 3
+    assert "4 images, 1 boxes of 3 classes, 3 background" in index.describe()
+    assert index.records[1].boxes.shape == (0, 4)
+
+
+def test_a_label_path_that_is_a_folder_stops(yolo_set: Make) -> None:
+    file = yolo_set({"a.jpg": BOX, "b.jpg": None})
+    (file.parent / "set" / "labels" / "train" / "b.txt").mkdir()
+    with pytest.raises(UserError, match=r"labels/train/b\.txt: is a folder"):
+        scan(file)
+
+
+def test_ids_are_stems_or_paths(tmp_path: Path, write_image: Make) -> None:
+    for name in ("x/000012.jpg", "x/cat.jpg", "x/same.jpg", "y/same.jpg", "x/1.jpg", "y/01.jpg"):
+        write_image(tmp_path / name)
+    (tmp_path / "x" / "cat.txt").write_text(BOX)
+    file = tmp_path / "d.yaml"
+    file.write_text("train: [x, y]\nnames: [a]\n")
+    index = scan(file)
+    ids = [record.image_id for record in index.records]
+    assert ids == [12, "x/1.jpg", "cat", "x/same.jpg", "y/01.jpg", "y/same.jpg"]
+
+
+def test_list_files_and_labels_in_the_same_folder(tmp_path: Path, write_image: Make) -> None:
+    write_image(tmp_path / "pics" / "a b #1.jpg").with_suffix(".txt").write_text(BOX)
+    write_image(tmp_path / "images" / "c.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "c.txt").write_text("1" + BOX[1:])
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    text = f"../pics/a b #1.jpg\r\n\r\n{tmp_path}/images/c.png\r\n../pics/gone.jpg\r\n../pics/a b #1.jpg\n"
+    (lists / "train.txt").write_text("\ufeff" + text)
+    file = tmp_path / "d.yaml"
+    file.write_text("train: [lists/train.txt, images]\nnames: [a, b]\n")
+    index = scan(file)
+    assert [record.path.name for record in index.records] == ["a b #1.jpg", "c.png"]
+    assert [record.labels.tolist() for record in index.records] == [[0], [1]]
+    where = [problem.where for problem in index.problems]
+    assert where == [
+        f"{lists}/train.txt:5",
+        str(tmp_path / "images" / "c.png"),
+        str(tmp_path / "pics" / "gone.jpg"),
+    ]
+    assert index.skipped() == 1
+
+
+def test_last_part_images_is_replaced(tmp_path: Path, write_image: Make) -> None:
+    write_image(tmp_path / "images" / "set" / "images" / "deep" / "a.jpg")
+    labels = tmp_path / "images" / "set" / "labels" / "deep"
+    labels.mkdir(parents=True)
+    (labels / "a.txt").write_text(BOX)
+    file = tmp_path / "d.yaml"
+    file.write_text("path: images/set\ntrain: images\nnames: [a]\n")
+    assert scan(file).boxes == 1
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path, write_image: Make) -> None:
+    write_image(tmp_path / "real" / "a.jpg")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "back").symlink_to(tmp_path / "real")
+    paths, problems = list_images(YoloSource((tmp_path / "train",), ("x",), tmp_path))
+    assert paths == [tmp_path / "train" / "link" / "a.jpg"]
+    assert not problems
+
+
+@pytest.mark.parametrize("value", ["nowhere", "list.csv", "bad.txt"])
+def test_places_that_are_no_splits(tmp_path: Path, value: str) -> None:
+    (tmp_path / "list.csv").write_text("a.jpg")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfea")
+    file = tmp_path / "d.yaml"
+    file.write_text(f"names: [a]\ntrain: {value}\n")
+    with pytest.raises(UserError, match=value.replace(".", r"\.")) as error:
+        scan(file)
+    if value != "bad.txt":
+        assert f"{file}:2: train" in str(error.value)

@@ -1,0 +1,380 @@
+"""Batches: the same for any number of workers, dealt out evenly, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.index.records import DataIndex, ImageRecord
+from data.loading.loader import LoaderConfig, TrainLoader, val_batches
+from utils.errors import FeatherDetError, UserError
+from utils.hyp import Hyperparameters, load_hyp
+from utils.letterbox import Letterbox
+from utils.seeding import generator
+
+ALL = Hyperparameters(
+    degrees=10.0, shear=5.0, perspective=0.0005, mixup=0.5, copy_paste=0.5, flipud=0.5
+)
+SHAPES = [(48, 64), (64, 48), (43, 140), (64, 64), (30, 80), (100, 70), (64, 33)]
+
+
+@pytest.fixture
+def make_index(tmp_path):
+    def make(count=7, shapes=SHAPES):
+        records = []
+        for i in range(count):
+            height, width = shapes[i % len(shapes)]
+            rng = generator(9, i)
+            path = tmp_path / f"{i}.png"
+            image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            cv2.imwrite(str(path), image[..., ::-1])
+            low = rng.uniform(0, 0.5, (3, 2)) * (width, height)
+            boxes = np.hstack((low, low + np.array([width / 3, height / 3]))).astype(np.float32)
+            outline = boxes[0][[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
+            records.append(
+                ImageRecord(
+                    path=path,
+                    height=height,
+                    width=width,
+                    image_id=i,
+                    boxes=boxes,
+                    labels=np.array([0, 1, 2]),
+                    crowd=np.array([False, False, True]),
+                    areas=np.ones(3, np.float32),
+                    segments=(outline, None, None),
+                    sources=np.arange(3),
+                )
+            )
+        return DataIndex(tuple(records), ("a", "b", "c"), (1, 2, 3), (), "fingerprint")
+
+    return make
+
+
+def config(**changes):
+    values = {"image_size": 64, "batch_size": 3, "stride": 32, "workers": 0, "seed": 0}
+    return LoaderConfig(**{**values, **changes})
+
+
+def epoch_of(loader, epoch=0, **choices):
+    loader.set_epoch(epoch, **choices)
+    return list(loader)
+
+
+def assert_equal(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert a.image_ids == b.image_ids
+        assert a.letterboxes == b.letterboxes
+        assert torch.equal(a.targets.image_index, b.targets.image_index)
+        assert torch.equal(a.targets.labels, b.targets.labels)
+        assert torch.equal(a.targets.boxes, b.targets.boxes)
+
+
+def ids(batches):
+    return [batch.image_ids for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_do_not_depend_on_the_number_of_workers(make_index, workers):
+    index = make_index()
+    alone = TrainLoader(index, config(), ALL)
+    many = TrainLoader(index, config(workers=workers), ALL)
+    for epoch in (0, 1):
+        assert_equal(epoch_of(alone, epoch), epoch_of(many, epoch))
+    # an iteration left early, other choices, then an epoch that was there before
+    many.set_epoch(2)
+    next(iter(many))
+    assert_equal(epoch_of(alone, 3, mosaic=False), epoch_of(many, 3, mosaic=False))
+    assert_equal(epoch_of(alone, 1), epoch_of(many, 1))
+
+
+def test_epochs_and_seeds_differ(make_index):
+    index = make_index()
+    loader = TrainLoader(index, config(), ALL)
+    first, second = epoch_of(loader, 0), epoch_of(loader, 1)
+    assert ids(first) != ids(second)
+    by_id = {i: image for b in first for i, image in zip(b.image_ids, b.images, strict=True)}
+    for batch in second:
+        for i, image in zip(batch.image_ids, batch.images, strict=True):
+            assert not torch.equal(image, by_id[i])
+    other = epoch_of(TrainLoader(index, config(seed=1), ALL), 0)
+    assert ids(first) != ids(other)
+
+
+def test_a_batch_has_the_promised_types(make_index):
+    batch = epoch_of(TrainLoader(make_index(), config(), ALL))[0]
+    assert batch.images.shape == (3, 3, 64, 64)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    targets = batch.targets
+    assert targets.boxes.dtype == torch.float32
+    assert targets.labels.dtype == targets.image_index.dtype == torch.int64
+    assert targets.boxes.shape == (len(targets), 4)
+    assert targets.boxes.min() >= 0
+    assert targets.boxes.max() <= 64
+    assert (targets.boxes[:, 2:] - targets.boxes[:, :2]).min() > 2
+    assert targets.image_index.max() < 3
+    assert targets.image_index.diff().min() >= 0
+    assert 2 not in targets.labels  # the crowd regions
+
+
+def test_no_augmentation_is_the_letterboxed_image(make_index):
+    index = make_index()
+    loader = TrainLoader(index, config(), load_hyp("no-augmentation"))
+    seen = []
+    for batch in epoch_of(loader):
+        for row, i in enumerate(batch.image_ids):
+            record = index.records[i]
+            geometry = Letterbox.square((record.height, record.width), 64)
+            image = cv2.imread(str(record.path))[..., ::-1]
+            np.testing.assert_array_equal(
+                batch.images[row].permute(1, 2, 0).numpy(), geometry.apply(image)
+            )
+            mine = batch.targets.image_index == row
+            expected = geometry.to_network(record.boxes[~record.crowd])
+            np.testing.assert_allclose(batch.targets.boxes[mine].numpy(), expected, atol=1e-3)
+            assert batch.targets.labels[mine].tolist() == [0, 1]
+            seen.append(i)
+    assert sorted(seen) == list(range(7))
+
+
+def test_mosaic_off_means_no_mosaic(make_index):
+    index = make_index()
+    plain = epoch_of(TrainLoader(index, config(), replace(ALL, mosaic=0.0)), 2)
+    assert_equal(
+        epoch_of(TrainLoader(index, config(), ALL), 2, mosaic=False),
+        epoch_of(TrainLoader(index, config(), replace(ALL, mosaic=0.0)), 2, mosaic=False),
+    )
+    assert [len(b) for b in plain] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("rect", [False, True])
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_two_ranks_share_the_set_evenly(make_index, count, rect):
+    index = make_index(count)
+    loaders = [
+        TrainLoader(index, config(batch_size=2, rank=r, world_size=2, rect=rect), ALL)
+        for r in range(2)
+    ]
+    whole = TrainLoader(index, config(batch_size=4, rect=rect), ALL)
+    for epoch in range(2):
+        first, second = (epoch_of(loader, epoch) for loader in loaders)
+        assert len(first) == len(second) == len(loaders[0]) == len(loaders[1])
+        assert [len(b) for b in first] == [len(b) for b in second]
+        assert [b.images.shape for b in first] == [b.images.shape for b in second]
+        both = [i for batches in (first, second) for b in batches for i in b.image_ids]
+        assert set(both) == set(range(count))
+        assert len(both) == count + count % 2
+        if count % 2 == 0:  # together they are what one rank would see
+            together = [
+                sorted(a.image_ids + b.image_ids) for a, b in zip(first, second, strict=True)
+            ]
+            assert together == [sorted(b.image_ids) for b in epoch_of(whole, epoch)]
+
+
+@pytest.mark.parametrize(("workers", "rect"), [(0, False), (0, True), (2, False)])
+def test_start_step_is_the_tail_of_the_epoch(make_index, workers, rect):
+    loader = TrainLoader(make_index(), config(workers=workers, batch_size=2, rect=rect), ALL)
+    full = epoch_of(loader, 4)
+    assert len(loader) == len(full) == 4
+    assert_equal(full[2:], epoch_of(loader, 4, start_step=2))
+    assert epoch_of(loader, 4, start_step=4) == []
+    assert_equal(full, epoch_of(loader, 4))
+    with pytest.raises(ValueError, match="start_step 5 of an epoch of 4 batches"):
+        loader.set_epoch(0, start_step=5)
+
+
+def test_one_image_and_a_batch_larger_than_the_set(make_index):
+    (batch,) = epoch_of(TrainLoader(make_index(1), config(batch_size=16), ALL))
+    assert batch.images.shape == (1, 3, 64, 64)
+    (batch,) = epoch_of(TrainLoader(make_index(5), config(batch_size=16), ALL))
+    assert sorted(batch.image_ids) == [0, 1, 2, 3, 4]
+
+
+def test_rect_batches_have_like_aspects_and_the_least_canvas(make_index):
+    index = make_index(14)
+    loader = TrainLoader(
+        index, config(batch_size=4, rect=True, stride=16), load_hyp("no-augmentation")
+    )
+    first, second = epoch_of(loader, 0), epoch_of(loader, 1)
+    assert sorted(ids(first)) == sorted(ids(second))
+    assert any(ids(epoch_of(loader, e)) != ids(first) for e in range(1, 5))
+    order = sorted(range(14), key=lambda i: index.records[i].height / index.records[i].width)
+    by_aspect = [set(order[start : start + 4]) for start in range(0, 14, 4)]
+    for batch in first:
+        assert set(batch.image_ids) in by_aspect
+        sides = [
+            Letterbox.square((r.height, r.width), 64).size
+            for r in (index.records[i] for i in batch.image_ids)
+        ]
+        canvas = tuple(batch.images.shape[2:])
+        assert canvas == tuple(-(-max(s) // 16) * 16 for s in zip(*sides, strict=True))
+        height, width = sides[0]
+        left, top = (canvas[1] - width) // 2, (canvas[0] - height) // 2
+        mine = batch.targets.boxes[batch.targets.image_index == 0]
+        record = index.records[batch.image_ids[0]]
+        scale = np.array([width / record.width, height / record.height] * 2)
+        np.testing.assert_allclose(
+            mine.numpy(), record.boxes[:2] * scale + [left, top, left, top], atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_vanished_file_is_a_one_line_user_error(make_index, workers, monkeypatch):
+    monkeypatch.setattr("data.loading.store.SMALL_SET", 0)
+    index = make_index()
+    index.records[4].path.unlink()
+    loader = TrainLoader(index, config(workers=workers), load_hyp("no-augmentation"))
+    with pytest.raises(UserError, match=r"4\.png: unreadable since the scan") as caught:
+        epoch_of(loader)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"4\.png"):
+        list(val_batches(index, config(workers=workers)))
+
+
+def test_a_killed_worker_is_named_in_time(make_index):
+    loader = TrainLoader(make_index(), config(workers=2, batch_size=1), ALL)
+    epoch_of(loader, 0)
+    victim = loader._loader._iterator._workers[1].pid
+    start = time.monotonic()
+    # torch's handler of SIGCHLD raises RuntimeError where it comes outside the iteration
+    with pytest.raises((FeatherDetError, RuntimeError), match=f"worker .pid.*{victim}") as caught:  # noqa: PT012
+        loader.set_epoch(1)
+        os.kill(victim, signal.SIGKILL)
+        for _ in range(3):
+            list(loader)
+    assert time.monotonic() - start < 30
+    assert "\n" not in str(caught.value).strip()
+    assert not isinstance(caught.value, UserError)
+
+
+def test_the_words_about_a_dead_worker_become_one_line(make_index):
+    loader = TrainLoader(make_index(), config(), ALL)
+
+    def fail(keys):
+        raise RuntimeError("DataLoader worker (pid(s) 12, 34) exited unexpectedly\nadvice")
+
+    loader._loader.collate_fn = fail
+    with pytest.raises(FeatherDetError) as caught:
+        list(loader)
+    assert str(caught.value) == (
+        "a process that loads images has died: worker (pid(s) 12, 34) exited unexpectedly; "
+        "fewer --workers, more memory or more shared memory (/dev/shm) may help"
+    )
+
+
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
+@pytest.mark.slow
+def test_other_start_methods_give_the_same(make_index, start):
+    index = make_index()
+    loader = TrainLoader(index, config(workers=1, cache="ram"), ALL)
+    loader._loader.multiprocessing_context = start
+    assert_equal(epoch_of(TrainLoader(index, config(), ALL), 1), epoch_of(loader, 1))
+    assert_equal([*val_batches(index, config())], [*val_batches(index, config(workers=1))])
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(UserError, match="no usable image"):
+        TrainLoader(DataIndex((), ("a",), (1,), (), ""), config(), ALL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"image_size": 60}, "60 is no multiple of 32"),
+        ({"workers": -1}, "workers must be at least 0"),
+        ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
+        ({"cache": "tape"}, "cache must be one of none, ram, disk, got 'tape'"),
+    ],
+)
+def test_impossible_configurations_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+@pytest.mark.parametrize("rect", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validation_has_each_image_once_letterboxed(make_index, rect, workers):
+    index = make_index(9)
+    batches = val_batches(index, config(rect=rect, batch_size=2, workers=workers))
+    first = list(batches)
+    assert len(first) == len(batches)
+    assert sorted(i for b in first for i in b.image_ids) == list(range(9))
+    for batch in first:
+        assert len(batch) <= 2
+        for row, (i, geometry) in enumerate(zip(batch.image_ids, batch.letterboxes, strict=True)):
+            record = index.records[i]
+            source = (record.height, record.width)
+            expected = Letterbox.rect(source, 64, 32) if rect else Letterbox.square(source, 64)
+            assert geometry == expected
+            image = cv2.imread(str(record.path))[..., ::-1]
+            np.testing.assert_array_equal(
+                batch.images[row].permute(1, 2, 0).numpy(), expected.apply(image, area=True)
+            )
+            mine = batch.targets.boxes[batch.targets.image_index == row].numpy()
+            boxes = expected.to_network(record.boxes[~record.crowd])
+            np.testing.assert_allclose(mine, boxes, atol=1e-3)
+    assert_equal(first, list(batches))
+
+
+def test_validation_without_rect_fills_its_batches(make_index):
+    batches = val_batches(make_index(9), config(batch_size=4))
+    assert [b.image_ids for b in batches] == [(0, 1, 2, 3), (4, 5, 6, 7), (8,)]
+
+
+def test_validation_ranks_have_every_image_once(make_index):
+    index = make_index(9)
+    seen = [
+        [
+            i
+            for b in val_batches(index, config(rank=r, world_size=2, rect=True))
+            for i in b.image_ids
+        ]
+        for r in range(2)
+    ]
+    assert sorted(seen[0]) == [0, 2, 4, 6, 8]
+    assert sorted(seen[1]) == [1, 3, 5, 7]
+
+
+def test_validation_of_an_empty_share_is_no_batch(make_index):
+    batches = val_batches(make_index(1), config(rank=1, world_size=2, workers=1))
+    assert len(batches) == 0
+    assert list(batches) == []
+
+
+def test_a_program_ends_although_a_worker_was_killed(rectangles, root):
+    """Workers ignore SIGTERM, with which multiprocessing ends what is left of them."""
+    program = f"""
+import os, signal, sys
+from data.index.dataset import load_dataset_config, load_split
+from data.loading.loader import LoaderConfig, TrainLoader
+from utils.hyp import Hyperparameters
+index = load_split(load_dataset_config({str(rectangles)!r}), "train", progress=False)
+config = LoaderConfig(image_size=64, batch_size=1, stride=32, workers=2, seed=0)
+loader = TrainLoader(index, config, Hyperparameters())
+batches = iter(loader)
+next(batches)
+os.kill(loader._loader._iterator._workers[1].pid, signal.SIGKILL)
+try:
+    for _ in range(3):
+        list(loader)
+except Exception as error:
+    kept = error
+    sys.exit(7)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 7, done.stderr
+    assert b"Traceback" not in done.stderr

@@ -1,0 +1,85 @@
+"""The pictures exist, have the right size, and show the boxes where they are."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.index.records import DataIndex, ImageRecord
+from data.loading.plots import plot_batch, plot_labels
+from data.loading.sample import Batch
+from utils.drawing import color
+from utils.errors import UserError
+from utils.letterbox import Letterbox
+from utils.structures import Targets
+
+
+def index_of(tmp_path, boxes, classes=3):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    count = len(boxes)
+    record = ImageRecord(
+        path=tmp_path / "a.png",
+        height=100,
+        width=200,
+        image_id=0,
+        boxes=boxes,
+        labels=np.arange(count) % classes,
+        crowd=np.zeros(count, bool),
+        areas=np.ones(count, np.float32),
+        segments=(None,) * count,
+        sources=np.arange(count),
+    )
+    names = tuple(f"class {i}" for i in range(classes))
+    return DataIndex((record,), names, tuple(range(classes)), (), "")
+
+
+def batch_of(count, size=64):
+    boxes = torch.tensor([[8.0, 24.0, 40.0, 56.0]]).repeat(count, 1)
+    return Batch(
+        torch.full((count, 3, size, size), 10, dtype=torch.uint8),
+        Targets(torch.arange(count), torch.arange(count) % 3, boxes),
+        (Letterbox((size, size), (size, size)),) * count,
+        tuple(range(count)),
+    )
+
+
+@pytest.mark.parametrize("classes", [1, 3, 80])
+def test_labels_picture_is_written(tmp_path, classes):
+    index = index_of(tmp_path, [[0, 0, 50, 50], [20, 10, 190, 90]] * 5, classes)
+    plot_labels(index, tmp_path / "labels.jpg")
+    picture = cv2.imread(str(tmp_path / "labels.jpg"))
+    assert picture.shape == (1500, 1500, 3)
+    red, green, blue = color(0)  # the bar of the first class
+    near = np.abs(picture[:750, :750].astype(int) - (blue, green, red)).max(2) < 30
+    assert near.sum() > 500
+
+
+def test_labels_picture_of_a_set_without_boxes(tmp_path):
+    plot_labels(index_of(tmp_path, []), tmp_path / "labels.jpg")
+    assert (tmp_path / "labels.jpg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (3, 2, 2), (20, 4, 4)])
+def test_batch_picture_is_a_grid_with_the_boxes(tmp_path, count, columns, rows):
+    plot_batch(batch_of(count), ("a", "b", "c"), tmp_path / "train_batch0.png")
+    picture = cv2.imread(str(tmp_path / "train_batch0.png"))[..., ::-1]
+    gap = 2
+    assert picture.shape == (rows * (64 + gap) - gap, columns * (64 + gap) - gap, 3)
+    for number in range(min(count, 16)):
+        top, left = number // columns * (64 + gap), number % columns * (64 + gap)
+        assert tuple(picture[top + 50, left + 8]) == color(number % 3)
+        assert tuple(picture[top + 60, left + 60]) == (10, 10, 10)
+
+
+def test_large_batches_are_shrunk(tmp_path):
+    plot_batch(batch_of(9, 1280), ("a", "b", "c"), tmp_path / "big.jpg")
+    assert max(cv2.imread(str(tmp_path / "big.jpg")).shape) <= 1930
+
+
+def test_a_picture_that_cannot_be_written_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        plot_labels(index_of(tmp_path, []), tmp_path / "missing" / "labels.jpg")
+    with pytest.raises(UserError, match="cannot write"):
+        plot_batch(batch_of(1), ("a", "b", "c"), tmp_path / "missing" / "batch.jpg")

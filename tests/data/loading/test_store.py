@@ -1,0 +1,181 @@
+"""Images come at the asked scale, from file, memory or disk alike."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import data.loading.store as store_module
+from data.index.records import ImageRecord
+from data.loading.store import ImageStore, SharedImages, free_memory
+from utils.errors import UserError
+from utils.letterbox import Letterbox
+from utils.seeding import generator
+
+
+def record(path, height, width):
+    none = np.zeros(0)
+    return ImageRecord(
+        path=path,
+        height=height,
+        width=width,
+        image_id=path.stem,
+        boxes=np.zeros((0, 4), np.float32),
+        labels=none.astype(np.int64),
+        crowd=none.astype(bool),
+        areas=none.astype(np.float32),
+        segments=(),
+        sources=none.astype(np.int64),
+    )
+
+
+def picture(path, height, width, seed=0):
+    small = generator(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(path), image[..., ::-1])
+    return record(path, height, width), image
+
+
+@pytest.fixture
+def cache_home(tmp_path, monkeypatch):
+    home = tmp_path / "cache home"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def never_kept(monkeypatch):
+    monkeypatch.setattr(store_module, "SMALL_SET", 0)
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+@pytest.mark.parametrize("area", [False, True])
+def test_images_equal_the_letterbox_without_padding(tmp_path, cache_home, cache, area):
+    shapes = [(40, 60), (90, 31), (64, 64), (9, 400)]
+    made = [picture(tmp_path / f"{i}.png", *shape, seed=i) for i, shape in enumerate(shapes)]
+    store = ImageStore([item for item, _ in made], 64, cache=cache, area=area)
+    for _ in range(2):
+        for i, (_, image) in enumerate(made):
+            geometry = store.geometry(i)
+            assert max(geometry.dst) == 64
+            left, top = Letterbox.square(image.shape[:2], 64).offset
+            whole = Letterbox.square(image.shape[:2], 64).apply(image, area=area)
+            height, width = geometry.dst
+            np.testing.assert_array_equal(store[i], whole[top : top + height, left : left + width])
+            assert not store[i].flags.writeable
+
+
+@pytest.mark.parametrize(("height", "width"), [(400, 300), (301, 403), (250, 799), (205, 111)])
+def test_large_jpegs_are_read_reduced_and_look_the_same(tmp_path, height, width):
+    rows, columns = np.mgrid[:height, :width]
+    waves = [128 + 100 * np.sin((rows * a + columns * b) / 40) for a, b in ((1, 2), (3, 1), (0, 2))]
+    cv2.imwrite(str(tmp_path / "large.jpg"), np.stack(waves, -1).astype(np.uint8))
+    item = record(tmp_path / "large.jpg", height, width)
+    full = ImageStore([item], 100, area=True)[0].astype(int)
+    fast = ImageStore([item], 100)[0].astype(int)
+    assert fast.shape == full.shape
+    assert np.abs(fast - full).mean() < 1.5
+
+
+def test_read_once_when_kept(tmp_path, cache_home):
+    item, image = picture(tmp_path / "a.png", 64, 48)
+    for cache in ("none", "ram"):
+        store = ImageStore([item], 64, cache=cache)
+        before = store[0]
+        item.path.unlink()
+        np.testing.assert_array_equal(store[0], before)
+        cv2.imwrite(str(item.path), image[..., ::-1])
+
+
+def test_none_reads_again_where_the_set_is_not_small(tmp_path, never_kept):
+    item, _ = picture(tmp_path / "a.png", 64, 48)
+    store = ImageStore([item], 64)
+    assert store[0].shape == (64, 48, 3)
+    item.path.unlink()
+    with pytest.raises(UserError, match=r"a\.png: unreadable since the scan: No such file"):
+        store[0]
+
+
+def test_a_changed_size_is_said(tmp_path, never_kept):
+    item, _ = picture(tmp_path / "a.png", 64, 48)
+    store = ImageStore([item], 64)
+    picture(tmp_path / "a.png", 30, 48)
+    with pytest.raises(UserError, match=r"a\.png: was 48x64 pixels at the scan and has changed"):
+        store[0]
+
+
+def test_ram_that_does_not_fit_warns_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store_module, "free_memory", lambda: 10_000)
+    item, image = picture(tmp_path / "a.png", 64, 64)
+    store = ImageStore([item], 64, cache="ram")
+    assert "--cache ram needs 0.0 GiB and 0.0 GiB are free" in capsys.readouterr().err
+    np.testing.assert_array_equal(store[0], image)
+    picture(tmp_path / "a.png", 64, 64, seed=1)
+    assert (store[0] != image).any()
+
+
+def test_free_memory_is_plausible():
+    assert 2**20 < free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_disk_cache_is_outside_the_set_and_follows_the_file(tmp_path, cache_home):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    item, image = picture(folder / "a.png", 64, 48)
+    store = ImageStore([item], 64, cache="disk")
+    np.testing.assert_array_equal(store[0], image)
+    assert [file.name for file in folder.iterdir()] == ["a.png"]
+    (kept,) = cache_home.rglob("*.npy")
+    np.testing.assert_array_equal(np.load(kept, allow_pickle=False), image)
+    other, changed = picture(folder / "a.png", 64, 48, seed=1)
+    os.utime(other.path, ns=(1, 1))
+    np.testing.assert_array_equal(ImageStore([other], 64, cache="disk")[0], changed)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "shape"])
+def test_a_broken_disk_cache_is_written_anew(tmp_path, cache_home, damage):
+    item, image = picture(tmp_path / "a.png", 64, 48)
+    assert ImageStore([item], 64, cache="disk")[0].shape == (64, 48, 3)
+    (kept,) = cache_home.rglob("*.npy")
+    whole = kept.read_bytes()
+    if damage == "cut":
+        kept.write_bytes(whole[:-100])
+    elif damage == "empty":
+        kept.write_bytes(b"")
+    elif damage == "pickle":
+        np.save(kept, np.array([{"not": "data"}], dtype=object), allow_pickle=True)
+    else:
+        np.save(kept, image[:10])
+    np.testing.assert_array_equal(ImageStore([item], 64, cache="disk")[0], image)
+    assert kept.read_bytes() == whole
+
+
+def test_a_disk_cache_that_cannot_be_written_warns_once(tmp_path, monkeypatch, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    item, image = picture(tmp_path / "a.png", 64, 48)
+    store = ImageStore([item], 64, cache="disk")
+    for _ in range(2):
+        np.testing.assert_array_equal(store[0], image)
+    assert capsys.readouterr().err.count("cannot cache") == 1
+
+
+def test_shared_images_are_shared_with_a_pickled_copy_and_vanish():
+    images = SharedImages([(2, 3), (4, 5)])
+    copy = pickle.loads(pickle.dumps(images))  # what spawning a worker does
+    assert images.get(1) is None
+    copy.put(1, np.full((4, 5, 3), 7, np.uint8))
+    assert (images.get(1) == 7).all()
+    assert images.get(0) is None
+    with pytest.raises(ValueError, match="read-only"):
+        images.get(1)[0] = 1
+    path = Path(images._file)
+    assert path.exists()
+    del images
+    assert not path.exists()

@@ -1,0 +1,544 @@
+"""Every kind of source, and every way in which one can be bad."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.sources.capture import OPTIONS
+from data.sources.frames import Frame, Sources
+from data.sources.streams import StreamConfig
+from data.sources.urls import check_url, public
+from utils.errors import SourceLostError, UserError
+
+QUICK = StreamConfig(timeout=1.0, give_up=2.0, first_delay=0.05, longest_delay=0.2)
+
+
+def picture(path: Path, value: int = 90, size: tuple[int, int] = (12, 16)) -> Path:
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
+    return path
+
+
+def video(path: Path, frames: int = 20, *, code: str = "MJPG", fps: float = 10) -> Path:
+    """Frame k is grey 10 * k, so that a frame tells its number."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), fps, (64, 48))
+    assert writer.isOpened()
+    for k in range(frames):
+        writer.write(np.full((48, 64, 3), 10 * k, np.uint8))
+    writer.release()
+    return path
+
+
+def big_png(path: Path, width: int, height: int) -> Path:
+    """A whole 1-bit PNG of any size in a few kilobytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    data = b"".join(packer.compress(row * 100) for _ in range(height // 100)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+class Read:
+    """All frames of a source, the lines it reported and its problems."""
+
+    def __init__(self, source: object, **options: object) -> None:
+        self.lines: list[str] = []
+        self.error: Exception | None = None
+        self.frames: list[Frame] = []
+        self.sources = Sources(source, report=self.lines.append, **options)
+        try:
+            self.frames.extend(self.sources)
+        except (UserError, SourceLostError) as error:
+            self.error = error
+        self.problems = [str(problem) for problem in self.sources.problems]
+
+
+def names(read: Read) -> list[str]:
+    return [Path(frame.label).name for frame in read.frames]
+
+
+# files
+
+
+def test_one_image(tmp_path):
+    path = picture(tmp_path / "ein bild äß #1.png", 77)
+    read = Read(str(path))
+    (frame,) = read.frames
+    assert (frame.kind, frame.path, frame.item, frame.items, frame.number) == (
+        "image",
+        path,
+        1,
+        1,
+        1,
+    )
+    assert frame.image.shape == (12, 16, 3)
+    assert (frame.image == 77).all()
+    assert not read.problems
+    assert not read.lines
+
+
+def test_directory_is_sorted_and_names_what_it_leaves_out(tmp_path):
+    for name in ("b.jpg", "a.PNG", "c.gif"):
+        picture(tmp_path / name)
+    for name in ("notes.md", "labels.txt", ".DS_Store"):
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    (tmp_path / "sub").mkdir()
+    video(tmp_path / "d.avi", 2)
+    read = Read(tmp_path)
+    assert names(read) == ["a.PNG", "b.jpg", "c.gif", "d.avi", "d.avi"]
+    assert [frame.item for frame in read.frames] == [1, 2, 3, 4, 4]
+    assert not read.problems
+    (line,) = read.lines
+    assert "3 files of other kinds are left out (.DS_Store, labels.txt, notes.md)" in line
+
+
+def test_glob_list_and_several(tmp_path):
+    (tmp_path / "in").mkdir()
+    a, b = picture(tmp_path / "in" / "a.jpg"), picture(tmp_path / "in" / "b.png")
+    assert names(Read(str(tmp_path / "in" / "*.jpg"))) == ["a.jpg"]
+    assert names(Read(str(tmp_path / "**" / "*.*"))) == ["a.jpg", "b.png"]
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"\ufeff{b}\r\n\r\n in/a.jpg \n", encoding="utf-8")
+    assert names(Read(str(listed))) == ["b.png", "a.jpg"]
+    assert names(Read([str(listed), a])) == ["b.png", "a.jpg", "a.jpg"]
+
+
+def test_a_name_with_brackets_is_a_name_before_it_is_a_pattern(tmp_path):
+    path = picture(tmp_path / "a[1].jpg")
+    assert names(Read(str(path))) == ["a[1].jpg"]
+
+
+def test_bad_lines_of_a_list_are_named_with_their_number(tmp_path):
+    good = picture(tmp_path / "a.jpg")
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{good}\nmissing.jpg\nfile:///etc/passwd\nlist.txt\n", encoding="utf-8")
+    read = Read(str(listed))
+    assert len(read.frames) == 1
+    assert read.error is None
+    assert [problem.split(": ")[0] for problem in read.problems] == [
+        f"{listed}:{n}" for n in (2, 3, 4)
+    ]
+    assert "no such file" in read.problems[0]
+    assert "refused" in read.problems[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: d / "missing.jpg", "no such file or folder"),
+        (lambda d: d, "no images or videos in this folder"),
+        (lambda d: d / "*.jpg", "no file matches"),
+        (lambda d: (d / "x.xyz").write_text("x") and d / "x.xyz", "of no known kind"),
+        (lambda d: (d / "x.txt").write_text("\n") and d / "x.txt", "the list is empty"),
+        (lambda d: (d / "x.txt").write_bytes(b"\xff\xfe\x00") and d / "x.txt", "not UTF-8"),
+        (lambda d: "file:///etc/passwd", "file:// is refused"),
+        (lambda d: "ftp://host/a.mp4", "ftp:// is refused"),
+        (lambda d: "concat://a|b", "concat:// is refused"),
+        (lambda d: "htp://host/a.mp4", "did you mean 'http'"),
+        (lambda d: "http:///a.mp4", "names no host"),
+        (lambda d: "http://host:port/a.mp4", "not a URL"),
+    ],
+)
+def test_a_single_bad_source_is_a_user_error(tmp_path, make, message):  # D5, S19
+    with pytest.raises(UserError, match=message) as caught:
+        Sources(str(make(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_source_at_all():
+    with pytest.raises(UserError, match="no source"):
+        Sources([])
+
+
+# bad images
+
+
+def test_bad_images_are_named_with_their_cause_and_passed_over(tmp_path):  # D1 D2 S15 S16 I6 I8
+    good = picture(tmp_path / "a.jpg", size=(200, 300))
+    data = good.read_bytes()
+    (tmp_path / "b.jpg").write_bytes(b"")
+    (tmp_path / "c.jpg").write_bytes(data[: len(data) // 2])
+    Image.new("L", (9, 9)).save(tmp_path / "d.gif")
+    (tmp_path / "d.gif").rename(tmp_path / "d.jpg")
+    big_png(tmp_path / "e.png", 14_000, 14_000)
+    big_png(tmp_path / "f.png", 33_500, 33_500)
+    (tmp_path / "g.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "h.jpg").symlink_to(tmp_path / "h.jpg")
+    (tmp_path / "i.jpg").write_text("hello", encoding="utf-8")
+    picture(tmp_path / "j.png")
+    start = time.process_time()
+    read = Read(tmp_path)
+    assert time.process_time() - start < 1
+    assert names(read) == ["a.jpg", "j.png"]
+    assert read.error is None
+    causes = {Path(p.label).name: p.cause for p in read.sources.problems}
+    assert set(causes) == {
+        f"{letter}.{'png' if letter in 'ef' else 'jpg'}" for letter in "bcdefghi"
+    }
+    assert causes["b.jpg"] == "empty file"
+    assert "cut off" in causes["c.jpg"] or "corrupt" in causes["c.jpg"]
+    assert causes["d.jpg"] == "GIF data under another name"
+    assert "14000x14000 pixels" in causes["e.png"]
+    assert "33500x33500 pixels" in causes["f.png"]
+    assert causes["g.jpg"] == causes["h.jpg"] == "dangling or looping symbolic link"
+    assert "not an image" in causes["i.jpg"]
+    assert read.lines == [f"skipped: {problem}" for problem in read.problems]
+
+
+def test_unusual_images_are_read_right(tmp_path):  # D4 I5
+    red = np.zeros((10, 12, 3), np.uint8)
+    red[..., 0] = 200
+    Image.fromarray(red).convert("RGBA").save(tmp_path / "a.png")
+    Image.fromarray(red).convert("CMYK").save(tmp_path / "b.jpg", quality=100)
+    frames = [Image.fromarray(red), Image.new("RGB", (12, 10), (0, 0, 255))]
+    frames[0].save(tmp_path / "c.gif", save_all=True, append_images=frames[1:])
+    cv2.imwrite(str(tmp_path / "d.png"), np.full((10, 12), 200 * 257, np.uint16))
+    read = Read(tmp_path)
+    assert names(read) == ["a.png", "b.jpg", "c.gif", "d.png"]
+    for frame in read.frames[:3]:
+        assert np.abs(frame.image.astype(int) - red).max() <= 3, frame.label
+    assert (read.frames[3].image == 200).all()
+
+
+def test_nothing_readable_is_an_error(tmp_path):  # D3
+    (tmp_path / "a.jpg").write_bytes(b"")
+    read = Read(tmp_path / "a.jpg")
+    assert isinstance(read.error, UserError)
+    assert "nothing could be read" in str(read.error)
+    assert read.problems == [f"{tmp_path / 'a.jpg'}: empty file"]
+
+
+# videos
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("a.avi", "MJPG"), ("a.mp4", "mp4v"), ("a.mkv", "mp4v")]
+)
+def test_video_gives_all_frames_in_order(tmp_path, name, code):
+    read = Read(video(tmp_path / name, 20, code=code))
+    assert [frame.number for frame in read.frames] == list(range(1, 21))
+    assert all((frame.kind, frame.frames, frame.fps) == ("video", 20, 10) for frame in read.frames)
+    grey = [float(frame.image.mean()) for frame in read.frames]
+    assert np.allclose(grey, 10 * np.arange(20), atol=4)
+    assert not read.problems
+
+
+def test_video_frames_are_rgb(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    writer.write(np.full((48, 64, 3), (0, 0, 220), np.uint8))  # red, in OpenCV's order
+    writer.release()
+    (frame,) = Read(tmp_path / "a.avi").frames
+    assert np.allclose(frame.image.reshape(-1, 3).mean(0), (220, 0, 0), atol=6)
+
+
+def test_stride_takes_every_nth_frame(tmp_path):
+    read = Read(video(tmp_path / "a.avi", 20), stride=6)
+    assert [frame.number for frame in read.frames] == [1, 7, 13, 19]
+    assert [round(frame.image.mean() / 10) for frame in read.frames] == [0, 6, 12, 18]
+    assert not read.problems
+    with pytest.raises(ValueError, match="stride"):
+        Sources(tmp_path / "a.avi", stride=0)
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut", "text"])
+def test_unreadable_video_among_good_sources(tmp_path, kind):  # D6 D7
+    data = video(tmp_path / "whole.mp4", 20, code="mp4v").read_bytes()
+    (tmp_path / "whole.mp4").unlink()
+    bad = {"empty": b"", "cut": data[: len(data) // 2], "text": b"not a video"}[kind]
+    (tmp_path / "a.mp4").write_bytes(bad)
+    picture(tmp_path / "b.jpg")
+    read = Read(tmp_path)
+    assert names(read) == ["b.jpg"]
+    (problem,) = read.problems
+    assert "a.mp4: " + ("empty file" if kind == "empty" else "no readable video") in problem
+    alone = Read(tmp_path / "a.mp4")
+    assert isinstance(alone.error, UserError)
+
+
+def test_video_without_frames(tmp_path):  # D6
+    video(tmp_path / "a.avi", 0)
+    read = Read(tmp_path / "a.avi")
+    assert isinstance(read.error, UserError)
+    assert len(read.problems) == 1
+
+
+def test_broken_middle_says_how_many_frames_were_read(tmp_path):  # D8
+    path = video(tmp_path / "a.avi", 20)
+    data = bytearray(path.read_bytes())
+    third = len(data) // 3
+    data[third : 2 * third] = bytes(third)
+    path.write_bytes(data)
+    read = Read(path)
+    assert 0 < len(read.frames) < 19
+    assert read.error is None
+    assert read.problems == [f"{path}: read {len(read.frames)} of 20 frames"]
+    assert read.lines == [f"incomplete: {read.problems[0]}"]
+
+
+def test_a_play_list_named_mp4_reaches_nothing_else(tmp_path):
+    with serve({"/secret.ts": video(tmp_path / "v.avi").read_bytes()}) as server:
+        lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:5", "#EXTINF:5,", server.url("/secret.ts")]
+        (tmp_path / "a.mp4").write_text("\n".join([*lines, "#EXT-X-ENDLIST", ""]), encoding="utf-8")
+        read = Read(tmp_path / "a.mp4")
+        assert isinstance(read.error, UserError)
+        assert server.asked == []
+
+
+def test_the_environment_is_left_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv(OPTIONS, "threads;1")
+    Read(video(tmp_path / "a.avi", 1))
+    assert os.environ[OPTIONS] == "threads;1"
+    monkeypatch.delenv(OPTIONS)
+    Read(tmp_path / "a.avi")
+    assert OPTIONS not in os.environ
+
+
+# streams
+
+
+class Server:
+    """A local camera: MJPEG at /live, redirects, pictures, and whatever else a test needs."""
+
+    def __init__(self, files: dict[str, bytes], redirects: dict[str, str]) -> None:
+        self.asked: list[str] = []
+        self.down = threading.Event()  # while set, live connections end and new ones get 503
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                outer.asked.append(self.path)
+                if self.path in redirects:
+                    self.send_response(302)
+                    self.send_header("Location", redirects[self.path])
+                    self.end_headers()
+                elif self.path in files:
+                    self.send_response(200)
+                    kind = "image/png" if self.path.endswith(".png") else "video/mp4"
+                    self.send_header("Content-Type", kind)
+                    self.send_header("Content-Length", str(len(files[self.path])))
+                    self.end_headers()
+                    self.write(files[self.path])
+                elif self.path.startswith("/live") and not outer.down.is_set():
+                    self.live()
+                else:
+                    self.send_error(503 if outer.down.is_set() else 404)
+
+            def write(self, data: bytes) -> bool:
+                try:
+                    self.wfile.write(data)
+                except OSError:  # the reader has gone, as it may
+                    return False
+                return True
+
+            def live(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+                self.end_headers()
+                jpeg = cv2.imencode(".jpg", np.full((48, 64, 3), 200, np.uint8))[1].tobytes()
+                head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+                while not outer.down.is_set():
+                    if not self.write(head % len(jpeg) + jpeg + b"\r\n"):
+                        return
+                    time.sleep(0.02)
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self._http.server_port}{path}"
+
+    def close(self) -> None:
+        self.down.set()
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+@contextmanager
+def serve(
+    files: dict[str, bytes] | None = None, redirects: dict[str, str] | None = None
+) -> Iterator[Server]:
+    server = Server(files or {}, redirects or {})
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def test_stream_drops_comes_back_then_is_lost_for_good():  # D10
+    lines: list[str] = []
+    numbers: list[int] = []
+    with serve() as server:
+        sources = Sources(server.url("/live"), stream=QUICK, report=lines.append)
+
+        def watch() -> None:
+            for frame in sources:
+                assert np.allclose(frame.image, 200, atol=3), "a frame that nobody sent"
+                assert (frame.kind, frame.frames) == ("stream", None)
+                numbers.append(frame.number)
+                if len(numbers) == 5:  # gone for a moment
+                    server.down.set()
+                    threading.Timer(0.4, server.down.clear).start()
+                if len(numbers) == 10:  # gone for good
+                    server.down.set()
+
+        with pytest.raises(SourceLostError, match=r"lost for 2 s, given up: HTTP 503"):
+            watch()
+        assert server.asked.count("/live") < 60, "no back-off"
+    assert len(numbers) >= 10
+    assert numbers == sorted(set(numbers))
+    assert [line.split(": ")[-1] for line in lines[:2]] == [
+        "connection lost; trying again for 2 s",
+        "connected again",
+    ]
+    assert sources.problems[0].lost
+
+
+def test_two_streams_run_side_by_side_and_end_separately():
+    lines: list[str] = []
+    seen: list[int] = []
+    with serve() as first, serve() as second:
+        sources = Sources(
+            [first.url("/live"), second.url("/live")], stream=QUICK, report=lines.append
+        )
+
+        def watch() -> None:
+            for frame in sources:
+                seen.append(frame.item)
+                if len(seen) == 6:
+                    first.down.set()
+                if sources.problems:
+                    second.down.set()
+
+        with pytest.raises(SourceLostError) as caught:
+            watch()
+    assert set(seen[:6]) == {1, 2}
+    assert seen[-1] == 2, "the second went on after the loss of the first"
+    assert str(caught.value).count("lost for") == 2
+
+
+def test_leaving_the_loop_ends_the_reader_threads():
+    with serve() as server:
+        for _ in Sources(server.url("/live"), stream=QUICK):
+            break
+        assert not [t for t in threading.enumerate() if t.name == "stream reader"]
+
+
+def test_dead_urls_say_which_and_why_in_time(tmp_path):  # D9
+    good = picture(tmp_path / "a.jpg")
+    with serve() as server:
+        closed = server.url("/live")
+    with serve() as server:
+        urls = [closed, closed.replace("http:", "rtsp:"), server.url("/nothing")]
+        listed = tmp_path / "streams.txt"
+        listed.write_text("\n".join([*urls, str(good)]), encoding="utf-8")
+        start = time.monotonic()
+        read = Read(str(listed), stream=QUICK)
+        assert time.monotonic() - start < 10
+        assert names(read) == ["a.jpg"]
+        assert read.problems == [
+            f"{urls[0]}: Connection refused",
+            f"{urls[1]}: Connection refused",
+            f"{urls[2]}: HTTP 404 Not Found",
+        ]
+        alone = Read(urls[0], stream=QUICK)
+        assert isinstance(alone.error, UserError)
+
+
+def test_a_server_that_never_answers_is_given_up_in_time():  # D9
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        for scheme in ("http", "rtsp"):
+            start = time.monotonic()
+            read = Read(f"{scheme}://127.0.0.1:{port}/live", stream=QUICK)
+            assert time.monotonic() - start < 10
+            assert isinstance(read.error, UserError)
+            assert len(read.problems) == 1
+
+
+def test_a_picture_and_a_finite_video_behind_a_url(tmp_path):
+    png = picture(tmp_path / "a.png", 33).read_bytes()
+    mp4 = video(tmp_path / "a.mp4", 7, code="mp4v").read_bytes()
+    with serve({"/a.png": png, "/a.mp4": mp4}) as server:
+        read = Read([server.url("/a.png"), server.url("/a.mp4")], stream=QUICK)
+    assert [frame.kind for frame in read.frames] == ["image"] + ["video"] * 7
+    assert (read.frames[0].image == 33).all()
+    assert read.frames[0].path is None
+    assert not read.problems
+
+
+@pytest.mark.parametrize(
+    ("target", "allowed"),
+    [
+        ("/live", True),
+        ("http://169.254.169.254/latest/meta-data", False),
+        ("http://192.168.1.1/", False),
+        ("http://127.0.0.2:1/", False),
+        ("http://[::1]:1/", False),
+        ("file:///etc/passwd", False),
+    ],
+)
+def test_redirects_lead_into_no_other_private_network(target, allowed):  # S19
+    with serve(redirects={"/cam": target}) as server:
+        sources = Sources(server.url("/cam"), stream=QUICK, report=lambda line: None)
+        if allowed:
+            for frame in sources:
+                assert np.allclose(frame.image, 200, atol=3)
+                break
+        else:
+            with pytest.raises(UserError, match="nothing could be read"):
+                list(sources)
+            assert (
+                "refused" in sources.problems[0].cause or "not allowed" in sources.problems[0].cause
+            )
+            assert server.asked == ["/cam"]
+
+
+def test_credentials_are_sent_but_never_shown():
+    url = "rtsp://user:pa%40ss@cam.local:554/a@b"
+    assert public(url) == "rtsp://cam.local:554/a@b"
+    with pytest.raises(UserError) as caught:
+        check_url("ftp://user:secret@host/x")
+    assert "secret" not in str(caught.value)
+    with serve() as server:
+        read = Read(server.url("/none").replace("//", "//user:secret@"), stream=QUICK)
+    assert read.problems[0].startswith(server.url("/none"))
+    assert "secret" not in "".join(read.lines)
+
+
+def test_missing_webcam_is_named():
+    read = Read("97")
+    assert read.problems == ["webcam 97: no such camera, or it is in use"]
+    assert isinstance(read.error, UserError)
+
+
+@pytest.mark.parametrize("field", ["timeout", "give_up", "first_delay", "longest_delay"])
+def test_stream_times_must_be_positive(field):
+    with pytest.raises(ValueError, match=field):
+        StreamConfig(**{field: 0})

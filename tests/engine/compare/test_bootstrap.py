@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from engine.compare.bootstrap import (
+    IOUS,
+    RECALLS,
+    Draw,
+    ResampledAp,
+    difference,
+    interpolated_ap,
+    match_coco,
+    resample_ap,
+    weighted_ap,
+)
+from engine.evaluate.coco import coco_figures, to_xywh
+from engine.evaluate.matching import Found, Truth
+
+
+def random_case(rng, *, images, classes, boxes, detections, crowd=0.1, tied=False):
+    """Boxes of whole pixels, so that many IoU are equal or just at a threshold; 60 % found."""
+
+    def corners(count):
+        low = rng.integers(0, 300, (count, 2))
+        return np.concatenate((low, low + rng.integers(4, 120, (count, 2))), 1).astype(np.float32)
+
+    b, owner = corners(boxes), rng.integers(0, images, boxes)
+    labels = rng.integers(0, max(classes - 1, 1), boxes)  # the last class has no box
+    truth = Truth(owner, labels, b, rng.random(boxes) < crowd, (b[:, 2:] - b[:, :2]).prod(1))
+    d, image = corners(detections), rng.integers(0, images, detections)
+    label = rng.integers(0, classes, detections)
+    if boxes:
+        near = rng.random(detections) < 0.6
+        source = rng.integers(0, boxes, detections)
+        d[near] = (b[source] + rng.integers(-5, 6, (detections, 4)))[near]
+        d[:, 2:] = np.maximum(d[:, 2:], d[:, :2] + 1)
+        image[near], label[near] = owner[source][near], labels[source][near]
+    scores = rng.random(detections).astype(np.float32)
+    if tied:
+        scores = scores.round(1)
+    return truth, Found(image, label, d, scores).take(np.lexsort((-scores, image)))
+
+
+def by_pycocotools(truth, found, images, classes):
+    """(10, classes) AP at each IoU threshold; NaN for a class without a true box."""
+
+    def annotation(table, number, box):
+        return {
+            "id": number + 1,
+            "image_id": int(table.image[number]),
+            "category_id": int(table.labels[number]),
+            "bbox": box.tolist(),
+        }
+
+    given, results = COCO(), COCO()
+    heads = {
+        "images": [{"id": number} for number in range(images)],
+        "categories": [{"id": number} for number in range(classes)],
+    }
+    true = [
+        annotation(truth, number, box)
+        | {"area": float(truth.areas[number]), "iscrowd": int(truth.crowd[number])}
+        for number, box in enumerate(to_xywh(truth.boxes))
+    ]
+    detected = [
+        annotation(found, number, box)
+        | {"area": float(box[2:].prod()), "iscrowd": 0, "score": float(found.scores[number])}
+        for number, box in enumerate(to_xywh(found.boxes))
+    ]
+    given.dataset, results.dataset = (
+        heads | {"annotations": true},
+        heads | {"annotations": detected},
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        given.createIndex()
+        results.createIndex()
+        judge = COCOeval(given, results, "bbox")
+        judge.evaluate()
+        judge.accumulate()
+    np.testing.assert_array_equal(judge.params.iouThrs, IOUS)
+    np.testing.assert_array_equal(judge.params.recThrs, RECALLS)
+    values = judge.eval["precision"][:, :, :, 0, 2].mean(1)
+    return np.where(values < 0, np.nan, values)
+
+
+CASES = {
+    "plain": {"images": 6, "classes": 4, "boxes": 60, "detections": 300},
+    "ties": {"images": 6, "classes": 4, "boxes": 60, "detections": 300, "tied": True},
+    "crowds": {"images": 4, "classes": 3, "boxes": 50, "detections": 300, "crowd": 0.5},
+    "empty images": {"images": 40, "classes": 3, "boxes": 12, "detections": 20},
+    "over 100 of a class": {
+        **{"images": 2, "classes": 1, "boxes": 70, "detections": 460, "tied": True},
+    },
+    "no detections": {"images": 3, "classes": 3, "boxes": 10, "detections": 0},
+    "no boxes": {"images": 3, "classes": 3, "boxes": 0, "detections": 10},
+    "only crowds": {"images": 3, "classes": 2, "boxes": 10, "detections": 30, "crowd": 1.0},
+    "nothing": {"images": 2, "classes": 2, "boxes": 0, "detections": 0},
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", CASES)
+def test_all_images_once_equal_pycocotools_and_cocoeval(name, seed):
+    case = CASES[name]
+    images, classes = case["images"], case["classes"]
+    truth, found = random_case(np.random.default_rng(seed), **case)
+    ours = weighted_ap(found, truth, np.ones((1, images), dtype=np.int32))[0]
+    theirs = by_pycocotools(truth, found, images, classes)
+    twelve = coco_figures(found, truth, images=images, classes=classes).twelve
+    defined = ~np.isnan(theirs[0])
+    if not defined.any():
+        assert np.isnan(ours).all()
+        assert twelve["AP"] == -1
+        return
+    np.testing.assert_allclose(ours, theirs[:, defined].mean(1), rtol=0, atol=1e-12)
+    assert ours.mean() == pytest.approx(twelve["AP"], abs=1e-9)
+    assert ours[0] == pytest.approx(twelve["AP50"], abs=1e-9)
+    assert ours[5] == pytest.approx(twelve["AP75"], abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_resample_equals_cocoeval_on_copied_images(seed):
+    rng = np.random.default_rng(seed)
+    images, classes = 12, 4
+    truth, found = random_case(
+        rng, images=images, classes=classes, boxes=70, detections=400, crowd=0.2
+    )
+    times = Draw(images, resamples=6, seed=seed).times()
+    ours = weighted_ap(found, truth, times)
+    for row, counts in enumerate(times):
+        copies = np.repeat(np.arange(images), counts)
+
+        def copied(table, copies=copies):
+            rows = [np.flatnonzero(table.image == image) for image in copies]
+            numbers = np.repeat(np.arange(images), [len(part) for part in rows])
+            chosen = table.take(np.concatenate(rows))
+            chosen.image[:] = numbers
+            return chosen
+
+        twelve = coco_figures(copied(found), copied(truth), images=images, classes=classes).twelve
+        assert ours[row].mean() == pytest.approx(twelve["AP"], abs=1e-9)
+        assert ours[row, 0] == pytest.approx(twelve["AP50"], abs=1e-9)
+
+
+def test_portions_do_not_change_the_result(monkeypatch):
+    truth, found = random_case(
+        np.random.default_rng(0), images=8, classes=3, boxes=40, detections=200
+    )
+    times = Draw(8, resamples=9).times()
+    whole = weighted_ap(found, truth, times)
+    monkeypatch.setattr("engine.compare.bootstrap.ELEMENTS_AT_ONCE", 300)
+    np.testing.assert_array_equal(weighted_ap(found, truth, times), whole)
+
+
+def test_interpolation_by_hand():
+    """Of 2 boxes one is found, after a false positive: 1/2 up to recall 1/2, 51 points of 101."""
+    once = interpolated_ap(np.array([[1], [1]]), np.array([[2], [1]]), np.array([2, 0]))
+    assert once.tolist() == pytest.approx([0.5 * 51 / 101, 0.0])
+    # the second right one lifts the first: precision 2/3 all the way
+    assert interpolated_ap(np.array([[1, 2]]), np.array([[2, 3]]), np.array([2]))[
+        0
+    ] == pytest.approx(2 / 3)
+    assert interpolated_ap(np.zeros((1, 0)), np.zeros((1, 0)), np.array([3]))[0] == 0
+
+
+def test_matching_by_hand():
+    """The better score chooses first; a crowd region takes any number; the worst is wrong."""
+    truth = Truth(
+        np.zeros(3, dtype=int),
+        np.zeros(3, dtype=int),
+        np.array([[0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 90, 90]], dtype=np.float32),
+        np.array([False, False, True]),
+        np.array([100.0, 120.0, 1600.0]),
+    )
+    boxes = [[0, 0, 10, 12], [0, 0, 10, 11.9], [50, 50, 60, 60], [80, 80, 100, 90], [0, 0, 9, 9]]
+    found = Found(
+        np.zeros(5, dtype=int),
+        np.zeros(5, dtype=int),
+        np.array(boxes, dtype=np.float32),
+        np.array([0.5, 0.9, 0.4, 0.3, 0.1]),
+    )
+    matches = match_coco(found, truth, np.array([0.5, 0.85]))
+    assert matches.found.scores.tolist() == [0.9, 0.5, 0.4, 0.3, 0.1]
+    # 0.9 takes the 10 x 12 box; 0.5 has IoU 10 / 12 = 0.83 with the other one
+    assert matches.target.tolist() == [[1, 0, -1, -1, -1], [1, -1, -1, -1, -1]]
+    # 80..100 has half of its area on the crowd region
+    assert matches.ignored.tolist() == [
+        [False, False, True, True, False],
+        [False, False, True, False, False],
+    ]
+
+
+def test_of_two_boxes_of_equal_overlap_the_later_is_taken():
+    """A detection over both halves, IoU 0.5 with each, leaves the first to the next one."""
+    boxes = np.array([[0, 0, 10, 10], [10, 0, 20, 10]], dtype=np.float32)
+    zeros = np.zeros(2, dtype=int)
+    truth = Truth(zeros, zeros, boxes, zeros.astype(bool), np.full(2, 100.0))
+    wide = np.array([[0, 0, 20, 10], [0, 0, 10, 10]], dtype=np.float32)
+    matches = match_coco(Found(zeros, zeros, wide, np.array([0.9, 0.8])), truth)
+    assert matches.target[0].tolist() == [1, 0]
+    assert matches.target[1].tolist() == [-1, 0]
+
+
+# Detectors of known quality: each object is found, exactly, with a known chance, and nothing else
+# is.  Precision is 1, so AP is the share of COCO's 101 recalls that are reached: 100/101 of the
+# recall and a constant, at every IoU.  Hence the true difference in AP.
+
+
+def known(rng, chances, *, images=60, alike=True):
+    """The truth and one Found for each chance; `alike`: what is hard is hard for all."""
+    counts = rng.integers(1, 6, images)
+    image = np.repeat(np.arange(images), counts)
+    place = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts)
+    boxes = np.stack((50 * place, 0 * place, 50 * place + 40, 0 * place + 40), 1).astype(np.float32)
+    labels = np.zeros(len(image), dtype=int)
+    truth = Truth(image, labels, boxes, labels.astype(bool), np.full(len(image), 1600.0))
+    luck = rng.random(len(image))
+    founds = []
+    for chance in chances:
+        luck = luck if alike else rng.random(len(image))
+        rows = np.flatnonzero(luck < chance)
+        founds.append(Found(image[rows], labels[rows], boxes[rows], rng.random(len(rows))))
+    return truth, founds
+
+
+def compared(truth, first, second, draw, **options):
+    return difference(resample_ap(first, truth, draw), resample_ap(second, truth, draw), **options)
+
+
+def test_a_known_difference_is_in_the_interval_and_significant():
+    truth, (good, bad) = known(np.random.default_rng(0), (0.8, 0.6), images=100)
+    for figure in ("AP", "AP50", "AP75"):
+        result = compared(truth, [good], [bad], Draw(100), figure=figure)
+        assert result.low < 0.2 * 100 / 101 < result.high
+        assert result.low < result.delta < result.high
+        assert result.high - result.low < 0.15
+        assert result.significant
+        assert (result.figure, result.level, result.resamples) == (figure, 0.95, 1000)
+    worse = compared(truth, [bad], [good], Draw(100))
+    assert worse.significant
+    assert worse.delta < 0
+
+
+def test_95_percent_of_the_intervals_cover_the_true_difference():
+    rng, covered, repeats = np.random.default_rng(1), 0, 60
+    for _ in range(repeats):
+        truth, (good, bad) = known(rng, (0.7, 0.6))
+        result = compared(truth, [good], [bad], Draw(60, resamples=200), figure="AP50")
+        covered += result.low <= 0.1 * 100 / 101 <= result.high
+    assert 0.88 * repeats <= covered <= repeats
+
+
+def test_equally_good_detectors_are_rarely_called_different():
+    rng, wrong, repeats = np.random.default_rng(2), 0, 60
+    for _ in range(repeats):
+        truth, (one, other) = known(rng, (0.7, 0.7), alike=False)
+        result = compared(truth, [one], [other], Draw(60, resamples=200), figure="AP50")
+        wrong += result.significant
+    assert wrong <= 0.12 * repeats
+
+
+def test_identical_detectors_differ_by_exactly_nothing():
+    truth, found = random_case(
+        np.random.default_rng(3), images=20, classes=3, boxes=90, detections=600
+    )
+    result = compared(truth, [found, found], [found, found], Draw(20, resamples=200))
+    assert (result.delta, result.low, result.high) == (0.0, 0.0, 0.0)
+    assert not result.significant
+
+
+def test_pairing_narrows_the_interval():
+    """On the same images a small steady difference shows; between two draws it does not."""
+    truth, (good, bad) = known(np.random.default_rng(4), (0.62, 0.6), images=100)
+    first, second = (resample_ap([found], truth, Draw(100)) for found in (good, bad))
+    paired = difference(first, second)
+    other = resample_ap([bad], truth, Draw(100, seed=1))
+    loose = difference(first, ResampledAp(other.whole, other.samples, 1, first.draw))
+    assert paired.high - paired.low < 0.5 * (loose.high - loose.low)
+
+
+def test_ap_is_averaged_over_seeds_within_each_resample():
+    truth, founds = known(np.random.default_rng(5), (0.9, 0.5, 0.7), images=30)
+    draw = Draw(30, resamples=50)
+    together = resample_ap(founds, truth, draw)
+    alone = [resample_ap([found], truth, draw) for found in founds]
+    np.testing.assert_allclose(together.samples, np.mean([a.samples for a in alone], axis=0))
+    np.testing.assert_allclose(together.whole, np.mean([a.whole for a in alone], axis=0))
+    assert together.seeds == 3
+
+
+def test_the_draw_is_a_function_of_its_seed():
+    draw = Draw(7, resamples=40, seed=3)
+    times = draw.times()
+    assert times.shape == (40, 7)
+    assert (times.sum(1) == 7).all()
+    np.testing.assert_array_equal(times, draw.times())
+    assert (times != Draw(7, resamples=40, seed=4).times()).any()
+    truth, (good, bad) = known(np.random.default_rng(6), (0.8, 0.6), images=7)
+    assert compared(truth, [good], [bad], draw) == compared(truth, [good], [bad], draw)
+
+
+def test_resamples_without_a_true_box_are_left_out():
+    truth, (good, bad) = known(np.random.default_rng(7), (1.0, 0.0), images=1)
+    draw = Draw(3, resamples=400)  # two more images, empty
+    share = (draw.times()[:, 0] > 0).sum()
+    assert 0 < share < 400
+    result = compared(truth, [good], [bad], draw)
+    assert (result.resamples, result.delta, result.low, result.high) == (share, 1.0, 1.0, 1.0)
+
+
+def test_refusals():
+    truth, (good, bad) = known(np.random.default_rng(8), (0.8, 0.6), images=5)
+    draw = Draw(5, resamples=10)
+    with pytest.raises(ValueError, match="at least 1"):
+        Draw(0)
+    with pytest.raises(ValueError, match="at least one seed"):
+        resample_ap([], truth, draw)
+    with pytest.raises(ValueError, match="no true box"):
+        resample_ap([good], truth.take(np.zeros(0, dtype=int)), draw)
+    with pytest.raises(ValueError, match="image number 4, but the draw is of 4"):
+        resample_ap([good], truth, Draw(4))
+    with pytest.raises(ValueError, match="not the same resamples"):
+        difference(resample_ap([good], truth, draw), resample_ap([bad], truth, Draw(5, 10, seed=1)))
+    with pytest.raises(ValueError, match="number of seeds: 1 and 2"):
+        compared(truth, [good], [bad, bad], draw)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        compared(truth, [good], [bad], draw, level=95)
+
+
+def test_a_thousand_resamples_of_100_images_take_seconds():
+    truth, found = random_case(
+        np.random.default_rng(9), images=100, classes=4, boxes=800, detections=10_000
+    )
+    worse = Found(found.image, found.labels, found.boxes + 3, found.scores)
+    start = time.process_time()
+    result = compared(truth, [found], [worse], Draw(100))
+    seconds = time.process_time() - start
+    assert result.significant
+    assert seconds < 10

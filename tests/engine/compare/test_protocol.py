@@ -1,0 +1,299 @@
+"""Protocols compared field by field, and the folder that is locked to one."""
+
+import copy
+import json
+import shlex
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from engine.compare import folder as compare_folder
+from engine.compare.config import EVALUATE, PROFILE, TABLE, TRAIN, CompareConfig
+from engine.compare.folder import alone, comparison_folder, held_folder
+from engine.compare.protocol import (
+    Lock,
+    conflict,
+    differences,
+    load_splits,
+    make_protocol,
+    of_a_run,
+    read_lock,
+    require_equal,
+    write_lock,
+)
+from utils.config import parse
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+PROTOCOL = {
+    "kind": "train",
+    "data": {"name": "d", "classes": ["a"], "train": "11", "val": "22", "val_images": 4},
+    "image_size": 64,
+    "training": {"epochs": 3, "hyp": {"lr0": 0.01, "mosaic": 1.0}},
+    "seeds": [0, 1],
+    "device": {"name": "cpu", "threads": 1},
+}
+MODELS = {"one": "aa", "two": "bb"}
+
+
+def changed(**fields):
+    """PROTOCOL with fields changed, by dotted name with __ for the dot."""
+    result = copy.deepcopy(PROTOCOL)
+    for name, value in fields.items():
+        *path, last = name.split("__")
+        place = result
+        for key in path:
+            place = place[key]
+        place[last] = value
+    return result
+
+
+def parsed(*words):
+    return parse(CompareConfig, list(words), prog="compare.py", description="")
+
+
+def claim(project, name, lock, **more):
+    """The folder, made and locked to `lock`, and let go again."""
+    with held_folder(project, name, lock, **more) as (folder, _):
+        return folder
+
+
+def test_differences_are_named_with_both_values():
+    other = changed(training__hyp__lr0=0.02, image_size=96)
+    assert differences(PROTOCOL, other) == [
+        "image_size: 64 and 96",
+        "training.hyp.lr0: 0.01 and 0.02",
+    ]
+    assert differences(PROTOCOL, copy.deepcopy(PROTOCOL)) == []
+    assert differences({"a": 1}, {}) == ["a: 1 and none"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("data__val", "33", "data.val: 22 and 33"),
+        ("training__epochs", 4, "training.epochs: 3 and 4"),
+        ("device__threads", 2, "device.threads: 1 and 2"),
+        ("kind", "evaluate", "kind: train and evaluate"),
+    ],
+)
+def test_rows_of_different_protocols_share_no_table(field, value, shown):
+    with pytest.raises(UserError, match="cannot be rows of one table") as refused:
+        require_equal({"x": PROTOCOL, "y": PROTOCOL, "z": changed(**{field: value})})
+    assert shown in str(refused.value)
+    assert "x and z" in str(refused.value)
+
+
+def test_seeds_are_no_difference_between_runs():
+    require_equal({"x": PROTOCOL, "y": changed(seeds=[7])})
+    assert "seeds" not in of_a_run(PROTOCOL)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "models", "reasons"),
+    [
+        (PROTOCOL, MODELS, []),
+        (changed(seeds=[0, 1, 2]), {**MODELS, "three": "cc"}, []),
+        (changed(seeds=[0]), MODELS, ["seeds: [0, 1] and [0]"]),
+        (PROTOCOL, {"one": "aa"}, ["row two: it has one"]),
+        (PROTOCOL, {**MODELS, "two": "xx"}, ["row two: another model of that name"]),
+        (changed(image_size=32), MODELS, ["image_size: 64 and 32"]),
+        (PROTOCOL, {**MODELS, "two": ""}, []),  # it cannot be built now
+    ],
+)
+def test_a_folder_is_gone_on_with_by_the_same_or_a_larger_comparison(protocol, models, reasons):
+    assert conflict(Lock(PROTOCOL, MODELS), Lock(protocol, models)) == reasons
+
+
+def test_a_model_that_could_not_be_built_may_be_repaired(tmp_path):
+    """And one that is broken for a while is still held to what it was."""
+    for two in ("", "bb", "", "bb"):
+        lock = Lock(PROTOCOL, {**MODELS, "two": two})
+        assert claim(str(tmp_path), "exp", lock) == tmp_path / "exp"
+    other = Lock(PROTOCOL, {**MODELS, "two": ""})
+    claim(str(tmp_path), "exp", other)
+    other = Lock(PROTOCOL, {**MODELS, "two": "xx"})
+    assert claim(str(tmp_path), "exp", other) == tmp_path / "exp2"
+
+
+def test_the_same_comparison_finds_its_folder_again(tmp_path, capsys):
+    lock, other = Lock(PROTOCOL, MODELS), Lock(changed(training__epochs=9), MODELS)
+    first = claim(str(tmp_path), "exp", lock)
+    assert first == tmp_path / "exp"
+    assert read_lock(first) == lock
+    assert claim(str(tmp_path), "exp", lock) == first
+    assert claim(str(tmp_path), "exp", other) == tmp_path / "exp2"
+    assert "training.epochs: 3 and 9" in capsys.readouterr().err
+    assert claim(str(tmp_path), "exp", other) == tmp_path / "exp2"
+    assert read_lock(first) == lock
+
+
+def test_what_a_lock_says_is_not_obeyed_by_the_terminal(tmp_path, capsys):
+    claim(str(tmp_path), "exp", Lock(changed(kind="a\x1b[2J\nb"), {"c\x1b[2J\nd": "aa"}))
+    assert claim(str(tmp_path), "exp", Lock(PROTOCOL, MODELS)) == tmp_path / "exp2"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "kind: a [2J b and train; row c [2J d: it has one" in line
+    assert line.isprintable()
+
+
+def test_exist_ok_refuses_another_protocol(tmp_path):
+    claim(str(tmp_path), "exp", Lock(PROTOCOL, MODELS), exist_ok=True)
+    other = Lock(changed(training__hyp__mosaic=0.0), MODELS)
+    with pytest.raises(UserError, match=r"training.hyp.mosaic: 1.0 and 0.0.*another --name"):
+        claim(str(tmp_path), "exp", other, exist_ok=True)
+
+
+def test_a_strange_folder_is_left_alone_and_nothing_is_made_to_look(tmp_path):
+    (tmp_path / "exp").mkdir()
+    lock = Lock(PROTOCOL, MODELS)
+    assert comparison_folder(str(tmp_path), "exp", lock) == tmp_path / "exp2"
+    assert [path.name for path in tmp_path.iterdir()] == ["exp"]
+    assert list((tmp_path / "exp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2]",
+        '{"protocol": [], "models": {}}',
+        '{"protocol": {"seeds": 1}, "models": {}}',
+        '{"protocol": {"seeds": [[0]]}, "models": {}}',
+    ],
+)
+def test_a_damaged_lock_is_named(tmp_path, text):
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "protocol.json").write_text(text)
+    with pytest.raises(UserError, match=r"protocol.json: not a protocol"):
+        claim(str(tmp_path), "exp", Lock(PROTOCOL, MODELS))
+
+
+def test_only_one_works_in_a_folder(tmp_path):
+    with alone(tmp_path), pytest.raises(UserError, match="still at work"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+def test_a_folder_is_held_while_its_lock_is_read_and_written(tmp_path, monkeypatch):
+    """Another one with the same name, a moment earlier: the second sees it and goes elsewhere."""
+    lock, other = Lock(PROTOCOL, MODELS), Lock(changed(image_size=96), MODELS)
+    look = compare_folder.comparison_folder
+    quicker = iter([True])
+
+    def late(*args, **more):
+        found = look(*args, **more)
+        if next(quicker, False):
+            with alone_in(found):
+                write_lock(found, other)
+        return found
+
+    @contextmanager
+    def alone_in(folder):
+        folder.mkdir()
+        with alone(folder):
+            yield
+
+    monkeypatch.setattr(compare_folder, "comparison_folder", late)
+    with held_folder(str(tmp_path), "exp", lock) as (folder, _):
+        assert folder == tmp_path / "exp2"
+        assert read_lock(tmp_path / "exp") == other
+        assert read_lock(folder) == lock
+        with pytest.raises(UserError, match="still at work"), alone(folder):
+            pass
+
+
+def test_the_protocol_of_a_training_comparison(rectangles):
+    config = parsed(
+        *("--cfg", "yolov5n", "--data", str(rectangles), "--img", "64", "--epochs", "3"),
+        *("--seeds", "0", "4", "--batch", "4", "--workers", "0", "--hyp", "no-augmentation"),
+    )
+    splits = load_splits(config)
+    protocol = make_protocol(config, splits, CPU, threads=1)
+    assert splits.train is not None
+    assert protocol["data"]["train"] == splits.train.fingerprint
+    assert protocol["data"]["val"] == splits.val.fingerprint
+    assert (protocol["data"]["train_images"], protocol["data"]["val_images"]) == (10, 5)
+    assert protocol["seeds"] == [0, 4]
+    assert protocol["training"]["hyp"]["mosaic"] == 0.0
+    assert protocol["training"]["epochs"] == 3
+    assert protocol["training"]["patience"] == 0
+    assert protocol["evaluation"]["conf"] == 0.001
+    assert set(protocol["versions"]) == {"python", "torch", "torchvision", "numpy"}
+    assert protocol["device"]["threads"] == 1
+    assert "commit" not in str(protocol)
+
+
+@pytest.mark.parametrize(
+    ("folder", "size", "epochs"), [("bccd-n", "224", "30"), ("shapes-n", "192", "20")]
+)
+def test_committed_records_are_of_the_protocol_that_their_command_has_now(
+    root, rectangles, folder, size, epochs
+):
+    """They are where docs/results.md goes on from, with more seeds or models."""
+    config = parsed(
+        *("--cfg", "yolov5n", "--data", str(rectangles), "--img", size, "--epochs", epochs),
+        *("--hyp", "demo", "--optimizer", "AdamW", "--workers", "2"),
+    )
+    now = make_protocol(config, load_splits(config), CPU, threads=2)
+    records = sorted((root / "docs" / "results" / folder).glob("*.json"))
+    assert records
+    for path in records:
+        protocol = json.loads(path.read_text(encoding="utf-8"))["protocol"]
+        assert protocol["training"] == now["training"]
+        assert protocol["evaluation"] == now["evaluation"]
+
+
+def test_short_runs_updates_are_part_of_the_protocol(rectangles):
+    config = parsed("--cfg", "yolov5n", "--data", str(rectangles), "--img", "64")
+    protocol = make_protocol(config, load_splits(config), CPU, threads=1)
+    assert protocol["training"]["hyp"]["min_updates"] == 1000
+
+
+def test_other_kinds_have_no_training(rectangles):
+    weights = parsed("--weights", "a.pt", "--data", str(rectangles), "--img", "64")
+    protocol = make_protocol(weights, load_splits(weights), CPU, threads=1)
+    assert protocol["kind"] == EVALUATE
+    assert "train" not in protocol["data"]
+    assert not {"training", "seeds"} & set(protocol)
+    profile = parsed("--cfg", "yolov5n", "--profile-only", "--classes", "3")
+    assert make_protocol(profile, None, CPU, threads=1)["classes"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "nothing to compare"),
+        (("--cfg", "a", "--weights", "b"), "exclude each other"),
+        (("--weights", "b", "--neck", "pan"), "give --cfg"),
+        (("--records", "d", "--profile-only"), "needs --cfg"),
+        (("--cfg", "a", "--seeds", "1", "1"), "--seeds has 1 twice"),
+        (("--cfg", "a", "--seeds", "-1"), "--seeds"),
+        (("--cfg", "a", "--epochs", "0"), "--epochs"),
+        (("--cfg", "a", "--device", "0, cuda:0"), "--device has GPU 0 twice"),
+        (("--cfg", "a", "--jobs", "0"), "--jobs"),
+        (("--cfg", "a", "--latency-seconds", "0"), "--latency-seconds"),
+        (("--cfg", "a", "--epoch", "3"), "--epochs"),
+    ],
+)
+def test_mistakes_of_the_command_line(words, message):
+    with pytest.raises(UserError, match=message):
+        parsed(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (("--cfg", "a", "b c", "--seeds", "0", "3", "--img", "96", "--cache"), TRAIN),
+        (("--weights", "x.pt", "--device", "cpu", "--exist-ok"), EVALUATE),
+        (
+            ("--cfg", "a", "--profile-only", "--fit", "gflops=1.5", "--latency-batches", "1"),
+            PROFILE,
+        ),
+        (("--records", "folder"), TABLE),
+    ],
+)
+def test_the_command_that_is_noted_says_the_same(words, kind):
+    config = parsed(*words)
+    assert config.kind == kind
+    assert parsed(*shlex.split(config.command())[2:]) == config

@@ -1,0 +1,412 @@
+"""Records: what is rounded and how much, and what is the same when read again."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engine.compare.bootstrap import IOUS, match_coco
+from engine.compare.record import (
+    Record,
+    load_detections,
+    load_record,
+    load_truth,
+    model_id,
+    pack,
+    plain_spec,
+    read_curves,
+    records_in,
+    run_id,
+    save_record,
+    save_truth,
+    unpack,
+)
+from engine.evaluate.coco import coco_figures
+from engine.evaluate.matching import Found, Truth
+from engine.evaluate.results import ClassMetrics, DetectionMetrics, Speed
+from models.spec import ModelSpec
+from models.yaml.parser import load_spec
+from utils.errors import UserError
+from utils.runlog import write_text
+
+PROTOCOL = {
+    "data": {
+        "name": "d",
+        "val": "0123456789abcdef",
+        "classes": ["a", "b"],
+        "train_images": 30,
+        "val_images": 20,
+    },
+    "image_size": 64,
+}
+
+
+def random_data(images=20, boxes=6, detections=40, classes=2, seed=0):
+    """True boxes, and detections near some of them."""
+    rng = np.random.default_rng(seed)
+    count = images * boxes
+    corner = rng.uniform(0, 400, (count, 2))
+    box = np.concatenate((corner, corner + rng.uniform(10, 90, (count, 2))), 1).astype(np.float32)
+    labels = rng.integers(0, classes, count)
+    image = np.repeat(np.arange(images), boxes)
+    areas = (box[:, 2:] - box[:, :2]).prod(1)
+    truth = Truth(image, labels, box, np.zeros(count, bool), areas)
+    near = rng.integers(0, boxes, (images, detections)) + np.arange(images)[:, None] * boxes
+    near = near.ravel()
+    shifted = (box[near] + rng.normal(0, 6, (len(near), 4))).clip(0, 500).astype(np.float32)
+    shifted[:, 2:] = np.maximum(shifted[:, 2:], shifted[:, :2] + 1)
+    scores = np.sort(rng.uniform(0.001, 1, (images, detections)), 1)[:, ::-1]
+    found = Found(
+        np.repeat(np.arange(images), detections),
+        labels[near],
+        shifted,
+        scores.ravel().astype(np.float32),
+    )
+    return truth, found
+
+
+def metrics_of(found, truth, images=20):
+    figures = coco_figures(found, truth, images=images, classes=2)
+    return DetectionMetrics(
+        map50=figures.twelve["AP50"],
+        map=figures.twelve["AP"],
+        precision=0.5,
+        recall=0.25,
+        confidence=0.3,
+        images=images,
+        instances=len(truth),
+        per_class=tuple(ClassMetrics(name, images, 9, 0.5, 0.25, 0.4, 0.2) for name in "ab"),
+        coco=figures.twelve,
+        losses=None,
+        speed=Speed(1.0, 2.0, 3.0),
+        detections=found,
+        image_ids=tuple(range(images)),
+        category_ids=(1, 2),
+    )
+
+
+def a_record(**changes):
+    spec = load_spec("yolov5n")
+    values = {
+        "name": "yolov5n",
+        "model_id": model_id(spec),
+        "model": {
+            "cfg": "yolov5n",
+            **dict.fromkeys(("backbone", "neck", "fit", "weights"), ""),
+            "source": "cfg/yolov5n.yaml",
+            "notes": [],
+        },
+        "spec": plain_spec(spec, "cfg/yolov5n.yaml"),
+        "seed": 3,
+        "protocol": PROTOCOL,
+        "command": "python train.py",
+        "metrics": {},
+        "best_epoch": 1,
+        "curves": {"epoch": [0.0, 1.0], "metrics/mAP_0.5": [None, 0.5]},
+        "cost": {"params": 1, "macs": 2, "flops": 4},
+    }
+    return Record(**{**values, **changes})
+
+
+def test_rounding_is_as_small_as_documented():
+    _, found = random_data()
+    again = unpack(pack(found))
+    assert np.array_equal(again.image, found.image)
+    assert np.array_equal(again.labels, found.labels)
+    assert np.abs(again.boxes - found.boxes).max() <= 1 / 32
+    assert np.abs(again.scores / found.scores - 1).max() < 2e-4
+    assert again.scores.max() <= 1
+    assert (again.boxes.dtype, again.image.dtype) == (np.float32, np.int64)
+
+
+def test_the_figures_of_rounded_detections_are_nearly_those_of_exact_ones():
+    truth, found = random_data()
+    exact = coco_figures(found, truth, images=20, classes=2).twelve
+    rounded = coco_figures(unpack(pack(found)), truth, images=20, classes=2).twelve
+    assert exact["AP"] > 0.1
+    for key, value in exact.items():
+        least = 2e-3 if key == "AP" else 1e-2  # at one threshold a single box may change sides
+        assert rounded[key] == pytest.approx(value, abs=least), key
+
+
+def test_only_what_no_figure_looks_at_is_left_out():
+    truth, found = random_data(images=3, detections=250)
+    kept = unpack(pack(found))
+    groups = np.unique(np.stack((kept.image, kept.labels)), axis=1, return_counts=True)[1]
+    assert groups.max() == 100
+    assert len(match_coco(kept, truth, IOUS).found) == len(match_coco(found, truth, IOUS).found)
+
+
+def test_no_detection_at_all():
+    none = Found.concatenate([])
+    assert len(unpack(pack(none))) == 0
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    truth, found = random_data()
+    record = a_record(metrics=metrics_of(found, truth).to_dict())
+    path = save_record(tmp_path, record, metrics_of(found, truth), truth)
+    assert path.name == record.stem + ".json"
+    assert load_record(path) == record
+    assert len(load_detections(path)) == len(found)
+    again = load_truth(tmp_path, record.fingerprint)
+    assert all(np.array_equal(vars(again)[key], value) for key, value in vars(truth).items())
+    assert [item for item, _ in records_in(tmp_path)] == [path]
+    assert ModelSpec.from_dict(record.spec).layers[0].block == "Conv"
+    assert sorted(item.suffix for item in tmp_path.iterdir()) == [".json", ".npz", ".npz"]
+
+
+def test_what_is_no_number_is_none_in_the_file(tmp_path):
+    truth, found = random_data()
+    record = a_record(metrics={"x": float("nan"), "y": [float("inf"), 1.0]})
+    path = save_record(tmp_path, record, metrics_of(found, truth), truth)
+    assert json.loads(path.read_text())["metrics"] == {"x": None, "y": [None, 1.0]}
+
+
+def test_no_place_of_this_machine_is_in_a_record():
+    record = a_record()
+    assert {layer["where"] for layer in record.spec["layers"]} == {""}
+    assert record.spec["source"] == "cfg/yolov5n.yaml"
+
+
+def test_runs_are_told_apart():
+    names = {
+        a_record().stem,
+        a_record(seed=4).stem,
+        a_record(model_id="other").stem,
+        a_record(protocol={**PROTOCOL, "image_size": 96}).stem,
+    }
+    assert len(names) == 4
+    assert all(name.startswith("d-yolov5n-seed") for name in names)
+    assert run_id("a + b/c", None, "x", PROTOCOL).startswith("d-a-b-c-")
+
+
+def test_the_models_hash_is_of_what_it_computes():
+    spec = load_spec("yolov5n")
+    moved = replace(
+        spec,
+        source="elsewhere",
+        notes=("a note",),
+        layers=tuple(replace(layer, where="x:1") for layer in spec.layers),
+    )
+    assert model_id(moved) == model_id(spec)
+    assert model_id(load_spec("yolov5n-ghost")) != model_id(spec)
+    assert model_id(ModelSpec.from_dict(plain_spec(spec, "x"))) == model_id(spec)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "featherdet-record-1", "a": 1}'])
+def test_what_is_no_record_is_named(tmp_path, text):
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"x.json: not a record"):
+        load_record(file)
+
+
+GONE = object()
+
+
+def plant(content, key, value):
+    *path, last = key.split(".")
+    for part in path:
+        content = content[part]
+    if value is GONE:
+        del content[last]
+    else:
+        content[last] = value
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A record's content as it lies on the disk."""
+    truth, found = random_data()
+    record = a_record(metrics=metrics_of(found, truth).to_dict())
+    folder = tmp_path_factory.mktemp("written")
+    return save_record(folder, record, metrics_of(found, truth), truth).read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "a\x1b[2Jb"),
+        ("name", 3),
+        ("seed", "0"),
+        ("seed", True),
+        ("command", GONE),
+        ("model.notes", "none"),
+        ("model.backbone", GONE),
+        ("model", []),
+        ("protocol.data", GONE),
+        ("protocol.data.val", "../../etc/passwd"),
+        ("protocol.data.classes", []),
+        ("protocol.data.val_images", -1),
+        ("protocol.data.train_images", GONE),
+        ("protocol.image_size", 0),
+        ("protocol.image_size", 10**6),
+        ("protocol.data.val_images", 10**12),
+        ("protocol.device", "cpu"),
+        ("metrics.recall", 1e300),
+        pytest.param("metrics.coco.AP", 10**400, id="metrics.coco.AP-huge"),
+        ("metrics.coco.AP", "high"),
+        ("metrics.coco", GONE),
+        ("metrics.per_class", [{"name": "a"}]),
+        ("metrics.per_class", []),
+        ("metrics.per_class", [{"name": "a", "instances": 1, "ap": 0.5, "ap50": 0.5}] * 2),
+        ("curves.epoch", GONE),
+        ("curves", {"epoch": [0.0], "val_seconds": [1.0, 2.0]}),
+        ("curves", {"epoch": [0.0], "images_per_second": [5e-324]}),
+        ("curves", {"epoch": ["x"]}),
+        ("environment", {"commit": ["x"]}),
+        ("environment.commit", 3),
+        ("training", []),
+    ],
+)
+def test_a_record_of_another_shape_is_named_with_its_key(tmp_path, written, key, value):
+    content = json.loads(written)
+    plant(content, key, value)
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"x.json: not a record: '{key}") as refused:
+        load_record(file)
+    assert str(refused.value).isprintable()
+
+
+def nested(levels):
+    return [nested(levels - 1)] if levels else "end"
+
+
+@pytest.mark.parametrize("part", ["protocol", "training", "spec", "cost", "metrics"])
+@pytest.mark.parametrize(
+    "value",
+    ["a\x1b[2J\nb", "\ud800", {"a\x1b": 1}, 10**400, 5e-324, nested(100), {"x": nested(15)}],
+    ids=["control", "surrogate", "key", "huge", "tiny", "deep", "mixed"],
+)
+def test_what_nothing_could_be_made_of_is_refused_anywhere(tmp_path, written, part, value):
+    content = json.loads(written)
+    content[part]["note"] = {"more": [1, None, True, "ü", 0.0, -2.5]}
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(content))
+    assert load_record(file).name == "yolov5n"
+    content[part]["note"] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"x.json: not a record: '{part}'") as refused:
+        load_record(file)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_what_is_no_number_is_refused(tmp_path, written, number):
+    content = json.loads(written)
+    content["metrics"]["coco"]["AP"] = "here"
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(content).replace('"here"', number))
+    with pytest.raises(UserError, match=r"x.json: not a record"):
+        load_record(file)
+
+
+def test_a_record_older_than_its_training_settings_is_read(tmp_path, written):
+    content = json.loads(written)
+    del content["training"]
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(content))
+    assert load_record(file).training == {}
+
+
+def test_damaged_truth_is_written_anew(tmp_path):
+    truth, _ = random_data()
+    path = tmp_path / "truth-0123456789ab.npz"
+    save_truth(path, truth)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="truth-"):
+        load_truth(tmp_path, "0123456789abcdef")
+    save_truth(path, truth)
+    assert len(load_truth(tmp_path, "0123456789abcdef")) == len(truth)
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
+    file = tmp_path / "x.json"
+    write_text(file, "before")
+
+    def full(descriptor):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_text(file, "after")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    assert file.read_text() == "before"
+
+
+BYTES = np.zeros(2, np.uint8)
+FOUND = {"image": BYTES, "labels": BYTES, "boxes": np.zeros((2, 4), np.uint8), "scores": BYTES}
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("labels", np.zeros(3, np.uint8)),
+        ("labels", GONE),
+        ("more", BYTES),
+        ("image", np.uint8(0)),
+        ("image", np.array(["a", "b"])),
+        ("image", np.zeros((2, 1), np.uint8)),
+        ("boxes", np.zeros((2, 3), np.uint8)),
+        ("boxes", np.full((2, 4), np.nan)),
+        ("scores", np.array([-1, 0])),
+    ],
+)
+def test_arrays_that_are_no_detections_are_named(tmp_path, name, array):
+    np.savez(tmp_path / "x.npz", **FOUND)
+    assert len(load_detections(tmp_path / "x.json")) == 2
+    changed = {**FOUND, name: array}
+    np.savez(tmp_path / "x.npz", **{k: item for k, item in changed.items() if item is not GONE})
+    with pytest.raises(UserError, match=r"x.npz: not the detections"):
+        load_detections(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("image", np.uint8(0)),
+        ("labels", np.array(["a"] * 120)),
+        ("boxes", np.full((120, 4), np.inf, np.float32)),
+        ("crowd", np.zeros(120)),
+        ("areas", np.zeros(119)),
+    ],
+)
+def test_arrays_that_are_no_true_boxes_are_named(tmp_path, name, array):
+    truth, _ = random_data()
+    path = tmp_path / "truth-0123456789ab.npz"
+    save_truth(path, truth)
+    assert len(load_truth(tmp_path, "0123456789abcdef")) == 120
+    np.savez(path, **{**vars(truth), name: array})
+    with pytest.raises(UserError, match=r"truth-0123456789ab.npz: not the true boxes"):
+        load_truth(tmp_path, "0123456789abcdef")
+
+
+def test_an_encrypted_archive_is_a_damaged_one(tmp_path):
+    np.savez(tmp_path / "x.npz", **FOUND)
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # each file has both
+        place = content.find(mark)
+        while place >= 0:
+            content[place + flags] |= 1
+            place = content.find(mark, place + 1)
+    (tmp_path / "x.npz").write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"x.npz: not readable.*encrypted"):
+        load_detections(tmp_path / "x.json")
+
+
+def test_missing_detections_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"x.npz"):
+        load_detections(tmp_path / "x.json")
+    (tmp_path / "x.npz").write_text("not an archive")
+    with pytest.raises(UserError, match=r"x.npz"):
+        load_detections(tmp_path / "x.json")
+
+
+def test_curves_by_column(tmp_path):
+    file = tmp_path / "results.csv"
+    file.write_text("epoch,a/b,c\n0,0.5,\n1,1.5,2\n")
+    assert read_curves(file) == {"epoch": [0.0, 1.0], "a/b": [0.5, 1.5], "c": [None, 2.0]}

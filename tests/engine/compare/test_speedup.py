@@ -1,0 +1,58 @@
+"""What FLOPs promise and latency keeps, against the baseline."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from engine.compare.costs import with_speedup
+from engine.compare.report.table_csv import csv_table
+from engine.compare.report.text import columns, markdown
+
+
+@pytest.fixture
+def results(root):
+    sample = json.loads((root / "tests/engine/data_compare_sample.json").read_text())
+    first, second = sample["rows"][:2]
+    first["name"], second["name"] = sample["baseline"], "other"
+    first["cost"]["flops"], second["cost"]["flops"] = 600, 200
+    for row, times in ((first, (12.0, 8.0)), (second, (10.0, None))):
+        for at, time in zip(row["latency"], times, strict=True):
+            at["p50_ms"] = time
+    third = {**second, "name": "costless", "cost": None}
+    empty = {**second, "name": "empty", "cost": {**second["cost"], "flops": 0}, "latency": []}
+    sample["rows"] = with_speedup([first, second, third, empty], sample["baseline"])
+    return sample
+
+
+def test_factors_by_hand(results):
+    first, second, third, empty = results["rows"]
+    assert first["speedup"] is None
+    assert second["speedup"] == {
+        "flops": 3.0,
+        "latency": [{"batch": 1, "factor": 1.2}, {"batch": 32, "factor": None}],
+    }
+    assert third["speedup"] is None
+    assert empty["speedup"] == {"flops": None, "latency": []}
+
+
+def test_another_baseline_turns_it_round(results):
+    turned = with_speedup(results["rows"][:2], "other")
+    assert turned[0]["speedup"]["flops"] == pytest.approx(1 / 3)
+    assert turned[0]["speedup"]["latency"][0]["factor"] == pytest.approx(10 / 12)
+
+
+def test_it_is_in_both_tables(results):
+    shown = {column.head: column for column in columns(results)}
+    by_row = [shown["speed-up by FLOPs"].cell(row) for row in results["rows"]]
+    assert by_row == ["-", "3.00", "-", "-"]
+    assert shown["measured at 1"].cell(results["rows"][1]) == "1.20"
+    assert shown["measured at 32"].cell(results["rows"][1]) == "-"
+    assert "Speed-up: " in markdown(results)
+    line = list(csv.DictReader(io.StringIO(csv_table(results))))[1]
+    assert float(line["speed-up by FLOPs"]) == 3
+    assert float(line["speed-up at 1"]) == pytest.approx(1.2)
+    assert line["speed-up at 32"] == ""
+    alone = {**results, "rows": results["rows"][:1]}
+    assert "speed-up by FLOPs" not in [column.head for column in columns(alone)]

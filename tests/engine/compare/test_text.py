@@ -1,0 +1,182 @@
+"""What readers are shown of a comparison: table.md, table.csv, the console and the plots."""
+
+import copy
+import csv
+import io
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+
+from engine.compare.report.plots import Point, axes_of, front, points, write_plots
+from engine.compare.report.table_csv import csv_table
+from engine.compare.report.text import columns, console, duration, markdown
+from engine.compare.schema import DONE, PROFILED, Results
+
+SAMPLE = Path(__file__).parent / "data_compare_sample.json"
+
+
+@pytest.fixture(scope="module")
+def sample() -> Results:
+    return json.loads(SAMPLE.read_text())
+
+
+def test_the_markdown_table_says_what_the_results_say(sample):
+    text = markdown(sample)
+    lines = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("|")]
+    heads, cells = lines[0], dict(zip(lines[0], lines[2], strict=True))
+    assert cells["model"] == "yolov5n"
+    assert cells["AP"] == "0.410 ± 0.014"
+    assert cells["APs"] == "-"
+    assert cells["GFLOPs"] == "1.034"
+    assert cells["ms/image at 1, p50 / p90"] == "12.50 / 15.00"
+    assert cells["J/image"] == "not measured"
+    ghost = dict(zip(heads, lines[3], strict=True))
+    assert ghost["ΔAP [95 %]"] == "-0.045 [-0.055, -0.035]*"
+    broken = dict(zip(heads, lines[4], strict=True))
+    assert broken["ms/image at 32, p50 / p90"] == "failed"
+    assert "GPU memory ran out" in broken["failed"]
+    assert sample["command"] in text
+
+
+def made_by(sample, *commits):
+    """The sample with runs of these commits, in turn."""
+    made = copy.deepcopy(sample)
+    runs = [run for row in made["rows"] for run in row["runs"] if run["status"] == DONE]
+    for place, run in enumerate(runs):
+        run["environment"]["commit"] = commits[place % len(commits)]
+    return made
+
+
+def test_the_commits_of_the_runs_are_shown_and_warned_of(sample):
+    one, other = "a" * 40, "b" * 40
+    assert f"Runs by commit {'a' * 12}." in markdown(made_by(sample, one))
+    assert "Warning" not in markdown(made_by(sample, one))
+    text = markdown(made_by(sample, one, other))
+    assert f"**Warning**: runs of 2 commits: {'a' * 12}, {'b' * 12}." in text
+    assert "uncommitted" not in text
+    text = markdown(made_by(sample, one + "-dirty"))
+    assert f"{'a' * 12}-dirty" in text
+    assert "uncommitted changes" in text
+
+
+def test_where_the_runs_were_made_is_said_if_not_here(sample):
+    assert "Not where the runs" not in markdown(sample)
+    made = copy.deepcopy(sample)
+    made["protocol"]["device"]["threads"] = 7
+    assert "that was on cpu (x86_64), torch threads: 7." in markdown(made)
+
+
+def test_names_of_others_stay_text(sample):
+    made = copy.deepcopy(sample)
+    made["rows"][0]["name"] = "=1+<b>&`|\x1b[2J"
+    made["rows"][1]["name"] = "-ghost"
+    made["command"] = "python `x`"
+    lines = csv_table(made).splitlines()
+    assert lines[1].startswith("'=1+")
+    assert lines[2].startswith("'-ghost")
+    assert any(",-0.0" in line for line in lines)  # a number stays one
+    text = markdown(made)
+    assert "| =1+&lt;b>&amp;\\`\\| [2J |" in text
+    assert "`` python `x` ``" in text
+    assert console(made).replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("[x](javascript:alert(1))", r"[x]\(javascript:alert(1))"),
+        ("![](//host/p.png)", r"![]\(//host/p.png)"),
+        (r"[x\](y)", r"[x\\]\(y)"),  # a backslash of its own does not undo the other
+        ("[x][y] [y]: //host", r"[x]\[y] [y]\: //host"),
+        ("](][]:", r"]\(]\[]\:"),
+        (r"\`code\`", r"\\\`code\\\`"),
+        (r"a\|b", r"a\\\|b"),
+        ("a]\x00(b", "a] (b"),
+        ("yolov5n + ghostnet-0.5 [n]", "yolov5n + ghostnet-0.5 [n]"),
+    ],
+)
+def test_names_are_no_links_pictures_or_code(sample, name, written):
+    made = copy.deepcopy(sample)
+    made["rows"][0]["name"] = name
+    assert f"\n| {written} | " in markdown(made)
+    made = copy.deepcopy(sample)
+    made["protocol"]["data"]["name"] = made["baseline"] = name
+    plain = written.replace(r"\|", "|")  # which has a meaning in tables alone
+    assert f"\n{plain}, 87 validation images" in markdown(made)
+    assert f"ΔAP against {plain}, paired" in markdown(made)
+
+
+def test_energy_says_at_which_batch(sample):
+    made = copy.deepcopy(sample)
+    spent = {"joules_per_image": 0.5, "watts": 9.0, "batch": 32, "source": "x"}
+    made["rows"][0]["energy"] = spent
+    assert "J/image at 32" in [column.head for column in columns(made)]
+
+
+def test_columns_without_anything_to_say_are_left_out(sample):
+    made = [
+        {**row, "accuracy": None, "training": None, "status": PROFILED, "cause": None}
+        for row in sample["rows"]
+    ]
+    heads = [column.head for column in columns({**sample, "rows": made})]
+    assert "AP" not in heads
+    assert "time to train" not in heads
+    assert "GFLOPs" in heads
+
+
+def test_csv_has_every_number_with_all_digits(sample):
+    lines = list(csv.DictReader(io.StringIO(csv_table(sample))))
+    assert [line["model"] for line in lines] == [row["name"] for row in sample["rows"]]
+    first, row = lines[0], sample["rows"][0]
+    assert float(first["AP"]) == row["accuracy"]["AP"]["mean"]
+    assert int(first["macs"]) == row["cost"]["macs"]
+    assert int(first["neck params"]) == row["cost"]["neck"]["params"]
+    assert float(first["batch 32 p90_ms"]) == row["latency"][1]["p90_ms"]
+    assert float(lines[1]["delta AP"]) == sample["rows"][1]["difference"]["AP"]["delta"]
+    assert lines[2]["AP"] == ""
+    assert lines[2]["batch 32 cause"] == "RuntimeError: out of memory"
+
+
+def test_the_console_table_is_aligned(sample):
+    lines = console(sample).splitlines()
+    place = lines[0].index("params M") + len("params M")
+    assert all(line[place - 1] in "0123456789M" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "-"), (42, "42 s"), (600, "10.0 min"), (7200, "2.00 h")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_front_by_hand():
+    points = [
+        Point("a", 1.0, 0.2, 0, 0),
+        Point("b", 2.0, 0.5, 0, 0),
+        Point("c", 3.0, 0.4, 0, 0),  # beaten by b
+        Point("d", 2.0, 0.3, 0, 0),  # beaten by b at the same cost
+        Point("e", 9.0, 0.6, 0, 0),
+        Point("f", 10.0, 0.6, 0, 0),  # as good as e, but dearer
+    ]
+    assert [point.name for point in front(points)] == ["a", "b", "e"]
+
+
+def test_plots_of_every_cost_that_is_known(sample, tmp_path):
+    only = {**sample, "measurement": {**sample["measurement"], "batches": [32]}}
+    names = {path.name for path in write_plots(only, tmp_path)}
+    costs = ("flops", "params", "latency_batch32")
+    assert names == {f"pareto_{cost}.{kind}" for cost in costs for kind in ("png", "svg")}
+    assert cv2.imread(str(tmp_path / "pareto_flops.png")) is not None
+    assert "<svg" in (tmp_path / "pareto_flops.svg").read_text()
+
+
+def test_energy_is_drawn_where_it_is_measured(sample):
+    (axis,) = (axis for axis in axes_of(sample) if axis.name == "energy")
+    assert points(sample["rows"], axis) == []
+    energy = {"joules_per_image": 0.1, "watts": 9.0, "batch": 1, "source": "x"}
+    (point,) = points([{**sample["rows"][0], "energy": energy}], axis)
+    assert (point.name, point.cost) == ("yolov5n", 0.1)
+    assert point.ap == pytest.approx(0.41)

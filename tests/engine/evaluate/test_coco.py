@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from engine.evaluate.coco import FIGURES, CocoFigures, coco_figures, to_xywh, twelve_lines
+from engine.evaluate.matching import Found, Truth
+
+
+def random_case(
+    rng: np.random.Generator,
+    *,
+    images: int,
+    classes: int,
+    boxes: int,
+    detections: int,
+    crowd: float = 0.1,
+    tied: bool = False,
+) -> tuple[Truth, Found]:
+    """Boxes of all sizes; half of the detections lie near one of them, some exactly on it."""
+
+    def corners(count: int) -> np.ndarray:
+        size = np.exp(rng.uniform(np.log(4), np.log(400), (count, 2)))
+        low = rng.uniform(0, 640 - size)
+        return np.round(np.concatenate((low, low + size), 1), 2)
+
+    b = corners(boxes)
+    labels = rng.integers(0, max(classes - 1, 1), boxes)  # the last class has no box
+    owner = rng.integers(0, images, boxes)
+    truth = Truth(
+        owner,
+        labels,
+        b.astype(np.float32),
+        rng.random(boxes) < crowd,
+        ((b[:, 2:] - b[:, :2]).prod(1) * rng.uniform(0.4, 1, boxes)).astype(np.float32),
+    )
+    d, image = corners(detections), rng.integers(0, images, detections)
+    label = rng.integers(0, classes, detections)
+    if boxes:
+        near = rng.random(detections) < 0.6
+        source = rng.integers(0, boxes, detections)
+        shift = rng.normal(0, 6, (detections, 4)) * (rng.random((detections, 1)) < 0.9)
+        d[near] = (b[source] + shift)[near]
+        d[:, 2:] = np.maximum(d[:, 2:], d[:, :2] + 1)
+        image[near], label[near] = owner[source][near], labels[source][near]
+    scores = rng.random(detections).astype(np.float32)
+    if tied:
+        scores = scores.round(1)
+    order = np.lexsort((-scores, image))
+    return truth, Found(image, label, d.astype(np.float32), scores).take(order)
+
+
+def by_pycocotools(truth: Truth, found: Found, images: int, classes: int) -> COCOeval:
+    boxes, detected = to_xywh(truth.boxes), to_xywh(found.boxes)
+    reference = COCO()
+    reference.dataset = {
+        "images": [{"id": number + 1} for number in range(images)],
+        "categories": [{"id": number + 1} for number in range(classes)],
+        "annotations": [
+            {
+                "id": number + 1,
+                "image_id": int(truth.image[number]) + 1,
+                "category_id": int(truth.labels[number]) + 1,
+                "bbox": boxes[number].tolist(),
+                "area": float(truth.areas[number]),
+                "iscrowd": int(truth.crowd[number]),
+            }
+            for number in range(len(truth))
+        ],
+    }
+    results = COCO()
+    results.dataset = {
+        **reference.dataset,
+        "annotations": [
+            {
+                "id": number + 1,
+                "image_id": int(found.image[number]) + 1,
+                "category_id": int(found.labels[number]) + 1,
+                "bbox": detected[number].tolist(),
+                "area": float(detected[number, 2:].prod()),
+                "iscrowd": 0,
+                "score": float(found.scores[number]),
+            }
+            for number in range(len(found))
+        ],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference.createIndex()
+        results.createIndex()
+        judge = COCOeval(reference, results, "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return judge
+
+
+def compare(truth: Truth, found: Found, images: int, classes: int) -> CocoFigures:
+    """Our figures, after a look that they are pycocotools'."""
+    ours = coco_figures(found, truth, images=images, classes=classes)
+    theirs = by_pycocotools(truth, found, images, classes)
+    np.testing.assert_allclose(list(ours.twelve.values()), theirs.stats, rtol=0, atol=1e-9)
+    precision = theirs.eval["precision"][:, :, :, 0, 2]
+    for label in range(classes):
+        values = precision[:, :, label]
+        if (values == -1).all():
+            assert np.isnan(ours.ap[label])
+            assert np.isnan(ours.ap50[label])
+        else:
+            assert ours.ap[label] == pytest.approx(values.mean(), abs=1e-9)
+            assert ours.ap50[label] == pytest.approx(values[0].mean(), abs=1e-9)
+            np.testing.assert_allclose(ours.precision50[label], values[0], rtol=0, atol=1e-9)
+    return ours
+
+
+CASES = {
+    "plain": {"images": 6, "classes": 4, "boxes": 40, "detections": 150},
+    "ties": {"images": 6, "classes": 4, "boxes": 40, "detections": 150, "tied": True},
+    "crowds": {"images": 4, "classes": 3, "boxes": 40, "detections": 150, "crowd": 0.5},
+    "empty images": {"images": 40, "classes": 3, "boxes": 12, "detections": 20},
+    "over 100 of a class": {
+        **{"images": 2, "classes": 1, "boxes": 70, "detections": 360, "tied": True},
+    },
+    "no detections": {"images": 3, "classes": 3, "boxes": 10, "detections": 0},
+    "no boxes": {"images": 3, "classes": 3, "boxes": 0, "detections": 10},
+    "only crowds": {"images": 3, "classes": 2, "boxes": 10, "detections": 30, "crowd": 1.0},
+    "nothing": {"images": 2, "classes": 2, "boxes": 0, "detections": 0},
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", CASES)
+def test_equals_pycocotools(name, seed):
+    case = CASES[name]
+    truth, found = random_case(np.random.default_rng(seed), **case)
+    compare(truth, found, case["images"], case["classes"])
+
+
+def test_by_hand():
+    """Two boxes; the first found at IoU 1, the second not, one false positive above both."""
+    truth = Truth(
+        np.array([0, 0]),
+        np.array([0, 0]),
+        np.array([[0, 0, 10, 10], [100, 0, 150, 50]], dtype=np.float32),
+        np.array([False, False]),
+        np.array([100.0, 2500.0], dtype=np.float32),
+    )
+    found = Found(
+        np.array([0, 0]),
+        np.array([0, 0]),
+        np.array([[300, 300, 400, 400], [0, 0, 10, 10]], dtype=np.float32),
+        np.array([0.9, 0.5]),
+    )
+    ours = compare(truth, found, 1, 1)
+    # precision 1/2 up to recall 1/2: 51 of the 101 points
+    assert ours.twelve["AP"] == pytest.approx(0.5 * 51 / 101)
+    assert ours.twelve["APs"] == pytest.approx(1.0)  # the false positive is large
+    assert ours.twelve["APm"] == 0
+    assert ours.twelve["APl"] == -1
+    assert ours.twelve["AR1"] == 0
+    assert ours.twelve["AR10"] == pytest.approx(0.5)
+
+
+def test_corners_of_coco_files_come_back_exactly():
+    boxes = np.array([[473.07, 395.93, 38.65, 28.67], [0.01, 639.99, 4000.37, 0.33]])
+    corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1).astype(np.float32)
+    np.testing.assert_array_equal(to_xywh(corners), boxes)
+
+
+def test_lines_are_pycocotools_own():
+    truth, found = random_case(
+        np.random.default_rng(5), images=5, classes=3, boxes=30, detections=90
+    )
+    ours = coco_figures(found, truth, images=5, classes=3)
+    judge = by_pycocotools(truth, found, 5, 3)
+    with contextlib.redirect_stdout(io.StringIO()) as theirs:
+        judge.summarize()
+    assert twelve_lines(ours.twelve) == theirs.getvalue().rstrip("\n")
+    assert list(ours.twelve) == list(FIGURES)
+
+
+def test_prints_nothing(capfd):
+    truth, found = random_case(
+        np.random.default_rng(0), images=2, classes=2, boxes=9, detections=20
+    )
+    coco_figures(found, truth, images=2, classes=2)
+    assert capfd.readouterr() == ("", "")

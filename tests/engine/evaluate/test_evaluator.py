@@ -1,0 +1,522 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data.index.records import DataIndex, ImageRecord
+from data.loading.loader import LoaderConfig, val_batches
+from data.loading.sample import Batch
+from engine.evaluate.evaluator import EvalConfig, evaluate
+from engine.evaluate.results import (
+    DetectionMetrics,
+    coco_predictions,
+    save_labels,
+    save_metrics,
+    save_predictions,
+)
+from engine.evaluate.tta import decode_augmented
+from models.builder import build_detector
+from models.losses.anchor import AnchorLoss, Losses
+from models.yaml.parser import load_spec
+from utils.errors import UserError
+from utils.hyp import Hyperparameters
+from utils.structures import Decoded
+
+CPU = torch.device("cpu")
+SIZE = 64
+COLOURS = ((255, 0, 0), (0, 255, 0))
+# (height, width), [(label, x1, y1, x2, y2)]: sizes that scale by whole numbers
+IMAGES = (
+    ((64, 64), [(0, 8, 8, 40, 48)]),
+    ((64, 64), [(0, 0, 0, 30, 20), (1, 32, 32, 60, 62)]),
+    ((128, 64), [(1, 4, 40, 60, 100)]),
+    ((64, 128), []),
+    ((64, 64), [(1, 10, 20, 50, 60)]),
+    ((32, 64), [(0, 10, 4, 30, 28)]),
+    ((64, 64), [(1, 2, 2, 40, 12)]),
+)
+
+
+class Finder(nn.Module):
+    """Stands in for a detector: finds the extent of what is red (0) or green (1), surely."""
+
+    names: tuple[str, ...] = ("red", "green")
+    max_stride = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.norm = nn.BatchNorm2d(1)
+        self.batches: list[tuple[int, ...]] = []
+
+    @property
+    def head(self) -> Finder:
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        assert not self.training
+        self.batches.append(tuple(images.shape))
+        return [images]
+
+    def decode(self, raw: list[Tensor]) -> Decoded:
+        images = raw[0]
+        boxes = images.new_zeros(len(images), 2, 4)
+        scores = images.new_zeros(len(images), 2, 2)
+        for number, image in enumerate(images):
+            for label in (0, 1):
+                rows, columns = torch.where((image[label] > 0.7) & (image[1 - label] < 0.3))
+                if len(rows):
+                    box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                    boxes[number, label] = torch.stack(box).float()
+                    scores[number, label, label] = 0.9 - number / 100
+        return Decoded(boxes, scores)
+
+
+class Broken(Finder):
+    def decode(self, raw: list[Tensor]) -> Decoded:
+        decoded = super().decode(raw)
+        return Decoded(decoded.boxes / 0, decoded.scores)
+
+
+def make_index(folder: Path, *, crowd: tuple[int, int] | None = None) -> DataIndex:
+    """The images as files, ids 10, 20, ... backwards; `crowd` (image, box) is a region."""
+    records = []
+    for number, ((height, width), objects) in enumerate(IMAGES):
+        pixels = np.full((height, width, 3), 40, dtype=np.uint8)
+        for label, x1, y1, x2, y2 in objects:
+            pixels[y1:y2, x1:x2] = COLOURS[label]
+        path = folder / f"{number}.png"
+        cv2.imwrite(str(path), pixels[..., ::-1])
+        table = np.array(objects, dtype=np.float32).reshape(-1, 5)
+        count = len(objects)
+        records.append(
+            ImageRecord(
+                path,
+                height,
+                width,
+                10 * (len(IMAGES) - number),
+                table[:, 1:],
+                table[:, 0].astype(np.int64),
+                np.array([crowd == (number, box) for box in range(count)], dtype=bool),
+                (table[:, 3:] - table[:, 1:3]).prod(1),
+                (None,) * count,
+                np.arange(count),
+            )
+        )
+    return DataIndex(tuple(records), ("red", "green"), (7, 3), (), "print")
+
+
+@pytest.fixture
+def index(tmp_path):
+    (tmp_path / "images").mkdir()
+    return make_index(tmp_path / "images")
+
+
+def loader(index: DataIndex, **changes):
+    config = LoaderConfig(image_size=SIZE, batch_size=4, stride=32, workers=0, seed=0)
+    return val_batches(index, replace(config, **changes))
+
+
+def run(index: DataIndex, *, model: nn.Module | None = None, batches=None, **more):
+    more.setdefault("config", EvalConfig())
+    return evaluate(
+        model or Finder(),
+        batches or loader(index),
+        index,
+        device=CPU,
+        progress=False,
+        **more,
+    )
+
+
+class TestFigures:
+    def test_everything_found(self, index):
+        metrics = run(index)
+        assert metrics.map == pytest.approx(1)
+        assert metrics.map50 == pytest.approx(1)
+        assert (metrics.precision, metrics.recall) == (1, 1)
+        assert metrics.fitness == pytest.approx(1)
+        assert (metrics.images, metrics.instances) == (7, 7)
+        assert [(c.name, c.images, c.instances) for c in metrics.per_class] == [
+            ("red", 3, 3),
+            ("green", 4, 4),
+        ]
+        assert metrics.losses is None
+        assert all(value > 0 for value in metrics.speed)
+
+    def test_boxes_are_in_the_files_own_pixels(self, index):
+        found = run(index).detections
+        by_id = {r.image_id: r for r in index.records}
+        ids = sorted(by_id)
+        for image, label, box in zip(found.image, found.labels, found.boxes, strict=True):
+            record = by_id[ids[image]]
+            true = record.boxes[record.labels == label][0]
+            np.testing.assert_allclose(box, true, atol=1.01)
+
+    @pytest.mark.parametrize("rect", [False, True])
+    @pytest.mark.parametrize("batch_size", [1, 3])
+    def test_figures_do_not_depend_on_the_batch(self, index, batch_size, rect):
+        changed = run(index, batches=loader(index, batch_size=batch_size, rect=rect))
+        whole = run(index, batches=loader(index, batch_size=7, rect=rect))
+        # the stand-in's scores depend on the place in the batch: only what was found is compared
+        np.testing.assert_array_equal(changed.detections.boxes, whole.detections.boxes)
+        assert changed.map == whole.map
+
+    def test_table(self, index):
+        head, every, red, green = run(index).table().splitlines()
+        assert head.split() == ["Class", "Images", "Instances", "P", "R", "mAP50", "mAP50-95"]
+        assert every.split() == ["all", "7", "7", "1.000", "1.000", "1.000", "1.000"]
+        assert red.split() == ["red", "3", "3", "1.000", "1.000", "1.000", "1.000"]
+        assert green.split()[:3] == ["green", "4", "4"]
+        assert len({len(line) for line in (head, every, red, green)}) == 1
+
+    def test_classes_without_a_box_are_listed_on_demand_and_in_no_mean(self, index):
+        only_red = replace(
+            index,
+            records=tuple(
+                replace(
+                    r,
+                    boxes=r.boxes[r.labels == 0],
+                    labels=r.labels[r.labels == 0],
+                    crowd=r.crowd[r.labels == 0],
+                    areas=r.areas[r.labels == 0],
+                    segments=(None,) * int((r.labels == 0).sum()),
+                    sources=r.sources[r.labels == 0],
+                )
+                for r in index.records
+            ),
+        )
+        metrics = run(only_red)
+        assert metrics.map == pytest.approx(1)
+        assert metrics.precision == 1
+        assert len(metrics.table().splitlines()) == 3
+        assert metrics.table(absent=True).splitlines()[3].split() == ["green", "0", "0", *"----"]
+
+    def test_a_detection_on_a_crowd_counts_neither_way(self, tmp_path):
+        metrics = run(make_index(tmp_path, crowd=(1, 1)))
+        assert metrics.instances == 6
+        assert metrics.map == pytest.approx(1)
+        assert metrics.precision == 1
+
+    def test_no_box_in_the_data(self, index, capsys):
+        empty = replace(
+            index,
+            records=tuple(
+                replace(
+                    r,
+                    boxes=r.boxes[:0],
+                    labels=r.labels[:0],
+                    crowd=r.crowd[:0],
+                    areas=r.areas[:0],
+                    segments=(),
+                    sources=r.sources[:0],
+                )
+                for r in index.records
+            ),
+        )
+        metrics = run(empty)
+        assert (metrics.map, metrics.map50, metrics.precision, metrics.fitness) == (0, 0, 0, 0)
+        assert metrics.coco["AP"] == -1
+        assert "no true box" in capsys.readouterr().err
+
+    def test_nothing_detected(self, index):
+        metrics = run(index, config=EvalConfig(conf=0.95))
+        assert len(metrics.detections) == 0
+        assert (metrics.map, metrics.precision, metrics.recall) == (0, 0, 0)
+        assert coco_predictions(metrics) == []
+
+    def test_single_class(self, index):
+        one = replace(
+            index,
+            names=("object",),
+            category_ids=(1,),
+            records=tuple(replace(r, labels=np.zeros_like(r.labels)) for r in index.records),
+        )
+        metrics = run(one, config=EvalConfig(single_cls=True))
+        assert metrics.map == pytest.approx(1)
+        assert metrics.per_class[0].instances == 7
+
+    def test_text_ids(self, index):
+        named = replace(
+            index, records=tuple(replace(r, image_id=f"b{r.image_id}") for r in index.records)
+        )
+        metrics = run(named)
+        assert metrics.map == pytest.approx(1)
+        assert {row["image_id"] for row in coco_predictions(metrics)} == {
+            "b70", "b60", "b50", "b30", "b20", "b10",
+        }  # fmt: skip
+
+
+class TestModelState:
+    def test_train_state_comes_back_module_by_module(self, index):
+        model = Finder().train()
+        model.norm.eval()  # frozen by the trainer
+        run(index, model=model)
+        assert model.training
+        assert not model.norm.training
+
+    def test_state_comes_back_after_an_error(self, index):
+        model = Finder().train()
+        with pytest.raises(KeyError):
+            run(index, model=model, batches=[replace_ids(b) for b in loader(index)])
+        assert model.training
+
+    def test_loss_is_the_mean_over_images(self, index):
+        sizes = []
+
+        def loss(raw, targets):
+            count = len(raw[0])
+            sizes.append((count, len(targets)))
+            part = torch.tensor(float(count))
+            return Losses(part, part, part * 2, part * 3)
+
+        metrics = run(index, loss=loss)
+        assert [count for count, _ in sizes] == [4, 3]
+        assert sum(boxes for _, boxes in sizes) == 7
+        mean = (4 * 4 + 3 * 3) / 7
+        assert metrics.losses == pytest.approx((mean, 2 * mean, 3 * mean))
+
+    def test_a_real_detector_with_its_loss(self, index):
+        torch.manual_seed(0)
+        model = build_detector(load_spec("yolov5n"), classes=2, names=index.names).eval()
+        loss = AnchorLoss(model, Hyperparameters(), image_size=SIZE)
+        batch = next(iter(loader(index, batch_size=7)))
+        with torch.no_grad():
+            value = loss(model(batch.images.float() / 255), batch.targets)
+        metrics = run(index, model=model, loss=loss, batches=loader(index, batch_size=7))
+        assert metrics.losses == pytest.approx(
+            (float(value.box), float(value.obj), float(value.cls)), rel=1e-4
+        )
+
+
+def replace_ids(batch: Batch) -> Batch:
+    return replace(batch, image_ids=tuple(f"other {i}" for i in batch.image_ids))
+
+
+class TestRefusals:
+    def test_non_finite_weights(self, index):
+        model = Finder()
+        model.weight.data[:] = torch.nan
+        with pytest.raises(UserError, match="non-finite weights"):
+            run(index, model=model)
+
+    def test_non_finite_outputs(self, index):
+        with pytest.raises(UserError, match="not finite"):
+            run(index, model=Broken())
+
+    def test_class_counts_differ(self, index):
+        model = Finder()
+        model.names = ("a", "b", "c", "d", "e")
+        with pytest.raises(UserError, match=r"5 classes \(a, b, c, \.\.\.\).*2 \(red, green\)"):
+            run(index, model=model)
+
+    def test_other_names_are_told(self, index, capsys):
+        model = Finder()
+        model.names = ("red", "blue")
+        assert run(index, model=model).map == pytest.approx(1)
+        assert "first 'blue' and 'green'" in capsys.readouterr().err
+        model.names = ("0", "1")  # a model without names
+        run(index, model=model)
+        assert capsys.readouterr().err == ""
+
+    def test_half_on_a_cpu(self, index):
+        with pytest.raises(UserError, match="CUDA"):
+            run(index, config=EvalConfig(half=True))
+
+    def test_a_loader_that_forgets_images(self, index):
+        with pytest.raises(RuntimeError, match="delivered 4 of 7 images"):
+            run(index, batches=list(loader(index))[:1])
+
+    def test_an_image_delivered_twice_counts_once(self, index):
+        batches = list(loader(index))
+        metrics = run(index, batches=[*batches, batches[0]])
+        assert len(metrics.detections) == len(run(index).detections)
+        assert metrics.map == pytest.approx(1)
+
+
+class TestAugmentation:
+    def test_views_come_back_to_the_place(self, index):
+        model = Finder().eval()
+        batch = next(iter(loader(index)))
+        images = batch.images.float() / 255
+        plain = model.decode([images])
+        decoded = decode_augmented(model, images, plain)
+        assert decoded.boxes.shape == (4, 6, 4)
+        assert model.batches == [(4, 3, 64, 64), (4, 3, 64, 64)]  # 54 and 43 px, padded
+        for view in (1, 2):
+            boxes, scores = (
+                item[:, 2 * view : 2 * view + 2] for item in (decoded.boxes, decoded.scores)
+            )
+            torch.testing.assert_close(scores, plain.scores)
+            seen = plain.scores.amax(-1) > 0
+            torch.testing.assert_close(boxes[seen], plain.boxes[seen], atol=2.5, rtol=0)
+
+    def test_in_the_evaluator(self, index):
+        metrics = run(index, config=EvalConfig(augment=True))
+        assert metrics.map50 == pytest.approx(1)
+        assert metrics.recall == 1
+
+
+class TestFiles:
+    def test_predictions_have_the_data_sets_ids(self, index, tmp_path):
+        metrics = run(index)
+        save_predictions(metrics, tmp_path / "predictions.json")
+        rows = json.loads((tmp_path / "predictions.json").read_text())
+        assert len(rows) == 7
+        first = next(row for row in rows if row["image_id"] == 70)  # the first file
+        assert first["category_id"] == 7  # red
+        assert first["bbox"] == pytest.approx([8, 8, 32, 40], abs=0.01)
+        assert 0 < first["score"] <= 1
+
+    def test_labels(self, index, tmp_path):
+        metrics = run(index)
+        save_labels(metrics, index, tmp_path / "labels", scores=True)
+        assert sorted(p.name for p in (tmp_path / "labels").iterdir()) == [
+            f"{number}.txt" for number in range(7)
+        ]
+        label, *values = (tmp_path / "labels" / "0.txt").read_text().split()
+        assert label == "0"
+        expected = [24 / 64, 28 / 64, 32 / 64, 40 / 64]
+        assert [float(v) for v in values[:4]] == pytest.approx(expected, abs=1e-4)
+        assert float(values[4]) == pytest.approx(0.9, abs=0.05)
+        assert (tmp_path / "labels" / "3.txt").read_text() == ""
+        save_labels(metrics, index, tmp_path / "labels")
+        assert len((tmp_path / "labels" / "0.txt").read_text().split()) == 5
+
+    def test_labels_of_equal_names_do_not_meet(self, index, tmp_path):
+        moved = [
+            replace(r, path=tmp_path / folder / "same.jpg")
+            for r, folder in zip(index.records, "abcdefg", strict=True)
+        ]
+        other = replace(index, records=tuple(moved))
+        save_labels(run(index), other, tmp_path / "labels")
+        assert len(list((tmp_path / "labels").rglob("same.txt"))) == 7
+
+    def test_labels_stay_in_their_folder_whatever_the_images_are_called(self, index, tmp_path):
+        before = sorted(tmp_path.iterdir())
+        places = [tmp_path / "set" / r.path.name for r in index.records]
+        places[0] = tmp_path / "set" / ".." / ".." / tmp_path.name / "mine" / "a.jpg"
+        moved = [replace(r, path=p) for r, p in zip(index.records, places, strict=True)]
+        save_labels(run(index), replace(index, records=tuple(moved)), tmp_path / "run" / "labels")
+        assert len(list((tmp_path / "run" / "labels").rglob("*.txt"))) == 7
+        assert (tmp_path / "run" / "labels" / "mine" / "a.txt").is_file()
+        assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "run"])
+
+    def test_a_class_name_cannot_forge_a_row(self, index):
+        metrics = run(index)
+        named = replace(metrics.per_class[0], name="a\nb\x1b[31m", instances=1)
+        table = replace(metrics, per_class=(named,)).table()
+        assert len(table.splitlines()) == 3
+        assert "a b [31m" in table
+
+    def test_metrics_json(self, index, tmp_path):
+        metrics = run(index, config=EvalConfig(conf=0.95))
+        save_metrics(metrics, tmp_path / "metrics.json", {"conf": 0.95})
+        document = json.loads((tmp_path / "metrics.json").read_text())
+        assert document["map"] == 0
+        assert document["settings"] == {"conf": 0.95}
+        assert document["per_class"][0]["name"] == "red"
+        assert len(document["coco"]) == 12
+        assert document["coco"]["APl"] is None or document["coco"]["APl"] <= 0
+        assert set(document["speed_ms"]) == {"pre", "inference", "nms"}
+
+    def test_pictures(self, index, tmp_path):
+        run(index, plots=tmp_path, batches=loader(index, batch_size=2))
+        curves = [f"{name}_curve.png" for name in ("PR", "P", "R", "F1")]
+        batches = [f"val_batch{n}_{kind}.jpg" for n in range(3) for kind in ("labels", "pred")]
+        for name in (*curves, "confusion_matrix.png", *batches):
+            pixels = cv2.imread(str(tmp_path / name))
+            assert pixels is not None, name
+            assert pixels.std() > 5, name
+        asked = cv2.imread(str(tmp_path / "val_batch0_labels.jpg"))
+        assert asked.shape[0] == SIZE
+        assert not (tmp_path / "val_batch3_pred.jpg").exists()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+sys.path.insert(0, {tests!r})
+import test_evaluator as t
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://{store}", rank=rank, world_size=2)
+index = t.make_index(Path({folder!r}) / str(rank))
+for model in (t.Finder(), t.Broken() if rank == 1 else t.Finder()):
+    batches = t.loader(index, rank=rank, world_size=2, batch_size=2)
+    try:
+        print(len(batches), t.summary(t.run(index, model=model, batches=batches)))
+    except Exception as error:
+        print(type(error).__name__, error)
+dist.destroy_process_group()
+"""
+
+
+def summary(metrics: DetectionMetrics) -> str:
+    found = metrics.detections
+    figures = (metrics.coco, metrics.precision, metrics.recall, metrics.image_ids)
+    return repr((figures, metrics.table(), found.image.tolist(), found.boxes.tolist()))
+
+
+def test_two_ranks(index, tmp_path, root):
+    """Seven images: each once, one rank's figures on both; then a failure on one ends both."""
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        SCRIPT.format(
+            tests=str(Path(__file__).parent), store=tmp_path / "store", folder=str(tmp_path)
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank)],
+            stdout=subprocess.PIPE,
+            cwd=root,
+            env=environment,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        answers = [process.communicate(timeout=300)[0].splitlines() for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    alone = f"2 {summary(run(index))}"
+    for answer in answers:
+        assert answer == [alone, "UserError the model's outputs are not finite"]
+
+
+@pytest.mark.gpu
+def test_half_precision_is_close(index):
+    torch.manual_seed(0)
+    device = torch.device("cuda")
+    model = build_detector(load_spec("yolov5n"), classes=2, names=index.names).to(device)
+    full, half = (
+        evaluate(
+            model,
+            loader(index),
+            index,
+            config=EvalConfig(half=half),
+            device=device,
+            progress=False,
+        )
+        for half in (False, True)
+    )
+    assert half.map == pytest.approx(full.map, abs=0.01)
+    assert all(value > 0 for value in half.speed)

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from engine.evaluate import matching as metrics
+from engine.evaluate.matching import (
+    Found,
+    Truth,
+    confidence_curves,
+    confusion_matrix,
+    match,
+    overlaps,
+)
+
+
+def truth(*rows: tuple, crowd: tuple[int, ...] = ()) -> Truth:
+    """Rows of (image, label, x1, y1, x2, y2)."""
+    table = np.array(rows, dtype=float).reshape(-1, 6)
+    boxes = table[:, 2:]
+    is_crowd = np.isin(np.arange(len(table)), crowd)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return Truth(table[:, 0].astype(int), table[:, 1].astype(int), boxes, is_crowd, areas)
+
+
+def found(*rows: tuple) -> Found:
+    """Rows of (image, label, x1, y1, x2, y2, score)."""
+    table = np.array(rows, dtype=float).reshape(-1, 7)
+    return Found(table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2:6], table[:, 6])
+
+
+def random_case(rng: np.random.Generator, *, boxes: int, detections: int, images: int = 3):
+    def corners(count: int) -> np.ndarray:
+        low = rng.integers(0, 12, (count, 2))
+        return np.concatenate((low, low + rng.integers(1, 12, (count, 2))), 1).astype(float)
+
+    b = corners(boxes)
+    some = Truth(
+        rng.integers(0, images, boxes),
+        rng.integers(0, 2, boxes),
+        b,
+        rng.random(boxes) < 0.2,
+        (b[:, 2:] - b[:, :2]).prod(1),
+    )
+    scores = rng.integers(0, 6, detections) / 5  # many ties
+    return some, Found(
+        rng.integers(0, images, detections),
+        rng.integers(0, 2, detections),
+        corners(detections),
+        scores,
+    )
+
+
+class TestOverlaps:
+    def test_iou_by_hand_and_only_within_image_and_class(self):
+        boxes = truth((0, 0, 0, 0, 10, 10), (1, 0, 0, 0, 10, 10), (0, 1, 0, 0, 10, 10))
+        rows, columns, values = overlaps(
+            found((0, 0, 5, 0, 15, 10, 0.9)), boxes, least=0.1, same_class=True
+        )
+        assert rows.tolist() == [0]
+        assert columns.tolist() == [0]
+        assert values[0] == pytest.approx(50 / 150)
+        _, columns, _ = overlaps(
+            found((0, 0, 5, 0, 15, 10, 0.9)), boxes, least=0.1, same_class=False
+        )
+        assert columns.tolist() == [0, 2]
+
+    def test_share_of_the_detection_for_crowds(self):
+        crowd = truth((0, 0, 0, 0, 100, 100))
+        _, _, values = overlaps(
+            found((0, 0, 90, 0, 110, 10, 0.9)), crowd, least=0.1, same_class=True, of_found=True
+        )
+        assert values[0] == pytest.approx(0.5)
+
+    def test_boxes_without_area_overlap_nothing(self):
+        flat = truth((0, 0, 5, 5, 5, 5))
+        rows, _, _ = overlaps(found((0, 0, 5, 5, 5, 5, 0.9)), flat, least=0.5, same_class=True)
+        assert not len(rows)
+
+    def test_portions_change_nothing(self, monkeypatch):
+        some, detections = random_case(np.random.default_rng(0), boxes=40, detections=90)
+        whole = overlaps(detections, some, least=0.1, same_class=True)
+        monkeypatch.setattr(metrics, "PAIRS_AT_ONCE", 7)
+        for a, b in zip(whole, overlaps(detections, some, least=0.1, same_class=True), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+class TestMatch:
+    def test_higher_score_chooses_first_and_the_other_takes_the_next_best(self):
+        boxes = truth((0, 0, 0, 0, 10, 10), (0, 0, 2, 0, 12, 10))
+        result = match(
+            found((0, 0, 0, 0, 10, 10, 0.6), (0, 0, 0, 0, 10, 10, 0.8), (0, 0, 0, 0, 10, 10, 0.5)),
+            boxes,
+        )
+        assert result.correct.tolist() == [True, True, False]
+
+    def test_crowd_is_ignored_any_number_of_times_but_a_free_box_comes_first(self):
+        boxes = truth((0, 0, 0, 0, 10, 10), (0, 0, 0, 0, 50, 50), crowd=(1,))
+        result = match(
+            found(
+                (0, 0, 0, 0, 10, 10, 0.9),
+                (0, 0, 20, 20, 30, 30, 0.8),
+                (0, 0, 21, 21, 30, 30, 0.7),
+                (0, 1, 20, 20, 30, 30, 0.6),  # another class than the crowd's
+                (0, 0, 46, 0, 56, 10, 0.5),  # less than half on the crowd
+            ),
+            boxes,
+        )
+        assert result.correct.tolist() == [True, False, False, False, False]
+        assert result.ignored.tolist() == [False, True, True, False, False]
+
+    def test_nothing_at_all(self):
+        assert not len(match(found(), truth()).correct)
+        assert match(found((0, 0, 0, 0, 1, 1, 0.5)), truth()).correct.tolist() == [False]
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_the_same_as_pycocotools(self, seed):
+        some, detections = random_case(np.random.default_rng(seed), boxes=25, detections=70)
+        result = match(detections, some)
+        correct, ignored = by_pycocotools(some, detections)
+        np.testing.assert_array_equal(result.correct, correct)
+        np.testing.assert_array_equal(result.ignored, ignored)
+
+
+def by_pycocotools(some: Truth, detections: Found) -> tuple[np.ndarray, np.ndarray]:
+    """Which detections are matched with a plain box, and which are ignored, at IoU 0.5."""
+
+    def rows(table: Truth | Found) -> list[dict]:
+        sizes = table.boxes[:, 2:] - table.boxes[:, :2]
+        return [
+            {
+                "id": number + 1,
+                "image_id": int(table.image[number]),
+                "category_id": int(table.labels[number]) + 1,
+                "bbox": [*table.boxes[number, :2].tolist(), *sizes[number].tolist()],
+                "area": float(sizes[number].prod()),
+                "iscrowd": int(table.crowd[number]) if isinstance(table, Truth) else 0,
+                "score": float(table.scores[number]) if isinstance(table, Found) else 0,
+            }
+            for number in range(len(table))
+        ]
+
+    head = {
+        "images": [{"id": number} for number in range(3)],
+        "categories": [{"id": 1}, {"id": 2}],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        sets = []
+        for table in (some, detections):
+            data = COCO()
+            data.index.dataset = {**head, "annotations": rows(table)}
+            data.createIndex()
+            sets.append(data)
+        judge = COCOeval(*sets, "bbox")
+        judge.params.areaRng, judge.params.maxDets = [[0, 1e10]], [1000]
+        judge.evaluate()
+    correct, ignored = np.zeros((2, len(detections)), dtype=bool)
+    for item in filter(None, judge.evalImgs):
+        ids = np.array(item["dtIds"], dtype=int) - 1
+        skipped = item["dtIgnore"][0].astype(bool)
+        correct[ids] = (item["dtMatches"][0] > 0) & ~skipped
+        ignored[ids] = skipped
+    return correct, ignored
+
+
+class TestCurves:
+    def test_by_hand(self):
+        boxes = truth((0, 3, 0, 0, 10, 10), (0, 3, 50, 50, 60, 60), (1, 3, 0, 0, 10, 10))
+        curves = confidence_curves(
+            found(
+                (0, 3, 0, 0, 10, 10, 0.9),
+                (0, 3, 20, 0, 30, 10, 0.7),  # wrong
+                (1, 3, 0, 0, 10, 10, 0.4),
+            ),
+            boxes,
+        )
+        assert curves.classes.tolist() == [3]
+        assert curves.confidence.shape == (1000,)
+        at = {c: int(np.searchsorted(curves.confidence, c)) for c in (0.0, 0.5, 0.8, 0.95)}
+        assert curves.precision[0, at[0.0]] == pytest.approx(2 / 3)
+        assert curves.recall[0, at[0.0]] == pytest.approx(2 / 3)
+        assert curves.f1[0, at[0.0]] == pytest.approx(2 / 3)
+        assert curves.precision[0, at[0.5]] == pytest.approx(1 / 2)
+        assert curves.recall[0, at[0.5]] == pytest.approx(1 / 3)
+        assert curves.precision[0, at[0.8]] == 1
+        assert curves.recall[0, at[0.8]] == pytest.approx(1 / 3)
+        assert curves.precision[0, at[0.95]] == 1  # nothing left, nothing wrong
+        assert curves.recall[0, at[0.95]] == 0
+        assert curves.f1[0, at[0.95]] == 0
+        assert curves.best == 0  # 2/3 up to 0.4 is the highest F1
+
+    def test_a_score_equal_to_the_threshold_counts(self):
+        curves = confidence_curves(found((0, 0, 0, 0, 9, 9, 1.0)), truth((0, 0, 0, 0, 9, 9)))
+        assert curves.recall[0, -1] == 1
+
+    def test_classes_without_boxes_or_with_crowds_only_have_no_curve(self):
+        boxes = truth((0, 1, 0, 0, 9, 9), (0, 2, 0, 0, 9, 9), crowd=(1,))
+        curves = confidence_curves(found((0, 0, 0, 0, 9, 9, 0.9)), boxes)
+        assert curves.classes.tolist() == [1]
+        assert not curves.precision.any()  # never detected
+
+    def test_detections_on_a_crowd_cost_no_precision(self):
+        boxes = truth((0, 0, 0, 0, 10, 10), (0, 0, 20, 20, 90, 90), crowd=(1,))
+        curves = confidence_curves(
+            found((0, 0, 0, 0, 10, 10, 0.9), (0, 0, 30, 30, 40, 40, 0.95)), boxes
+        )
+        assert curves.precision[0, 0] == 1
+
+    def test_no_truth(self):
+        curves = confidence_curves(found((0, 0, 0, 0, 9, 9, 0.9)), truth())
+        assert curves.precision.shape == (0, 1000)
+        assert curves.best == 0
+
+
+class TestConfusion:
+    def test_by_hand(self):
+        boxes = truth(
+            (0, 0, 0, 0, 10, 10),
+            (0, 1, 20, 0, 30, 10),
+            (0, 1, 40, 0, 50, 10),
+            (0, 0, 60, 60, 90, 90),
+            crowd=(3,),
+        )
+        matrix = confusion_matrix(
+            found(
+                (0, 0, 0, 0, 10, 10, 0.9),  # right
+                (0, 0, 20, 0, 30, 9, 0.8),  # predicted 0, true 1
+                (0, 1, 0, 0, 10, 9, 0.7),  # box 0 is taken by a better overlap: background
+                (0, 0, 61, 61, 70, 70, 0.6),  # on a crowd of its class: ignored
+                (0, 1, 61, 61, 70, 70, 0.6),  # on a crowd of another class: background
+                (0, 1, 40, 0, 50, 10, 0.2),  # under the confidence
+            ),
+            boxes,
+            2,
+        )
+        assert matrix.tolist() == [[1, 1, 0], [0, 0, 2], [0, 1, 0]]
+
+    def test_of_equal_overlaps_the_higher_score_is_taken(self):
+        matrix = confusion_matrix(
+            found((0, 1, 0, 0, 10, 10, 0.4), (0, 0, 0, 0, 10, 10, 0.6)),
+            truth((0, 0, 0, 0, 10, 10)),
+            2,
+        )
+        assert matrix.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_the_same_as_taking_pairs_one_by_one(self, seed):
+        some, detections = random_case(np.random.default_rng(seed), boxes=30, detections=50)
+        sure = detections.take(detections.scores >= 0.25)
+        plain = some.take(~some.crowd)
+        rows, columns, values = overlaps(sure, plain, least=0.45, same_class=False)
+        expected = np.zeros((3, 3), dtype=int)
+        used_rows, used_columns = set(), set()
+        for pair in sorted(
+            range(len(rows)), key=lambda k: (-values[k], -sure.scores[rows[k]], rows[k])
+        ):
+            row, column = rows[pair], columns[pair]
+            if row not in used_rows and column not in used_columns:
+                used_rows.add(row)
+                used_columns.add(column)
+                expected[sure.labels[row], plain.labels[column]] += 1
+        crowded = overlaps(sure, some.take(some.crowd), least=0.45, same_class=True, of_found=True)[
+            0
+        ]
+        for row in set(range(len(sure))) - used_rows - set(crowded.tolist()):
+            expected[sure.labels[row], 2] += 1
+        for column in set(range(len(plain))) - used_columns:
+            expected[2, plain.labels[column]] += 1
+        np.testing.assert_array_equal(confusion_matrix(detections, some, 2), expected)
+
+    def test_empty(self):
+        assert confusion_matrix(found(), truth(), 3).tolist() == np.zeros((4, 4)).tolist()
+
+
+def test_concatenate_keeps_order_and_takes_nothing():
+    a, b = found((0, 0, 0, 0, 1, 1, 0.9)), found((1, 2, 0, 0, 1, 1, 0.8))
+    both = Found.concatenate([a, b])
+    assert both.image.tolist() == [0, 1]
+    assert both.labels.tolist() == [0, 2]
+    assert len(Found.concatenate([])) == 0

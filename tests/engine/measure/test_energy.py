@@ -1,0 +1,188 @@
+"""Energy from counters that tests own: a fake powercap tree, a fake NVML, a fake meter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.measure.energy import (
+    Energy,
+    energy_text,
+    find_meter,
+    measure_energy,
+    nvml_meter,
+    rapl_meter,
+)
+
+CPU = torch.device("cpu")
+LIMIT = 262_143_328_850  # µJ, a common range
+
+
+def zone(root: Path, folder: str, name: str, energy: int) -> Path:
+    place = root / folder
+    place.mkdir(parents=True)
+    (place / "name").write_text(name + "\n")
+    (place / "energy_uj").write_text(f"{energy}\n")
+    (place / "max_energy_range_uj").write_text(f"{LIMIT}\n")
+    return place / "energy_uj"
+
+
+def test_packages_and_their_dram_are_summed(tmp_path):
+    first = zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
+    second = zone(tmp_path, "intel-rapl:1", "package-1", 5)
+    dram = zone(tmp_path, "intel-rapl:0:1", "dram", 0)
+    others = [
+        zone(tmp_path, "intel-rapl:0:0", "core", 0),
+        zone(tmp_path, "intel-rapl:2", "psys", 0),
+        zone(tmp_path, "intel-rapl-mmio:0", "package-0", 0),
+    ]
+    meter = find_meter(CPU, powercap=tmp_path)
+    assert meter is not None
+    assert meter.source == "RAPL package-0, dram, package-1"
+    assert meter.joules() == 0
+    first.write_text("3000000\n")
+    second.write_text("500005\n")
+    dram.write_text("250000\n")
+    for other in others:
+        other.write_text("99000000\n")
+    assert meter.joules() == pytest.approx(2 + 0.5 + 0.25)
+
+
+def test_a_counter_that_wraps_around(tmp_path):
+    counter = zone(tmp_path, "intel-rapl:0", "package-0", LIMIT - 1_000_000)
+    meter = rapl_meter(tmp_path)
+    assert meter is not None
+    counter.write_text("2000000")
+    assert meter.joules() == pytest.approx(3)
+    counter.write_text("2500000")
+    assert meter.joules() == pytest.approx(3.5)
+    counter.write_text("500000")  # once more around
+    assert meter.joules() == pytest.approx(3.5 + (LIMIT - 2_000_000) * 1e-6)
+
+
+def test_no_counter_is_not_measured(tmp_path):
+    assert rapl_meter(tmp_path) is None
+    assert rapl_meter(tmp_path / "missing") is None
+    counter = zone(tmp_path, "intel-rapl:0", "package-0", 0)
+    counter.unlink()
+    counter.mkdir()  # as unreadable as one without permission, also for root
+    assert rapl_meter(tmp_path) is None
+    assert find_meter(torch.device("meta")) is None
+
+
+def test_a_broken_counter_is_not_measured(tmp_path):
+    zone(tmp_path, "intel-rapl:0", "package-0", 0).write_text("n/a")
+    assert rapl_meter(tmp_path) is None
+
+
+class NVMLError(Exception):
+    pass
+
+
+class FakeNvml:
+    """Two GPUs by UUID, the second without a counter."""
+
+    NVMLError = NVMLError
+
+    def __init__(self) -> None:
+        self.millijoules = 5000
+
+    def nvmlInit(self) -> None:
+        pass
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid not in {"GPU-one", "GPU-two"}:
+            raise NVMLError("not found")
+        return uuid
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        if handle == "GPU-two":
+            raise NVMLError("not supported")
+        return self.millijoules
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch, **properties: str) -> torch.device:
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**properties)
+    )
+    return torch.device("cuda", 0)
+
+
+def test_a_gpu_by_its_uuid(monkeypatch):
+    nvml = FakeNvml()
+    meter = nvml_meter(gpu(monkeypatch, uuid="one"), nvml)
+    assert meter is not None
+    assert meter.joules() == 0
+    nvml.millijoules += 2500
+    assert meter.joules() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("properties", [{"uuid": "two"}, {"uuid": "three"}, {}])
+def test_a_gpu_without_a_counter_is_not_measured(monkeypatch, properties):
+    assert nvml_meter(gpu(monkeypatch, **properties), FakeNvml()) is None
+
+
+def test_a_gpu_that_stops_answering_is_not_measured(monkeypatch):
+    nvml = FakeNvml()
+    meter = nvml_meter(gpu(monkeypatch, uuid="one"), nvml)
+
+    def broken(handle: str) -> int:
+        raise NVMLError("lost")
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetTotalEnergyConsumption", broken)
+    assert measure_energy(lambda: None, images=1, meter=meter, device=CPU, seconds=0.01) is None
+
+
+class Bench:
+    """A device of constant power and the time its steps take."""
+
+    source = "fake"
+
+    def __init__(self, watts: float, seconds: float) -> None:
+        self.watts, self.seconds = watts, seconds
+        self.now = 0.0
+        self.steps = 0
+
+    def step(self) -> None:
+        self.now += self.seconds
+        self.steps += 1
+
+    def joules(self) -> float:
+        return self.now * self.watts
+
+
+def test_joules_per_image():
+    bench = Bench(watts=80.0, seconds=0.25)
+    found = measure_energy(
+        bench.step, images=4, meter=bench, device=CPU, seconds=2.0, clock=lambda: bench.now
+    )
+    assert found == Energy(joules=160.0, seconds=2.0, images=32, source="fake")
+    assert bench.steps == 8 + 1  # one to warm up
+    assert found.joules_per_image == pytest.approx(5)
+    assert found.watts == pytest.approx(80)
+    assert energy_text(found) == "5 J"
+    assert found.to_dict()["joules_per_image"] == pytest.approx(5)
+
+
+def test_without_a_meter_nothing_is_run_or_guessed():
+    bench = Bench(0.0, 1.0)
+    assert measure_energy(bench.step, images=1, meter=None, device=CPU) is None
+    assert bench.steps == 0
+    assert energy_text(None) == "not measured"
+
+
+def test_a_counter_that_stands_still_is_not_measured():
+    bench = Bench(watts=0.0, seconds=1.0)
+    found = measure_energy(
+        bench.step, images=1, meter=bench, device=CPU, seconds=2.0, clock=lambda: bench.now
+    )
+    assert found is None
+
+
+@pytest.mark.parametrize(("images", "seconds"), [(0, 1.0), (1, 0.0)])
+def test_impossible_settings(images, seconds):
+    with pytest.raises(ValueError, match="over 0"):
+        measure_energy(lambda: None, images=images, meter=None, device=CPU, seconds=seconds)

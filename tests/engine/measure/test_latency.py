@@ -1,0 +1,245 @@
+"""Interleaved timing with a clock of our own, and one order that is certain."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.measure.bench import prepare, sample_images
+from engine.measure.latency import (
+    LEAST_ROUNDS,
+    MEASURED,
+    MODELLED,
+    Candidate,
+    Latency,
+    LatencyConfig,
+    interleave,
+    measure_latency,
+)
+from models.builder import build_detector
+from models.yaml.parser import load_spec
+
+CPU = torch.device("cpu")
+
+
+class FakeClock:
+    """Stands still but for what steps take; `drift` makes each call that much slower."""
+
+    def __init__(self, drift: float = 0.0) -> None:
+        self.now = 0.0
+        self.drift = drift
+        self.calls: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def step(self, name: str, seconds: float):
+        def run() -> None:
+            self.now += seconds * (1 + self.drift * len(self.calls))
+            self.calls.append(name)
+
+        return run
+
+
+def timed(clock: FakeClock, rounds: int, seconds: float = 1e9, **steps: float):
+    config = LatencyConfig(rounds=rounds, seconds=seconds)
+    runs = [clock.step(name, value) for name, value in steps.items()]
+    return interleave(runs, config, device=CPU, clock=clock)
+
+
+def test_rounds_go_through_all_and_begin_with_another_each_time():
+    clock = FakeClock()
+    laps = timed(clock, 6, a=1.0, b=2.0, c=4.0)
+    assert "".join(clock.calls) == "abcbcacababcbcacab"
+    assert laps == [[1.0] * 6, [2.0] * 6, [4.0] * 6]
+
+
+def test_drift_hits_all_alike():
+    laps = timed(FakeClock(drift=0.05), 30, a=1.0, b=1.0, c=1.0)
+    medians = [float(torch.tensor(lap).median()) for lap in laps]
+    assert medians == pytest.approx([medians[0]] * 3, rel=0.05)
+    assert max(laps[0]) > 4 * min(laps[0])  # there was drift
+
+
+def test_the_budget_ends_the_rounds_but_not_before_the_least():
+    assert len(timed(FakeClock(), 50, seconds=10.5, a=0.5, b=0.5)[0]) == 11
+    assert len(timed(FakeClock(), 50, seconds=1.0, a=10.0)[0]) == LEAST_ROUNDS
+    assert timed(FakeClock(), 50) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"warm_up": 0},
+        {"rounds": LEAST_ROUNDS - 1},
+        {"batches": ()},
+        {"batches": (0,)},
+        {"seconds": 0.0},
+    ],
+)
+def test_impossible_settings(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LatencyConfig(**wrong)
+
+
+def test_figures_by_hand():
+    laps = tuple(0.010 * i for i in range(1, 12))  # 10 to 110 ms for two images
+    found = Latency("m", 64, 2, laps, flops=3 * 10**9, memory_bytes=1, memory_source=MODELLED)
+    assert found.p50 == pytest.approx(30)
+    assert found.p90 == pytest.approx(50)
+    assert found.least == pytest.approx(5)
+    assert found.images_per_second == pytest.approx(1 / 0.030)
+    assert found.gflops_per_second == pytest.approx(100)
+
+
+class Waits(nn.Module):
+    """Advances the clock by a known time for each image; `full` images are too many."""
+
+    def __init__(self, clock: FakeClock, seconds: float, full: int = 99) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.run = lambda batch: clock.step("", seconds * batch)()
+        self.full = full
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) >= self.full:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        if not images.is_meta:
+            self.run(len(images))
+        return self.conv(images)
+
+
+def test_all_models_and_batches_are_measured():
+    clock = FakeClock()
+    models = [Candidate("a", Waits(clock, 0.5), 8), Candidate("b", Waits(clock, 0.25), 16)]
+    config = LatencyConfig(batches=(1, 4), rounds=7, warm_up=1)
+    report = measure_latency(models, config, device=CPU, clock=clock)
+    assert [(item.model, item.batch) for item in report.measured] == [
+        ("a", 1),
+        ("b", 1),
+        ("a", 4),
+        ("b", 4),
+    ]
+    assert [item.p50 for item in report.measured] == pytest.approx([500, 250, 500, 250])
+    a, b = report.of("a", 4), report.of("b", 4)
+    assert a is not None
+    assert b is not None
+    assert (a.flops, b.flops) == (2 * 64 * 12, 2 * 256 * 12)
+    assert a.memory_source == MODELLED
+    assert a.memory_bytes == 4 * (16 + 4 * 64 * (3 + 4))  # weights, bias; images and result
+    assert len(a.laps) == 7
+    data = report.to_dict()
+    assert json.loads(json.dumps(data)) == data
+    assert data["settings"]["device"].startswith("cpu")
+    assert data["settings"]["threads"] == torch.get_num_threads()
+
+
+def test_one_that_cannot_run_does_not_end_the_rest():
+    clock = FakeClock()
+    models = [Candidate("big", Waits(clock, 1, full=4), 8), Candidate("ok", Waits(clock, 1), 8)]
+    config = LatencyConfig(batches=(1, 4), rounds=5)
+    report = measure_latency(models, config, device=CPU, clock=clock)
+    assert [(item.model, item.batch) for item in report.measured] == [
+        ("big", 1),
+        ("ok", 1),
+        ("ok", 4),
+    ]
+    (failure,) = report.failed
+    assert (failure.model, failure.batch) == ("big", 4)
+    assert failure.cause == "OutOfMemoryError: CUDA out of memory."
+    assert report.of("big", 4) is None
+
+
+@pytest.mark.parametrize("call", [2, 5, 9])  # in the warm-up, in a round, for the memory
+def test_one_that_fails_on_the_way_does_not_end_the_rest(call, monkeypatch):
+    class Tires(Waits):
+        calls = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == call:
+                raise RuntimeError("CUDA error: no more\nand so on")
+            return super().forward(images)
+
+    clock = FakeClock()
+    models = [Candidate("bad", Tires(clock, 1), 8), Candidate("ok", Waits(clock, 1), 8)]
+    config = LatencyConfig(batches=(1,), warm_up=3, rounds=5)
+    report = measure_latency(models, config, device=CPU, clock=clock)
+    assert [item.model for item in report.measured] == ["ok"]
+    assert [item.cause for item in report.failed] == ["RuntimeError: CUDA error: no more"]
+    assert len(report.measured[0].laps) == 5
+
+
+def test_one_that_cannot_be_made_ready_does_not_end_the_rest():
+    class Heavy(Waits):
+        def __deepcopy__(self, memo):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    clock = FakeClock()
+    models = [Candidate("bad", Heavy(clock, 1), 8), Candidate("ok", Waits(clock, 1), 8)]
+    config = LatencyConfig(batches=(1, 2), rounds=5)
+    report = measure_latency(models, config, device=CPU, clock=clock)
+    assert [(item.model, item.batch) for item in report.failed] == [("bad", 1), ("bad", 2)]
+    assert [(item.model, item.batch) for item in report.measured] == [("ok", 1), ("ok", 2)]
+
+
+def test_two_of_a_name_are_refused():
+    model = Candidate("a", nn.Identity(), 8)
+    with pytest.raises(ValueError, match="names must differ"):
+        measure_latency([model, model], LatencyConfig(), device=CPU)
+
+
+def test_preparing_leaves_the_model_alone():
+    torch.manual_seed(0)
+    model = build_detector(load_spec("yolov5n"), classes=3).train()
+    ready = prepare(model, CPU, fused=True, channels_last=True)
+    assert model.training
+    assert not ready.training
+    kinds = [sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) for net in (model, ready)]
+    assert kinds[0] > 0
+    assert kinds[1] == 0
+    images = sample_images(2, 64, CPU, like=ready, channels_last=True)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert 0 <= images.min() < images.max() < 1
+    with torch.inference_mode():
+        expected, found = model.eval()(images), ready(images)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(expected, found, strict=True))
+    kept = prepare(model, CPU, fused=False, channels_last=False)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in kept.modules())
+
+
+def test_the_order_of_two_models_is_right():
+    """A nano model at 64 px against a small one at 256 px: some fifty times the work."""
+    small = Candidate("small", build_detector(load_spec("yolov5n"), classes=3), 64)
+    large = Candidate("large", build_detector(load_spec("yolov5s"), classes=3), 256)
+    config = LatencyConfig(batches=(1,), rounds=7, warm_up=1)
+    report = measure_latency([large, small], config, device=CPU)
+    slow, fast = report.measured
+    assert slow.flops > 40 * fast.flops
+    assert fast.p50 < slow.p50
+    assert fast.least < slow.least
+    assert fast.memory_bytes < slow.memory_bytes
+    assert slow.gflops_per_second > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_of_a_gpu_is_measured_for_each_model_alone():
+    device = torch.device("cuda", 0)
+    config = LatencyConfig(batches=(1, 8), rounds=7, channels_last=True)
+    models = {name: build_detector(load_spec(name), classes=3) for name in ("yolov5n", "yolov5s")}
+    together = [Candidate(name, model, 256) for name, model in models.items()]
+    both = measure_latency(together, config, device=device)
+    alone = measure_latency(together[:1], config, device=device)
+    for batch in config.batches:
+        small, large, single = (
+            both.of("yolov5n", batch),
+            both.of("yolov5s", batch),
+            alone.of("yolov5n", batch),
+        )
+        assert small.memory_source == MEASURED
+        assert small.memory_bytes < large.memory_bytes
+        assert small.memory_bytes == pytest.approx(single.memory_bytes, rel=0.05)

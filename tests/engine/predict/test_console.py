@@ -1,0 +1,58 @@
+"""What the user reads while detection runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from data.sources.frames import Frame
+from engine.predict.console import Console
+from engine.predict.predictor import Result, Speed
+from utils.structures import Detections
+
+IMAGE = np.zeros((48, 64, 3), np.uint8)
+ONE = Detections(torch.zeros(1, 4), torch.ones(1), torch.zeros(1, dtype=torch.int64))
+
+
+def result(kind: str, *, number: int = 1, item: int = 1, found: Detections = ONE) -> Result:
+    frame = Frame(IMAGE, kind, f"in/{item}", None, item, 3, number, 4, 10.0)
+    return Result(IMAGE, found, ("bus",), Speed(1.0, 12.34, 3.0), (480, 640), frame)
+
+
+def test_lines_and_mean_times(capsys):
+    with Console() as console:
+        console.show(result("image"))
+        console.show(result("image", item=2, found=Detections.empty()))
+        for number in range(1, 5):
+            console.show(result("video", item=3, number=number))
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        "image 1/3 in/1: 480x640 1 bus, 12.3ms",
+        "image 2/3 in/2: 480x640 (no detections), 12.3ms",
+        "video 3/3 in/3: 4 frames 480x640 4 detections in 4 of them, 12.3ms per frame",
+        "Speed: 1.0 ms pre-process, 12.3 ms inference, 3.0 ms NMS per image",
+    ]
+    assert captured.err == ""  # no bar where stderr is no terminal
+
+
+def test_stream_frames_have_numbers_and_problems_go_to_stderr(capsys):
+    with Console() as console:
+        console.show(result("stream", number=17))
+        console.problem("skipped: x: empty file")
+    captured = capsys.readouterr()
+    assert captured.out.startswith("stream 1/3 in/1: frame 17 480x640 1 bus, 12.3ms\n")
+    assert captured.err == "skipped: x: empty file\n"
+
+
+def test_two_videos_are_told_apart_and_nothing_is_said_of_nothing(capsys):
+    with Console() as console:
+        console.show(result("video", item=1))
+        console.show(result("video", item=2, found=Detections.empty()))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" 480x640 ")[0] for line in lines[:2]] == [
+        "video 1/3 in/1: 1 frames",
+        "video 2/3 in/2: 1 frames",
+    ]
+    with Console():
+        pass
+    assert capsys.readouterr().out == ""

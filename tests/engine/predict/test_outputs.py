@@ -1,0 +1,198 @@
+"""Files of a detection run: names, contents, and nothing of the user's overwritten."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.sources.frames import Frame, Sources
+from engine.predict.outputs import OutputConfig, Outputs, label_rows, safe_name
+from engine.predict.predictor import Result, Speed
+from utils.errors import UserError
+from utils.structures import Detections
+
+NAMES = ("cat", "../evil/..", "行")
+FOUND = Detections(
+    torch.tensor([[10.0, 20.0, 30.0, 60.0], [0.4, 0.4, 0.6, 0.6]]),
+    torch.tensor([0.875, 0.25]),
+    torch.tensor([0, 1]),
+)
+
+
+def result(
+    label: str = "in/a.jpg", *, item: int = 1, kind: str = "image", number: int = 1
+) -> Result:
+    image = np.full((80, 40, 3), 100, np.uint8)
+    image[20:60, 10:30] = 250
+    path = Path(label) if kind != "stream" else None
+    frame = Frame(image, kind, label, path, item, 9, number, None, 10.0)
+    return Result(image, FOUND, NAMES, Speed(1, 2, 3), (64, 32), frame)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_label_rows_are_normalised_and_zero_based():
+    assert label_rows(result(), conf=False) == (
+        "0 0.500000 0.500000 0.500000 0.500000\n1 0.012500 0.006250 0.005000 0.002500\n"
+    )
+    assert label_rows(result(), conf=True).splitlines()[0].endswith(" 0.500000 0.875000")
+    nothing = Result(result().image, Detections.empty(), NAMES, Speed(1, 2, 3), (64, 32))
+    assert label_rows(nothing, conf=True) == ""
+
+
+def test_all_files_of_an_image(tmp_path):
+    config = OutputConfig(txt=True, conf=True, csv=True, crop=True)
+    with Outputs(str(tmp_path / "runs"), "exp", config) as outputs:
+        outputs.write(result())
+    run = tmp_path / "runs" / "exp"
+    assert outputs.folder == run
+    assert files(run) == [
+        "a.jpg",
+        "crops/cat/a_1.jpg",
+        "crops/evil/a_2.jpg",
+        "labels/a.txt",
+        "predictions.csv",
+    ]
+    crop = np.asarray(Image.open(run / "crops/cat/a_1.jpg"))
+    assert crop.shape == (40, 20, 3)
+    assert np.allclose(crop, 250, atol=3), "a crop holds no drawn lines"
+    assert np.asarray(Image.open(run / "crops/evil/a_2.jpg")).shape == (1, 1, 3)
+    with (run / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["source", "frame", "class", "name", "confidence", "x1", "y1", "x2", "y2"]
+    assert rows[1] == ["in/a.jpg", "1", "0", "cat", "0.87500", "10.00", "20.00", "30.00", "60.00"]
+    assert len(rows) == 3
+
+
+def test_equal_names_from_different_folders_do_not_meet(tmp_path):
+    config = OutputConfig(txt=True, crop=True)
+    with Outputs(str(tmp_path), "exp", config) as outputs:
+        for item, label in enumerate(["x/a.jpg", "y/a.jpg", "z/a.png", "z/A.bmp", "z/a_2.gif"], 1):
+            outputs.write(result(label, item=item))
+    assert files(tmp_path / "exp")[:1] == ["A_4.bmp"]
+    stems = {"a", "a_2", "a_3", "A_4", "a_2_2"}
+    pictures = {p.name for p in (tmp_path / "exp").iterdir() if p.is_file()}
+    assert pictures == {"a.jpg", "a_2.jpg", "a_3.png", "A_4.bmp", "a_2_2.jpg"}
+    assert {p.stem for p in (tmp_path / "exp" / "labels").iterdir()} == stems
+    assert len(list((tmp_path / "exp" / "crops" / "cat").iterdir())) == 5
+
+
+@pytest.mark.parametrize(("stride", "fps"), [(1, 10), (2, 5)])
+def test_video_becomes_mp4_of_the_same_duration(tmp_path, stride, fps):
+    config = OutputConfig(txt=True, stride=stride)
+    numbers = range(1, 7, stride)
+    with Outputs(str(tmp_path), "exp", config) as outputs:
+        for number in numbers:
+            outputs.write(result("v/clip.avi", kind="video", number=number))
+        outputs.write(result("v/other.jpg", item=2))
+    capture = cv2.VideoCapture(str(tmp_path / "exp" / "clip.mp4"))
+    assert capture.get(cv2.CAP_PROP_FPS) == fps
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == len(numbers)
+    done, frame = capture.read()
+    assert done
+    assert frame.shape == (80, 40, 3)
+    capture.release()
+    names = [f"labels/clip_{number}.txt" for number in numbers]
+    assert files(tmp_path / "exp") == ["clip.mp4", *names, "labels/other.txt", "other.jpg"]
+
+
+def test_two_streams_are_recorded_side_by_side(tmp_path):
+    with Outputs(str(tmp_path), "exp", OutputConfig()) as outputs:
+        for number in (1, 2, 3):
+            for item, label in ((1, "rtsp://cam:554/a?b=c"), (2, "webcam 0")):
+                outputs.write(result(label, item=item, kind="stream", number=number))
+    assert files(tmp_path / "exp") == ["cam_554_a_b_c.mp4", "webcam 0.mp4"]
+    for name in files(tmp_path / "exp"):
+        capture = cv2.VideoCapture(str(tmp_path / "exp" / name))
+        assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+        capture.release()
+
+
+def test_a_video_is_whole_after_an_error(tmp_path):
+    def interrupted() -> None:
+        with Outputs(str(tmp_path), "exp", OutputConfig()) as outputs:
+            outputs.write(result("clip.avi", kind="video"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    capture = cv2.VideoCapture(str(tmp_path / "exp" / "clip.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 1
+    capture.release()
+
+
+def test_folders_are_numbered_and_made_only_when_needed(tmp_path):
+    lines: list[str] = []
+    for _ in range(2):
+        with Outputs(str(tmp_path), "exp", OutputConfig(), report=lines.append) as outputs:
+            outputs.write(result())
+    assert lines == [f"Results saved to {tmp_path / name}" for name in ("exp", "exp2")]
+    with Outputs(str(tmp_path), "exp", OutputConfig(save=False), report=lines.append) as outputs:
+        plain = outputs.write(result())
+        drawn = outputs.write(result(), draw=True)
+    assert np.array_equal(plain, result().image)
+    assert not np.array_equal(drawn, plain)
+    assert outputs.folder is None
+    assert len(lines) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["exp", "exp2"]
+
+
+def test_the_source_is_never_overwritten(tmp_path):
+    path = tmp_path / "exp" / "images" / "a.jpg"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(path)
+    inputs = Sources(path).files
+    for name in ("exp", "exp/images", "."):
+        with pytest.raises(UserError, match="holds the source"):
+            Outputs(str(tmp_path), name, OutputConfig(), inputs=inputs, exist_ok=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "exp" / "images")
+    with pytest.raises(UserError, match="holds the source"):
+        Outputs(str(tmp_path), "link", OutputConfig(), inputs=inputs, exist_ok=True)
+    with Outputs(str(tmp_path), "exp", OutputConfig(), inputs=inputs) as outputs:
+        outputs.write(result())
+    assert outputs.folder == tmp_path / "exp2"
+
+
+def test_an_impossible_folder_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with (
+        pytest.raises(UserError, match="no run folder can be made there"),
+        Outputs(str(tmp_path / "file"), "exp", OutputConfig()) as outputs,
+    ):
+        outputs.write(result())
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("../../etc/passwd", "etc_passwd"),
+        ("a/b", "a_b"),
+        ("...", "unnamed"),
+        ("traffic light", "traffic light"),
+        ("行人", "行人"),
+        ("C:\\x", "C_x"),
+    ],
+)
+def test_safe_name(text, name):
+    assert safe_name(text) == name
+
+
+def test_a_video_that_the_disk_cut_off_is_named(tmp_path):
+    def cut_off() -> None:
+        with Outputs(str(tmp_path), "exp", OutputConfig()) as outputs:
+            outputs.write(result("clip.avi", kind="video"))
+            path = tmp_path / "exp" / "clip.mp4"
+            path.unlink()  # what is written from here on is lost, as on a full disk
+            path.write_bytes(b"")
+
+    with pytest.raises(UserError, match=r"clip\.mp4: the video could not be written"):
+        cut_off()

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from engine.train.autoanchor import (
+    best_possible_recall,
+    best_ratios,
+    box_sizes,
+    fit_anchors,
+    k_means,
+    search_anchors,
+)
+from utils.seeding import generator
+
+COCO = np.array(
+    [
+        (10, 13),
+        (16, 30),
+        (33, 23),
+        (30, 61),
+        (62, 45),
+        (59, 119),
+        (116, 90),
+        (156, 198),
+        (373, 326),
+    ],
+    dtype=np.float64,
+)
+
+
+def clusters(seed=0, count=300):
+    rng = generator(seed, 99)
+    centres = np.array([(12, 40), (60, 15), (100, 300)], dtype=np.float64)
+    return np.concatenate([c * np.exp(rng.normal(0, 0.08, (count, 2))) for c in centres])
+
+
+def test_ratio_and_recall_by_hand():
+    sizes = np.array([(10, 10), (40, 10), (41, 10), (2.4, 10)])
+    anchors = np.array([(10.0, 10.0)])
+    np.testing.assert_allclose(best_ratios(sizes, anchors), [1, 0.25, 10 / 41, 0.24])
+    assert best_possible_recall(sizes, anchors, 4.0) == 0.25  # a ratio of exactly 1/4 is no match
+    assert best_possible_recall(np.zeros((0, 2)), anchors, 4.0) == 1.0
+
+
+def test_sizes_are_at_network_size_and_the_tiny_left_out():
+    boxes = [np.array([[0, 0, 100, 50], [0, 0, 3, 100]], dtype=np.float32)]
+    sizes = box_sizes(boxes, [(200, 400)], 200)
+    np.testing.assert_allclose(sizes, [[50, 25]])
+    assert box_sizes([], [], 320).shape == (0, 2)
+
+
+def test_k_means_finds_separate_clusters():
+    centres = k_means(clusters(), 3, generator(0))
+    np.testing.assert_allclose(centres, [(12, 40), (60, 15), (100, 300)], rtol=0.05)
+
+
+def test_search_is_seeded_sorted_and_mutation_helps():
+    sizes = clusters()
+    first = search_anchors(sizes, 9, threshold=4.0, seed=3)
+    again = search_anchors(sizes, 9, threshold=4.0, seed=3)
+    np.testing.assert_array_equal(first, again)
+    assert (np.diff(first.prod(1)) >= 0).all()
+    plain = search_anchors(sizes, 9, threshold=4.0, seed=3, generations=0)
+    assert best_ratios(sizes, first).mean() > best_ratios(sizes, plain).mean()
+
+
+def test_good_anchors_are_kept():
+    sizes = COCO * 1.5
+    report = fit_anchors(sizes, COCO, 9, threshold=4.0, seed=0)
+    assert not report.changed
+    assert report.recall == report.before == 1.0
+    assert "kept" in report.text()
+
+
+def test_poor_anchors_are_replaced_by_better_ones():
+    sizes = clusters() / 20 + 2  # far smaller than any anchor
+    report = fit_anchors(sizes, COCO * 10, 9, threshold=4.0, seed=0)
+    assert report.changed
+    assert report.before < 0.5
+    assert report.recall == best_possible_recall(sizes, report.anchors, 4.0) > 0.99
+
+
+def test_a_model_without_anchors_gets_some_even_from_one_box():
+    report = fit_anchors(np.array([[20.0, 40.0]]), None, 12, threshold=4.0, seed=0)
+    assert report.anchors.shape == (12, 2)
+    assert report.changed
+    assert report.recall == 1.0
+    assert (report.anchors >= 2).all()
+
+
+def test_equal_boxes_do_not_stop_k_means():
+    sizes = np.tile([[20.0, 40.0]], (50, 1))
+    assert search_anchors(sizes, 9, threshold=4.0, seed=0, generations=10).shape == (9, 2)
+
+
+def test_no_boxes():
+    assert not fit_anchors(np.zeros((0, 2)), COCO, 9, threshold=4.0, seed=0).changed
+    with pytest.raises(ValueError, match="without boxes"):
+        search_anchors(np.zeros((0, 2)), 9, threshold=4.0, seed=0)

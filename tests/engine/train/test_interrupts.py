@@ -1,0 +1,43 @@
+import os
+import signal
+
+import pytest
+
+from engine.train import interrupts
+from engine.train.interrupts import stop, stop_requests
+from utils.errors import TerminatedError
+
+
+def test_a_signal_is_noted_and_handlers_return():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_requests() as request:
+        assert request.signal == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # a moment later: not insisting
+        assert request.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_aborts_what_changes_no_state():
+    with stop_requests() as request:
+        with pytest.raises(KeyboardInterrupt), request.may_abort():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert request.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt), request.may_abort():
+            raise AssertionError("must not begin after a signal")
+
+
+def test_insisting_is_obeyed_at_once(monkeypatch):
+    monkeypatch.setattr(interrupts, "INSISTING", -1.0)
+    with stop_requests():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(TerminatedError):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_exit_codes():
+    with pytest.raises(TerminatedError) as caught:
+        stop(signal.SIGTERM)
+    assert caught.value.exit_code == 143
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT)

@@ -1,0 +1,330 @@
+"""Cost of modules by hand and against torch's counter; the row table and the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import models.blocks  # noqa: F401  fills the registry
+from models.builder import build_detector
+from models.profile.__main__ import main
+from models.profile.cost import Cost, count
+from models.profile.counting import ModelProfile, profile, profile_file, profile_spec
+from models.registry import BLOCKS
+from models.yaml.parser import load_spec
+from utils.errors import UserError
+
+
+class Call(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.fixture(scope="module")
+def yolov5l() -> ModelProfile:
+    return profile_file("yolov5l", image_size=640, classes=80)
+
+
+class TestByHand:
+    def test_convolution_with_bn_and_activation(self) -> None:
+        # 8x8 -> 4x4 with 16 channels of 3x3x3: 256 outputs; BN 2 and SiLU 1 on each
+        cost = count(BLOCKS["Conv"](3, 16, 3, 2), (1, 3, 8, 8))
+        assert cost == Cost(256 * 27, 256 * 3)
+
+    def test_residual_bottleneck(self) -> None:
+        # 4x4, 8 channels: 1x1 to 4 (64 outputs), 3x3 to 8 (128 outputs), one addition on 128
+        cost = count(BLOCKS["Bottleneck"](8, 8), (1, 8, 4, 4))
+        assert cost == Cost(64 * 8 + 128 * 4 * 9, 64 * 3 + 128 * 3 + 128)
+
+    def test_pool_squeeze_upsample(self) -> None:
+        # 2 images: max-pool 2x2 of 4 channels 4x4 -> 2x2: 32 outputs of 3 comparisons;
+        # SE: mean of 32 inputs; 1x1 4 -> 1: 2 outputs with bias, ReLU; 1x1 1 -> 4: 8 outputs with
+        # bias, sigmoid; product 32; nearest upsampling to 4x4: 128
+        net = nn.Sequential(BLOCKS["MaxPool"](4, 2), BLOCKS["SE"](4), BLOCKS["Upsample"](4))
+        cost = count(net, (2, 4, 4, 4))
+        assert cost == Cost(2 * 4 + 8 * 1, 32 * 3 + 32 + 2 + 2 + 8 + 8 + 32 + 128)
+
+    def test_grouped_convolution_and_linear(self) -> None:
+        net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False), nn.Flatten(),
+                            nn.Linear(128, 5), nn.Linear(5, 3, bias=False))  # fmt: skip
+        assert count(net, (2, 8, 4, 4)) == Cost(256 * 2 * 9 + 2 * 5 * 128 + 2 * 3 * 5, 2 * 5)
+
+    def test_linear_on_a_sequence(self) -> None:
+        assert count(nn.Linear(6, 4), (2, 3, 6)) == Cost(6 * 4 * 6, 24)
+
+    def test_bilinear_upsampling_and_average_pool(self) -> None:
+        assert count(BLOCKS["Upsample"](2, None, 2, "bilinear"), (1, 2, 3, 3)) == Cost(0, 72 * 7)
+        assert count(nn.AvgPool2d(2), (1, 2, 4, 4)) == Cost(0, 8 * 4)
+
+    @pytest.mark.parametrize("name", ["SiLU", "ReLU", "LeakyReLU(0.1)", "Hardswish", "Mish"])
+    def test_every_activation_counts_one(self, name: str) -> None:
+        assert count(BLOCKS["Conv"](4, 4, act=name), (1, 4, 4, 4)).operations == 64 * 3
+
+    def test_moving_memory_is_free(self) -> None:
+        shuffle = Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1))
+        assert count(shuffle, (1, 4, 4, 4)) == Cost()
+        assert count(BLOCKS["ZeroPad"](4, [1, 1, 1, 1]), (1, 4, 4, 4)) == Cost()
+
+    def test_shuffle_unit_has_nothing_but_its_branch(self) -> None:
+        # half = 4 on 4x4: 64 outputs per convolution; 1x1 4, depthwise 9, 1x1 4; BN on 3, SiLU on 2
+        cost = count(BLOCKS["ShuffleUnit"](8, 8), (1, 8, 4, 4))
+        assert cost == Cost(64 * (4 + 9 + 4), 64 * (2 * 3 + 2))
+
+
+class TestUncounted:
+    @pytest.mark.parametrize(
+        ("function", "name"),
+        [
+            (lambda x: x.softmax(1), "aten._softmax"),
+            (lambda x: x @ x, "aten.bmm"),
+            (lambda x: F.conv_transpose2d(x, torch.empty(4, 4, 2, 2, device="meta")),
+             "aten.convolution"),
+            (lambda x: x.cumsum(1), "aten.cumsum"),
+        ],
+    )  # fmt: skip
+    def test_is_named(self, function: Callable[[Tensor], Tensor], name: str) -> None:
+        cost = count(nn.Sequential(Call(function), nn.ReLU()), (1, 4, 4, 4))
+        assert name in cost.uncounted
+        assert cost.macs == 0
+        assert cost.operations >= 64  # what is known is still counted
+
+    def test_no_block_has_any(self) -> None:
+        """Also the whole of the shipped models: see TestDetector."""
+        for block, args in [("OSA", {"ese": True, "identity": True}), ("GhostUnit", {"se": 0.25}),
+                            ("MixConvBlock", {"kernels": [3, 5], "se": 0.5}),
+                            ("ShuffleDown", {}), ("BottleneckCSP", {}), ("SPP", {})]:  # fmt: skip
+            assert count(BLOCKS[block](8, 8, **args), (1, 8, 8, 8)).uncounted == {}, block
+
+
+@pytest.mark.parametrize(
+    ("block", "c_in", "args"),
+    [
+        ("C3Ghost", 24, {"c_out": 16, "n": 2}),
+        ("MixConvBlock", 16, {"c_out": 16, "kernels": [3, 5], "se": 0.5}),
+        ("OSAStage", 24, {"c_out": 16, "n": 3}),
+        ("ShuffleDown", 16, {"c_out": 16}),
+    ],
+)
+def test_macs_equal_torch_flop_counter(block: str, c_in: int, args: dict[str, object]) -> None:
+    module = BLOCKS[block](c_in, **args).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(torch.zeros(2, c_in, 10, 14))
+    assert 2 * count(module, (2, c_in, 10, 14)).macs == counter.get_total_flops()
+
+
+class TestDetector:
+    def test_rows_of_yolov5l(self, yolov5l: ModelProfile) -> None:
+        """Parameters and convolution GFLOPs per row: reference/yolo_params.json."""
+        expected = [
+            (7040, 1.4156), (73984, 3.7749), (156928, 7.9692), (295424, 3.7749),
+            (1118208, 14.2606), (1180672, 3.7749), (6433792, 20.5521), (4720640, 3.7749),
+            (9971712, 7.9692), (2624512, 2.0972), (525312, 0.4194), (0, 0.0), (0, 0.0),
+            (2757632, 8.808), (131584, 0.4194), (0, 0.0), (0, 0.0), (690688, 8.808),
+            (590336, 1.8874), (0, 0.0), (2495488, 7.9692), (2360320, 1.8874), (0, 0.0),
+            (9971712, 7.9692), (457725, 1.4623),
+        ]  # fmt: skip
+        found = [(row.params, round(2 * row.cost.macs / 1e9, 4)) for row in yolov5l.rows]
+        assert found == expected
+
+    def test_rows_of_yolov5l_ghost(self) -> None:
+        result = profile_file("yolov5l-ghost", image_size=640, classes=80)
+        expected = {1: (38720, 1.9694), 2: (43600, 2.1766), 6: (871360, 2.7597),
+                    13: (903488, 2.8772), 18: (298624, 0.954)}  # fmt: skip
+        for index, pair in expected.items():
+            row = result.rows[index]
+            assert (row.params, round(2 * row.cost.macs / 1e9, 4)) == pair
+
+    def test_totals_and_split(self, yolov5l: ModelProfile) -> None:
+        assert yolov5l.params == 46_563_709
+        assert round(yolov5l.flops / 1e9, 3) == 108.994
+        parts = [yolov5l.part(section) for section in ("backbone", "neck", "head")]
+        assert [part.params for part in parts] == [26_582_912, 19_523_072, 457_725]
+        assert sum(part.macs for part in parts) == yolov5l.macs
+        assert parts[2].macs == 255 * (6400 * 256 + 1600 * 512 + 400 * 1024)
+
+    def test_strides_and_channels(self, yolov5l: ModelProfile) -> None:
+        shapes = {row.name: row.shape for row in yolov5l.rows if row.name}
+        assert shapes["stem"] == (64, 320, 320)
+        assert shapes["P3"] == (256, 80, 80)
+        assert shapes["out5"] == (1024, 20, 20)
+        assert yolov5l.rows[-1].shape is None
+
+    @pytest.mark.parametrize(
+        "name",
+        ["yolov5n", "yolov5n-csp", "yolov5n-ghost", "yolov5n-osa", "yolov5n-shuffle",
+         "yolov5n-mixconv"],
+    )  # fmt: skip
+    def test_nothing_escapes(self, name: str) -> None:
+        result = profile_file(name, image_size=320, classes=3)
+        assert result.cost.uncounted == {}
+        assert result.outside == Cost()
+        assert result.unused == ()
+        assert result.notes() == []
+
+    def test_model_is_left_as_it_was(self) -> None:
+        model = build_detector(load_spec("yolov5n-ghost"), classes=3).train()
+        model.layers[2].eval()  # a frozen row stays frozen
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        modes = [part.training for part in model.modules()]
+        first = profile(model, 64)
+        assert [part.training for part in model.modules()] == modes
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key]), key
+        assert not any(part._forward_hooks for part in model.modules())
+        assert profile(model, 64) == first
+        # the same figures without memory for the weights
+        assert profile_file("yolov5n-ghost", image_size=64, classes=3) == first
+
+    def test_macs_grow_with_the_area(self) -> None:
+        small, large = (profile_file("yolov5n", image_size=s, classes=3) for s in (160, 320))
+        assert large.macs == 4 * small.macs
+        assert large.params == small.params
+
+    def test_size_must_fit_the_strides(self) -> None:
+        with pytest.raises(UserError, match=r"650 .* stride 32; try 640 or 672"):
+            profile_file("yolov5n", image_size=650, classes=80)
+
+    def test_unused_rows_are_named(self, tmp_path: Path) -> None:
+        file = tmp_path / "dangling.yaml"
+        file.write_text(
+            "anchors: [[10, 13, 16, 30, 33, 23]]\n"
+            "backbone:\n"
+            "  - [-1, 1, Conv, [8, 3, 2]]\n"
+            "  - forgotten: [-1, 1, Conv, [8, 3, 2]]\n"
+            "  - [0, 1, Conv, [8, 3, 2]]\n"
+            "head:\n"
+            "  - [[-1], 1, Detect, [nc, anchors]]\n"
+        )
+        result = profile_file(str(file), image_size=64, classes=2)
+        assert [row.index for row in result.unused] == [1]
+        assert result.notes() == ["row 1 (forgotten) is used by no other row"]
+
+
+class TestCommandLine:
+    def test_table_and_summary(self, capsys: pytest.CaptureFixture[str]) -> None:
+        main(["yolov5n"])
+        out, err = capsys.readouterr()
+        lines = out.splitlines()
+        assert lines[0].split() == [
+            "row", "name", "from", "n", "params", "MMACs", "Mops", "stride", "channels", "H", "x",
+            "W", "block", "arguments",
+        ]  # fmt: skip
+        assert len(lines) == 1 + 25 + 1
+        # 6400 cells; weights 2 * 64 * 32 + 64 * 64 + 2 * 10 * 32 * 32; 256 channels with BN and SiLU,
+        # 2 * 32 additions
+        assert lines[5].split() == [
+            "4", "P3", "-1", "2", "29,184", "183.50", "5.32", "8", "64", "80x80", "C3", "c_out=64",
+        ]  # fmt: skip
+        assert lines[25].split()[1] == "17,20,-1"  # Detect has no name
+        assert lines[-1].startswith("yolov5n: 25 rows, 1,872,157 parameters; at 640 px ")
+        assert "2.234 GMACs = 4.468 GFLOPs" in lines[-1]
+        assert err == ""
+
+    def test_json_is_the_list_and_nothing_else(self, capsys: pytest.CaptureFixture[str]) -> None:
+        main(["cfg/yolov5n.yaml", "yolov5n-ghost", "--json", "--img", "320", "--classes", "3"])
+        out, err = capsys.readouterr()
+        first, second = json.loads(out)
+        assert [first["model"], second["model"]] == ["cfg/yolov5n.yaml", "yolov5n-ghost"]
+        for item in (first, second):
+            parts = {"backbone", "neck", "head"}
+            assert set(item) == {"model", "image_size", "notes", "params", "macs", "flops", *parts}
+            assert item["flops"] == 2 * item["macs"]
+            for key in ("params", "macs"):
+                assert item[key] == sum(item[part][key] for part in ("backbone", "neck", "head"))
+        assert first["head"] == {"params": 24 * (64 + 128 + 256 + 3),
+                                 "macs": 24 * (1600 * 64 + 400 * 128 + 100 * 256)}  # fmt: skip
+        assert err == ""
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (["yolov5n", "--jsn"], "unknown argument '--jsn'; did you mean '--json'"),
+            (["yolov5n", "--classes", "0"], "--classes must be at least 1, got 0"),
+            (["yolov5n", "--img", "half"], "invalid int value: 'half'"),
+            (["yolov5n", "--img", "0"], "image size 0 is not a multiple"),
+            (["yolov5n", "no-such-model"], "no-such-model"),
+            ([], "FILE is missing"),
+        ],
+    )
+    def test_mistakes_are_user_errors(self, argv: Sequence[str], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            main(argv)
+
+    def test_exit_code(self, root: Path) -> None:
+        command = [sys.executable, "-m", "models.profile.counting", "yolov5n", "--wrong"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr.startswith("error: unknown argument '--wrong'")
+
+
+class TestCombinations:
+    def test_matrix_has_a_line_for_each_pair(self, capsys, tmp_path: Path) -> None:
+        picture = tmp_path / "shares.png"
+        main(["yolov5n", "--backbone", "ghostnet-0.5", "csp-n", "--neck", "pan", "fpn",
+              "--plot", str(picture)])  # fmt: skip
+        lines = capsys.readouterr().out.splitlines()[2:]
+        names = [line.split("  ")[0] for line in lines]
+        assert names == [
+            f"yolov5n + {backbone} + {neck}"
+            for backbone in ("ghostnet-0.5", "csp-n")
+            for neck in ("pan", "fpn")
+        ]
+        whole = profile_file("yolov5n", image_size=640, classes=80)
+        cells = lines[2].split()[5:]
+        assert cells[0] == f"{whole.params:,}"
+        assert cells[4] == f"{whole.flops / 1e9:.3f}"
+        assert picture.read_bytes()[:4] == b"\x89PNG"
+
+    def test_yaml_is_a_model_file_of_the_same_cost(self, capsys, tmp_path: Path) -> None:
+        main(["yolov5n", "--backbone", "shufflenetv2-0.5", "--neck", "pan-p6", "--yaml"])
+        file = tmp_path / "composed.yaml"
+        file.write_text(capsys.readouterr().out)
+        again = profile_file(str(file), image_size=640, classes=80)
+        spec = load_spec("yolov5n", backbone="shufflenetv2-0.5", neck="pan-p6")
+        ours = profile_spec(spec, image_size=640, classes=80)
+        assert (again.params, again.macs) == (ours.params, ours.macs)
+
+    def test_fit_says_what_it_did(self, capsys) -> None:
+        main(["yolov5l", "--backbone", "csp-n", "--neck", "pan", "--fit", "gflops=4.5", "--json"])
+        out, err = capsys.readouterr()
+        (item,) = json.loads(out)
+        assert item["params"] == 1_872_157
+        assert "gflops=4.46812 (-0.7%) with backbone width 0.25, neck width 1, neck depth" in err
+
+    def test_classifier(self, capsys) -> None:
+        main(["--classify", "ghostnet-1.0", "shufflenetv2-1.0-tv", "--img", "224", "--json"])
+        ghost, shuffle = json.loads(capsys.readouterr().out)
+        assert (ghost["params"], shuffle["params"]) == (5_182_508, 2_278_604)
+        assert round(ghost["macs"] / 1e6, 2) == 141.15
+        assert ghost["neck"] == {"params": 0, "macs": 0}
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (["yolov5n", "--backbone", "ghostnet-1.1"], "'1.1' is not one of them; did you mean '1.3'"),
+            (["yolov5n", "--backbone", "ghosnet-1.0"], "did you mean 'ghostnet-1.0'"),
+            (["yolov5n", "--neck", "pan-gost"], "did you mean 'pan-ghost'"),
+            (["yolov5n6", "--backbone", "ghostnet-1.0"], r"reads the end of its backbone \(P6\), the new one ends in P5.*pan-p6"),
+            (["--classify", "ghostnet-1.0", "--neck", "pan"], "takes backbones alone"),
+            (["yolov5n", "--json", "--yaml"], "exclude each other"),
+        ],
+    )  # fmt: skip
+    def test_mistakes(self, argv: Sequence[str], message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            main(argv)

@@ -1,0 +1,485 @@
+"""ImageNet weights reach the layers they belong to: the taps are those of the reference.
+
+The references have random weights; nothing is downloaded.  The reports are printed (pytest -s).
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+import sys
+from collections.abc import Callable
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from engine.checkpoint import load_detector, model_payload, save_checkpoint
+from models.builder import build_detector
+from models.detector import Detector
+from models.weights.imagenet import IMAGENET, Transfer, plan_transfer
+from models.weights.sources import Source, read_source, source_of_module, source_of_tensors
+from models.yaml.parser import load_spec
+from utils.errors import UserError
+
+TOLERANCE = 1e-4  # times max(1, largest value of the reference)
+HALF = ((0.5, 0.4, 0.6), (0.3, 0.2, 0.25))  # a normalisation that no library has
+GHOST = ("blocks.2", "blocks.4", "blocks.6", "blocks.8")
+VOV = ("stages.0", "stages.1", "stages.2", "stages.3")
+RESNET = ("layer1", "layer2", "layer3", "layer4")
+
+FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
+    "ghostnet-0.5": (lambda: timm.create_model("ghostnet_050"), GHOST),
+    "ghostnetv2-1.0": (lambda: timm.create_model("ghostnetv2_100"), GHOST),
+    "vovnet-39": (lambda: timm.create_model("vovnet39a"), VOV),
+    "vovnetv2-19-slim": (lambda: timm.create_model("ese_vovnet19b_slim"), VOV),
+    "shufflenetv2-0.5-tv": (
+        torchvision.models.shufflenet_v2_x0_5,
+        ("maxpool", "stage2", "stage3", "stage4"),
+    ),
+    "mixnet-s": (
+        lambda: timm.create_model("mixnet_s"),
+        ("blocks.1", "blocks.2", "blocks.4", "blocks.5"),
+    ),
+    "resnet-18": (torchvision.models.resnet18, RESNET),
+    "resnet-50": (lambda: timm.create_model("resnet50"), RESNET),
+    "densenet-121": (
+        torchvision.models.densenet121,
+        ("features.denseblock1", "features.denseblock2", "features.denseblock3", "features"),
+    ),
+    "mobilenetv2-1.0": (
+        torchvision.models.mobilenet_v2,
+        ("features.3", "features.6", "features.13", "features.17"),
+    ),
+    "mobilenetv3-small": (
+        torchvision.models.mobilenet_v3_small,
+        ("features.1", "features.3", "features.8", "features.11"),
+    ),
+    # its BN has another epsilon than the paper's, which ours has
+    "mobilenetv3-large": (
+        lambda: timm.create_model("mobilenetv3_large_100"),
+        ("blocks.1", "blocks.2", "blocks.4", "blocks.5"),
+    ),
+}
+
+SECOND_OF_FAMILY = ("resnet-50",)
+
+
+def detector(backbone: str) -> Detector:
+    return build_detector(load_spec("yolov5n", backbone=backbone), classes=2).eval()
+
+
+def pictures(seed: int, count: int = 2, size: int = 96) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = torch.rand(count, 3, 6, 6, generator=generator)
+    noise = 0.1 * torch.randn(count, 3, size, size, generator=generator)
+    return (nn.functional.interpolate(shapes, size=(size, size), mode="bilinear") + noise).clamp(
+        0, 1
+    )
+
+
+def normalised(images: Tensor, values: tuple[tuple[float, ...], ...]) -> Tensor:
+    mean, std = (torch.tensor(item).view(1, 3, 1, 1) for item in values)
+    return (images - mean) / std
+
+
+def prepared(net: nn.Module, values: tuple[tuple[float, ...], ...] = IMAGENET) -> nn.Module:
+    """Random weights of unit gain, BN calibrated: an untrained net hardly looks at its input."""
+    torch.manual_seed(3)
+    net.eval()
+    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for part in net.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                part.weight.normal_(0, part.weight[0].numel() ** -0.5)
+        for norm in norms:
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(0, 0.3)
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        net(normalised(pictures(1, 6), values))
+    return net.eval()
+
+
+def reference_taps(net: nn.Module, names: tuple[str, ...], images: Tensor) -> list[Tensor]:
+    kept: dict[str, Tensor] = {}
+    handles = [
+        net.get_submodule(name).register_forward_hook(
+            lambda _part, _inputs, output, name=name: kept.__setitem__(name, output.clone())
+        )
+        for name in names
+    ]
+    with torch.no_grad():
+        net(images)
+    for handle in handles:
+        handle.remove()
+    # torchvision's DenseNet applies the last ReLU outside of `features`
+    return [kept[name].relu() if name == "features" else kept[name] for name in names]
+
+
+def difference(model: Detector, expected: list[Tensor], images: Tensor) -> float:
+    """The largest relative difference of the taps P2..P5."""
+    with torch.no_grad():
+        found = model.eval().taps(images)
+    levels = [found[name] for name in ("P2", "P3", "P4", "P5")]
+    return max(
+        ((a - b).abs().max() / b.abs().max().clamp(min=1)).item()
+        for a, b in zip(levels, expected, strict=True)
+    )
+
+
+def state_of_backbone(model: Detector) -> dict[str, Tensor]:
+    rows = [i for i, layer in enumerate(model.spec.layers) if layer.section == "backbone"]
+    return {
+        key: value
+        for key, value in model.state_dict().items()
+        if key.startswith(tuple(f"model.{row}." for row in rows))
+    }
+
+
+def transferred(backbone: str, source: Source, **flags: bool) -> tuple[Detector, Transfer]:
+    model = detector(backbone)
+    plan = plan_transfer(model, source)
+    plan.apply(model, **flags)
+    return model, plan
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SECOND_OF_FAMILY else [])
+        for name in FAMILIES
+    ],
+)
+def test_taps_equal_the_reference_from_module_and_files(backbone, tmp_path):
+    build, names = FAMILIES[backbone]
+    reference = prepared(build(), HALF)
+    images = pictures(9)
+    expected = reference_taps(reference, names, normalised(images, HALF))
+    model = detector(backbone)
+    assert difference(model, expected, images) > 0.05
+    plan = plan_transfer(model, source_of_module(f"random {backbone}", reference, HALF))
+    sys.stdout.write(f"\n{plan.text()}\n")
+    assert plan.share == 1.0
+    assert not plan.missing
+    assert not plan.unfit
+    plan.apply(model)
+    assert difference(model, expected, images) <= TOLERANCE
+    assert model.spec.normalisation == HALF
+    model.set_normalisation(*IMAGENET)
+    assert difference(model, expected, images) > TOLERANCE  # the normalisation matters
+    # the same weights from files, which know no order of execution
+    state, filled = reference.state_dict(), state_of_backbone(model)
+    wanted = {key: value.clone() for key, value in filled.items()}
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "a.pth")
+    safetensors.torch.save_file(
+        {key: value.contiguous() for key, value in state.items()}, tmp_path / "a.safetensors"
+    )
+    for name in ("a.pth", "a.safetensors"):
+        for value in filled.values():
+            value.fill_(1)
+        plan = plan_transfer(model, read_source(str(tmp_path / name)))
+        plan.apply(model)
+        assert plan.share == 1.0
+        assert not plan.unfit
+        for key, value in filled.items():
+            assert torch.equal(value, wanted[key]), f"{name}: {key}"
+
+
+class AuthorsUnit(nn.Module):
+    """ShuffleNetV2's unit with the authors' names, and their order of registration."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        inner = c_out // 2
+        rest = c_out - c_in if stride == 2 else inner
+        wide = c_in if stride == 2 else inner
+        self.branch_main = nn.Sequential(
+            *conv_bn(wide, inner, 1),
+            nn.ReLU(),
+            *conv_bn(inner, inner, 3, stride, inner),
+            *conv_bn(inner, rest, 1),
+            nn.ReLU(),
+        )
+        if stride == 2:
+            self.branch_proj = nn.Sequential(
+                *conv_bn(c_in, c_in, 3, 2, c_in), *conv_bn(c_in, c_in, 1), nn.ReLU()
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 2:
+            return torch.cat((self.branch_proj(x), self.branch_main(x)), 1)
+        return torch.cat((x[:, 0::2], self.branch_main(x[:, 1::2])), 1)
+
+
+class AuthorsShuffleNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_conv = nn.Sequential(*conv_bn(3, 24, 3, 2), nn.ReLU())
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        units, c_in, self.ends = [], 24, []
+        for width, count in ((48, 4), (96, 8), (192, 4)):
+            units += [AuthorsUnit(c_in, width, 2)]
+            units += [AuthorsUnit(width, width, 1) for _ in range(count - 1)]
+            c_in = width
+            self.ends.append(f"features.{len(units) - 1}")
+        self.features = nn.Sequential(*units)
+        self.conv_last = nn.Sequential(*conv_bn(c_in, 1024, 1), nn.ReLU())
+        self.classifier = nn.Sequential(nn.Linear(1024, 1000, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_last(self.features(self.maxpool(self.first_conv(x))))
+        return self.classifier(x.mean((2, 3)))
+
+
+class AuthorsVoVNet(nn.Module):
+    """Their names; the shapes do not matter any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage4 = nn.ModuleDict({"OSA4_2": nn.Conv2d(3, 4, 1)})
+
+
+def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1):
+    conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return conv, nn.BatchNorm2d(c_out)
+
+
+def test_the_authors_shufflenet_registers_its_branches_the_other_way_round():
+    reference = prepared(AuthorsShuffleNet())
+    images = pictures(9)
+    expected = reference_taps(reference, ("maxpool", *reference.ends), normalised(images, IMAGENET))
+    model, plan = transferred(
+        "shufflenetv2-0.5", source_of_tensors("a.pth", reference.state_dict())
+    )
+    assert plan.share == 1.0
+    assert difference(model, expected, images) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("backbone", "net", "found"),
+    [
+        ("shufflenetv2-0.5", torchvision.models.shufflenet_v2_x0_5, "shuffle: end, .* has start"),
+        ("shufflenetv2-0.5-tv", AuthorsShuffleNet, "shuffle: start, .* has end"),
+        ("vovnet-39", AuthorsVoVNet, "identity: True, .* has False"),
+        ("vovnet-39-identity", lambda: timm.create_model("vovnet39a"), "identity: False, .* True"),
+    ],
+)
+def test_the_other_form_of_equal_shapes_is_refused(backbone, net, found):
+    source = source_of_tensors("w.pth", net().state_dict())
+    with pytest.raises(UserError, match=f"(?s){found}"):
+        plan_transfer(detector(backbone), source)
+
+
+def test_another_family_is_refused_and_changes_nothing():
+    model = detector("resnet-18")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    plan = plan_transfer(model, source_of_module("timm:mixnet_s", timm.create_model("mixnet_s")))
+    assert plan.share < 0.05
+    with pytest.raises(UserError, match=r"timm:mixnet_s: 0\.0 % .* under 95%.*--allow-partial"):
+        plan.apply(model)
+    with pytest.raises(UserError, match="would be loaded"):  # nothing is not a part
+        plan.apply(model, allow_partial=True)
+    assert model.spec.normalisation is None
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_a_part_is_refused_unless_allowed_and_the_rest_stays():
+    """ResNet-18 without its third stage: what fits in order goes in, on both sides of the gap."""
+    reference = torchvision.models.resnet18()
+    state = {k: v for k, v in reference.state_dict().items() if not k.startswith("layer3.")}
+    source = source_of_tensors("part.pth", state)
+    model = detector("resnet-18")
+    before = {key: value.clone() for key, value in state_of_backbone(model).items()}
+    plan = plan_transfer(model, source)
+    expected = 1 - 2_099_712 / 11_176_512
+    assert plan.share == pytest.approx(expected)
+    sys.stdout.write(f"\n{plan.text()}\n")
+    (row,) = [line for line in plan.text().splitlines() if line.startswith("  P4 ")]
+    assert row.split() == ["P4", "-", "25", "tensors,", "2,099,712", "-"]
+    with pytest.raises(UserError, match=r"81\.2 %"):
+        plan.apply(model)
+    plan.apply(model, allow_partial=True)
+    taps, after = model.spec.taps(), state_of_backbone(model)
+    for key, value in after.items():
+        row = int(key.split(".")[1])
+        if taps["P3"] < row <= taps["P4"]:
+            assert torch.equal(value, before[key]), key
+    (first, *_) = (v for k, v in after.items() if k.startswith(f"model.{taps['P4'] + 1}."))
+    assert torch.equal(first, state["layer4.0.conv1.weight"])
+
+
+def test_other_padding_is_told_and_the_epsilon_taken():
+    """TensorFlow's form of MixNet pads to one side, which no backbone here does."""
+    net = timm.create_model("tf_mixnet_s")
+    model, plan = transferred("mixnet-s", source_of_module("x", net))
+    (line,) = [item for item in plan.text().splitlines() if "otherwise" in item]
+    assert "padding: 0.conv (0, 0), here (1, 1), 2.mix.convs.0" in line
+    assert {part.eps for part in model.layers[0].modules() if isinstance(part, nn.BatchNorm2d)} == {
+        1e-3
+    }
+    assert model.spec.layers[0].norm == (1e-3, 0.1)
+
+
+def test_unfit_and_missing_are_told_apart():
+    """One convolution of another shape, one BN left out: named, and the rest is loaded."""
+    state = dict(torchvision.models.resnet18().state_dict())
+    state["layer1.0.conv1.weight"] = torch.zeros(32, 64, 3, 3)
+    for key in [key for key in state if key.startswith("layer2.0.bn1.")]:
+        del state[key]
+    plan = plan_transfer(detector("resnet-18"), source_of_tensors("x.pth", state))
+    ((ours, theirs),) = plan.unfit
+    assert ours.shape("weight") == (64, 64, 3, 3)
+    assert theirs.name == "layer1.0.conv1"
+    (missing,) = plan.missing
+    assert missing.signature[0] == "normalisation"
+    assert missing.parameters == 256
+    assert [leaf.name for leaf in plan.unused] == ["fc"]
+    assert "64x64x3x3, not 32x64x3x3 of layer1.0.conv1" in plan.text()
+
+
+def test_shuffled_files_are_refused():
+    items = list(torchvision.models.resnet18().state_dict().items())
+    random.Random(0).shuffle(items)
+    with pytest.raises(UserError, match="the file's order is not that of its layers"):
+        source_of_tensors("x.pth", dict(items))
+
+
+@pytest.mark.parametrize("swap", [("layer1.1", "layer1.0"), ("layer2.0", "layer3.0")])
+def test_blocks_in_another_order_are_refused(swap):
+    state = torchvision.models.resnet18().state_dict()
+    first, second = ([k for k in state if k.startswith(f"{name}.")] for name in swap)
+    keys = [k for k in state if k not in {*first, *second}]
+    at = min(list(state).index(k) for k in (*first, *second))
+    torn = dict.fromkeys([*keys[:at], *first, *second, *keys[at:]])
+    if swap[0] == "layer1.1":
+        with pytest.raises(UserError, match=r"layer1\.0.* is not where a network has it"):
+            source_of_tensors("x.pth", {key: state[key] for key in torn})
+    else:
+        with pytest.raises(UserError, match="is not where a network has it"):
+            source_of_tensors("x.pth", {key: state[key] for key in torn})
+
+
+def test_safetensors_of_unknown_names_are_refused(tmp_path):
+    state = {"alpha.weight": torch.zeros(4, 3, 3, 3), "omega.weight": torch.zeros(4, 4, 3, 3)}
+    safetensors.torch.save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="alpha, omega is not known"):
+        read_source(str(tmp_path / "x.safetensors"))
+
+
+def test_a_linear_layer_fills_a_1x1_convolution():
+    """SE of linear layers, as some authors write it."""
+    state = dict(timm.create_model("ghostnet_050").state_dict())
+    for key, value in state.items():
+        if re.search(r"\.se\..*weight", key):
+            state[key] = value.flatten(1)
+    _, plan = transferred("ghostnet-0.5", source_of_tensors("x.pth", state))
+    assert plan.share == 1.0
+
+
+def test_timm_by_name(monkeypatch):
+    asked = {}
+
+    def create(name, *, pretrained):
+        asked[name] = pretrained
+        net = made("ghostnet_050")
+        net.pretrained_cfg = {"mean": HALF[0], "std": HALF[1]}
+        return net
+
+    made = timm.create_model
+    monkeypatch.setattr(timm, "create_model", create)
+    source = read_source("timm:ghostnet_050.in1k")
+    assert asked == {"ghostnet_050.in1k": True}
+    assert source.normalisation == HALF
+    assert transferred("ghostnet-0.5", source)[1].share == 1.0
+
+
+def test_timm_without_network_without_name_without_package(monkeypatch):
+    def create(name, *, pretrained):
+        raise OSError("no route to host")
+
+    with pytest.raises(UserError, match="no model 'ghostnet_10'; did you mean 'ghostnet_"):
+        read_source("timm:ghostnet_10")
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(UserError, match=r"could not load the weights \(no route to host.*a file"):
+        read_source("timm:ghostnet_100")
+    found = importlib.import_module
+
+    def absent(name):
+        if name in {"timm", "safetensors.torch"}:
+            raise ModuleNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(UserError, match="pip install timm"):
+        read_source("timm:ghostnet_100")
+
+
+def test_a_network_that_cannot_run_is_refused():
+    with pytest.raises(UserError, match="cannot run on a picture of 64 px"):
+        source_of_module("x", nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 6)))
+
+
+def test_files_that_hold_no_tensors(tmp_path, monkeypatch):
+    for name, content, message in (
+        ("a.pth", {"epoch": 3}, "no tensors by name"),
+        ("b.pt", [torch.zeros(3)], "no tensors by name"),
+        (
+            "c.pth",
+            nn.Conv2d(3, 4, 1),
+            r"not a file of tensors \(it holds other objects, or is damaged\)",
+        ),
+    ):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(UserError, match=message):
+            read_source(str(tmp_path / name))
+    (tmp_path / "d.safetensors").write_bytes(b"none")
+    with pytest.raises(UserError, match=r"not a \.safetensors file"):
+        read_source(str(tmp_path / "d.safetensors"))
+    with pytest.raises(UserError, match="does not exist"):
+        read_source(str(tmp_path / "e.pth"))
+    with pytest.raises(UserError, match=r"timm:NAME or a file of \.pth"):
+        read_source("ghostnet_100")
+    save_checkpoint(tmp_path / "own.pt", model_payload(detector("resnet-18")))
+    with pytest.raises(UserError, match="give it as --weights"):
+        read_source(str(tmp_path / "own.pt"))
+
+
+def test_weights_that_are_not_finite_are_refused():
+    net = torchvision.models.resnet18()
+    with torch.no_grad():
+        net.layer2[0].conv1.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"layer2\.0\.conv1\.weight is not finite"):
+        transferred("resnet-18", source_of_module("x", net))
+
+
+def test_the_models_own_normalisation_serves_files(tmp_path):
+    file = tmp_path / "m.yaml"
+    file.write_text(
+        "extends: yolov5n.yaml\nnormalisation: {mean: [0.5, 0.4, 0.6], std: [0.3, 0.2, 0.25]}\n"
+    )
+    model = build_detector(load_spec(str(file), backbone="resnet-18"), classes=2)
+    plan = plan_transfer(model, source_of_tensors("x", torchvision.models.resnet18().state_dict()))
+    assert plan.normalisation == HALF
+
+
+def test_checkpoints_keep_normalisation_and_epsilon(tmp_path):
+    reference = prepared(timm.create_model("mobilenetv3_large_100"), HALF)
+    model, plan = transferred("mobilenetv3-large", source_of_module("x", reference, HALF))
+    assert "epsilon 1e-05" in plan.text()
+    save_checkpoint(tmp_path / "best.pt", model_payload(model))
+    loaded = load_detector(tmp_path / "best.pt", device="cpu")
+    assert loaded.spec.normalisation == HALF
+    images = pictures(5)
+    with torch.no_grad():
+        for name, value in model.taps(images).items():
+            assert torch.equal(loaded.taps(images)[name], value), name
+        for found, expected in zip(loaded(images), model(images), strict=True):
+            assert torch.equal(found, expected)

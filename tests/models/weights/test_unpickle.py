@@ -1,0 +1,528 @@
+"""Hostile and damaged pickles: nothing runs, and the refusal names what was found."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import random
+import struct
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.weights import pickled, unpickle
+from models.weights.archive import open_pickled
+from models.weights.pickled import DamagedError, StorageRef, Stub, TensorRef
+from models.weights.yolov5 import read_yolov5
+from utils.errors import UserError
+
+MAGIC = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}]
+
+
+def text(value: str) -> bytes:
+    """BINUNICODE."""
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def short(value: str) -> bytes:
+    """SHORT_BINUNICODE."""
+    data = value.encode()
+    return b"\x8c" + bytes([len(data)]) + data
+
+
+def name(module: str, attribute: str) -> bytes:
+    """GLOBAL."""
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def system(command: str) -> bytes:
+    """os.system(command), by GLOBAL and REDUCE."""
+    return name("os", "system") + text(command) + b"\x85R"
+
+
+def evil_reduce(c: str) -> bytes:
+    return b"\x80\x02" + system(c) + b"."
+
+
+def evil_posix(c: str) -> bytes:
+    return b"\x80\x02" + name("posix", "system") + text(c) + b"\x85R."
+
+
+def evil_stack_global(c: str) -> bytes:
+    return b"\x80\x04" + short("os") + short("system") + b"\x93" + text(c) + b"\x85R."
+
+
+def evil_stack_global_by_memo(c: str) -> bytes:
+    words = short("os") + b"\x94" + short("system") + b"\x94" + b"00"
+    return b"\x80\x04" + words + b"h\x00h\x01\x93" + text(c) + b"\x85R."
+
+
+def evil_eval(c: str) -> bytes:
+    return (
+        b"\x80\x02" + name("builtins", "eval") + text(f"__import__('os').system({c!r})") + b"\x85R."
+    )
+
+
+def evil_exec(c: str) -> bytes:
+    return (
+        b"\x80\x02" + name("__builtin__", "exec") + text(f"import os; os.system({c!r})") + b"\x85R."
+    )
+
+
+def evil_getattr_chain(c: str) -> bytes:
+    module = name("builtins", "__import__") + text("os") + b"\x85R"
+    function = name("builtins", "getattr") + module + text("system") + b"\x86R"
+    return b"\x80\x02" + function + text(c) + b"\x85R."
+
+
+def evil_in_state(c: str) -> bytes:
+    """In the state of a network's class."""
+    stub = name("collections", "OrderedDict") + b")R}" + text("weight") + system(c) + b"sb"
+    return b"\x80\x02" + stub + b"."
+
+
+def evil_in_list(c: str) -> bytes:
+    return b"\x80\x02](K\x01" + system(c) + b"K\x02e."
+
+
+def evil_as_key(c: str) -> bytes:
+    return b"\x80\x02}" + system(c) + b"K\x01s."
+
+
+def evil_reconstructor(c: str) -> bytes:
+    made = (
+        name("copyreg", "_reconstructor") + name("builtins", "object") + name("builtins", "object")
+    )
+    return b"\x80\x02" + made.replace(b"or\n", b"or\n(", 1) + b"NtR0" + system(c) + b"."
+
+
+def evil_inst(c: str) -> bytes:
+    return b"\x80\x02(" + text(c) + b"ios\nsystem\n."
+
+
+def evil_obj(c: str) -> bytes:
+    return b"\x80\x02(" + name("os", "system") + text(c) + b"o."
+
+
+def evil_subprocess(c: str) -> bytes:
+    words = b"](" + b"".join(text(word) for word in c.split()) + b"e"
+    return b"\x80\x02" + name("subprocess", "check_call") + words + b"\x85R."
+
+
+def evil_partial(c: str) -> bytes:
+    call = name("functools", "partial") + name("os", "system") + text(c) + b"\x86R"
+    return b"\x80\x02" + call + b")R."
+
+
+def evil_map(c: str) -> bytes:
+    called = name("builtins", "map") + name("os", "system") + b"]" + text(c) + b"a\x86R"
+    return b"\x80\x02" + name("builtins", "list") + called + b"\x85R."
+
+
+RUNNING = [value for key, value in list(globals().items()) if key.startswith("evil_")]
+
+
+def with_stub(c: str) -> bytes:
+    """The arguments of a class that becomes a stub."""
+    return b"\x80\x02" + name("models.common", "Conv") + system(c) + b"\x85R."
+
+
+def with_stub_state(c: str) -> bytes:
+    return b"\x80\x02" + name("models.yolo", "Model") + b")\x81}" + text("x") + system(c) + b"sb."
+
+
+def with_new_object(c: str) -> bytes:
+    return b"\x80\x02" + name("subprocess", "Popen") + text(c) + b"\x85\x81."
+
+
+def with_new_object_ex(c: str) -> bytes:
+    keywords = b"}" + text("shell") + b"\x88s"
+    return b"\x80\x04" + name("subprocess", "Popen") + text(c) + b"\x85" + keywords + b"\x92."
+
+
+def with_persistent_id(c: str) -> bytes:
+    """A persistent id whose storage type is a call."""
+    parts = text("storage") + system(c) + text("0") + text("cpu") + b"K\x01"
+    return b"\x80\x02(" + parts + b"tQ."
+
+
+def with_persistent_module(c: str) -> bytes:
+    """The raw format's ('module', class, file, source)."""
+    parts = text("module") + name("os", "system") + text("/x.py") + text(c)
+    return b"\x80\x02(" + parts + b"tQ" + text(c) + b"\x85R."
+
+
+def with_dotted_name(c: str) -> bytes:
+    """An attribute of what a network's module imports."""
+    return b"\x80\x04" + short("models.yolo") + short("os.system") + b"\x93" + text(c) + b"\x85R."
+
+
+def with_tensor_hook(c: str) -> bytes:
+    hook = name("torch._tensor", "_rebuild_from_type_v2") + system(c) + b"\x85R"
+    return b"\x80\x02" + hook + b"."
+
+
+REFUSED = [with_stub, with_stub_state, with_new_object, with_new_object_ex, with_persistent_id]
+REFUSED += [with_persistent_module, with_dotted_name, with_tensor_hook]
+
+
+def as_zip(path: Path, content: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/data/0", bytes(4))
+        archive.writestr("archive/version", "3\n")
+
+
+def as_plain_pickle(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def as_legacy(path: Path, content: bytes) -> None:
+    """torch.save's raw format, with the payload in place of the object."""
+    path.write_bytes(b"".join(pickle.dumps(item, 2) for item in MAGIC) + content)
+
+
+def as_legacy_keys(path: Path, content: bytes) -> None:
+    """The payload in the list of storages, after a harmless object."""
+    harmless = b"".join(pickle.dumps(item, 2) for item in [*MAGIC, {"model": None}])
+    path.write_bytes(harmless + content)
+
+
+CONTAINERS = [as_zip, as_plain_pickle, as_legacy, as_legacy_keys]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("payload", RUNNING + REFUSED)
+def test_payload_never_runs_and_is_named(
+    tmp_path: Path,
+    payload: Callable[[str], bytes],
+    container: Callable[[Path, bytes], None],
+) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "evil.pt"
+    container(path, payload(f"touch {marker}"))
+    with pytest.raises(UserError, match="refused: the file names '") as caught:
+        read_yolov5(path)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("payload", RUNNING)
+def test_the_same_payload_runs_in_pythons_own_unpickler(
+    tmp_path: Path, payload: Callable[[str], bytes]
+) -> None:
+    """So that the test above tests something."""
+    marker = tmp_path / "marker"
+    with contextlib.suppress(Exception):  # some fail after the payload ran
+        pickle.loads(payload(f"touch {marker}"))
+    assert marker.exists()
+
+
+def test_payload_inside_the_genuine_file(shared: Path, tmp_path: Path) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "evil.pt"
+    with (
+        zipfile.ZipFile(shared / "weights/yolov5n.pt") as genuine,
+        zipfile.ZipFile(path, "w") as changed,
+    ):
+        for member in genuine.namelist():
+            content = genuine.read(member)
+            if member.endswith("data.pkl"):  # at the very end, when all tensors are there
+                content = content[:-1] + b"0" + system(f"touch {marker}") + b"."
+            changed.writestr(member, content)
+    with pytest.raises(UserError, match=r"names 'os\.system'"):
+        read_yolov5(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "qualified",
+    [
+        "builtins.open",
+        "builtins.print",
+        "runpy.run_path",
+        "importlib.import_module",
+        "numpy.load",
+        "shutil.rmtree",
+        "torch.load",
+        "torch.hub.load",
+        "torch._utils._import_dotted_name",
+        "torch.serialization.load",
+        "torch._utils._rebuild_qtensor",
+        "torch.storage._load_from_bytes",
+        "pip.main",
+        "numpy.core.numeric.x",
+        "torch.nn.modulesevil.Conv",
+        "modelsevil.Conv",
+        "yolov5.modelsevil.Conv",
+        "yolov5.torch.load",
+        "yolov5.yolov5.models.common.Conv",
+        "utils.general.exec",
+        "copyreg.__newobj__",
+        "collections.Counter",
+        "torch.UntypedStorage",
+        "pathlib.Path.unlink",
+    ],
+)
+def test_names_off_the_list(qualified: str) -> None:
+    module, _, attribute = qualified.rpartition(".")
+    with pytest.raises(UserError, match="refused: the file names"):
+        read(b"\x80\x02" + name(module, attribute) + b".")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02\x82\x01.",  # EXT1: a name of this process' copyreg registry
+        b"\x80\x02Psome id\n.",  # PERSID
+        b"\x80\x05\x97.",  # NEXT_BUFFER
+    ],
+)
+def test_opcodes_off_the_list(content: bytes) -> None:
+    with pytest.raises(UserError, match=r"opcode \w+ is not allowed"):
+        read(content)
+
+
+def no_storages(identifier: object) -> object:
+    raise DamagedError(f"unexpected {identifier!r}")
+
+
+def read(content: bytes) -> object:
+    return unpickle.read(io.BytesIO(content), "x.pt", no_storages)
+
+
+def test_state_cannot_change_the_reader() -> None:
+    """BUILD sets attributes in Python's own unpickler: here on none of the constructors."""
+    slots = b"N}" + text("__defaults__") + b"Ns\x86b"
+    with pytest.raises(UserError, match="state for something that has none"):
+        read(b"\x80\x02" + name("torch._utils", "_rebuild_tensor_v2") + slots + b".")
+    assert pickled.CALLS["collections.OrderedDict"]() == {}
+
+
+def test_stub_keeps_state_and_arguments() -> None:
+    content = name("models.yolo", "Model") + b"K\x07\x85\x81}" + text("__class__") + b"K\x08sb"
+    stub = read(b"\x80\x02" + content + b".")
+    assert type(stub) is Stub
+    assert (stub.kind, stub.args, stub.state) == ("models.yolo.Model", (7,), {"__class__": 8})
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_values_equal_pythons_own(protocol: int) -> None:
+    value = {
+        "none": None, "flags": [True, False], "small": 3, "negative": -70000, "large": 1 << 100,
+        "float": -0.1, "text": "Grüße", "long": "x" * 300, "tuple": (1, (2, ()), 3, 4, 5),
+        "set": {1, 2}, "frozen": frozenset({"a"}), 7: "seven", None: 0,
+    }  # fmt: skip
+    if protocol < 4:
+        del value["frozen"]  # by the name builtins.frozenset, which is not on the list
+    if protocol >= 3:
+        value["bytes"] = b"\x00\xff" * 200
+    assert read(pickle.dumps(value, protocol)) == value
+
+
+def test_shared_and_recursive_values_stay_so() -> None:
+    inner: list[object] = [1]
+    outer = [inner, inner]
+    inner.append(outer)
+    found = read(pickle.dumps(outer, 2))
+    assert isinstance(found, list)
+    assert found[0] is found[1]
+    assert found[0][1] is found
+
+
+def test_dtypes_numpy_and_paths_are_inert() -> None:
+    value = {
+        "dtype": torch.float16, "path": Path("a/b"), "size": torch.Size((2, 3)),
+        "device": torch.device("cpu"), "array": np.zeros(2), "scalar": np.float64(1),
+    }  # fmt: skip
+    found = read(pickle.dumps(value, 2))
+    assert isinstance(found, dict)
+    assert (found["path"], found["size"], found["device"]) == ("a/b", (2, 3), "cpu")
+    assert found["dtype"] == pickled.Global("torch", "float16")
+    assert type(found["array"]) is type(found["scalar"]) is Stub
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "stride"),
+    [
+        (0, (5,), (1,)),  # one too many
+        (1, (4,), (1,)),
+        (0, (2, 2), (3, 1)),  # the last lies at 4
+        (0, (1 << 30, 1 << 30), (0, 0)),  # all the same element: a bomb
+        (0, (2, 3), (0, 1)),  # overlapping
+        (0, (2,), (1, 1)),
+        (-1, (1,), (1,)),
+        (0, (-1,), (1,)),
+        (0, (1.0,), (1,)),
+        (0, (True,), (1,)),
+        (0, (0,) * 17, (1,) * 17),
+        (0, (1 << 70,), (0,)),
+    ],
+)
+def test_tensor_out_of_bounds_is_refused(
+    offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    rebuild = pickled.CALLS["torch._utils._rebuild_tensor_v2"]
+    storage = StorageRef("0", torch.float32, 4)
+    assert isinstance(rebuild(storage, 0, (2, 2), (2, 1), False, {}), TensorRef)
+    assert rebuild(storage, 0, (), (), False, {}).size == 1
+    with pytest.raises(DamagedError):
+        rebuild(storage, offset, shape, stride, False, {})
+
+
+def save(path: Path, value: object, *, legacy: bool) -> None:
+    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+
+
+@pytest.fixture(params=[False, True], ids=["zip", "legacy"])
+def legacy(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", pickled.STORAGES.values(), ids=str)
+def test_tensors_equal_torch_saves(tmp_path: Path, dtype: torch.dtype, legacy: bool) -> None:
+    base = torch.randn(3, 4, 5).mul(3).to(dtype)
+    tensors = [base, base.permute(2, 0, 1), base[1:, ::2, 1], base.sum().to(dtype), base[:0]]
+    save(tmp_path / "x.pt", {"t": tensors}, legacy=legacy)
+    with open_pickled(tmp_path / "x.pt") as opened:
+        for ref, tensor in zip(opened.root["t"], tensors, strict=True):
+            found = opened.tensor(ref)
+            assert found.dtype == dtype
+            assert found.is_contiguous()
+            assert torch.equal(found, tensor)
+
+
+def test_tensors_cannot_sum_to_more_than_the_file(tmp_path: Path, legacy: bool) -> None:
+    base = torch.zeros(100_000)
+    save(tmp_path / "x.pt", {"t": [base.view(100, 1000), base.view(10, -1)]}, legacy=legacy)
+    with open_pickled(tmp_path / "x.pt") as opened:
+        opened.tensor(opened.root["t"][0])
+        with pytest.raises(UserError, match="larger than the file"):
+            opened.tensor(opened.root["t"][1])
+
+
+def test_truncated_anywhere_is_told_in_one_line(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "x.pt"
+    save(path, {"t": torch.arange(10.0), "name": "a"}, legacy=legacy)
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 9), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with (
+            pytest.raises(UserError, match="not a checkpoint: ") as caught,
+            open_pickled(path) as opened,
+        ):
+            opened.tensor(opened.root["t"])
+        assert "\n" not in str(caught.value)
+
+
+def test_random_damage_is_found_or_harmless(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "x.pt"
+    save(path, {"t": torch.arange(4.0), "s": torch.nn.Linear(1, 1).state_dict()}, legacy=legacy)
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    for _ in range(600):
+        changed = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
+        path.write_bytes(changed)
+        with contextlib.suppress(UserError), open_pickled(path) as opened:
+            for value in opened.root.values() if isinstance(opened.root, dict) else ():
+                if isinstance(value, TensorRef):
+                    opened.tensor(value)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "empty"),
+        (b"this is text\n", "it is text"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"\x00\x01\x02\x03" * 50, "neither a zip nor a pickle"),
+        (b"PK\x03\x04" + bytes(100), "truncated or damaged zip"),
+        (pickle.dumps([1, 2], 2), "torch.save did not write"),
+        (
+            pickle.dumps(MAGIC[0], 2) + pickle.dumps(1000, 2) + pickle.dumps({}, 2),
+            "unknown version",
+        ),
+    ],
+)
+def test_other_files_are_told_apart(tmp_path: Path, content: bytes, cause: str) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.pt: not a checkpoint: ") as caught, open_pickled(path):
+        pass
+    assert cause in str(caught.value)
+
+
+def zip_of(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    return path
+
+
+def test_zip_members_are_checked(tmp_path: Path) -> None:
+    path, empty = tmp_path / "x.pt", pickle.dumps({}, 2)
+    cases = [
+        ({"a/data.pkl": empty, "b/data.pkl": empty}, zipfile.ZIP_STORED, "exactly one"),
+        ({"data.pkl": empty}, zipfile.ZIP_STORED, "exactly one"),
+        ({"a/data.pkl": empty, "a/data/0": bytes(10**7)}, zipfile.ZIP_DEFLATED, "compressed"),
+        ({"a/data.pkl": empty, "a/code/x.py": b""}, zipfile.ZIP_STORED, "TorchScript"),
+        ({"a/data.pkl": empty, "a/byteorder": b"big"}, zipfile.ZIP_STORED, "big-endian"),
+    ]
+    for members, compression, cause in cases:
+        with (
+            pytest.raises(UserError, match=cause),
+            open_pickled(zip_of(path, members, compression)),
+        ):
+            pass
+
+
+def test_zip_whose_members_overlap_is_refused(tmp_path: Path) -> None:
+    """Many directory entries for the same bytes: a bomb without compression."""
+    path = tmp_path / "x.pt"
+    zip_of(path, {"a/data.pkl": pickle.dumps({}, 2), "a/data/0": bytes(2000)})
+    with zipfile.ZipFile(path, "a") as archive:
+        entry = archive.getinfo("a/data/0")
+        for number in range(1, 50):
+            again = zipfile.ZipInfo(f"a/data/{number}")
+            again.header_offset, again.CRC = entry.header_offset, entry.CRC
+            again.file_size = again.compress_size = entry.file_size
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+        archive._didModify = True
+    with pytest.raises(UserError, match="larger than the file"), open_pickled(path):
+        pass
+
+
+def test_bombs_are_stopped() -> None:
+    start = time.monotonic()
+    many = b"\x80\x02" + b"N0" * unpickle.MAX_OPCODES + b"N."
+    with pytest.raises(UserError, match="pickle operations"):
+        read(many)
+    # one long list, made a set again and again by two opcodes each time
+    ones = b"](" + b"K\x01" * 100_000 + b"eq\x000"
+    again = (name("builtins", "set") + b"h\x00\x85R0") * 10_000
+    with pytest.raises(UserError, match="pickle operations"):
+        read(b"\x80\x02" + ones + again + b"N.")
+    assert time.monotonic() - start < 60
+
+
+def test_the_genuine_pickle_holds_what_it_should(shared: Path) -> None:
+    with open_pickled(shared / "weights/yolov5n.pt") as opened:
+        assert set(opened.root) == {
+            "epoch", "best_fitness", "model", "ema", "updates", "optimizer", "wandb_id",
+            "training_results",
+        }  # fmt: skip
+        assert opened.root["epoch"] == -1
+        assert opened.root["ema"] is None
+        assert opened.root["model"].kind == "models.yolo.Model"
+        assert opened.root["model"].state["hyp"]["momentum"] == 0.937
+        assert len(opened.keys) == 356

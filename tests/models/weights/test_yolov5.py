@@ -1,0 +1,342 @@
+"""Import of YOLOv5 checkpoints: the genuine one, and small ones made here in the same form."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import types
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.builder import build_detector
+from models.detector import Detector
+from models.weights.yolov5 import read_yolov5, to_detector
+from models.yaml.parser import load_spec, parse_spec
+from utils.errors import UserError
+
+# two levels, 8 and 16 channels after the width multiple
+YAML: dict[str, Any] = {
+    "nc": 2,
+    "depth_multiple": 1.0,
+    "width_multiple": 0.25,
+    "anchors": [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119]],
+    "backbone": [
+        [-1, 1, "Conv", [32, 6, 2, 2]],
+        [-1, 1, "Conv", [32, 3, 2]],
+        [-1, 1, "C3", [32]],
+        [-1, 1, "Conv", [64, 3, 2]],
+        [-1, 1, "BottleneckCSP", [64]],
+        [-1, 1, "Conv", [64, 3, 2]],
+        [-1, 1, "SPPF", [64, 5]],
+    ],
+    "head": [[[4, 6], 1, "Detect", ["nc", "anchors"]]],
+}
+NAMES = ("cat", "dog")
+
+
+class Model(nn.Module):
+    """In a checkpoint: models.yolo.Model."""
+
+
+class Row(nn.Module):
+    """In a checkpoint: models.yolo.Detect."""
+
+
+Model.__module__ = Row.__module__ = "models.yolo"
+Row.__name__ = Row.__qualname__ = "Detect"
+
+
+def small(**changes: Any) -> Detector:
+    """A detector of YAML with random weights and statistics that half precision holds exactly."""
+    torch.manual_seed(0)
+    model = build_detector(parse_spec({**YAML, **changes}, "test"), classes=2, names=NAMES)
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.copy_((value + torch.rand_like(value) * 0.1).half())
+    return model.eval()
+
+
+def network(model: Detector, **changes: Any) -> Model:
+    """The model as the original keeps it, in half precision; `changes` of its plain attributes."""
+    rows = [copy.deepcopy(layer) for layer in model.layers]
+    detect = Row()
+    detect.register_buffer("anchors", model.head.anchors.clone())
+    detect.stride = torch.tensor([float(s) for s in model.stride])
+    detect.m = copy.deepcopy(model.head.m)
+    result = Model()
+    result.model = nn.Sequential(*rows[:-1], detect)
+    result.yaml, result.names, result.nc = copy.deepcopy(YAML), list(NAMES), 2
+    result.stride = detect.stride
+    for key, value in changes.items():
+        setattr(result, key, value)
+    return result.half()
+
+
+def save(
+    path: Path, content: Any, monkeypatch: pytest.MonkeyPatch, *, legacy: bool = False
+) -> Path:
+    """torch.save with the original's module names."""
+    fake = types.ModuleType("models.yolo")
+    fake.Model, fake.Detect = Model, Row
+    with monkeypatch.context() as context, warnings.catch_warnings():
+        context.setitem(sys.modules, "models.yolo", fake)
+        warnings.simplefilter("ignore")  # the raw format looks for the classes' source text
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    renamed = (b"cmodels.blocks.conv\nConv\n", b"cmodels.common\nConv\n")
+    if legacy:
+        path.write_bytes(path.read_bytes().replace(*renamed))
+        return path
+    with zipfile.ZipFile(path) as archive:
+        members = {item: archive.read(item) for item in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for item, data in members.items():
+            archive.writestr(item, data.replace(*renamed) if item.endswith(".pkl") else data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def genuine(shared: Path) -> Path:
+    return shared / "weights" / "yolov5n.pt"
+
+
+class TestGenuine:
+    def test_plain_values(self, genuine: Path) -> None:
+        found = read_yolov5(genuine)
+        assert len(found.names) == 80
+        assert (found.names[0], found.names[-1]) == ("person", "toothbrush")
+        assert found.strides == (8, 16, 32)
+        assert found.anchors.tolist() == [
+            [[10, 13], [16, 30], [33, 23]],
+            [[30, 61], [62, 45], [59, 119]],
+            [[116, 90], [156, 198], [373, 326]],
+        ]
+        assert found.spec_yaml["depth_multiple"] == 0.33
+        assert found.spec_yaml["width_multiple"] == 0.25
+        assert found.spec_yaml["activation"] == "SiLU"
+        assert [row[2] for row in found.spec_yaml["backbone"]] == [
+            "Conv", "Conv", "C3", "Conv", "C3", "Conv", "C3", "Conv", "C3", "SPPF",
+        ]  # fmt: skip
+
+    def test_every_tensor_is_used_or_listed(self, genuine: Path) -> None:
+        found = read_yolov5(genuine)
+        assert len(found.state_dict) == 350
+        assert found.ignored == (
+            "model.class_weights",
+            "model.model.24.grid.0",
+            "model.model.24.grid.1",
+            "model.model.24.grid.2",
+            "model.model.24.stride",
+            "model.stride",
+        )
+        with zipfile.ZipFile(genuine) as archive:
+            stored = [name for name in archive.namelist() if "/data/" in name]
+        assert len(stored) == 350 + 6
+
+    def test_tensors_equal_the_bytes(self, genuine: Path) -> None:
+        """Decoded by numpy from the members that the pickle's listing names."""
+        found = read_yolov5(genuine).state_dict
+        with zipfile.ZipFile(genuine) as archive:
+            stem = np.frombuffer(archive.read("archive/data/0"), "<f2").reshape(16, 3, 6, 6)
+            anchors = np.frombuffer(archive.read("archive/data/342"), "<f2").reshape(3, 3, 2)
+            variance = np.frombuffer(archive.read("archive/data/10"), "<f2")
+        assert np.array_equal(found["model.0.conv.weight"].numpy(), stem.astype("f4"))
+        assert np.array_equal(found["model.24.anchors"].numpy(), anchors.astype("f4"))
+        assert np.array_equal(found["model.1.bn.running_var"].numpy(), variance.astype("f4"))
+        kinds = {value.dtype for value in found.values()}
+        assert kinds == {torch.float32, torch.int64}
+
+    def test_detector(self, genuine: Path) -> None:
+        found = read_yolov5(genuine)
+        model = to_detector(found)
+        assert sum(p.numel() for p in model.parameters()) == 1_872_157
+        assert model.stride == (8, 16, 32)
+        assert model.names == found.names
+        own = model.state_dict()
+        assert set(found.state_dict) - set(own) == {"model.24.anchor_grid"}
+        assert all(torch.equal(own[name], found.state_dict[name]) for name in own)
+        assert model.spec.source == "yolov5n.pt (model)"
+
+    def test_finds_the_same_spec_as_the_shipped_file(self, genuine: Path) -> None:
+        mine, shipped = to_detector(read_yolov5(genuine)).spec, load_spec("yolov5n")
+        rows = [(r.sources, r.repeats, r.block, dict(r.args)) for r in mine.layers]
+        assert rows == [(r.sources, r.repeats, r.block, dict(r.args)) for r in shipped.layers]
+        assert mine.anchors == shipped.anchors
+
+
+def outputs(model: Detector) -> list[Tensor]:
+    with torch.no_grad():
+        return model.eval()(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_round_trip_computes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool
+) -> None:
+    model = small()
+    content = {"epoch": 3, "model": network(model), "ema": None, "optimizer": None}
+    found = to_detector(read_yolov5(save(tmp_path / "x.pt", content, monkeypatch, legacy=legacy)))
+    own = model.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in found.state_dict().items())
+    assert all(torch.equal(a, b) for a, b in zip(outputs(found), outputs(model), strict=True))
+
+
+def read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model, **more: Any
+) -> tuple[Any, Detector]:
+    imported = read_yolov5(save(tmp_path / "x.pt", {"model": model, **more}, monkeypatch))
+    return imported, to_detector(imported)
+
+
+def test_a_file_of_the_packaged_yolov5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The PyPI package 'yolov5' has the same modules in a package of its own."""
+    model, path, packaged = small(), tmp_path / "x.pt", tmp_path / "packaged.pt"
+    save(path, {"model": network(model)}, monkeypatch)
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packaged, "w") as renamed:
+        for item in archive.namelist():
+            content = archive.read(item)
+            if item.endswith(".pkl"):
+                assert content.count(b"cmodels.yolo\n") == 2  # Model and Detect
+                content = content.replace(b"cmodels.", b"cyolov5.models.")
+            renamed.writestr(item, content)
+    found = to_detector(read_yolov5(packaged))
+    assert all(torch.equal(a, b) for a, b in zip(outputs(found), outputs(model), strict=True))
+
+
+def test_ema_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    averaged = network(small())
+    nn.init.constant_(averaged.model[0].conv.weight, 0.5)
+    imported, model = read(tmp_path, monkeypatch, network(small()), ema=averaged)
+    assert imported.source == "x.pt (ema)"
+    assert model.state_dict()["model.0.conv.weight"].unique().tolist() == [0.5]
+    assert "model.model.0.conv.weight" in imported.ignored
+
+
+def test_activation_comes_from_the_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of v1-v6 do not name it: LeakyReLU(0.1) up to v3.0, SiLU since v4."""
+    model = small(activation="nn.LeakyReLU(0.1)")
+    imported, found = read(tmp_path, monkeypatch, network(model))
+    assert imported.spec_yaml["activation"] == "LeakyReLU(0.1)"
+    assert all(torch.equal(a, b) for a, b in zip(outputs(found), outputs(model), strict=True))
+
+
+def test_anchors_and_names_come_from_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small()
+    pixels = torch.tensor([[[8, 8], [16, 8], [8, 24]], [[64, 32], [32, 64], [96, 96]]]).float()
+    model.head.set_anchors(pixels)
+    names = {1: "zwei", 0: "eins"}
+    imported, found = read(tmp_path, monkeypatch, network(model, names=names))
+    assert torch.equal(imported.anchors, pixels)
+    assert found.names == ("eins", "zwei")
+    assert torch.equal(found.head.anchors * torch.tensor([8.0, 16]).view(-1, 1, 1), pixels)
+    assert found.spec.anchors == ((8, 8, 16, 8, 8, 24), (64, 32, 32, 64, 96, 96))
+
+
+def spoil(kind: str, model: Model) -> None:
+    detect = model.model[-1]
+    if kind == "missing tensor":
+        model.model[0].bn = nn.Identity()
+    elif kind == "unknown tensor":
+        model.model[0].register_buffer("extra", torch.zeros(1))
+    elif kind == "other shape":
+        detect.m[0] = nn.Conv2d(16, 24, 1)
+    elif kind == "other epsilon":
+        model.model[0].bn.eps = 1e-5
+    elif kind == "other stride":
+        model.model[0].conv.stride = (1, 1)
+    elif kind == "other activation":
+        model.model[4].act = nn.Hardswish()
+    elif kind == "names":
+        model.names = ["one"]
+    elif kind == "no names":
+        del model.names
+    elif kind == "no yaml":
+        del model.yaml
+    elif kind == "endless yaml":
+        model.yaml["backbone"].append(model.yaml["backbone"])
+    elif kind == "wide yaml":
+        wide: list[Any] = [1]
+        for _ in range(7):
+            wide = [wide] * 900
+        model.yaml["head"] = wide
+    elif kind == "vast class count":
+        vast: list[Any] = [1]
+        for _ in range(60):
+            vast = [vast, vast]
+        model.nc = vast
+    elif kind == "channels":
+        model.yaml["ch"] = 4
+    elif kind == "unknown block":
+        model.yaml["backbone"][2][2] = "C3Unknown"
+    elif kind == "anchors":
+        detect.anchors = torch.zeros(2, 3, 2)
+    elif kind == "anchors in pixels":
+        detect.register_buffer("anchor_grid", detect.anchors.clone().view(2, 1, 3, 1, 1, 2))
+    elif kind == "stride":
+        detect.stride = torch.tensor([8.0, 12.5])
+    elif kind == "wrong stride":
+        detect.stride = torch.tensor([8.0, 32.0])
+    elif kind == "no detector":
+        model.model = model.model[:-1]
+    elif kind == "own child":
+        model.model[0].again = model.model[0]
+    elif kind == "no module":
+        model._modules["model"] = {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        ("missing tensor", r"5 missing \(model.0.bn.weight, .*a fused model"),
+        ("unknown tensor", r"1 unknown \(model.0.extra\)"),
+        ("other shape", r"of another shape \(model.7.m.0.weight 24x16x1x1 for 21x16x1x1"),
+        ("other epsilon", "model.0.bn has eps 1e-05, built with 0.001"),
+        ("other stride", r"model.0.conv has stride \(1, 1\), built with \(2, 2\)"),
+        ("other activation", "model.4.act is a torch.nn.modules.activation.Hardswish"),
+        ("names", "1 class names, but nc is 2"),
+        ("no names", "no usable class names"),
+        ("no yaml", "no 'yaml'"),
+        ("endless yaml", "no table of plain values"),
+        ("wide yaml", "no table of plain values"),
+        ("vast class count", "2 class names, but nc is a list"),
+        ("channels", "4 image channels"),
+        ("unknown block", "C3Unknown"),
+        ("anchors", "anchors are not all over 0"),
+        ("anchors in pixels", "anchor_grid is not anchors times stride"),
+        ("stride", "no usable 'stride'"),
+        ("wrong stride", r"strides \(8, 32\), but the rows give \(8, 16\)"),
+        ("no detector", "expected models.yolo.Detect"),
+        ("own child", "nested beyond reason"),
+        ("no module", "is no module"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, cause: str
+) -> None:
+    model = network(small())
+    spoil(kind, model)
+    with pytest.raises(UserError, match=cause) as caught:
+        read(tmp_path, monkeypatch, model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        ({"model": {"0.weight": torch.zeros(1)}}, r"holds no detector, .*\(found: model\)"),
+        ([torch.zeros(1)], "found: list"),
+        ({"model": nn.Linear(1, 1)}, "model is a torch.nn.modules.linear.Linear, expected"),
+    ],
+)
+def test_other_checkpoints_are_told_apart(tmp_path: Path, content: Any, cause: str) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=cause):
+        read_yolov5(tmp_path / "x.pt")

@@ -1,0 +1,361 @@
+"""The model YAML: YOLOv5's rows as they are, the four additions, and errors that help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from models.builder import build_detector
+from models.spec import IMAGE, ModelSpec, make_divisible, scale_repeats
+from models.yaml.parser import load_spec, normalise_activation, parse_spec
+from utils.errors import UserError
+
+ANCHORS = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
+# A small model in the layout of the v6 files, rows by number, as reference facts describe it.
+V6 = """
+nc: 80
+depth_multiple: 0.33
+width_multiple: 0.25
+anchors:
+  - [10,13, 16,30, 33,23]
+  - [30,61, 62,45, 59,119]
+backbone:
+  # [from, number, module, args]
+  [[-1, 1, Conv, [64, 6, 2, 2]],
+   [-1, 1, Conv, [128, 3, 2]],
+   [-1, 3, C3, [128]],
+   [-1, 1, Conv, [256, 3, 2]],
+   [-1, 6, C3, [256]],
+   [-1, 1, Conv, [512, 3, 2]],
+   [-1, 1, SPPF, [512, 5]],
+  ]
+head:
+  [[-1, 1, nn.Upsample, [None, 2, 'nearest']],
+   [[-1, 4], 1, Concat, [1]],
+   [-1, 3, C3, [256, False]],
+   [[9, 6], 1, Detect, [nc, anchors]],
+  ]
+"""
+
+
+def write(folder: Path, text: str, name: str = "model.yaml") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def with_rows(
+    backbone: str, head: str = "[[[0], 1, Detect, [nc, anchors]]]", extra: str = ""
+) -> str:
+    return f"anchors: [[10,13, 16,30]]\n{extra}\nbackbone:\n  {backbone}\nhead:\n  {head}\n"
+
+
+def test_rows_of_a_v6_file(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, V6))
+    assert [layer.block for layer in spec.layers] == [
+        "Conv", "Conv", "C3", "Conv", "C3", "Conv", "SPPF", "Upsample", "Concat", "C3", "Detect",
+    ]  # fmt: skip
+    assert spec.layers[0].args == {"c_out": 16, "kernel": 6, "stride": 2, "padding": 2}
+    assert spec.layers[0].sources == (IMAGE,)
+    assert spec.layers[4].repeats == 2  # round(6 * 0.33)
+    assert spec.layers[8].sources == (7, 4)
+    assert spec.layers[9].args == {"c_out": 64, "shortcut": False}
+    assert spec.layers[7].args == {"size": None, "scale_factor": 2, "mode": "nearest"}
+    assert [layer.section for layer in spec.layers] == ["backbone"] * 7 + ["neck"] * 3 + ["head"]
+    assert spec.anchors == ((10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119))
+
+
+def test_scaling_rules() -> None:
+    assert [scale_repeats(n, 0.33) for n in (1, 3, 6, 9)] == [1, 1, 2, 3]
+    assert [scale_repeats(n, 1.33) for n in (3, 9)] == [4, 12]
+    assert [make_divisible(c * 0.25, 8) for c in (64, 100, 1024)] == [16, 32, 256]
+
+
+V1 = """
+nc: 80
+depth_multiple: 0.33
+width_multiple: 0.50
+anchors:
+  - [116,90, 156,198, 373,326]
+  - [30,61, 62,45, 59,119]
+  - [10,13, 16,30, 33,23]
+backbone:
+  [[-1, 1, Focus, [64, 3]], [-1, 1, Conv, [128, 3, 2]], [-1, 3, BottleneckCSP, [128]],
+   [-1, 1, Conv, [256, 3, 2]], [-1, 9, BottleneckCSP, [256]], [-1, 1, Conv, [512, 3, 2]],
+   [-1, 9, BottleneckCSP, [512]], [-1, 1, Conv, [1024, 3, 2]], [-1, 1, SPP, [1024, [5, 9, 13]]]]
+head:
+  [[-1, 3, BottleneckCSP, [1024, False]],
+   [-1, 1, Conv, [512, 1, 1]], [-1, 1, nn.Upsample, [None, 2, 'nearest']], [[-1, 6], 1, Concat, [1]],
+   [-1, 3, BottleneckCSP, [512, False]],
+   [-1, 1, Conv, [256, 1, 1]], [-1, 1, nn.Upsample, [None, 2, 'nearest']], [[-1, 4], 1, Concat, [1]],
+   [-1, 3, BottleneckCSP, [256, False]],
+   [-1, 1, nn.Conv2d, [na * (nc + 5), 1, 1]],
+   [-2, 1, Conv, [256, 3, 2]], [[-1, 14], 1, Concat, [1]],
+   [-1, 3, BottleneckCSP, [512, False]],
+   [-1, 1, nn.Conv2d, [na * (nc + 5), 1, 1]],
+   [-2, 1, Conv, [512, 3, 2]], [[-1, 10], 1, Concat, [1]],
+   [-1, 3, BottleneckCSP, [1024, False]],
+   [-1, 1, nn.Conv2d, [na * (nc + 5), 1, 1]],
+   [[], 1, Detect, [nc, anchors]]]
+"""
+
+
+def test_v1_detection_rows_become_the_detect_row(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, V1))
+    assert [layer.block for layer in spec.layers].count("Conv2d") == 0
+    detect = spec.layers[-1]
+    assert [spec.layers[source].args["c_out"] for source in detect.sources] == [128, 256, 512]
+    assert len(spec.layers) == 25
+
+
+@pytest.mark.parametrize(
+    ("expression", "accepted"),
+    [
+        ("na * (nc + 5)", True),
+        ("na*(nc+5)", True),
+        ("na * (nc + 6)", False),
+        ("__import__('os').system('true')", False),
+    ],
+)
+def test_one_expression_is_a_constant_and_no_other(
+    tmp_path: Path, expression: str, accepted: bool
+) -> None:
+    text = V1.replace("na * (nc + 5)", expression)
+    if accepted:
+        assert load_spec(write(tmp_path, text)).layers[-1].block == "Detect"
+    else:
+        with pytest.raises(UserError, match=r"model\.yaml:\d+: head\[9\].*c_out.*never run"):
+            load_spec(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("nn.SiLU()", "SiLU"), ("SiLU", "SiLU"), ("nn.LeakyReLU(0.1)", "LeakyReLU(0.1)"),
+        ("LeakyReLU", "LeakyReLU"), ("nn.Hardswish()", "Hardswish"), ("Mish()", "Mish"),
+        ("nn.Identity()", "Identity"),
+    ],
+)  # fmt: skip
+def test_activation_forms(text: str, expected: str) -> None:
+    assert normalise_activation(text, "x") == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["nn.SiLU(__import__('os'))", "Silu2", "exec('x')", "ReLU(3)", "SiLU()()"]
+)
+def test_other_activations_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"here: activation"):
+        normalise_activation(text, "here")
+
+
+def test_names_and_mapping_arguments(tmp_path: Path) -> None:
+    text = """
+anchors: [[10,13]]
+backbone:
+  - stem: [-1, 1, Conv, {c: 32, k: 3, s: 2}]
+  - [-1, 1, Conv, {c_out: 32, kernel: 1}]
+  - [[-1, stem], 1, Concat, [1]]
+head:
+  - [-1, 1, Detect, [nc, anchors]]
+"""
+    spec = load_spec(write(tmp_path, text))
+    assert spec.layers[0].args == {"c_out": 32, "kernel": 3, "stride": 2}
+    assert spec.layers[2].sources == (1, 0)
+    assert spec.layers[0].name == "stem"
+
+
+def test_extends_swap_keep_and_strides(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        V6.replace("[[-1, 1, Conv, [64, 6, 2, 2]],", "[{stem: [-1, 1, Conv, [64, 6, 2, 2]]},"),
+        "base.yaml",
+    )
+    text = "extends: base.yaml\nswap: {C3: BottleneckCSP, Conv/2: Focus}\nkeep: [stem]\nwidth_multiple: 0.5\n"
+    with pytest.raises(
+        UserError,
+        match=r"model\.yaml:2: SPPF in place of Conv .*base\.yaml:.* has no use for stride=2",
+    ):
+        load_spec(write(tmp_path, text.replace("Focus", "SPPF")))
+    spec = load_spec(write(tmp_path, text.replace("Focus", "DWConv")))
+    assert [layer.block for layer in spec.layers] == [
+        "Conv", "DWConv", "BottleneckCSP", "DWConv", "BottleneckCSP", "DWConv", "SPPF",
+        "Upsample", "Concat", "BottleneckCSP", "Detect",
+    ]  # fmt: skip
+    assert spec.layers[0].args["c_out"] == 32  # the variant's own width
+    assert spec.layers[9].args == {"c_out": 128, "shortcut": False}
+
+
+def test_swap_in_one_section_and_with_arguments(tmp_path: Path) -> None:
+    write(tmp_path, V6, "base.yaml")
+    text = "extends: base.yaml\nhead: {swap: {C3: {block: BottleneckCSP, act: ReLU}}}\n"
+    blocks = load_spec(write(tmp_path, text)).layers
+    assert [blocks[i].block for i in (2, 4, 9)] == ["C3", "C3", "BottleneckCSP"]
+    assert blocks[9].args == {"c_out": 64, "shortcut": False, "act": "ReLU"}
+
+
+def test_included_sections_equal_the_written_ones() -> None:
+    text = {
+        "backbone": "csp-s", "neck": "pan", "depth_multiple": 0.33, "width_multiple": 0.5,
+        "anchors": ANCHORS, "head": [[["out3", "out4", "out5"], 1, "Detect", ["nc", "anchors"]]],
+    }  # fmt: skip
+    ours, whole = parse_spec(text, "test"), load_spec("yolov5s")
+    strip = [(a.block, a.args, a.repeats, a.sources, a.name) for a in ours.layers]
+    assert strip == [(a.block, a.args, a.repeats, a.sources, a.name) for a in whole.layers]
+    long_form = {**text, "backbone": {"file": "csp.yaml", "scale": "s"}}
+    assert parse_spec(long_form, "test").layers == ours.layers
+
+
+def test_round_trips(tmp_path: Path) -> None:
+    spec = load_spec("yolov5n-csp")
+    assert ModelSpec.from_dict(spec.to_dict()) == spec
+    written = write(tmp_path, yaml.safe_dump(spec.to_yaml_dict()))
+    again = load_spec(written)
+    assert [(a.block, a.args, a.sources, a.repeats) for a in again.layers] == [
+        (a.block, a.args, a.sources, a.repeats) for a in spec.layers
+    ]
+    assert again.anchors == spec.anchors
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (with_rows("- [-1, 1, Convv, [8]]"), r"model\.yaml:4: backbone\[0\]: unknown block 'Convv'; did you mean 'Conv'"),
+        (with_rows("- [-1, 1, Conv, ['8+8']]"), r"model\.yaml:4: backbone\[0\]: argument 'c_out' of Conv is the text '8\+8'"),
+        (with_rows("- [-1, 1, Conv, [8, 3, 2, 1, 1, True, 9]]"), r"takes at most 6 arguments"),
+        (with_rows("- [-1, 1, Conv, {c: 8, strid: 2}]"), r"no argument 'strid'; did you mean 'stride'"),
+        (with_rows("- [-1, 1, Conv, []]"), r"Conv needs c_out"),
+        (with_rows("- [-1, 0, Conv, [8]]"), r"number must be a whole number from 1, got 0"),
+        (with_rows("- [-1, 1, Conv, [.nan]]"), r"a number in args is not finite: \[nan\]"),
+        (with_rows("- [-1, 1, Conv]"), r"a row is \[from, number, block, args\]"),
+        (with_rows("- [5, 1, Conv, [8]]"), r"row 0 reads 5"),
+        (with_rows("- a: [-1, 1, Conv, [8]]\n  - a: [-1, 1, Conv, [8]]"), r"'a' is used twice"),
+        (with_rows("- stem: [-1, 1, Conv, [8]]\n  - [stm, 1, Conv, [8]]"), r"reads 'stm'.*did you mean 'stem'"),
+        (with_rows("- [-1, 1, Conv, [8]]", "[[-1, 1, Segment, [nc, anchors]]]"), r"Segment is a segmentation model"),
+        (with_rows("- [-1, 1, Conv, [8]]", "[[-1, 1, Classify, [nc]]]"), r"Classify is a classification model"),
+        (with_rows("- [-1, 1, Conv, [8]]", "[[-1, 1, Conv, [8]]]"), r"exactly one Detect row"),
+        (with_rows("- [-1, 1, Conv, [8]]", extra="activatoin: SiLU"), r"unknown key 'activatoin'; did you mean 'activation'"),
+        (with_rows("- [-1, 1, Conv, [8]]", extra="activation: eval('x')"), r"activation \"eval"),
+        (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, 'os.x']]]"), r"found 'os.x' in place of 'anchors'"),
+        (with_rows("- [-1, 1, Conv, [8]]", "[[[0, 0], 1, Detect, [nc, anchors]]]"), r"anchors for 1 levels, but Detect reads 2"),
+        ("anchors: 3\nhead: []\n", r"key 'backbone' is missing"),
+        ("backbone: csp-q\nanchors: 3\nhead: [[[P5], 1, Detect, []]]", r"has the scales n, s, m, l, x; 'q' is not"),
+        ("backbone: cps-n\nanchors: 3\nhead: [[[P5], 1, Detect, []]]", r"did you mean 'csp-n'"),
+        ("extends: model.yaml\n", r"extends itself"),
+        ("extends: yolov5n.yaml\nswap: {C4: C3}\n", r"unknown block 'C4'"),
+        ("extends: yolov5n.yaml\nswap: {DWConv: C3}\n", r"no row of the base model has the block DWConv"),
+        ("extends: yolov5n.yaml\nswap: {C3: BottleneckCSP, DWConv: Conv}\n", r"model\.yaml:2: no row of the base model has the block DWConv"),
+        ("extends: yolov5n.yaml\nswap: {C3: {block: OSAStage, expnsion: 0.5}}\n", r"model\.yaml:2: OSAStage has no argument 'expnsion'; did you mean 'expansion'"),
+        ("extends: yolov5n.yaml\nswap: {C3: BottleneckCSP}\nkeep: [stemm]\n", r"keep names no row 'stemm'; did you mean 'stem'"),
+        ("!!python/object/apply:os.system ['true']", r"model\.yaml:1: not plain YAML"),
+        ("", r"expected 'key: value' lines, found nothing"),
+        ("- a\n- b\n", r"found a list"),
+        ("backbone: 1\nbackbone: 2\n", r":2: key 'backbone' appears twice"),
+        ("a: [b\n", r"not plain YAML"),
+    ],
+)  # fmt: skip
+def test_errors_name_file_line_row_and_remedy(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_spec(write(tmp_path, text))
+
+
+def test_a_missing_model_offers_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"yolov5n-gost: .*did you mean 'yolov5n-ghost'"):
+        load_spec("yolov5n-gost")
+
+
+def test_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n"
+        for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    with pytest.raises(UserError, match=r"after expanding aliases; refused"):
+        load_spec(write(tmp_path, bomb))
+
+
+HEAD = [[["out3", "out4", "out5"], 1, "Detect", ["nc", "anchors"]]]
+
+
+def same_rows(one: ModelSpec, other: ModelSpec) -> bool:
+    return [(a.block, a.args, a.sources, a.repeats, a.activation, a.norm) for a in one.layers] == [
+        (a.block, a.args, a.sources, a.repeats, a.activation, a.norm) for a in other.layers
+    ]
+
+
+class TestSections:
+    def test_a_resolved_neck_of_odd_widths_reloads_as_it_is(self, tmp_path: Path) -> None:
+        write(tmp_path, (
+            "divisor: 4\nrows:\n  - out3: [P3, 1, Conv, [20]]\n  - out4: [P4, 1, Conv, [36]]\n"
+            "  - out5: [P5, 1, Conv, [52]]\n"
+        ), "neck.yaml")  # fmt: skip
+        for width, channels in ((1.0, [20, 36, 52]), (0.6, [12, 20, 32])):
+            data = {"anchors": 3, "backbone": "shufflenetv2-0.5", "head": HEAD,
+                    "neck": {"file": str(tmp_path / "neck.yaml"), "width": width}}  # fmt: skip
+            spec = parse_spec(data, str(tmp_path / "model.yaml"))
+            outs = [layer.args["c_out"] for layer in spec.layers if layer.section == "neck"]
+            assert outs == channels
+            assert same_rows(parse_spec(spec.to_yaml_dict(), "again"), spec)
+
+    def test_notes_survive_the_resolved_file(self) -> None:
+        backbone = {"file": "ghostnet.yaml", "scale": "1.0", "width": 0.7}
+        spec = parse_spec({"anchors": 3, "backbone": backbone, "neck": "fpn", "head": HEAD}, "x")
+        assert spec.notes == ("backbone ghostnet-1.0 at width 0.7, not published",)
+        again = parse_spec(spec.to_yaml_dict(), "again")
+        assert again.notes == spec.notes
+        assert same_rows(again, spec)
+
+    def test_a_published_width_has_no_note(self) -> None:
+        backbone = {"file": "ghostnet.yaml", "scale": "1.0", "width": 1.3}
+        spec = parse_spec({"anchors": 3, "backbone": backbone, "neck": "fpn", "head": HEAD}, "x")
+        whole = {"anchors": 3, "backbone": "ghostnet-1.3", "neck": "fpn", "head": HEAD}
+        assert spec.notes == ()
+        assert same_rows(spec, parse_spec(whole, "x"))
+
+    def test_an_extending_section_has_the_sizes_of_its_base(self, tmp_path: Path) -> None:
+        write(tmp_path, "extends: shufflenetv2.yaml\nswap: {MaxPool: MaxPool}\n", "mine.yaml")
+        name = str(tmp_path / "mine-0.5")
+        mine = load_spec("yolov5n", backbone=name, neck="pan")
+        assert same_rows(mine, load_spec("yolov5n", backbone="shufflenetv2-0.5", neck="pan"))
+
+    def test_a_ring_of_sections(self, tmp_path: Path) -> None:
+        write(tmp_path, "extends: b.yaml\n", "a.yaml")
+        write(tmp_path, "extends: a.yaml\n", "b.yaml")
+        with pytest.raises(UserError, match="extends itself"):
+            load_spec("yolov5n", neck=str(tmp_path / "a.yaml"))
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("scales: {}\nrows: [[-1, 1, Conv, [8]]]", "scales must map names"),
+            ("scales: {a: {c: 8}}\nrows: [[-1, 1, Conv, [$d]]]", r"\$d is no key of the scale"),
+            ("rows: [[-1, 1, Conv, [P7]]]", "neither a number nor the name of an earlier row"),
+            ("rows: [[[], 1, Conv, [8]]]", "reads no row: 'from' is empty"),
+            ("norm: {eps: 0, momentum: 0.1}\nrows: [[-1, 1, Conv, [8]]]", "norm.eps must be"),
+            ("extends: csp.yaml\ndivisor: 4", "unknown key 'divisor'"),
+        ],
+    )  # fmt: skip
+    def test_mistakes_in_a_section_file(self, tmp_path: Path, text: str, message: str) -> None:
+        name = write(tmp_path, text, "part.yaml")
+        if "{a:" in text:
+            name = str(tmp_path / "part-a")
+        with pytest.raises(UserError, match=message):
+            build_detector(load_spec("yolov5n", backbone=name, neck="pan"), classes=2)
+
+    def test_a_row_too_wide_for_any_memory(self) -> None:
+        rows = [[-1, 1, "Conv", [10**12]], [-1, 1, "Conv", [10**12]]]
+        data = {"anchors": 3, "backbone": rows, "head": [[[1], 1, "Detect", []]]}
+        with torch.device("meta"), pytest.raises(UserError, match="row 1 Conv: Storage size"):
+            build_detector(parse_spec(data, "x"), classes=2)
+
+    @pytest.mark.parametrize("mean", [[0.5], [0.5, float("nan"), 0], "grey"])
+    def test_impossible_normalisations(self, mean: object) -> None:
+        data = {"anchors": 3, "backbone": "csp-n", "neck": "pan", "head": HEAD,
+                "normalisation": {"mean": mean, "std": [1, 1, 1]}}  # fmt: skip
+        with pytest.raises(UserError, match="three means and three stds"):
+            parse_spec(data, "x")
+
+    def test_p6_neck_on_a_model_made_for_p6(self) -> None:
+        spec = load_spec("yolov5n6", neck="pan-p6")
+        assert len(spec.layers[-1].sources) == 4

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import io
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from utils.images import ImageError, decode_image, image_format, read_image
+
+GENERATOR = np.random.default_rng(0)
+PIXELS = cv2.resize(GENERATOR.integers(0, 255, (6, 8, 3), np.uint8), (80, 60))
+SIXTEEN = (PIXELS.astype(np.int64) * 257 + GENERATOR.integers(-300, 300, PIXELS.shape)).clip(
+    0, 65535
+)
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def reference(data: bytes) -> np.ndarray:
+    """Pillow's own way from a file to RGB, the right way up, alpha dropped."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    image.info.pop("transparency", None)
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def modes() -> dict[str, bytes]:
+    rgb = Image.fromarray(PIXELS)
+    palette = rgb.convert("P", palette=Image.Palette.ADAPTIVE)
+    alpha = rgb.convert("RGBA")
+    alpha.putalpha(Image.fromarray(PIXELS[..., 0]))
+    return {
+        "jpeg": encode(rgb, "JPEG"),
+        "progressive": encode(rgb, "JPEG", progressive=True),
+        "grey jpeg": encode(rgb.convert("L"), "JPEG"),
+        "cmyk jpeg": encode(rgb.convert("CMYK"), "JPEG"),
+        "png": encode(rgb, "PNG"),
+        "grey png": encode(rgb.convert("L"), "PNG"),
+        "1-bit png": encode(rgb.convert("1"), "PNG"),
+        "palette": encode(palette, "PNG"),
+        "palette, one clear colour": encode(palette, "PNG", transparency=3),
+        "palette with alpha": encode(palette, "PNG", transparency=bytes(range(256))),
+        "rgba": encode(alpha, "PNG"),
+        "grey with alpha": encode(alpha.convert("LA"), "PNG"),
+        "rgb, one clear colour": encode(rgb, "PNG", transparency=(1, 2, 3)),
+        "bmp": encode(rgb, "BMP"),
+        "gif": encode(palette, "GIF"),
+        "webp": encode(rgb, "WEBP"),
+        "webp with alpha": encode(alpha, "WEBP", lossless=True),
+        "tiff": encode(rgb, "TIFF"),
+        "cmyk tiff": encode(rgb.convert("CMYK"), "TIFF"),
+    }
+
+
+@pytest.mark.parametrize("name", modes())
+def test_every_mode_equals_pillow(name: str) -> None:
+    data = modes()[name]
+    image = decode_image(data)
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+    np.testing.assert_array_equal(image, reference(data))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_equals_pillow(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(PIXELS), kind, exif=exif)
+    image = decode_image(data)
+    assert image.shape == ((80, 60, 3) if orientation > 4 else (60, 80, 3))
+    np.testing.assert_array_equal(image, reference(data))
+
+
+def test_exif_after_the_pixels_of_a_png_counts() -> None:
+    plain = encode(Image.fromarray(PIXELS), "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = b"eXIf" + exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    data = plain[:-12] + chunk + plain[-12:]
+    np.testing.assert_array_equal(decode_image(data), np.rot90(PIXELS, -1))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bits_become_rounded_8_bits(suffix: str, channels: int) -> None:
+    full = np.dstack((SIXTEEN[..., ::-1], SIXTEEN[..., 0])).astype(np.uint16)
+    ok, data = cv2.imencode(suffix, full[..., :channels])
+    assert ok
+    expected = np.rint(SIXTEEN / 257)
+    if channels == 1:
+        expected = np.repeat(expected[..., 2:], 3, axis=2)
+    np.testing.assert_array_equal(decode_image(data.tobytes()), expected)
+
+
+def test_16_bit_tiff_obeys_its_orientation() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.fromarray(SIXTEEN[..., 0].astype(np.uint16)), "TIFF", exif=exif)
+    expected = np.rot90(np.rint(SIXTEEN[..., 0] / 257), -1)
+    np.testing.assert_array_equal(decode_image(data)[..., 1], expected)
+
+
+def test_first_picture_of_a_gif() -> None:
+    frames = [Image.new("RGB", (20, 16), colour) for colour in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode_image(data)[8, 10].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "name", ["jpeg", "cmyk jpeg", "png", "rgba", "palette", "tiff", "bmp", "webp", "gif"]
+)
+@pytest.mark.parametrize("part", [0.5, 0.02])
+def test_cut_off_data_is_an_error(name: str, part: float) -> None:
+    data = modes()[name]
+    with pytest.raises(ImageError):
+        decode_image(data[: int(len(data) * part)])
+
+
+def test_jpeg_without_its_end_marker_is_an_error_even_with_a_thumbnail() -> None:
+    thumbnail = encode(Image.fromarray(PIXELS[:8, :8]), "JPEG")
+    whole = encode(Image.fromarray(PIXELS), "JPEG", exif=b"Exif\0\0" + thumbnail)
+    assert whole.count(b"\xff\xd9") == 2
+    for data in (whole[:-2], whole[: len(whole) - 400], whole[: len(whole) - 400] + b"\0" * 400):
+        with pytest.raises(ImageError, match="no end marker"):
+            decode_image(data)
+
+
+def test_bytes_after_the_end_do_not_matter() -> None:
+    data = encode(Image.fromarray(PIXELS), "JPEG")
+    np.testing.assert_array_equal(decode_image(data + b"camera's own notes"), decode_image(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"", "empty file"),
+        (b"hello, this is text", "no known signature"),
+        (b"\0" * 4096, "zero bytes"),
+        (b"\0\0\0\x18ftypheic", "HEIF"),
+        (b"\xff\xd8\xff" + b"x" * 50, "JPEG"),
+        (b"\x89PNG\r\n\x1a\n", "PNG"),
+    ],
+)
+def test_the_cause_is_said(data: bytes, cause: str) -> None:
+    with pytest.raises(ImageError, match=cause):
+        decode_image(data)
+
+
+def test_float_samples_are_refused() -> None:
+    data = encode(Image.fromarray(PIXELS[..., 0].astype(np.float32)), "TIFF")
+    with pytest.raises(ImageError, match="32-bit"):
+        decode_image(data)
+
+
+def bomb(side: int) -> bytes:
+    """A 1-bit PNG of side x side zeros: huge when decoded, small as a file."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(((side + 7) // 8 + 1) * side), 9)
+    magic = b"\x89PNG\r\n\x1a\n"
+    return magic + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_too_many_pixels_are_refused_from_the_header() -> None:
+    data = bomb(14_000)
+    start = time.perf_counter()
+    with pytest.raises(ImageError, match="14000x14000 pixels; more than 100000000"):
+        decode_image(data)
+    assert time.perf_counter() - start < 0.5
+    assert decode_image(bomb(20), max_pixels=400).shape == (20, 20, 3)
+    with pytest.raises(ImageError, match="more than 399"):
+        decode_image(bomb(20), max_pixels=399)
+
+
+def test_over_a_thousand_million_pixels_too() -> None:
+    header = bytearray(bomb(16))
+    header[16:24] = struct.pack(">II", 34_000, 34_000)
+    header[29:33] = struct.pack(">I", zlib.crc32(bytes(header[12:29])))
+    with pytest.raises(ImageError, match="34000x34000"):
+        decode_image(bytes(header))
+
+
+def test_format_is_by_content() -> None:
+    assert image_format(modes()["gif"]) == "GIF"
+    assert image_format(modes()["webp"]) == "WEBP"
+    assert image_format(b"text") is None
+
+
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "gone.jpg").symlink_to("nothing.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    causes = {
+        "loop.jpg": "dangling or looping",
+        "gone.jpg": "dangling or looping",
+        "pipe.jpg": "not a regular file",
+        "missing.jpg": "No such file",
+        ".": "not a regular file",
+    }
+    for name, cause in causes.items():
+        with pytest.raises(ImageError, match=cause):
+            read_image(tmp_path / name)
+
+
+def test_names_with_spaces_and_signs(tmp_path: Path) -> None:
+    path = tmp_path / "a b #1 ä 图.jpg"
+    path.write_bytes(modes()["jpeg"])
+    np.testing.assert_array_equal(read_image(path), reference(modes()["jpeg"]))
+
+
+@pytest.mark.parametrize("reduce", [2, 4, 8])
+def test_a_reduced_jpeg_shows_the_same(reduce: int) -> None:
+    smooth = cv2.resize(PIXELS[:2, :2], (81, 61), interpolation=cv2.INTER_LINEAR)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.fromarray(smooth), "JPEG", quality=98, exif=exif)
+    small = decode_image(data, reduce=reduce)
+    assert small.shape == (-(-81 // reduce), -(-61 // reduce), 3)
+    whole = cv2.resize(decode_image(data), small.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(small.astype(int) - whole).mean() < 2
+    assert decode_image(modes()["png"], reduce=reduce).shape == (60, 80, 3)
