@@ -33,7 +33,7 @@ PYTHON_COMMANDS = [line for line in COMMANDS if not line.startswith("make")]
 def main_module(words: list[str]) -> tuple[str, list[str]]:
     """'python -m a.b --flag' or 'torchrun ... train.py --flag' -> (module, its arguments)."""
     if words[1] == "-m":
-        return words[2], words[3:]
+        return f"{words[2]}.__main__", words[3:]
     script = next(index for index, word in enumerate(words) if word.endswith(".py"))
     return words[script].removesuffix(".py"), words[script + 1 :]
 
@@ -77,7 +77,7 @@ def test_flags_in_prose_exist(capsys: pytest.CaptureFixture[str]) -> None:
     prose = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
     named = set(re.findall(r"`(--[a-z][\w-]*)", prose))
     known = {"--debug"}  # taken by utils.errors.run_script for every script
-    for module in ("train", "val", "detect", "models.profile.counting"):
+    for module in ("train", "val", "detect", "models.profile.__main__"):
         known |= known_flags(module, capsys)
     assert named
     assert named <= known

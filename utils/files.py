@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -33,3 +37,16 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, never meets half of it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Plain values as YAML, in their own order."""
+    text = yaml.safe_dump(
+        dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None
+    )
+    write_text(path, text)

@@ -29,3 +29,9 @@ def readable(text: str) -> str:
 def complain(text: str) -> None:
     """One readable line on stderr."""
     sys.stderr.write(readable(text) + "\n")
+
+
+def say(text: str) -> None:
+    """Readable lines on stdout; progress bars go to stderr."""
+    sys.stdout.write("\n".join(map(readable, text.split("\n"))) + "\n")
+    sys.stdout.flush()

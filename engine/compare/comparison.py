@@ -26,8 +26,8 @@ from engine.compare.setup import Comparison, finished_runs, prepare
 from engine.measure.latency import LatencyConfig
 from engine.train.interrupts import StopRequest, stop_requests
 from utils.errors import PartlyDoneError, TerminatedError, cause_of
-from utils.runlog import say, write_text
-from utils.terminal import complain, printable
+from utils.files import write_text
+from utils.terminal import complain, printable, say
 
 GIGA, PETA = 1e9, 1e15
 RESULTS = "results.json"

@@ -21,8 +21,8 @@ from engine.compare.config import PROFILE, TRAIN, CompareConfig
 from engine.evaluate.evaluator import EvalConfig
 from utils.environment import run_environment
 from utils.errors import UserError
+from utils.files import write_text
 from utils.hyp import load_hyp
-from utils.runlog import write_text
 
 FILE = "protocol.json"
 SEEDS = "seeds"  # the key that may grow

@@ -35,8 +35,7 @@ from engine.evaluate.matching import Found, Truth
 from engine.evaluate.results import DetectionMetrics
 from models.spec import ModelSpec
 from utils.errors import UserError
-from utils.files import write_bytes
-from utils.runlog import write_text
+from utils.files import write_bytes, write_text
 
 FORMAT = "featherdet-record-1"
 FOLDER = "records"  # in a comparison's folder

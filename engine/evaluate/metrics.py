@@ -11,9 +11,9 @@ import numpy as np
 
 from data.index.records import DataIndex, ImageRecord
 from engine.evaluate.coco import CocoFigures, coco_figures
+from engine.evaluate.curves import plot_confusion, plot_curves, plot_precision_recall
 from engine.evaluate.matching import Curves, Found, Truth, confidence_curves, confusion_matrix
 from engine.evaluate.results import ClassMetrics, DetectionMetrics, LossMeans, Speed
-from utils.plots import plot_confusion, plot_curves, plot_precision_recall
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from engine import distributed
 from engine.checkpoint import load_detector
 from engine.distributed import Distributed
 from engine.evaluate.config import ValConfig
+from engine.evaluate.curves import plot_study
 from engine.evaluate.evaluator import check, evaluate
 from engine.evaluate.results import DetectionMetrics, save_labels, save_metrics, save_predictions
 from models.detector import Detector
 from utils.errors import UserError
 from utils.paths import new_run_dir
-from utils.plots import plot_study
-from utils.runlog import say
+from utils.terminal import say
 
 WARM_UPS = 3  # passes before a timing
 STUDY_COLUMNS = ("size", "mAP50", "mAP50-95", "pre-process ms", "inference ms", "NMS ms")

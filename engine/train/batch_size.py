@@ -9,8 +9,8 @@ import torch
 from models.detector import Detector
 from models.losses.anchor import AnchorLoss
 from utils.errors import UserError
-from utils.runlog import say
 from utils.structures import Targets
+from utils.terminal import say
 
 SHARE = 0.85  # of the free memory; the rest is for validation, fragments and crowded batches
 BOXES_PER_IMAGE = 40  # of the trial batches

@@ -17,7 +17,8 @@ from engine.train.step import NonFiniteError
 from models.profile.counting import profile
 from models.profile.tables import row_table, summary
 from utils.environment import run_environment
-from utils.runlog import say, write_yaml
+from utils.files import write_yaml
+from utils.terminal import say
 
 DRAWN_BATCHES = 3  # train_batch0.jpg to train_batch2.jpg
 

@@ -22,17 +22,12 @@ from engine.evaluate.results import DetectionMetrics
 from engine.train.config import TrainConfig
 from engine.train.files import announce, draw_batch, save
 from engine.train.interrupts import StopRequest, stop, stop_requests
+from engine.train.runlog import TensorBoard, console_header, csv_text, plot_results
 from engine.train.setup import TrainRun, prepare
 from engine.train.step import StepClock, train_epoch
 from utils.errors import FeatherDetError, UserError
-from utils.runlog import (
-    TensorBoard,
-    console_header,
-    csv_text,
-    plot_results,
-    say,
-    write_text,
-)
+from utils.files import write_text
+from utils.terminal import say
 
 LOST_RANK = ("gloo", "nccl", "Connection", "Timed out", "pair closure", "connectFullMesh")
 

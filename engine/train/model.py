@@ -28,7 +28,7 @@ from models.weights.sources import read_source
 from models.yaml.parser import load_draft
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
-from utils.runlog import say
+from utils.terminal import say
 
 DEFAULT_MODEL = "yolov5n"
 DEFAULT_BATCH = 16

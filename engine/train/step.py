@@ -16,11 +16,11 @@ from data.loading.sample import Batch
 from engine import distributed
 from engine.train.interrupts import StopRequest
 from engine.train.optimizer import apply_rates, update_weights
+from engine.train.runlog import console_row
 from engine.train.schedule import Schedule
 from engine.train.state import TrainState
 from models.losses.anchor import AnchorLoss, Losses
 from utils.errors import FeatherDetError
-from utils.runlog import console_row
 from utils.seeding import generator, seed_step
 from utils.structures import Targets
 

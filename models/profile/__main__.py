@@ -13,12 +13,12 @@ import yaml
 
 from models.profile.counting import ModelProfile, profile_spec
 from models.profile.fit import fit, read_budget
+from models.profile.plot import stacked_shares
 from models.profile.tables import matrix, row_table, summary
 from models.spec import SECTIONS, GraphSpec, ModelSpec
 from models.yaml.parser import load_classifier, load_draft
 from utils.config import ArgumentParser
 from utils.errors import UserError, run_script
-from utils.plots import stacked_shares
 
 DESCRIPTION = """Cost of detectors by row: parameters, MACs, FLOPs, strides, channels. Also checks a
 model file and names the rows nobody uses. Several models give one line each, split into backbone,

@@ -2,8 +2,7 @@
 
 import pytest
 
-from utils.runlog import say
-from utils.terminal import complain, is_printable, printable
+from utils.terminal import complain, is_printable, printable, say
 
 
 @pytest.mark.parametrize("text", ["red cell", "細胞\u3000赤", "globule\u00a0rouge", "é", ""])

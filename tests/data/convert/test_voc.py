@@ -168,7 +168,7 @@ def test_nothing_is_overwritten(voc: Path) -> None:
 
 def test_the_command(voc: Path, root: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "data.convert.voc", *arguments]
+        command = [sys.executable, "-m", "data.convert", *arguments]
         return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
     done = run(

@@ -11,13 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from data.shapes.outlines import OUTLINES, Pose, place, rasterize
-from data.shapes.paint import Canvas
-from data.shapes.scene import NAMES, Figure, Item, paint_figures, run_lengths
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from data.shapes import files
+from data.shapes.outlines import OUTLINES, Pose, place, rasterize
+from data.shapes.paint import Canvas
+from data.shapes.scene import NAMES, Figure, Item, paint_figures, run_lengths
 from utils.errors import UserError
 from utils.seeding import generator
 

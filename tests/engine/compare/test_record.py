@@ -28,7 +28,7 @@ from engine.evaluate.results import ClassMetrics, DetectionMetrics, Speed
 from models.spec import ModelSpec
 from models.yaml.parser import load_spec
 from utils.errors import UserError
-from utils.runlog import write_text
+from utils.files import write_text
 
 PROTOCOL = {
     "data": {

@@ -42,7 +42,7 @@ class Elements(HTMLParser):
 
 @pytest.fixture(scope="module")
 def results(root):
-    return json.loads((root / "tests/engine/data_compare_sample.json").read_text())
+    return json.loads((root / "tests/engine/compare/data_compare_sample.json").read_text())
 
 
 def example(name="a.jpg", height=60, width=80):

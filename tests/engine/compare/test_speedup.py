@@ -13,7 +13,7 @@ from engine.compare.report.text import columns, markdown
 
 @pytest.fixture
 def results(root):
-    sample = json.loads((root / "tests/engine/data_compare_sample.json").read_text())
+    sample = json.loads((root / "tests/engine/compare/data_compare_sample.json").read_text())
     first, second = sample["rows"][:2]
     first["name"], second["name"] = sample["baseline"], "other"
     first["cost"]["flops"], second["cost"]["flops"] = 600, 200

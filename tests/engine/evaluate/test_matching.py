@@ -153,7 +153,7 @@ def by_pycocotools(some: Truth, detections: Found) -> tuple[np.ndarray, np.ndarr
         sets = []
         for table in (some, detections):
             data = COCO()
-            data.index.dataset = {**head, "annotations": rows(table)}
+            data.dataset = {**head, "annotations": rows(table)}
             data.createIndex()
             sets.append(data)
         judge = COCOeval(*sets, "bbox")

@@ -138,7 +138,7 @@ def test_kill_minus_nine_then_resume_is_exact(train_flags, hyp, tmp_path, monkey
     """SIGKILL right after the first epoch's checkpoint, in a process of its own."""
     fit(config(train_flags, hyp, "--name", "straight"))
     script = (
-        "import sys, torch\nfrom engine import trainer\nimport train, os, signal\n"
+        "import sys, torch\nfrom engine.train import loop\nimport train, os, signal\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
         "def draw(run, step, batch):\n"
         "    if run.state.epoch == 1 and step == 1:\n"

@@ -266,7 +266,7 @@ class TestCommandLine:
             main(argv)
 
     def test_exit_code(self, root: Path) -> None:
-        command = [sys.executable, "-m", "models.profile.counting", "yolov5n", "--wrong"]
+        command = [sys.executable, "-m", "models.profile", "yolov5n", "--wrong"]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert done.stdout == ""

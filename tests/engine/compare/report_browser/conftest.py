@@ -194,7 +194,7 @@ def variant(row, name, *, ap, milliseconds, flops):
 @pytest.fixture(scope="session")
 def results(root):
     """The sample, and rows whose places are known: fast, slow, and beaten by all."""
-    sample = json.loads((root / "tests/engine/data_compare_sample.json").read_text())
+    sample = json.loads((root / "tests/engine/compare/data_compare_sample.json").read_text())
     model = sample["rows"][1]
     sample["rows"] += [
         variant(model, "fast", ap=0.3, milliseconds=5.0, flops=800_000_000),

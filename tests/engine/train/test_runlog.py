@@ -3,16 +3,15 @@ import math
 import yaml
 from PIL import Image
 
-from utils.runlog import (
+from engine.train.runlog import (
     COLUMNS,
     TensorBoard,
     console_header,
     console_row,
     csv_text,
     plot_results,
-    write_text,
-    write_yaml,
 )
+from utils.files import write_text, write_yaml
 
 
 def row(epoch):

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
-
-from utils.files import write_bytes
-from utils.terminal import readable
 
 # The ecosystem's columns, in its order; EXTRA_COLUMNS follow them.
 COLUMNS = (
@@ -37,12 +32,6 @@ CONSOLE = ("Epoch", "GPU_mem", "box_loss", "obj_loss", "cls_loss", "Instances", 
 DRAWN = (*COLUMNS[1:4], *COLUMNS[4:6], *COLUMNS[8:11], *COLUMNS[6:8])
 
 
-def say(text: str) -> None:
-    """Readable lines on stdout; progress bars go to stderr."""
-    sys.stdout.write("\n".join(map(readable, text.split("\n"))) + "\n")
-    sys.stdout.flush()
-
-
 def console_header() -> str:
     """The heads of the columns of `console_row`."""
     return ("%11s" * len(CONSOLE)) % CONSOLE
@@ -54,19 +43,6 @@ def console_row(
     """One line under `console_header`."""
     numbers = "".join(f"{value:11.4g}" for value in losses)
     return f"{epoch:>11s}{memory:>11s}{numbers}{instances:11d}{size:11d}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, never meets half of it."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Plain values as YAML, in their own order."""
-    text = yaml.safe_dump(
-        dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None
-    )
-    write_text(path, text)
 
 
 def csv_text(rows: Iterable[Mapping[str, float]]) -> str:
