@@ -48,10 +48,10 @@ class BenchConfig:
 def main(argv: list[str] | None = None) -> int:
     """Print both rates and their ratio."""
     config = parse(BenchConfig, argv, prog="benchmarks.train", description=__doc__ or "")
-    place = distributed.start(config.device)
-    with tempfile.TemporaryDirectory() as folder, reproducible(place.device):
-        run = prepare(_train_config(config, folder), place)
-        images = to_network(next(_batches(run, 0)).images.to(place.device), channels_last=True)
+    world = distributed.start(config.device)
+    with tempfile.TemporaryDirectory() as folder, reproducible(world.device):
+        run = prepare(_train_config(config, folder), world)
+        images = to_network(next(_batches(run, 0)).images.to(world.device), channels_last=True)
         model = copy.deepcopy(run.state.model)
         formats = (torch.channels_last, torch.contiguous_format)
         for memory_format in formats:  # warm-up, and the choice of the faster one
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
                     f"{repeat}: end to end {rates[0]:.2f}, bare {rates[1]:.2f} images/s\n"
                 )
     ratio = statistics.median(a / b for a, b in zip(end_to_end, bare, strict=True))
-    print(f"{config.cfg} at {config.imgsz} px, batch {config.batch_size}, {place.device}, "
+    print(f"{config.cfg} at {config.imgsz} px, batch {config.batch_size}, {world.device}, "
           f"{torch.get_num_threads()} threads, {config.workers} workers, "
           f"bare in {layout}")  # fmt: skip
     print(f"end to end {statistics.median(end_to_end):.2f} images/s")
@@ -102,7 +102,7 @@ def _batches(run: TrainRun, epoch: int) -> Iterator[Batch]:
 def _end_to_end(run: TrainRun, epoch: int) -> float:
     """Images per second of one epoch as train.py runs it, from asking for the first batch."""
     run.state.start_epoch(epoch)
-    clock = StepClock(run.place.device)
+    clock = StepClock(run.world.device)
     _wait(run)
     start = time.perf_counter()
     train_epoch(
@@ -132,7 +132,7 @@ def _bare(
     _wait(run)
     start = time.perf_counter()
     for _ in range(steps):
-        with torch.autocast(run.place.device.type, autocast, enabled=autocast is not None):
+        with torch.autocast(run.world.device.type, autocast, enabled=autocast is not None):
             total = torch.stack([y.float().sum() for y in model(images)]).sum()
         total.backward()
         model.zero_grad(set_to_none=True)
@@ -141,8 +141,8 @@ def _bare(
 
 
 def _wait(run: TrainRun) -> None:
-    if run.place.device.type == "cuda":
-        torch.cuda.synchronize(run.place.device)
+    if run.world.device.type == "cuda":
+        torch.cuda.synchronize(run.world.device)
 
 
 if __name__ == "__main__":

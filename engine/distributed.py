@@ -23,7 +23,7 @@ DEFAULT_TIMEOUT = 1800.0  # seconds; a scan or a final evaluation on rank 0 must
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process's place among the processes of a run."""
+    """The device and rank of this process among the processes of a run."""
 
     device: torch.device
     rank: int = 0
@@ -74,25 +74,25 @@ def start(device: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> Distributed:
     local_rank = _environment("LOCAL_RANK", 0)
     if world_size > 1 and device.strip().isdigit():
         raise UserError(f"--device {device}: under torchrun leave it out (or cpu); ranks choose")
-    place = Distributed(
+    world = Distributed(
         select_device(device, local_rank=local_rank),
         rank=_environment("RANK", 0),
         local_rank=local_rank,
         world_size=world_size,
     )
-    if place.device.type == "cuda":
-        torch.cuda.set_device(place.device)
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
     if world_size > 1 and not dist.is_initialized():
-        backend = "nccl" if place.device.type == "cuda" else "gloo"
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         except (dist.DistError, RuntimeError, ValueError) as error:
             cause = str(error).splitlines()[0]
             raise FeatherDetError(
-                f"rank {place.rank} of {world_size}: no process group ({backend}) within"
+                f"rank {world.rank} of {world_size}: no process group ({backend}) within"
                 f" {timeout:g} s: {cause}; is the port free and every rank started?"
             ) from error
-    return place
+    return world
 
 
 def _environment(name: str, default: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import NoReturn
 
-from utils.terminal import complain
+from utils.terminal import warn
 
 EXIT_INTERNAL = 1
 EXIT_USER = 2
@@ -103,7 +103,7 @@ def _report(message: str, code: int, debug: bool) -> int:
     """All errors of all scripts come by here, with whatever they name in them."""
     if debug:
         for line in traceback.format_exc().splitlines():
-            complain(line)
+            warn(line)
     sys.stdout.flush()
-    complain(message)
+    warn(message)
     return code

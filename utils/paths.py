@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from utils.errors import UserError, nearest
-from utils.terminal import complain
+from utils.terminal import warn
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,7 +44,7 @@ def find_config(name: str, folder: str) -> Path:
 @cache
 def _say_once(text: str) -> None:
     """A name is looked up several times in a run."""
-    complain(text)
+    warn(text)
 
 
 def shown(path: Path) -> Path:

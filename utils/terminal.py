@@ -26,7 +26,7 @@ def readable(text: str) -> str:
     return printable(text.encode("utf-8", "backslashreplace").decode())
 
 
-def complain(text: str) -> None:
+def warn(text: str) -> None:
     """One readable line on stderr."""
     sys.stderr.write(readable(text) + "\n")
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data.index.labels import Entry, ImageCheck
 from data.index.records import Problem
 from utils.images import ImageError, cause_of, decode_image, image_format, read_bytes
-from utils.terminal import complain
+from utils.terminal import warn
 
 MIN_SIDE = 10  # pixels; on less there is nothing to detect
 SHOWN = 10  # problems written to stderr; the report file has all
@@ -93,7 +93,7 @@ def is_main_rank() -> bool:
 def say(message: str) -> None:
     """One line on stderr, from the main rank only."""
     if is_main_rank():
-        complain(message)
+        warn(message)
 
 
 def report_problems(problems: Sequence[Problem], report: Path) -> None:

@@ -27,7 +27,7 @@ from engine.measure.latency import LatencyConfig
 from engine.train.interrupts import StopRequest, stop_requests
 from utils.errors import PartlyDoneError, TerminatedError, cause_of
 from utils.files import write_text
-from utils.terminal import complain, printable, say
+from utils.terminal import printable, say, warn
 
 GIGA, PETA = 1e9, 1e15
 RESULTS = "results.json"
@@ -63,7 +63,7 @@ def compare(config: CompareConfig) -> Path | None:
         if one["cause"] is not None
     ]
     for text in unmeasured:
-        complain(text)
+        warn(text)
     failed = [row["name"] for row in results["rows"] if row["status"] in {FAILED, PARTLY}]
     if failed:
         raise PartlyDoneError(
@@ -130,7 +130,7 @@ class _Bout:
             say(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are done already")
         for model in plan.models:
             if model.cause is not None:
-                complain(f"{model.name} cannot run: {model.cause}")
+                warn(f"{model.name} cannot run: {model.cause}")
         self.news = bool(waiting)
         if not waiting:
             return

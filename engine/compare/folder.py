@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.compare.protocol import Lock, conflict, listed, read_lock, write_lock
 from utils.errors import UserError
-from utils.terminal import complain
+from utils.terminal import warn
 
 BUSY = ".busy"
 
@@ -54,7 +54,7 @@ def comparison_folder(project: str, name: str, lock: Lock, *, exist_ok: bool = F
                 f" table with these: {listed(reasons)}; choose another --name"
             )
         if reasons:
-            complain(f"{folder} has another protocol: {listed(reasons)}")
+            warn(f"{folder} has another protocol: {listed(reasons)}")
         number += 1
 
 

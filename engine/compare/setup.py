@@ -32,7 +32,7 @@ from models.profile.counting import profile_spec
 from models.spec import ModelSpec
 from utils.environment import device_name
 from utils.errors import TerminatedError, UserError, cause_of
-from utils.terminal import complain
+from utils.terminal import warn
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _whole(item: Finished) -> bool:
     try:
         _require_whole(item)
     except UserError as error:
-        complain(f"{item.path}: counts as not done: {error}")
+        warn(f"{item.path}: counts as not done: {error}")
         return False
     return True
 
@@ -199,7 +199,7 @@ def _usable(folder: Path, planned: Sequence[RunPlan], protocol: Protocol) -> dic
             if _whole(item):
                 found[run.id] = item
         elif item.record.protocol["data"] == protocol["data"]:
-            complain(f"{item.path}: not used, another protocol: {listed(differing)}")
+            warn(f"{item.path}: not used, another protocol: {listed(differing)}")
     _require_once(used)
     return found
 

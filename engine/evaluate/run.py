@@ -35,7 +35,7 @@ class Validation:
     """All that is read before an evaluation begins."""
 
     config: ValConfig
-    place: Distributed
+    world: Distributed
     model: Detector
     index: DataIndex
     folder: Path
@@ -47,10 +47,10 @@ def run(config: ValConfig) -> None:
     Works under torchrun, too: each rank takes its share, rank 0 prints and writes.
     Raises UserError for what cannot be read or does not fit together.
     """
-    place = distributed.start(config.device)
+    world = distributed.start(config.device)
     try:
-        task = prepare(config, place)
-        tell = say if place.is_main else _mute
+        task = prepare(config, world)
+        tell = say if world.is_main else _mute
         tell("val.py: " + ", ".join(f"{key}={value}" for key, value in config.changed().items()))
         with dead_workers_named():
             if config.task == "study":
@@ -62,7 +62,7 @@ def run(config: ValConfig) -> None:
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"GPU memory ran out: batch {config.batch_size} at {config.imgsz} px is too much for"
-            f" {place.device}; try half the --batch-size or --half"
+            f" {world.device}; try half the --batch-size or --half"
         ) from error
     finally:
         distributed.cleanup()
@@ -72,38 +72,38 @@ def _mute(text: str) -> None:
     """What the other ranks print."""
 
 
-def prepare(config: ValConfig, place: Distributed) -> Validation:
+def prepare(config: ValConfig, world: Distributed) -> Validation:
     """Read weights and data (rank 0 first, who leaves the cache to the others), make the folder."""
-    model = load_detector(config.weights, device=place.device, fuse=True)
-    if not place.is_main:
+    model = load_detector(config.weights, device=world.device, fuse=True)
+    if not world.is_main:
         distributed.barrier()
     index = load_split(
         load_dataset_config(config.data),
         config.split,
-        progress=place.is_main,
+        progress=world.is_main,
         single_cls=config.single_cls,
     )
-    check(model, index, config=config.evaluation, device=place.device)
+    check(model, index, config=config.evaluation, device=world.device)
     folder = None
-    if place.is_main:
+    if world.is_main:
         distributed.barrier()
         if config.task != "speed":
             folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
     told = distributed.broadcast_object(folder)
-    return Validation(config, place, model, index, told or Path(config.project))
+    return Validation(config, world, model, index, told or Path(config.project))
 
 
 def measure(task: Validation, size: int, *, plots: Path | None = None) -> DetectionMetrics:
     """One evaluation at `size` pixels (a multiple of the stride), after a short warm-up."""
-    config, place = task.config, task.place
+    config, world = task.config, task.world
     loader = LoaderConfig(
         image_size=size,
         batch_size=config.batch_size,
         stride=task.model.max_stride,
         workers=config.workers,
         seed=0,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=world.rank,
+        world_size=world.world_size,
         rect=config.rect,
     )
     warm_up(task.model, size, batch_size=config.batch_size, half=config.half)
@@ -112,8 +112,8 @@ def measure(task: Validation, size: int, *, plots: Path | None = None) -> Detect
         val_batches(task.index, loader),
         task.index,
         config=config.evaluation,
-        device=place.device,
-        plots=plots if place.is_main else None,
+        device=world.device,
+        plots=plots if world.is_main else None,
     )
 
 
@@ -152,7 +152,7 @@ def validate(task: Validation, tell: Callable[[str], None]) -> DetectionMetrics:
     shown = "conf iou max_det image_size rect augment half batch_size device"
     tell(metrics.speed.text())
     tell("at " + ", ".join(f"{key} {settings[key]}" for key in shown.split()))
-    if task.place.is_main and not timing:
+    if task.world.is_main and not timing:
         _save(task, metrics, settings)
     return metrics
 
@@ -160,7 +160,7 @@ def validate(task: Validation, tell: Callable[[str], None]) -> DetectionMetrics:
 def settings_of(task: Validation, size: int) -> dict[str, Any]:
     """What a figure depends on, as plain values."""
     config, evaluation = task.config, task.config.evaluation
-    device = task.place.device
+    device = task.world.device
     return {
         "conf": evaluation.conf,
         "iou": evaluation.iou,
@@ -172,7 +172,7 @@ def settings_of(task: Validation, size: int) -> dict[str, Any]:
         "single_cls": evaluation.single_cls,
         "batch_size": config.batch_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "ranks": task.place.world_size,
+        "ranks": task.world.world_size,
         "weights": config.weights,
         "data": config.data,
         "split": config.split,
@@ -198,7 +198,7 @@ def study(task: Validation, tell: Callable[[str], None]) -> None:
         metrics = measure(task, size)
         rows.append((size, metrics.map50, metrics.map, *metrics.speed))
         tell(f"{size:>16}" + "".join(f"{value:>16.4g}" for value in rows[-1][1:]))
-        if task.place.is_main:
+        if task.world.is_main:
             save_study(rows, task.folder, plots=not task.config.noplots)
 
 

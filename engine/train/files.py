@@ -25,7 +25,7 @@ DRAWN_BATCHES = 3  # train_batch0.jpg to train_batch2.jpg
 
 def announce(run: TrainRun) -> None:
     """Rank 0: the settings, the model's table and the labels' picture, before the first step."""
-    if not run.place.is_main:
+    if not run.world.is_main:
         return
     config, model = run.config, run.state.model
     changed = ", ".join(f"{key}={value}" for key, value in config.changed().items())
@@ -39,14 +39,14 @@ def announce(run: TrainRun) -> None:
         write_yaml(run.folder / "spec.yaml", model.spec.to_yaml_dict())
         if not config.noplots:
             plot_labels(run.train, run.folder / "labels.jpg")
-    ranks = f" x {run.place.world_size}" if run.place.world_size > 1 else ""
+    ranks = f" x {run.world.world_size}" if run.world.world_size > 1 else ""
     say(f"training on {_device_name(run)}{ranks}, everything goes to {run.folder}")
 
 
 def draw_batch(run: TrainRun, index: int, batch: Batch) -> None:
     """Rank 0: train_batch0.jpg to train_batch2.jpg from the run's first batches."""
     wanted = run.state.epoch == 0 and index < DRAWN_BATCHES
-    if wanted and run.place.is_main and not run.config.noplots:
+    if wanted and run.world.is_main and not run.config.noplots:
         plot_batch(batch, run.train.names, run.folder / f"train_batch{index}.jpg")
 
 
@@ -69,7 +69,7 @@ def save(run: TrainRun, name: str, *, resumable: bool) -> Path:
             "config": run.config.to_dict(),
             "hyp": dataclasses.asdict(run.hyp),
             "metrics": dict(state.rows[-1]) if state.rows else {},
-            "environment": _environment(run.place.device, run.place.world_size),
+            "environment": _environment(run.world.device, run.world.world_size),
             "epoch": state.epoch,
         },
     )
@@ -83,6 +83,6 @@ def _environment(device: torch.device, ranks: int) -> dict[str, Any]:
 
 
 def _device_name(run: TrainRun) -> str:
-    if run.place.device.type != "cuda":
+    if run.world.device.type != "cuda":
         return f"cpu ({torch.get_num_threads()} threads)"
-    return torch.cuda.get_device_name(run.place.device)
+    return torch.cuda.get_device_name(run.world.device)

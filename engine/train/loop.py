@@ -39,23 +39,23 @@ def fit(config: TrainConfig) -> DetectionMetrics:
     that cannot work, NonFiniteError when the loss ceases to be a number, TerminatedError or
     KeyboardInterrupt after a signal, when last.pt holds the state to resume from.
     """
-    place = distributed.start(config.device, timeout=config.ddp_timeout)
+    world = distributed.start(config.device, timeout=config.ddp_timeout)
     try:
-        with dead_workers_named(), stop_requests() as request, reproducible(place.device):
+        with dead_workers_named(), stop_requests() as request, reproducible(world.device):
             with request.may_abort():
-                run = prepare(config, place)
+                run = prepare(config, world)
                 announce(run)
             return _train(run, request)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"GPU memory ran out: batch {config.batch_size} at {config.imgsz} px is too much for"
-            f" {place.device}; try half the --batch-size (gradients accumulate to the nominal"
+            f" {world.device}; try half the --batch-size (gradients accumulate to the nominal"
             " batch either way), --batch-size -1, or --amp fp16"
         ) from error
     except RuntimeError as error:
-        if place.world_size > 1 and any(word in str(error) for word in LOST_RANK):
+        if world.world_size > 1 and any(word in str(error) for word in LOST_RANK):
             raise FeatherDetError(
-                f"rank {place.rank}: another rank ended or did not answer within"
+                f"rank {world.rank}: another rank ended or did not answer within"
                 f" {config.ddp_timeout:g} s ({str(error).splitlines()[0][:200]})"
             ) from error
         raise
@@ -89,8 +89,8 @@ def reproducible(device: torch.device) -> Iterator[None]:
 def _train(run: TrainRun, request: StopRequest) -> DetectionMetrics:
     """All epochs, then the final evaluation."""
     state, config = run.state, run.config
-    clock = StepClock(run.place.device, config.profile)
-    board = TensorBoard(run.folder, enabled=run.place.is_main, purge_from=state.epoch)
+    clock = StepClock(run.world.device, config.profile)
+    board = TensorBoard(run.folder, enabled=run.world.is_main, purge_from=state.epoch)
     try:
         while state.epoch < config.epochs and not _out_of_patience(run):
             _epoch(run, request, clock, board)
@@ -105,7 +105,7 @@ def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorB
     state, config = run.state, run.config
     started, first = time.perf_counter(), state.batches
     clock.waited = 0.0
-    if run.place.is_main:
+    if run.world.is_main:
         sys.stderr.write(f"\n{console_header()}\n")
     complete = state.batches >= len(run.loader) or train_epoch(
         state,
@@ -114,7 +114,7 @@ def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorB
         request=request,
         clock=clock,
         on_batch=partial(draw_batch, run),
-        progress=run.place.is_main,
+        progress=run.world.is_main,
     )
     seconds = time.perf_counter() - started
     if not complete:
@@ -134,7 +134,7 @@ def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorB
     row["data_wait_share"] = clock.waited / seconds
     row["val_seconds"] = time.perf_counter() - started - seconds
     _close_epoch(run, distributed.broadcast_object(row))
-    if run.place.is_main:
+    if run.world.is_main:
         board.add(state.rows[-1])
         if config.profile:
             say(clock.text())
@@ -159,11 +159,11 @@ def _validate(run: TrainRun) -> DetectionMetrics | None:
         run.val_loader,
         run.val,
         config=EvalConfig(single_cls=run.config.single_cls),
-        device=run.place.device,
+        device=run.world.device,
         loss=run.val_loss,
-        progress=run.place.is_main,
+        progress=run.world.is_main,
     )
-    if run.place.is_main:
+    if run.world.is_main:
         say("\n".join(metrics.table().splitlines()[:2]))
     return metrics
 
@@ -172,7 +172,7 @@ def _row(run: TrainRun, metrics: DetectionMetrics | None) -> dict[str, float]:
     """The epoch's line of results.csv."""
     state, plan = run.state, run.plan
     step = state.epoch * plan.schedule.steps_per_epoch + state.batches - 1
-    means = distributed.all_reduce_sum(state.mean_losses()) / run.place.world_size
+    means = distributed.all_reduce_sum(state.mean_losses()) / run.world.world_size
     row: dict[str, float] = {"epoch": state.epoch}
     parts = ("box_loss", "obj_loss", "cls_loss")
     row.update({f"train/{part}": v for part, v in zip(parts, means.tolist(), strict=True)})
@@ -198,7 +198,7 @@ def _close_epoch(run: TrainRun, row: dict[str, float]) -> None:
     if better:
         state.best_fitness, state.best_epoch = fitness, epoch
     state.start_epoch(epoch + 1)
-    if not run.place.is_main:
+    if not run.world.is_main:
         return
     write_text(run.folder / "results.csv", csv_text(state.rows))
     last = epoch == config.epochs - 1 or _out_of_patience(run)
@@ -221,7 +221,7 @@ def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> No
 
     `together`: all ranks are here, and wait until the file is whole.
     """
-    if run.place.is_main:
+    if run.world.is_main:
         path = save(run, "last.pt", resumable=True)
         sys.stderr.write(
             f"\nstopped in epoch {run.state.epoch} after batch {run.state.batches} of"
@@ -235,7 +235,7 @@ def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> No
 def _finish(run: TrainRun) -> DetectionMetrics:
     """Evaluate the best weights with all pictures, and say where everything lies."""
     weights = run.folder / "weights"
-    if run.place.is_main:
+    if run.world.is_main:
         best = load_checkpoint(weights / "best.pt")
         run.state.ema.model.load_state_dict(best["model"])
         if not run.config.noplots:
@@ -246,12 +246,12 @@ def _finish(run: TrainRun) -> DetectionMetrics:
         run.val_loader,
         run.val,
         config=EvalConfig(single_cls=run.config.single_cls),
-        device=run.place.device,
+        device=run.world.device,
         loss=None,
-        plots=run.folder if run.place.is_main and not run.config.noplots else None,
-        progress=run.place.is_main,
+        plots=run.folder if run.world.is_main and not run.config.noplots else None,
+        progress=run.world.is_main,
     )
-    if run.place.is_main:
+    if run.world.is_main:
         say(metrics.table())
         strip_checkpoint(weights / "last.pt")  # a finished run needs no optimizer any more
         say(f"best.pt is from epoch {best['epoch'] - 1} of {run.state.epoch}; all in {run.folder}")

@@ -131,10 +131,10 @@ def set_anchors(
 
 
 def batch_that_fits(
-    config: TrainConfig, model: Detector, hyp: Hyperparameters, place: Distributed
+    config: TrainConfig, model: Detector, hyp: Hyperparameters, world: Distributed
 ) -> int:
     """What `--batch-size -1` means here: measured on a GPU, a stated number on a CPU."""
-    if place.device.type != "cuda":
+    if world.device.type != "cuda":
         say(f"--batch-size -1 measures GPU memory; on a CPU the batch is {DEFAULT_BATCH}")
         return DEFAULT_BATCH
     loss = AnchorLoss(model, hyp, image_size=config.imgsz)
@@ -142,26 +142,26 @@ def batch_that_fits(
         model,
         loss,
         image_size=config.imgsz,
-        device=place.device,
-        autocast=autocast_type(config, place),
+        device=world.device,
+        autocast=autocast_type(config, world),
     )
 
 
-def autocast_type(config: TrainConfig, place: Distributed) -> torch.dtype | None:
+def autocast_type(config: TrainConfig, world: Distributed) -> torch.dtype | None:
     """The type that the forward pass runs in on CUDA; None for float32."""
-    if place.device.type != "cuda" or config.amp == "off":
+    if world.device.type != "cuda" or config.amp == "off":
         return None
     return AMP_TYPES[config.amp if config.amp in AMP_TYPES else "fp16"]
 
 
 def wrapped(
-    model: Detector, config: TrainConfig, place: Distributed
+    model: Detector, config: TrainConfig, world: Distributed
 ) -> Callable[[Tensor], list[Tensor]]:
     """The model as it is called in a step: distributed over ranks, compiled, or as it is."""
     module: nn.Module = model
     if config.sync_bn:
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # in place: same tensors
-    if place.world_size > 1:
-        devices = [place.device] if place.device.type == "cuda" else None
+    if world.world_size > 1:
+        devices = [world.device] if world.device.type == "cuda" else None
         module = DistributedDataParallel(module, device_ids=devices)
     return torch.compile(module) if config.compile else module

@@ -48,7 +48,7 @@ class TrainRun:
 
     config: TrainConfig
     hyp: Hyperparameters
-    place: Distributed
+    world: Distributed
     folder: Path
     train: DataIndex
     val: DataIndex
@@ -60,24 +60,24 @@ class TrainRun:
     facts: dict[str, Any]  # what a resumed run must find unchanged
 
 
-def prepare(config: TrainConfig, place: Distributed) -> TrainRun:
+def prepare(config: TrainConfig, world: Distributed) -> TrainRun:
     """Read the data, build the model, and put a resumed run's state back. Raises UserError."""
     saved = None
     if config.resume is not None:
         saved, config = _resumed(config)
-    check_place(config, place)
+    check_world(config, world)
     hyp = load_hyp(config.hyp) if saved is None else Hyperparameters.from_dict(saved["hyp"])
     seed_everything(config.seed)
-    train, val = _load_data(config, place)
+    train, val = _load_data(config, world)
     model = build_model(config, train, saved)
     config = replace(config, imgsz=network_size(config.imgsz, model.max_stride))
-    model.to(place.device).to(memory_format=torch.channels_last).train()
+    model.to(world.device).to(memory_format=torch.channels_last).train()
     if saved is None and (not config.noautoanchor or isinstance(model.spec.anchors, int)):
         set_anchors(model, train, config, hyp)
     freeze(model, rows_to_freeze(model.spec, config.freeze))
     if config.batch_size == -1:
-        config = replace(config, batch_size=batch_that_fits(config, model, hyp, place))
-    loader, val_loader = _loaders(config, hyp, place, train=train, val=val, model=model)
+        config = replace(config, batch_size=batch_that_fits(config, model, hyp, world))
+    loader, val_loader = _loaders(config, hyp, world, train=train, val=val, model=model)
     schedule = Schedule(
         hyp,
         epochs=config.epochs,
@@ -86,7 +86,7 @@ def prepare(config: TrainConfig, place: Distributed) -> TrainRun:
         cosine=config.cos_lr,
         adaptive=config.optimizer != "SGD",
     )
-    state = _new_state(config, hyp, place, model=model, schedule=schedule)
+    state = _new_state(config, hyp, world, model=model, schedule=schedule)
     facts = {
         "train data": train.fingerprint,
         "validation data": val.fingerprint,
@@ -94,32 +94,32 @@ def prepare(config: TrainConfig, place: Distributed) -> TrainRun:
         "batches per epoch": len(loader),
     }
     if saved is not None:
-        _restore(state, saved["train_state"], facts=facts, place=place)
+        _restore(state, saved["train_state"], facts=facts, world=world)
     else:
         state.start_epoch(0)
-    facts["world size"] = place.world_size
-    if schedule.nominal_batch != hyp.nbs and place.is_main:
+    facts["world size"] = world.world_size
+    if schedule.nominal_batch != hyp.nbs and world.is_main:
         sys.stderr.write(f"a short run: {schedule.shortened()}\n")
-    folder = _run_folder(config, place)  # last, so that a mistake leaves none behind
-    plan = _step_plan(config, hyp, place, model=model, schedule=schedule)
+    folder = _run_folder(config, world)  # last, so that a mistake leaves none behind
+    plan = _step_plan(config, hyp, world, model=model, schedule=schedule)
     val_loss = AnchorLoss(state.ema.model, hyp, image_size=config.imgsz)
     return TrainRun(
-        config, hyp, place, folder, train, val, loader, val_loader, val_loss, plan, state, facts
+        config, hyp, world, folder, train, val, loader, val_loader, val_loss, plan, state, facts
     )
 
 
-def check_place(config: TrainConfig, place: Distributed) -> None:
+def check_world(config: TrainConfig, world: Distributed) -> None:
     """Refuse what this machine or this number of ranks cannot do (UserError)."""
-    cuda = place.device.type == "cuda"
+    cuda = world.device.type == "cuda"
     if config.sync_bn and not cuda:
         raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only; leave it out")
     if config.amp in AMP_TYPES and not cuda:
         raise UserError(f"--amp {config.amp}: mixed precision is for CUDA; use --amp off here")
-    if config.batch_size == -1 and place.world_size > 1:
+    if config.batch_size == -1 and world.world_size > 1:
         raise UserError("--batch-size -1 measures one GPU; under torchrun give the total batch")
-    if config.batch_size > 0 and config.batch_size % place.world_size:
+    if config.batch_size > 0 and config.batch_size % world.world_size:
         raise UserError(
-            f"--batch-size {config.batch_size} is the total over {place.world_size} ranks and must"
+            f"--batch-size {config.batch_size} is the total over {world.world_size} ranks and must"
             " be a multiple of their number"
         )
     if config.rect and config.multi_scale:
@@ -141,12 +141,12 @@ def _resumed(config: TrainConfig) -> tuple[dict[str, Any], TrainConfig]:
     return saved, replace(config.resumed_as(before), resume=str(path))
 
 
-def _run_folder(config: TrainConfig, place: Distributed) -> Path:
+def _run_folder(config: TrainConfig, world: Distributed) -> Path:
     """The run's folder, made by rank 0 and told to all."""
     folder = None
     if config.resume is not None:
         folder = Path(config.resume).resolve().parent.parent
-    elif place.is_main:
+    elif world.is_main:
         folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         (folder / "weights").mkdir(exist_ok=True)
     told = distributed.broadcast_object(folder)
@@ -154,16 +154,16 @@ def _run_folder(config: TrainConfig, place: Distributed) -> Path:
     return told
 
 
-def _load_data(config: TrainConfig, place: Distributed) -> tuple[DataIndex, DataIndex]:
+def _load_data(config: TrainConfig, world: Distributed) -> tuple[DataIndex, DataIndex]:
     """Both splits; rank 0 reads first and leaves the cache to the others."""
-    if not place.is_main:
+    if not world.is_main:
         distributed.barrier()
     dataset = load_dataset_config(config.data)
     train, val = (
-        load_split(dataset, split, progress=place.is_main, single_cls=config.single_cls)
+        load_split(dataset, split, progress=world.is_main, single_cls=config.single_cls)
         for split in ("train", "val")
     )
-    if place.is_main:
+    if world.is_main:
         distributed.barrier()
     if train.names != val.names:
         raise UserError(
@@ -178,7 +178,7 @@ def _load_data(config: TrainConfig, place: Distributed) -> tuple[DataIndex, Data
 def _loaders(
     config: TrainConfig,
     hyp: Hyperparameters,
-    place: Distributed,
+    world: Distributed,
     *,
     train: DataIndex,
     val: DataIndex,
@@ -186,12 +186,12 @@ def _loaders(
 ) -> tuple[TrainLoader, Iterable[Batch]]:
     common = LoaderConfig(
         image_size=config.imgsz,
-        batch_size=config.batch_size // place.world_size,
+        batch_size=config.batch_size // world.world_size,
         stride=model.max_stride,
         workers=config.workers,
         seed=config.seed,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=world.rank,
+        world_size=world.world_size,
         rect=config.rect,
         cache=config.cache,
     )
@@ -201,7 +201,7 @@ def _loaders(
 def _new_state(
     config: TrainConfig,
     hyp: Hyperparameters,
-    place: Distributed,
+    world: Distributed,
     *,
     model: Detector,
     schedule: Schedule,
@@ -213,13 +213,13 @@ def _new_state(
         weight_decay=schedule.weight_decay,
         scales=rate_scales(model, config.lr_scale),
     )
-    scaled = autocast_type(config, place) is torch.float16
-    scaler = torch.amp.GradScaler(place.device.type, enabled=scaled)
-    return TrainState(model, ModelEma(model), optimizer, scaler, place.device)
+    scaled = autocast_type(config, world) is torch.float16
+    scaler = torch.amp.GradScaler(world.device.type, enabled=scaled)
+    return TrainState(model, ModelEma(model), optimizer, scaler, world.device)
 
 
 def _restore(
-    state: TrainState, saved: dict[str, Any], *, facts: dict[str, Any], place: Distributed
+    state: TrainState, saved: dict[str, Any], *, facts: dict[str, Any], world: Distributed
 ) -> None:
     """Put the saved state back after checking that data and ranks are what they were."""
     before = saved["facts"]
@@ -229,10 +229,10 @@ def _restore(
                 f"--resume: {name} changed since the run was saved ({before.get(name)} -> {value});"
                 " put it back, or start a new run with --weights"
             )
-    if before["world size"] != place.world_size and place.is_main:
+    if before["world size"] != world.world_size and world.is_main:
         sys.stderr.write(
             f"the run was saved by {before['world size']} ranks and goes on with"
-            f" {place.world_size}: close to, but not bit for bit, what it would have been\n"
+            f" {world.world_size}: close to, but not bit for bit, what it would have been\n"
         )
     state.load_dict(saved)
 
@@ -240,22 +240,22 @@ def _restore(
 def _step_plan(
     config: TrainConfig,
     hyp: Hyperparameters,
-    place: Distributed,
+    world: Distributed,
     *,
     model: Detector,
     schedule: Schedule,
 ) -> StepPlan:
     return StepPlan(
-        forward=wrapped(model, config, place),
+        forward=wrapped(model, config, world),
         loss=AnchorLoss(
             model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing
         ),
         schedule=schedule,
-        device=place.device,
-        autocast=autocast_type(config, place),
+        device=world.device,
+        autocast=autocast_type(config, world),
         grad_clip=config.grad_clip,
         multi_scale=model.max_stride if config.multi_scale else 0,
         seed=config.seed,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=world.rank,
+        world_size=world.world_size,
     )

@@ -45,7 +45,7 @@ def whole(boxes):
 
 def main(model_file, out):
     """Write {case: {parameter: gradient}} from rank 0."""
-    place = distributed.start("cpu", timeout=60)
+    world = distributed.start("cpu", timeout=60)
     result = {}
     for name, boxes in CASES.items():
         torch.manual_seed(0)
@@ -54,17 +54,17 @@ def main(model_file, out):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         loss = AnchorLoss(model, Hyperparameters(), image_size=64)
-        if place.world_size > 1:
-            images, targets = share(boxes, place.rank)
+        if world.world_size > 1:
+            images, targets = share(boxes, world.rank)
             wrapped = DistributedDataParallel(model)  # must outlive the backward pass
             reduce = distributed.all_reduce_sum
-            losses = loss(wrapped(images), targets, reduce=reduce, world_size=place.world_size)
+            losses = loss(wrapped(images), targets, reduce=reduce, world_size=world.world_size)
         else:
             images, targets = whole(boxes)
             losses = loss(model(images), targets)
         losses.total.backward()
         result[name] = {key: parameter.grad for key, parameter in model.named_parameters()}
-    if place.is_main:
+    if world.is_main:
         torch.save(result, out)
     distributed.cleanup()
 

@@ -153,7 +153,7 @@ def test_a_rank_that_stays_away_ends_the_run_within_the_timeout(train_flags, tmp
     script.write_text(
         "import os, sys, time\nimport train\nfrom engine.train import loop\n"
         "def draw(run, index, batch):\n"
-        "    if run.place.rank == 1:\n        time.sleep(300)\n"
+        "    if run.world.rank == 1:\n        time.sleep(300)\n"
         "loop.draw_batch = draw\n"
         "from utils.errors import run_script\nrun_script(train.main)\n"
     )

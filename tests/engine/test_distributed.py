@@ -38,8 +38,8 @@ def test_devices_without_a_gpu(monkeypatch):
 def test_a_world_of_one_needs_no_group(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    place = distributed.start("cpu")
-    assert (place.rank, place.world_size, place.is_main) == (0, 1, True)
+    world = distributed.start("cpu")
+    assert (world.rank, world.world_size, world.is_main) == (0, 1, True)
     assert distributed.is_main()
     assert not distributed.is_active()
     value = torch.tensor([1.0, 2.0])
@@ -47,8 +47,8 @@ def test_a_world_of_one_needs_no_group(monkeypatch):
     assert torch.equal(total, value)
     assert total is not value
     assert distributed.broadcast_object({"a": 1}) == {"a": 1}
-    assert distributed.any_rank(True, place.device)
-    assert not distributed.any_rank(False, place.device)
+    assert distributed.any_rank(True, world.device)
+    assert not distributed.any_rank(False, world.device)
     distributed.barrier()
     distributed.broadcast_tensors([value])
     distributed.cleanup()

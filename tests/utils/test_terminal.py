@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.terminal import complain, is_printable, printable, say
+from utils.terminal import is_printable, printable, say, warn
 
 
 @pytest.mark.parametrize("text", ["red cell", "細胞\u3000赤", "globule\u00a0rouge", "é", ""])
@@ -19,7 +19,7 @@ def test_what_a_terminal_obeys_goes(sign):
 
 def test_what_is_said_on_either_stream_is_readable(capsys):
     say("a\x1b[31m\nb\u202e \udcff")
-    complain("a\x1b[31m\nb")
+    warn("a\x1b[31m\nb")
     told = capsys.readouterr()
     assert told.out == "a [31m\nb  \\udcff\n"
     assert told.err == "a [31m b\n"
