@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from engine.compare.comparison import compare
 from engine.compare.config import CompareConfig
 from utils.config import parse
 from utils.errors import run_script
@@ -10,7 +9,12 @@ from utils.errors import run_script
 
 def main(argv: list[str] | None = None) -> int:
     """Parse `argv` (sys.argv by default), compare, return 0."""
-    compare(parse(CompareConfig, argv, prog="compare.py", description=__doc__ or ""))
+    config = parse(CompareConfig, argv, prog="compare.py", description=__doc__ or "")
+    from engine.compare.comparison import (
+        compare,  # imports torch: --help and a typing mistake need not wait for it
+    )
+
+    compare(config)
     return 0
 
 

@@ -11,19 +11,9 @@ from engine.predict import display
 from engine.predict.console import Console
 from engine.predict.outputs import OutputConfig, Outputs
 from engine.predict.predictor import Predictor
-from utils.config import MOST_PIXELS, Range, option, parse
+from utils.config import MAX_PIXELS, check_options, option, parse
 from utils.errors import PartlyDoneError, UserError, run_script
 from utils.nms import MAX_CANDIDATES, NmsConfig
-
-LIMITS = {
-    "imgsz": Range(1, MOST_PIXELS),
-    "conf_thres": Range(0, 1),
-    "iou_thres": Range(0, 1),
-    "max_det": Range(1, MAX_CANDIDATES),
-    "line_thickness": Range(1, 1000),
-    "vid_stride": Range(1, 10_000),
-    "stream_timeout": Range(0.1, 86_400),
-}
 
 
 @dataclass(frozen=True)
@@ -35,10 +25,18 @@ class DetectConfig:
         help="image, video, folder, 'glob*', list file (.txt), webcam number, http(s) or rtsp URL"
     )
     data: str = option("", help="data set YAML whose class names are shown instead")
-    imgsz: int = option(640, flags=("--img", "--img-size"), help="long side of the network's input")
-    conf_thres: float = option(0.25, help="confidence threshold")
-    iou_thres: float = option(0.45, help="IoU threshold of suppression")
-    max_det: int = option(1000, help="most objects per image")
+    imgsz: int = option(
+        640,
+        flags=("--img", "--img-size"),
+        min=1,
+        max=MAX_PIXELS,
+        help="long side of the network's input",
+    )
+    conf_thres: float = option(0.25, min=0, max=1, help="confidence threshold")
+    iou_thres: float = option(0.45, min=0, max=1, help="IoU threshold of non-maximum suppression")
+    max_det: int = option(
+        1000, min=1, max=MAX_CANDIDATES, help="maximum number of detections per image"
+    )
     device: str = option("", help="cpu or a GPU's number; the default is a GPU if present")
     view_img: bool = option(False, help="show the results in a window (q or Escape ends the run)")
     save_txt: bool = option(False, help="write labels/*.txt, YOLO's format")
@@ -49,21 +47,24 @@ class DetectConfig:
     classes: tuple[str, ...] = option((), help="only these classes, by number or name")
     agnostic_nms: bool = option(False, help="suppress overlaps across classes")
     augment: bool = option(False, help="test-time augmentation: two more views of each image")
-    line_thickness: int | None = option(None, help="of the boxes, in pixels; else by image size")
+    line_thickness: int | None = option(
+        None, min=1, max=1000, help="of the boxes, in pixels; else by image size"
+    )
     hide_labels: bool = option(False, help="draw boxes only")
     hide_conf: bool = option(False, help="draw names without confidences")
     half: bool = option(False, help="compute in float16 (CUDA only)")
-    vid_stride: int = option(1, help="take every n-th frame of videos and streams")
-    stream_timeout: float = option(30.0, help="seconds for which a lost stream is tried again")
+    vid_stride: int = option(
+        1, min=1, max=10_000, help="take every n-th frame of videos and streams"
+    )
+    stream_timeout: float = option(
+        30.0, min=0.1, max=86_400, help="seconds for which a lost stream is tried again"
+    )
     project: str = option("runs/detect", help="folder of the runs")
     name: str = option("exp", help="name of the run: project/name, then name2, name3, ...")
     exist_ok: bool = option(False, help="write into an existing project/name")
 
     def __post_init__(self) -> None:
-        for name, limits in LIMITS.items():
-            value = getattr(self, name)
-            if value is not None:
-                limits.check("detect", f"--{name.replace('_', '-')}", value)
+        check_options(self)
         if not all(self.source):
             raise ValueError("detect: --source has an empty name; . is the current folder")
         if self.save_conf and not self.save_txt:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from engine.train.config import TrainConfig
-from engine.train.loop import fit
 from utils.config import parse
 from utils.errors import run_script
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse `argv` (sys.argv by default), train, return 0."""
-    fit(parse(TrainConfig, argv, prog="train.py", description=__doc__ or ""))
+    config = parse(TrainConfig, argv, prog="train.py", description=__doc__ or "")
+    from engine.train.loop import (
+        fit,  # imports torch: --help and a typing mistake need not wait for it
+    )
+
+    fit(config)
     return 0
 
 

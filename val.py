@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from engine.evaluate.config import ValConfig
-from engine.evaluate.run import run
 from utils.config import parse
 from utils.errors import run_script
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse `argv` (sys.argv by default), evaluate, return 0."""
-    run(parse(ValConfig, argv, prog="val.py", description=__doc__ or ""))
+    config = parse(ValConfig, argv, prog="val.py", description=__doc__ or "")
+    from engine.evaluate.run import (
+        run,  # imports torch: --help and a typing mistake need not wait for it
+    )
+
+    run(config)
     return 0
 
 

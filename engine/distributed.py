@@ -18,8 +18,6 @@ from utils.errors import FeatherDetError, UserError
 
 T = TypeVar("T")
 
-DEFAULT_TIMEOUT = 1800.0  # seconds; a scan or a final evaluation on rank 0 must fit in it
-
 
 @dataclass(frozen=True)
 class Distributed:
@@ -65,7 +63,7 @@ def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", int(index))
 
 
-def start(device: str = "", *, timeout: float = DEFAULT_TIMEOUT) -> Distributed:
+def start(device: str = "", *, timeout: float = 1800.0) -> Distributed:
     """Choose the device and join torchrun's process group, if its environment is there.
 
     `timeout` in seconds bounds every collective: a rank that stays away longer ends the run.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import os
 import types
 import typing
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass
+from collections.abc import Sequence
+from dataclasses import MISSING, Field
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import UserError, nearest
 
 C = TypeVar("C")
-MOST_PIXELS = 16_384  # of a side of a network's input
-MOST_WORKERS = 256  # loading processes
+MAX_PIXELS = 16_384  # of a side of a network's input
+MAX_WORKERS = 256  # loading processes
 
 
 def option(
@@ -25,10 +27,13 @@ def option(
     choices: Sequence[Any] | None = None,
     metavar: str | None = None,
     const: Any = MISSING,
+    min: float = -math.inf,  # noqa: A002
+    max: float = math.inf,  # noqa: A002
 ) -> Any:
     """A dataclass field with its help text; `flags` are further spellings, e.g. ('--img',).
 
-    With `const` the flag may stand without a value, which then is `const` (`--resume`).
+    With `const` the flag may stand without a value, which then is `const` (`--resume`).  `min` and
+    `max` bound the value, or each of several, where the class calls `check_options`.
     """
     metadata = {
         "help": help,
@@ -36,10 +41,41 @@ def option(
         "choices": choices,
         "metavar": metavar,
         "const": const,
+        "bounds": (min, max),
     }
     if default is MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def default_workers() -> int:
+    """Loading processes per rank: up to 8, and at most its share of this machine's cores."""
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    share = (os.cpu_count() or 1) // max(1, int(ranks) if ranks.isdigit() else 1)
+    return max(1, min(8, share))
+
+
+def check_options(config: Any) -> None:
+    """Raise ValueError for a value outside the bounds of its `option`; for `__post_init__`."""
+    for field in dataclasses.fields(config):
+        low, high = field.metadata.get("bounds", (-math.inf, math.inf))
+        value = getattr(config, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, (int, float)):
+                check_range(flag(field.name), item, low, high)
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError unless low <= value <= high; NaN never lies there."""
+    if value > high:
+        raise ValueError(f"{name} must be at most {high}, got {value}")
+    if not value >= low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def flag(name: str) -> str:
+    """The flag of a field: '--conf-thres' for conf_thres."""
+    return "--" + name.replace("_", "-")
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -57,11 +93,17 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def parse(config: type[C], argv: Sequence[str] | None, *, prog: str, description: str) -> C:
     """Read `argv` into `config`. Raises UserError for unknown flags and impossible values."""
+    return parse_given(config, argv, prog=prog, description=description)[0]
+
+
+def parse_given(
+    config: type[C], argv: Sequence[str] | None, *, prog: str, description: str
+) -> tuple[C, frozenset[str]]:
+    """As `parse`, and the names of the fields that `argv` gives, be it with their default value."""
     parser = ArgumentParser(
         prog=prog,
         description=description,
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="--debug adds the traceback to an error. Exit codes: 0 done, 1 internal error, "
         "2 user error, 3 partly done, 4 source lost, 130 interrupted, 143 terminated.",
     )
@@ -70,29 +112,33 @@ def parse(config: type[C], argv: Sequence[str] | None, *, prog: str, description
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         spellings += _add(parser, field, hints[field.name])
     parser.known = tuple(spellings)
-    values = vars(parser.parse_args(argv))
-    for name, value in values.items():
-        if isinstance(value, list):
-            values[name] = tuple(value)
+    # argparse sets a default only where the namespace has no value yet
+    absent = argparse.Namespace(**dict.fromkeys(hints, MISSING))
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(parser.parse_args(argv, absent)).items()
+        if value is not MISSING
+    }
     try:
-        return config(**values)
+        return config(**values), frozenset(values)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
 def _add(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> list[str]:
-    flag = "--" + field.name.replace("_", "-")
-    flags = [flag, *field.metadata.get("flags", ())]
+    flags = [flag(field.name), *field.metadata.get("flags", ())]
     keywords: dict[str, Any] = {"dest": field.name, "help": field.metadata.get("help", "")}
     if field.default is MISSING:
         keywords["required"] = True
-    else:
-        keywords["default"] = field.default
+    elif field.default not in ("", (), None, False):
+        value = field.default
+        text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        keywords["help"] += f" (default: {text.replace('%', '%%')})"
     kind, many = _kind(hint)
     if kind is bool:
         parser.add_argument(*flags, action="store_true", **keywords)
         return flags
-    keywords["type"] = _number_or_text(kind)
+    keywords["type"] = kind if kind in {int, float} else str
     for name in ("choices", "metavar"):
         if field.metadata.get(name) is not None:
             keywords[name] = field.metadata[name]
@@ -112,20 +158,3 @@ def _kind(hint: Any) -> tuple[type, bool]:
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], True
     return hint, False
-
-
-def _number_or_text(kind: type) -> Callable[[str], Any]:
-    return kind if kind in {int, float} else str
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a value: low <= value <= high, for messages that name the field."""
-
-    low: float
-    high: float
-
-    def check(self, owner: str, name: str, value: float) -> None:
-        """Raise ValueError unless the value lies within the bounds (NaN never does)."""
-        if not self.low <= value <= self.high:
-            raise ValueError(f"{owner}: {name} must lie in [{self.low}, {self.high}], got {value}")

@@ -43,10 +43,12 @@ class SourceLostError(FeatherDetError):
     exit_code = EXIT_SOURCE_LOST
 
 
-class TerminatedError(FeatherDetError):
-    """SIGTERM arrived; work was put in a safe state."""
+class TerminatedError(BaseException):
+    """SIGTERM or SIGHUP arrived.  Like KeyboardInterrupt, `except Exception` does not catch it."""
 
-    exit_code = 128 + signal.SIGTERM
+    def __init__(self, signum: int = signal.SIGTERM) -> None:
+        super().__init__("terminated")
+        self.exit_code = 128 + signum
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -65,7 +67,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise TerminatedError("terminated")
+    raise TerminatedError(signum)
 
 
 def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
@@ -78,6 +80,10 @@ def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     debug = "--debug" in argv
     argv = [item for item in argv if item != "--debug"]
     signal.signal(signal.SIGTERM, _terminate)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, _terminate)
+    sys.stdout = sys.stdout or io.StringIO()  # None where the caller closed it
+    sys.stderr = sys.stderr or io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows escapes
             stream.reconfigure(errors="backslashreplace")

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from utils.config import Range
+from utils.config import check_range
 from utils.errors import UserError, nearest
 from utils.paths import find_config
 from utils.yamlio import load_yaml
 
-_ANY = Range(0.0, 1e9)
-_UNIT = Range(0.0, 1.0)
+_ANY = (0.0, 1e9)
+_UNIT = (0.0, 1.0)
 _BOUNDS = {
-    "lr0": Range(0.0, 10.0),
+    "lr0": (0.0, 10.0),
     "lrf": _UNIT,
-    "momentum": Range(0.0, 0.9999),
+    "momentum": (0.0, 0.9999),
     "weight_decay": _UNIT,
-    "warmup_momentum": Range(0.0, 0.9999),
-    "anchor_t": Range(1.0, 1e6),
+    "warmup_momentum": (0.0, 0.9999),
+    "anchor_t": (1.0, 1e6),
     "hsv_h": _UNIT,
     "hsv_s": _UNIT,
     "hsv_v": _UNIT,
-    "degrees": Range(0.0, 180.0),
+    "degrees": (0.0, 180.0),
     "translate": _UNIT,
-    "scale": Range(0.0, 0.99),
-    "shear": Range(0.0, 89.0),
-    "perspective": Range(0.0, 0.001),
+    "scale": (0.0, 0.99),
+    "shear": (0.0, 89.0),
+    "perspective": (0.0, 0.001),
     "flipud": _UNIT,
     "fliplr": _UNIT,
     "mosaic": _UNIT,
     "mixup": _UNIT,
     "copy_paste": _UNIT,
     "iou_t": _UNIT,
-    "nbs": Range(1.0, 1e6),
+    "nbs": (1.0, 1e6),
 }
 
 
@@ -76,7 +76,7 @@ class Hyperparameters:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            _BOUNDS.get(name, _ANY).check("hyper-parameters", name, value)
+            check_range(name, value, *_BOUNDS.get(name, _ANY))
 
     @staticmethod
     def from_dict(values: dict[str, Any], where: str = "hyper-parameters") -> Hyperparameters:
@@ -86,12 +86,12 @@ class Hyperparameters:
         for name, value in values.items():
             if name not in known:
                 raise UserError(f"{where}: unknown hyper-parameter {name!r}{nearest(name, known)}")
-            number = None
-            with contextlib.suppress(TypeError, ValueError, OverflowError):
-                number = float(value)  # YAML 1.1 reads 1e-3 as text
-            if number is None or isinstance(value, bool):
+            try:
+                checked[name] = math.nan if isinstance(value, bool) else float(value)
+            except (TypeError, ValueError, OverflowError):  # YAML 1.1 reads 1e-3 as text
+                checked[name] = math.nan
+            if math.isnan(checked[name]):
                 raise UserError(f"{where}: {name} must be a number, got {value!r}")
-            checked[name] = number
         try:
             return Hyperparameters(**checked)
         except ValueError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.compare.schema import ACCURACY, Model
-from utils.config import MOST_PIXELS
+from utils.config import MAX_PIXELS
 from utils.errors import UserError
 from utils.terminal import is_printable
 
@@ -81,7 +81,7 @@ _SHAPE: dict[str, Test] = {
     "spec": _map,
     "seed": _or_none(_whole),
     "protocol": _map,
-    "protocol.image_size": _from_1_to(MOST_PIXELS),
+    "protocol.image_size": _from_1_to(MAX_PIXELS),
     "protocol.data": _map,
     "protocol.data.name": _text,
     "protocol.data.classes": lambda value: _all(_text)(value) and len(value) > 0,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from data.loading.loader import CACHES
-from engine.train.optimizer import OPTIMIZERS
-from utils.config import MOST_PIXELS, MOST_WORKERS, Range, option
+from engine.train.config import CACHES, OPTIMIZERS
+from utils.config import (
+    MAX_PIXELS,
+    MAX_WORKERS,
+    check_options,
+    default_workers,
+    flag,
+    option,
+)
 
 TRAIN, EVALUATE, PROFILE, TABLE = "train", "evaluate", "profile", "table"  # what is compared
-MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,15 @@ class CompareConfig:
         (), metavar="NAME", help="necks in place of each model's own, e.g. pan-ghost"
     )
     data: str = option("shapes", help="data set YAML, by path or name")
-    imgsz: int = option(640, flags=("--img", "--img-size"), help="network size in pixels")
-    epochs: int = option(100, help="passes over the training images, the same for all")
-    seeds: tuple[int, ...] = option((0,), metavar="N", help="seeds that each model is trained with")
+    imgsz: int = option(
+        640, flags=("--img", "--img-size"), min=1, max=MAX_PIXELS, help="network size in pixels"
+    )
+    epochs: int = option(
+        100, min=1, max=2**31, help="passes over the training images, the same for all"
+    )
+    seeds: tuple[int, ...] = option(
+        (0,), metavar="N", min=0, max=2**31, help="seeds that each model is trained with"
+    )
     baseline: str = option(
         "", metavar="ROW", help="the row that others are compared with; '': the first"
     )
@@ -43,7 +53,9 @@ class CompareConfig:
         help="scale all models to one budget at --img: gflops=4.5, params=1.9e6",
     )
     hyp: str = option("default", help="hyper-parameter YAML, by path or name")
-    batch_size: int = option(16, flags=("--batch",), help="images per step, and per evaluation")
+    batch_size: int = option(
+        16, flags=("--batch",), min=1, max=2**31, help="images per step, and per evaluation"
+    )
     optimizer: str = option("SGD", choices=OPTIMIZERS, help="as for train.py")
     amp: str = option(
         "auto",
@@ -54,10 +66,12 @@ class CompareConfig:
         "none", choices=CACHES, const="ram", help="keep decoded images in memory or on disk"
     )
     workers: int = option(
-        min(MAX_WORKERS, os.cpu_count() or 1), help="loading processes of each run; 0: none"
+        default_workers(), min=0, max=MAX_WORKERS, help="loading processes of each run; 0: none"
     )
     device: str = option("", help="'' for CUDA if present, cpu, a GPU number, or several: 0,1,3")
-    jobs: int = option(1, help="runs at a time, one GPU each; on a CPU they share its cores")
+    jobs: int = option(
+        1, min=1, max=2**31, help="runs at a time, one GPU each; on a CPU they share its cores"
+    )
     records: str = option(
         "",
         metavar="DIR",
@@ -66,9 +80,9 @@ class CompareConfig:
     )
     dry_run: bool = option(False, help="list the runs with their costs, write nothing")
     profile_only: bool = option(False, help="costs and latency only; needs no data")
-    classes: int = option(80, help="of the models with --profile-only")
+    classes: int = option(80, min=1, max=2**31, help="of the models with --profile-only")
     latency_batches: tuple[int, ...] = option(
-        (1, 32), metavar="N", help="batch sizes whose latency is measured"
+        (1, 32), metavar="N", min=1, max=2**31, help="batch sizes whose latency is measured"
     )
     latency_seconds: float = option(
         60.0, help="time for all models at each batch size (at least 5 rounds, at most 50)"
@@ -99,28 +113,18 @@ class CompareConfig:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        for name in ("epochs", "batch_size", "jobs", "classes"):
-            self._within(name, 1, getattr(self, name))
-        self._within("imgsz", 1, self.imgsz, MOST_PIXELS)
-        self._within("workers", 0, self.workers, MOST_WORKERS)
-        for seed in self.seeds:
-            self._within("seeds", 0, seed)
-        for batch in self.latency_batches:
-            self._within("latency_batches", 1, batch)
+        check_options(self)
         for name in ("seeds", "latency_batches", "cfg", "weights", "backbone", "neck"):
             values = getattr(self, name)
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
-                raise ValueError(f"--{name.replace('_', '-')} has {twice} twice")
+                raise ValueError(f"{flag(name)} has {twice} twice")
         gpus = [part.strip().lower().removeprefix("cuda:") for part in self.device.split(",")]
         twice = next((gpu for gpu in gpus if gpu and gpus.count(gpu) > 1), None)
         if twice is not None:
             raise ValueError(f"--device has GPU {twice} twice; each run has one of its own")
         if not self.latency_seconds > 0:
             raise ValueError(f"--latency-seconds must be positive, got {self.latency_seconds}")
-
-    def _within(self, name: str, low: int, value: int, high: int = 2**31) -> None:
-        Range(low, high).check("compare.py", f"--{name.replace('_', '-')}", value)
 
     @property
     def kind(self) -> str:
@@ -138,8 +142,8 @@ class CompareConfig:
             value = getattr(self, field.name)
             if field.default is not MISSING and value == field.default:
                 continue
-            flag = {"imgsz": "--img"}.get(field.name, "--" + field.name.replace("_", "-"))
-            words += [flag, *_words(value)]
+            word = {"imgsz": "--img"}.get(field.name, flag(field.name))
+            words += [word, *_words(value)]
         return shlex.join(words)
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import MISSING, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.evaluate.evaluator import EvalConfig
-from utils.config import MOST_PIXELS, MOST_WORKERS, Range, option
+from utils.config import MAX_PIXELS, MAX_WORKERS, check_options, default_workers, option
+
+if TYPE_CHECKING:
+    from engine.evaluate.evaluator import EvalConfig
 
 TASKS = ("val", "train", "test", "speed", "study")
 STUDY_SIZES = tuple(range(256, 1537, 128))
 SPEED_CONF, SPEED_IOU = 0.25, 0.45  # what detection uses
-MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,19 @@ class ValConfig:
 
     weights: str = option(help="checkpoint, FeatherDet's or YOLOv5's")
     data: str = option("shapes", help="data set YAML, by path or name")
-    batch_size: int = option(32, flags=("--batch",), help="images per step and rank")
-    imgsz: int = option(640, flags=("--img", "--img-size"), help="network size in pixels")
+    batch_size: int = option(
+        32, flags=("--batch",), min=1, max=2**31, help="images per step and rank"
+    )
+    imgsz: int = option(
+        640, flags=("--img", "--img-size"), min=1, max=MAX_PIXELS, help="network size in pixels"
+    )
     rect: bool = option(False, help="each image in its own shape instead of a square")
     device: str = option("", help="'' for CUDA if present, cpu, or a GPU number")
-    conf_thres: float = option(0.001, flags=("--conf",), help="least score of a detection")
-    iou_thres: float = option(0.6, flags=("--iou",), help="IoU of non-maximum suppression")
-    max_det: int = option(300, help="most detections per image")
+    conf_thres: float = option(0.001, flags=("--conf",), min=0, max=1, help="confidence threshold")
+    iou_thres: float = option(
+        0.6, flags=("--iou",), min=0, max=1, help="IoU threshold of non-maximum suppression"
+    )
+    max_det: int = option(300, min=1, max=2**31, help="maximum number of detections per image")
     task: str = option(
         "val",
         choices=TASKS,
@@ -36,7 +42,7 @@ class ValConfig:
         "study = figures over image sizes (both on the val split)",
     )
     study_sizes: tuple[int, ...] = option(
-        STUDY_SIZES, metavar="PIXELS", help="image sizes of --task study"
+        STUDY_SIZES, metavar="PIXELS", min=1, max=MAX_PIXELS, help="image sizes of --task study"
     )
     augment: bool = option(False, help="test-time augmentation: three scales, one mirrored")
     half: bool = option(False, help="half precision (CUDA only)")
@@ -47,24 +53,14 @@ class ValConfig:
     single_cls: bool = option(False, help="treat all classes as one")
     noplots: bool = option(False, help="write no pictures")
     workers: int = option(
-        min(MAX_WORKERS, os.cpu_count() or 1), help="loading processes per rank; 0: none"
+        default_workers(), min=0, max=MAX_WORKERS, help="loading processes per rank; 0: none"
     )
     project: str = option("runs/val", help="folder of the runs")
     name: str = option("exp", help="folder of this run; a number is added when it exists")
     exist_ok: bool = option(False, help="write into an existing folder")
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("batch_size", 1, 2**31),
-            ("imgsz", 1, MOST_PIXELS),
-            ("max_det", 1, 2**31),
-            ("workers", 0, MOST_WORKERS),
-        ):
-            Range(least, most).check("val.py", f"--{name.replace('_', '-')}", getattr(self, name))
-        for name in ("conf_thres", "iou_thres"):
-            Range(0, 1).check("val.py", f"--{name.replace('_', '-')}", getattr(self, name))
-        for size in self.study_sizes:
-            Range(1, MOST_PIXELS).check("val.py", "--study-sizes", size)
+        check_options(self)
         if self.save_conf and not self.save_txt:
             raise ValueError("--save-conf adds to the labels of --save-txt; give both")
         saving = self.save_txt or self.save_json
@@ -81,6 +77,8 @@ class ValConfig:
     @property
     def evaluation(self) -> EvalConfig:
         """What the evaluator needs of these settings."""
+        from engine.evaluate.evaluator import EvalConfig  # it imports torch
+
         speed = self.task == "speed"
         return EvalConfig(
             conf=SPEED_CONF if speed else self.conf_thres,

@@ -26,7 +26,7 @@ from engine.evaluate.stopwatch import Stopwatch
 from engine.evaluate.tta import decode_augmented
 from models.detector import Detector
 from models.losses.anchor import AnchorLoss
-from utils.errors import FeatherDetError, UserError
+from utils.errors import FeatherDetError, TerminatedError, UserError
 from utils.nms import NmsConfig, nms
 from utils.structures import Decoded, Detections
 
@@ -79,18 +79,18 @@ def evaluate(
     )
     drawn = BatchPictures(plots, index.names) if plots is not None and is_main() else None
 
-    outcome: Shard | Exception
+    outcome: Shard | BaseException
     try:
         with _eval_mode(model), torch.inference_mode():
             outcome = _detect(
                 model, bar, records, config=config, device=device, loss=loss, pictures=drawn
             )
-    except Exception as error:  # the other ranks must learn of it, not wait until the timeout
+    except (Exception, TerminatedError) as error:  # the other ranks must not wait for this one
         if not is_active():
             raise
         outcome = _portable(error)
     outcomes = _gather(outcome)
-    answer: DetectionMetrics | Exception | None = None
+    answer: DetectionMetrics | BaseException | None = None
     if is_main():
         answer = _conclude(outcomes, records, index, plots)
     answer = broadcast_object(answer)
@@ -99,30 +99,30 @@ def evaluate(
     return answer
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: BaseException) -> BaseException:
     """The error in a form that surely travels between processes."""
-    known = isinstance(error, FeatherDetError)
+    known = isinstance(error, (FeatherDetError, TerminatedError))
     return error if known else RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _gather(outcome: Shard | Exception) -> list[Shard | Exception]:
+def _gather(outcome: Shard | BaseException) -> list[Shard | BaseException]:
     """What all ranks have, on rank 0; elsewhere nothing."""
     if not is_active():
         return [outcome]
-    outcomes: list[Shard | Exception | None] = [None] * dist.get_world_size()
+    outcomes: list[Shard | BaseException | None] = [None] * dist.get_world_size()
     dist.gather_object(outcome, outcomes if is_main() else None)
     return [item for item in outcomes if item is not None]
 
 
 def _conclude(
-    outcomes: Sequence[Shard | Exception],
+    outcomes: Sequence[Shard | BaseException],
     records: Sequence[ImageRecord],
     index: DataIndex,
     plots: Path | None,
-) -> DetectionMetrics | Exception:
+) -> DetectionMetrics | BaseException:
     shards = [item for item in outcomes if isinstance(item, Shard)]
     if len(shards) < len(outcomes):
-        return next(item for item in outcomes if isinstance(item, Exception))
+        return next(item for item in outcomes if isinstance(item, BaseException))
     try:
         return metrics_of(shards, records, index, plots=plots)
     except Exception as error:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.distributed import DEFAULT_TIMEOUT
-from engine.train.optimizer import OPTIMIZERS
-from utils.config import MOST_PIXELS, MOST_WORKERS, option
+from utils.config import MAX_PIXELS, MAX_WORKERS, check_options, default_workers, flag, option
 from utils.errors import UserError
 
 NEWEST = "newest"
-MAX_WORKERS = 8
+CACHES = ("none", "ram", "disk")
+OPTIMIZERS = ("SGD", "Adam", "AdamW")
+DEFAULT_TIMEOUT = 1800.0  # seconds; a scan or a final evaluation on rank 0 must fit in it
 # What may be said again beside --resume: it changes where and how, not what is computed.
 FREE_ON_RESUME = ("resume", "device", "workers", "cache", "profile", "noplots", "ddp_timeout")
 
@@ -48,13 +46,15 @@ class TrainConfig:
     )
     data: str = option("shapes", help="data set YAML, by path or name")
     hyp: str = option("default", help="hyper-parameter YAML, by path or name")
-    epochs: int = option(100, help="passes over the training images")
+    epochs: int = option(100, min=1, max=2**31, help="passes over the training images")
     batch_size: int = option(
         16,
         flags=("--batch",),
         help="images per step over all ranks; -1 finds what fits on one GPU",
     )
-    imgsz: int = option(640, flags=("--img", "--img-size"), help="network size in pixels")
+    imgsz: int = option(
+        640, flags=("--img", "--img-size"), min=1, max=MAX_PIXELS, help="network size in pixels"
+    )
     rect: bool = option(False, help="batches of one shape instead of square mosaics")
     resume: str | None = option(
         None,
@@ -68,7 +68,7 @@ class TrainConfig:
     noplots: bool = option(False, help="write no pictures")
     cache: str = option(
         "none",
-        choices=("none", "ram", "disk"),
+        choices=CACHES,
         const="ram",
         help="keep decoded images in memory or on disk",
     )
@@ -78,14 +78,16 @@ class TrainConfig:
     optimizer: str = option("SGD", choices=OPTIMIZERS, help="Adam moves biases by at most lr0")
     sync_bn: bool = option(False, help="batch statistics over all ranks (CUDA only)")
     workers: int = option(
-        min(MAX_WORKERS, os.cpu_count() or 1), help="loading processes per rank; 0: none"
+        default_workers(), min=0, max=MAX_WORKERS, help="loading processes per rank; 0: none"
     )
     project: str = option("runs/train", help="folder of the runs")
     name: str = option("exp", help="folder of this run; a number is added when it exists")
     exist_ok: bool = option(False, help="write into an existing folder")
     cos_lr: bool = option(False, help="half-cosine fall of the rate instead of a line")
     label_smoothing: float = option(0.0, help="class targets in [s/2, 1-s/2]")
-    patience: int = option(100, help="epochs without a better fitness before stopping; 0: never")
+    patience: int = option(
+        100, min=0, max=2**63 - 1, help="epochs without a better fitness before stopping; 0: never"
+    )
     freeze: tuple[str, ...] = option(
         (),
         metavar="ROWS",
@@ -97,26 +99,22 @@ class TrainConfig:
         help="multiply the learning rate of rows named as by --freeze, e.g. backbone=0.1 neck=0.5",
     )
     save_period: int = option(-1, help="also keep a checkpoint every so many epochs; -1: no")
-    seed: int = option(0, help="of weights, order and augmentation")
-    close_mosaic: int = option(0, help="last epochs without mosaic")
+    seed: int = option(0, min=0, max=2**63 - 1, help="of weights, order and augmentation")
+    close_mosaic: int = option(0, min=0, max=2**63 - 1, help="last epochs without mosaic")
     amp: str = option(
         "auto",
         choices=("auto", "off", "fp16", "bf16"),
         help="mixed precision on CUDA; auto: fp16 there, off on CPU",
     )
     compile: bool = option(False, help="compile the model with torch.compile")
-    grad_clip: float = option(10.0, help="largest norm of the gradient; 0: no limit")
+    grad_clip: float = option(10.0, min=0, help="maximum norm of the gradient; 0: no limit")
     profile: bool = option(False, help="print where the time of a step goes")
     ddp_timeout: float = option(
         DEFAULT_TIMEOUT, help="seconds that ranks wait for one another before giving up"
     )
 
     def __post_init__(self) -> None:
-        self._within(1, 2**31, "epochs")
-        self._within(1, MOST_PIXELS, "imgsz")
-        self._within(0, MOST_WORKERS, "workers")
-        self._within(0, 2**63 - 1, "seed", "patience", "close_mosaic")
-        self._within(0, math.inf, "grad_clip")
+        check_options(self)
         if self.batch_size < 1 and self.batch_size != -1:
             raise ValueError(f"--batch-size must be positive or -1, got {self.batch_size}")
         if self.save_period < 1 and self.save_period != -1:
@@ -132,14 +130,6 @@ class TrainConfig:
             raise ValueError("--allow-partial is about --backbone-weights, which are not given")
         if not self.ddp_timeout > 0:
             raise ValueError(f"--ddp-timeout must be positive, got {self.ddp_timeout}")
-
-    def _within(self, low: float, high: float, *names: str) -> None:
-        for name in names:
-            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
-            if not value >= low:
-                raise ValueError(f"{flag} must be at least {low}, got {value}")
-            if value > high:
-                raise ValueError(f"{flag} must be at most {high}, got {value}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for opt.yaml and checkpoints."""
@@ -172,7 +162,7 @@ class TrainConfig:
         for key, value in changes.items():
             if key not in FREE_ON_RESUME and key != "project" and plain[key] != value:
                 raise UserError(
-                    f"--{key.replace('_', '-')} {value}: the run to resume has {plain[key]!r};"
+                    f"{flag(key)} {value}: the run to resume has {plain[key]!r};"
                     " leave the flag out, or start a new run with --weights"
                 )
         free = {key: changes[key] for key in FREE_ON_RESUME if key in changes}

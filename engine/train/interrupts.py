@@ -51,7 +51,7 @@ def stop(number: int) -> NoReturn:
     """Leave as the signal asks: KeyboardInterrupt (exit 130) or TerminatedError (exit 143)."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise TerminatedError("terminated")
+    raise TerminatedError(number)
 
 
 @contextmanager

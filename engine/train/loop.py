@@ -25,7 +25,7 @@ from engine.train.interrupts import StopRequest, stop, stop_requests
 from engine.train.runlog import TensorBoard, console_header, csv_text, plot_results
 from engine.train.setup import TrainRun, prepare
 from engine.train.step import StepClock, train_epoch
-from utils.errors import FeatherDetError, UserError
+from utils.errors import FeatherDetError, TerminatedError, UserError
 from utils.files import write_text
 from utils.terminal import say
 
@@ -123,7 +123,7 @@ def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorB
     try:
         with request.may_abort():
             metrics = _validate(run)
-    except (KeyboardInterrupt, FeatherDetError):
+    except (KeyboardInterrupt, TerminatedError, FeatherDetError):
         if request.signal:
             _save_and_stop(run, request, together=False)
         raise
