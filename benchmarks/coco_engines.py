@@ -20,8 +20,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from engine.evaluate.coco import coco_figures, to_xywh
-from engine.evaluate.matching import Found, Truth
+from engine.evaluate.box_table import BoxTable, to_xywh
+from engine.evaluate.coco import coco_metrics
 from utils.config import option, parse
 from utils.errors import run_script
 
@@ -39,7 +39,7 @@ class Load:
     seed: int = option(0, help="of the boxes")
 
 
-def made_up(load: Load) -> tuple[Truth, Found]:
+def made_up(load: Load) -> tuple[BoxTable, BoxTable]:
     """Boxes from 4 to 400 px; six of ten detections lie near one of them."""
     rng = np.random.default_rng(load.seed)
     count, total = round(load.images * BOXES_PER_IMAGE), load.images * load.detections
@@ -52,7 +52,7 @@ def made_up(load: Load) -> tuple[Truth, Found]:
     boxes, labels = corners(count), rng.integers(0, load.classes, count)
     owner = rng.integers(0, load.images, count)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    truth = Truth(owner, labels, boxes, rng.random(count) < CROWDS, area)
+    truth = BoxTable.ground_truth(owner, labels, boxes, rng.random(count) < CROWDS, area)
     found, image = corners(total), rng.integers(0, load.images, total)
     label = rng.integers(0, load.classes, total)
     near, source = rng.random(total) < 0.6, rng.integers(0, count, total)
@@ -60,17 +60,17 @@ def made_up(load: Load) -> tuple[Truth, Found]:
     found[near] = (boxes[source] + rng.normal(0, 0.05, (total, 4)) * side)[near]
     found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
     image[near], label[near] = owner[source][near], labels[source][near]
-    detections = Found(image, label, found, rng.random(total).astype(np.float32))
+    detections = BoxTable.detections(image, label, found, rng.random(total).astype(np.float32))
     return truth, detections.take(np.argsort(image, kind="stable"))
 
 
-def ours(load: Load, truth: Truth, found: Found) -> list[float]:
+def ours(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
     """The twelve figures by engine/evaluate/coco.py."""
-    result = coco_figures(found, truth, images=load.images, classes=load.classes)
+    result = coco_metrics(found, truth, images=load.images, classes=load.classes)
     return list(result.twelve.values())
 
 
-def by_pycocotools(load: Load, truth: Truth, found: Found) -> list[float]:
+def by_pycocotools(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
     """The twelve figures by the reference."""
     reference = COCO()
     reference.dataset, results = as_json(load, truth, found)
@@ -82,7 +82,7 @@ def by_pycocotools(load: Load, truth: Truth, found: Found) -> list[float]:
     return list(judge.stats)
 
 
-def by_faster_coco_eval(load: Load, truth: Truth, found: Found) -> list[float]:
+def by_faster_coco_eval(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
     """The twelve figures by faster-coco-eval (not among this project's requirements)."""
     import faster_coco_eval as other
 
@@ -93,7 +93,9 @@ def by_faster_coco_eval(load: Load, truth: Truth, found: Found) -> list[float]:
     return list(judge.stats[:12])
 
 
-def as_json(load: Load, truth: Truth, found: Found) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def as_json(
+    load: Load, truth: BoxTable, found: BoxTable
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the engines with pycocotools' interface want; ids from 1."""
     columns = (truth.image, truth.labels, to_xywh(truth.boxes), truth.areas, truth.crowd)
     annotations = [
@@ -127,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     """Time the engines one after another on one load."""
     load = parse(Load, argv, prog="benchmarks.coco_engines", description=__doc__ or "")
     truth, found = made_up(load)
-    engines: dict[str, Callable[[Load, Truth, Found], list[float]]] = {"featherdet": ours}
+    engines: dict[str, Callable[[Load, BoxTable, BoxTable], list[float]]] = {"featherdet": ours}
     if importlib.util.find_spec("faster_coco_eval") is not None:
         engines["faster-coco-eval"] = by_faster_coco_eval
     engines["pycocotools"] = by_pycocotools

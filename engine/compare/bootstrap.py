@@ -13,95 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.evaluate.coco import MAX_DETS, to_xywh
-from engine.evaluate.matching import Found, Truth, overlaps
+from engine.evaluate.box_table import BoxTable
+from engine.evaluate.matching import Matching, coco_order, match
 from utils.seeding import generator
 
 IOUS = np.linspace(0.5, 0.95, 10)  # COCO's thresholds, with COCO's last digits
 RECALLS = np.linspace(0, 1, 101)
-NEARLY_ONE = 1 - 1e-10  # COCO asks for no more IoU than this
 FIGURES: dict[str, slice] = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}  # of IOUS
 ELEMENTS_AT_ONCE = 1 << 18  # of the weights: some MB, which fit in the cache
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Detections and true boxes on the same image."""
-
-    rows: np.ndarray  # (P,) int64, of the detections
-    columns: np.ndarray  # (P,) int64, of the true boxes
-    overlap: np.ndarray  # (P,) float64, IoU; on a crowd region the share of the detection's area
-
-    def take(self, which: np.ndarray) -> Pairs:
-        """Some of the pairs (indices or a mask)."""
-        return Pairs(self.rows[which], self.columns[which], self.overlap[which])
-
-
-@dataclass(frozen=True)
-class CocoMatches:
-    """What COCO's matching over all areas makes of the detections, at each of T IoU thresholds."""
-
-    found: Found  # the N that count, 100 of each image and class; best first over all images
-    target: np.ndarray  # (T, N) int64, row of the true box that the detection has; -1: none
-    ignored: np.ndarray  # (T, N) bool, without a box but on a crowd region of its class
-
-
-def coco_pairs(found: Found, truth: Truth, *, same_class: bool) -> Pairs:
-    """All pairs that share an image (and, if asked, the class), with pycocotools' arithmetic.
-
-    To the last bit, as an IoU of just 0.5 is no rarity among boxes of whole pixels.
-    """
-    rows, columns, _ = overlaps(found, truth, least=0.0, same_class=same_class)
-    a, b = to_xywh(found.boxes)[rows], to_xywh(truth.boxes)[columns]
-    sides = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    shared = sides.clip(min=0).prod(1)
-    own = a[:, 2:].prod(1)
-    whole = np.where(truth.crowd[columns], own, own + b[:, 2:].prod(1) - shared)
-    values = np.divide(shared, whole, out=np.zeros_like(shared), where=shared > 0)
-    return Pairs(rows, columns, values)
-
-
-def match_coco(found: Found, truth: Truth, ious: np.ndarray = IOUS) -> CocoMatches:
-    """COCO's matching at all thresholds `ious` (T,).
-
-    `found` and `truth` are as for `engine.evaluate.coco.coco_figures`: boxes in xyxy image pixels,
-    images numbered in the order of their ids.
-    """
-    found = found.take(_ranking(found))
-    pairs = coco_pairs(found, truth, same_class=True)
-    # By falling score each takes the free box of highest IoU; of equal ones COCO takes the last.
-    pairs = pairs.take(np.lexsort((-pairs.columns, -pairs.overlap, pairs.rows)))
-    crowd = truth.crowd[pairs.columns]
-    target = np.full((len(ious), len(found)), -1)
-    ignored = np.zeros(target.shape, dtype=bool)
-    for level, least in enumerate(np.minimum(ious, NEARLY_ONE)):
-        enough = pairs.overlap >= least
-        ignored[level, pairs.rows[enough & crowd]] = True
-        target[level] = _in_turn(pairs.take(enough & ~crowd), len(found), len(truth))
-    return CocoMatches(found, target, ignored & (target < 0))
-
-
-def _ranking(found: Found) -> np.ndarray:
-    """The rows that count, best first; ties by the image's number, then by the order given."""
-    order = np.lexsort((found.image, -found.scores))
-    group = found.image[order] * (1 + int(found.labels.max(initial=0))) + found.labels[order]
-    together = np.argsort(group, kind="stable")
-    _, first, sizes = np.unique(group[together], return_index=True, return_counts=True)
-    place = np.empty(len(order), dtype=np.int64)  # within the image and class
-    place[together] = np.arange(len(order)) - np.repeat(first, sizes)
-    return order[place < MAX_DETS[-1]]
-
-
-def _in_turn(pairs: Pairs, detections: int, boxes: int) -> np.ndarray:
-    """(detections,) the box of each when, in the order of the pairs, the first free one is taken.
-
-    A plain loop: only pairs over the threshold come here, about one for each true box.
-    """
-    taken, holder = [-1] * detections, [-1] * boxes
-    for row, column in zip(pairs.rows.tolist(), pairs.columns.tolist(), strict=True):
-        if taken[row] < 0 and holder[column] < 0:
-            taken[row], holder[column] = column, row
-    return np.array(taken, dtype=np.int64)
 
 
 def interpolated_ap(hits: np.ndarray, seen: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -148,30 +67,33 @@ class _ClassRanking:
         return result
 
 
-def _rankings(matches: CocoMatches, truth: Truth, images: int) -> list[_ClassRanking]:
+def _rankings(
+    detections: BoxTable, matching: Matching, truth: BoxTable, images: int
+) -> list[_ClassRanking]:
     plain = truth.take(~truth.crowd)
     tables = []
     for label in np.unique(plain.labels):
-        mine = np.flatnonzero(matches.found.labels == label)
+        mine = np.flatnonzero(detections.labels == label)
         tables.append(
             _ClassRanking(
-                matches.found.image[mine],
-                tuple(np.flatnonzero(level[mine] >= 0) for level in matches.target),
-                tuple(np.flatnonzero(level[mine]) for level in matches.ignored),
+                detections.image[mine],
+                tuple(np.flatnonzero(level[mine] >= 0) for level in matching.target),
+                tuple(np.flatnonzero(level[mine]) for level in matching.ignored),
                 np.bincount(plain.image[plain.labels == label], minlength=images),
             )
         )
     return tables
 
 
-def weighted_ap(found: Found, truth: Truth, times: np.ndarray) -> np.ndarray:
+def weighted_ap(found: BoxTable, truth: BoxTable, times: np.ndarray) -> np.ndarray:
     """AP at each of IOUS, (B, 10), of B data sets that hold image i `times[b, i]` times.
 
     As in COCO the mean over the classes that have a true box; NaN where none has.  With all ones it
     is COCO's AP.  Ties of score between the detections of one image are the only place where the
     order could differ from that of a data set with copied images.
     """
-    tables = _rankings(match_coco(found, truth), truth, times.shape[1])
+    found = found.take(coco_order(found))
+    tables = _rankings(found, match(found, truth, IOUS), truth, times.shape[1])
     largest = max((len(table.image) for table in tables), default=1)
     portion = max(ELEMENTS_AT_ONCE // max(largest, 1), 1)
     parts = []
@@ -219,7 +141,7 @@ class ResampledAp:
     draw: Draw
 
 
-def resample_ap(seeds: Sequence[Found], truth: Truth, draw: Draw) -> ResampledAp:
+def resample_ap(seeds: Sequence[BoxTable], truth: BoxTable, draw: Draw) -> ResampledAp:
     """The AP of one model on the resamples of `draw`.
 
     seeds: the detections of each trained copy of the model on the same `draw.images` images, each

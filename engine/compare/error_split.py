@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.compare.bootstrap import Pairs, coco_pairs, interpolated_ap, match_coco
-from engine.evaluate.matching import Found, Truth
+from engine.compare.bootstrap import interpolated_ap
+from engine.evaluate.box_table import BoxTable
+from engine.evaluate.matching import Pairs, coco_order, match, overlaps
 
 FOREGROUND = 0.5  # t_f of the paper
 BACKGROUND = 0.1  # t_b
@@ -93,7 +94,7 @@ class Diagnosis:
     missed: np.ndarray  # (classes,) boxes that nobody has and no repaired detection would get
 
 
-def split_errors(found: Found, truth: Truth) -> ErrorSplit:
+def split_errors(found: BoxTable, truth: BoxTable) -> ErrorSplit:
     """The error split of one detector on one data set.
 
     found: as the evaluator keeps it (`DetectionMetrics.detections`); truth:
@@ -119,7 +120,7 @@ def split_errors(found: Found, truth: Truth) -> ErrorSplit:
     )
 
 
-def diagnose(found: Found, truth: Truth) -> Diagnosis:
+def diagnose(found: BoxTable, truth: BoxTable) -> Diagnosis:
     """Section 2.2, and where several kinds fit their order in the authors' tool (tidecv 1.0.1).
 
     With the IoU to the nearest true box of the same and of another class: localisation, if the
@@ -129,9 +130,10 @@ def diagnose(found: Found, truth: Truth) -> Diagnosis:
     """
     truth = truth.take(np.argsort(truth.crowd, kind="stable"))  # crowd regions last
     plain = truth.take(~truth.crowd)
-    matches = match_coco(found, truth, np.array([FOREGROUND]))
-    found, box, ignored = matches.found, matches.target[0], matches.ignored[0]
-    pairs = coco_pairs(found, plain, same_class=False)
+    found = found.take(coco_order(found))
+    matching = match(found, truth, np.array([FOREGROUND]))
+    box, ignored = matching.target[0], matching.ignored[0]
+    pairs = overlaps(found, plain, min_overlap=BACKGROUND, same_class=False)
     same = found.labels[pairs.rows] == plain.labels[pairs.columns]
     mine, nearest_mine = _nearest(pairs.take(same), len(found))
     other, nearest_other = _nearest(pairs.take(~same), len(found))

@@ -30,8 +30,8 @@ import numpy as np
 from engine.compare.check import check_record
 from engine.compare.protocol import Protocol
 from engine.compare.schema import Model
-from engine.evaluate.coco import MAX_DETS
-from engine.evaluate.matching import Found, Truth
+from engine.evaluate.box_table import BoxTable
+from engine.evaluate.matching import coco_order
 from engine.evaluate.results import DetectionMetrics
 from models.spec import ModelSpec
 from utils.errors import UserError
@@ -115,7 +115,7 @@ def plain_spec(spec: ModelSpec, source: str) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(json.dumps(plain)))
 
 
-def save_record(folder: Path, record: Record, metrics: DetectionMetrics, truth: Truth) -> Path:
+def save_record(folder: Path, record: Record, metrics: DetectionMetrics, truth: BoxTable) -> Path:
     """Write the record; the JSON comes last, so that a record that is there is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     save_truth(folder / truth_name(record.fingerprint), truth)
@@ -130,24 +130,24 @@ def truth_name(fingerprint: str) -> str:
     return f"{TRUTH}{fingerprint[:ID_LENGTH]}.npz"
 
 
-def save_truth(path: Path, truth: Truth) -> None:
+def save_truth(path: Path, truth: BoxTable) -> None:
     """Write the true boxes, unless they are there and whole."""
     try:
         _load_arrays(path)
     except UserError:
-        _save_arrays(path, dict(vars(truth)))
+        _save_arrays(path, {key: getattr(truth, key) for key in TRUE})
 
 
-def load_truth(folder: Path, fingerprint: str) -> Truth:
+def load_truth(folder: Path, fingerprint: str) -> BoxTable:
     """The true boxes that the records of `folder` were compared with. UserError without them."""
     path = folder / truth_name(fingerprint)
     arrays = _load_arrays(path)
     if not _is_table(arrays, TRUE):
         raise UserError(f"{path}: not the true boxes of a data set")
-    return Truth(**arrays)
+    return BoxTable.ground_truth(**arrays)
 
 
-def load_detections(record: Path) -> Found:
+def load_detections(record: Path) -> BoxTable:
     """The detections beside a record's JSON. UserError where they are missing or damaged."""
     path = record.with_suffix(".npz")
     arrays = _load_arrays(path)
@@ -156,14 +156,9 @@ def load_detections(record: Path) -> Found:
     return unpack(arrays)
 
 
-def pack(found: Found) -> dict[str, np.ndarray]:
+def pack(found: BoxTable) -> dict[str, np.ndarray]:
     """The detections rounded as this module says, in small integers."""
-    group = found.image * (1 + int(found.labels.max(initial=0))) + found.labels
-    order = np.lexsort((-found.scores, group))
-    _, first, sizes = np.unique(group[order], return_index=True, return_counts=True)
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order)) - np.repeat(first, sizes)
-    found = found.take(place < MAX_DETS[-1])
+    found = found.take(np.sort(coco_order(found)))
     scores = np.clip(found.scores.astype(np.float64), 2.0**-15, 1.0)
     return {
         "image": _small(found.image),
@@ -173,9 +168,9 @@ def pack(found: Found) -> dict[str, np.ndarray]:
     }
 
 
-def unpack(arrays: Mapping[str, np.ndarray]) -> Found:
+def unpack(arrays: Mapping[str, np.ndarray]) -> BoxTable:
     """The inverse of `pack`."""
-    return Found(
+    return BoxTable.detections(
         arrays["image"].astype(np.int64),
         arrays["labels"].astype(np.int64),
         (arrays["boxes"] / PIXEL_STEPS).astype(np.float32),

@@ -25,7 +25,7 @@ from engine.compare.protocol import (
 from engine.compare.record import FOLDER, load_detections, load_truth, model_id, records_in
 from engine.compare.report.tables import Finished
 from engine.distributed import select_device
-from engine.evaluate.matching import Found, Truth
+from engine.evaluate.box_table import BoxTable
 from engine.evaluate.metrics import by_id, truth_of
 from engine.train.config import TrainConfig
 from models.profile.counting import profile_spec
@@ -48,7 +48,7 @@ class Comparison:
     devices: tuple[str, ...]  # --device of each place where a run can be
     device: torch.device  # that costs are measured on
     threads: int | None  # of each run on a CPU
-    truth: Truth | None
+    truth: BoxTable | None
     images: int  # for validation
     given: Mapping[str, Finished]  # by run, from --records
 
@@ -130,7 +130,7 @@ def _require_whole(item: Finished) -> None:
     _require_within(item, load_detections(item.path), "detections")
 
 
-def _require_within(item: Finished, boxes: Found | Truth, what: str) -> None:
+def _require_within(item: Finished, boxes: BoxTable, what: str) -> None:
     data = item.record.protocol["data"]
     images, classes = int(data["val_images"]), len(data["classes"])
     for numbers, end in ((boxes.image, images), (boxes.labels, classes)):

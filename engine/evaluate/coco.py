@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import hotcoco
 import numpy as np
 
-from engine.evaluate.matching import Found, Truth
+from engine.evaluate.box_table import BoxTable, to_xywh
+from engine.evaluate.matching import MAX_DETECTIONS
 
-DECIMALS = 3  # of pixels; gives back the numbers of COCO's JSON, which float32 corners blur
 NOT_DEFINED = -1.0  # COCO's figure where there is no true box
 AREAS = ("all", "small", "medium", "large")
-MAX_DETS = (1, 10, 100)  # for each image and class
+MAX_DETS = (1, 10, MAX_DETECTIONS)  # for each image and class
 
 # key: (average precision, not recall; IoU or None for the mean over .50:.95; area; position in
 # MAX_DETS), in COCO's order
-FIGURES: dict[str, tuple[bool, float | None, int, int]] = {
+METRICS: dict[str, tuple[bool, float | None, int, int]] = {
     "AP": (True, None, 0, 2),
     "AP50": (True, 0.5, 0, 2),
     "AP75": (True, 0.75, 0, 2),
@@ -37,24 +37,17 @@ FIGURES: dict[str, tuple[bool, float | None, int, int]] = {
 
 
 @dataclass(frozen=True)
-class CocoFigures:
+class CocoMetrics:
     """COCO's figures of one set of detections."""
 
-    twelve: dict[str, float]  # keys of FIGURES, in COCO's order; -1 where there is no true box
+    twelve: dict[str, float]  # keys of METRICS, in COCO's order; -1 where there is no true box
     ap: np.ndarray  # (classes,) mean over IoU .50:.95; NaN for a class without true boxes
     ap50: np.ndarray  # (classes,) at IoU .50; NaN likewise
     recall_axis: np.ndarray  # (101,)
     precision50: np.ndarray  # (classes, 101) interpolated, at IoU .50; NaN likewise
 
 
-def to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """(N, 4) xyxy -> (N, 4) float64 left, top, width, height, to 0.001, for COCO's files."""
-    corners = boxes.astype(np.float64).reshape(-1, 4)
-    sizes = corners[:, 2:] - corners[:, :2]
-    return np.round(np.concatenate((corners[:, :2], sizes), 1), DECIMALS)
-
-
-def coco_figures(found: Found, truth: Truth, *, images: int, classes: int) -> CocoFigures:
+def coco_metrics(found: BoxTable, truth: BoxTable, *, images: int, classes: int) -> CocoMetrics:
     """COCO's protocol on all `images` (numbered from 0) and `classes`.
 
     Of each image and class the 100 best detections count.  Ties of score are broken by the image's
@@ -80,8 +73,8 @@ def coco_figures(found: Found, truth: Truth, *, images: int, classes: int) -> Co
     precision, recall = np.asarray(result["precision"]), np.asarray(result["recall"])
     thresholds = np.asarray(judge.params.iou_thrs)
     ap = precision[:, :, :, 0, 2]  # IoU, recall, class
-    return CocoFigures(
-        {key: _figure(precision, recall, thresholds, *what) for key, what in FIGURES.items()},
+    return CocoMetrics(
+        {key: _metric(precision, recall, thresholds, *what) for key, what in METRICS.items()},
         _defined(ap.mean((0, 1))),
         _defined(ap[0].mean(0)),
         np.asarray(judge.params.rec_thrs),
@@ -89,7 +82,7 @@ def coco_figures(found: Found, truth: Truth, *, images: int, classes: int) -> Co
     )
 
 
-def _figure(
+def _metric(
     precision: np.ndarray,
     recall: np.ndarray,
     thresholds: np.ndarray,
@@ -112,7 +105,7 @@ def _defined(values: np.ndarray) -> np.ndarray:
 def twelve_lines(twelve: dict[str, float]) -> str:
     """The twelve figures as pycocotools prints them."""
     lines = []
-    for key, (is_precision, iou, area, limit) in FIGURES.items():
+    for key, (is_precision, iou, area, limit) in METRICS.items():
         title = "Average Precision  (AP)" if is_precision else "Average Recall     (AR)"
         span = "0.50:0.95" if iou is None else f"{iou:.2f}     "
         lines.append(

@@ -18,7 +18,7 @@ from data.index.records import DataIndex, ImageRecord
 from data.loading.sample import Batch
 from engine.checkpoint import require_finite
 from engine.distributed import broadcast_object, is_active, is_main
-from engine.evaluate.matching import Found
+from engine.evaluate.box_table import BoxTable
 from engine.evaluate.metrics import Shard, by_id, metrics_of
 from engine.evaluate.pictures import BatchPictures
 from engine.evaluate.results import DetectionMetrics
@@ -187,7 +187,7 @@ def _detect(
 ) -> Shard:
     numbers = {record.image_id: number for number, record in enumerate(records)}
     watch = Stopwatch(device, stages=3)
-    parts: dict[int, Found] = {}
+    parts: dict[int, BoxTable] = {}
     images_seen = 0
     sums = torch.zeros(3, device=device)
     for batch in batches:
@@ -229,7 +229,7 @@ def _suppress(decoded: Decoded, config: EvalConfig) -> list[Detections]:
     return nms(decoded, config.nms)
 
 
-def _found(item: Detections, number: int) -> Found:
+def _found(item: Detections, number: int) -> BoxTable:
     here = item.cpu()
     image = np.full(len(here), number)
-    return Found(image, here.labels.numpy(), here.boxes.numpy(), here.scores.numpy())
+    return BoxTable.detections(image, here.labels.numpy(), here.boxes.numpy(), here.scores.numpy())

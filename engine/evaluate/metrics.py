@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from data.index.records import DataIndex, ImageRecord
-from engine.evaluate.coco import CocoFigures, coco_figures
+from engine.evaluate.box_table import BoxTable
+from engine.evaluate.coco import CocoMetrics, coco_metrics
 from engine.evaluate.curves import plot_confusion, plot_curves, plot_precision_recall
-from engine.evaluate.matching import Curves, Found, Truth, confidence_curves, confusion_matrix
+from engine.evaluate.matching import Curves, confidence_curves, confusion_matrix
 from engine.evaluate.results import ClassMetrics, DetectionMetrics, LossMeans, Speed
 
 
@@ -20,7 +21,7 @@ from engine.evaluate.results import ClassMetrics, DetectionMetrics, LossMeans, S
 class Shard:
     """What one process found."""
 
-    parts: dict[int, Found]  # by image number; a second delivery of an image replaces the first
+    parts: dict[int, BoxTable]  # by image number; a second delivery of an image replaces the first
     images: int  # delivered
     losses: tuple[float, ...]  # box, obj, cls: sums over `images`; empty without a loss
     seconds: tuple[float, ...]  # pre-process, inference, NMS: sums likewise
@@ -35,14 +36,14 @@ def _sort_key(image_id: int | str) -> tuple[bool, int | str]:
     return isinstance(image_id, str), image_id
 
 
-def truth_of(records: Sequence[ImageRecord]) -> Truth:
+def truth_of(records: Sequence[ImageRecord]) -> BoxTable:
     """All true boxes of `records`, numbered by their place."""
     counts = [len(record.labels) for record in records]
 
     def joined(name: str, empty: np.ndarray) -> np.ndarray:
         return np.concatenate([empty, *(getattr(record, name) for record in records)])
 
-    return Truth(
+    return BoxTable.ground_truth(
         np.repeat(np.arange(len(records)), counts),
         joined("labels", np.zeros(0, dtype=np.int64)),
         joined("boxes", np.zeros((0, 4), dtype=np.float32)),
@@ -65,9 +66,9 @@ def metrics_of(
     parts = {number: part for shard in shards for number, part in shard.parts.items()}
     if len(parts) < len(records):
         raise RuntimeError(f"the loader delivered {len(parts)} of {len(records)} images")
-    found = Found.concatenate([parts[number] for number in sorted(parts)])
+    found = BoxTable.concatenate([parts[number] for number in sorted(parts)])
     truth = truth_of(records)
-    coco = coco_figures(found, truth, images=len(records), classes=len(index.names))
+    coco = coco_metrics(found, truth, images=len(records), classes=len(index.names))
     curves = confidence_curves(found, truth)
     if plots is not None:
         _plot(coco, curves, confusion_matrix(found, truth, len(index.names)), index.names, plots)
@@ -98,7 +99,7 @@ def metrics_of(
 
 
 def _per_class(
-    coco: CocoFigures, curves: Curves, truth: Truth, names: Sequence[str]
+    coco: CocoMetrics, curves: Curves, truth: BoxTable, names: Sequence[str]
 ) -> tuple[ClassMetrics, ...]:
     plain = truth.take(~truth.crowd)
     instances = np.bincount(plain.labels, minlength=len(names))
@@ -123,7 +124,7 @@ def _per_class(
 
 
 def _plot(
-    coco: CocoFigures, curves: Curves, matrix: np.ndarray, names: Sequence[str], folder: Path
+    coco: CocoMetrics, curves: Curves, matrix: np.ndarray, names: Sequence[str], folder: Path
 ) -> None:
     plot_curves(curves, names, folder)
     plot_precision_recall(

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.index.records import DataIndex, ImageRecord
-from engine.evaluate.coco import to_xywh, twelve_lines
-from engine.evaluate.matching import Found
+from engine.evaluate.box_table import BoxTable, to_xywh
+from engine.evaluate.coco import twelve_lines
 from utils.terminal import printable
 
 NAME_WIDTH = 22
@@ -71,7 +71,7 @@ class DetectionMetrics:
     coco: dict[str, float]  # the twelve, keys of engine.evaluate.coco.FIGURES; -1: no true box
     losses: LossMeans | None
     speed: Speed
-    detections: Found  # sorted by image
+    detections: BoxTable  # sorted by image
     image_ids: tuple[int | str, ...]  # of the image numbers in `detections`
     category_ids: tuple[int, ...]  # of the labels in `detections`
 

@@ -10,7 +10,7 @@ from engine.compare.protocol import Splits
 from engine.compare.record import load_detections
 from engine.compare.report.tables import Evidence
 from engine.compare.schema import Boxes, Example
-from engine.evaluate.matching import Found
+from engine.evaluate.box_table import BoxTable
 from engine.evaluate.metrics import by_id
 from utils.images import ImageError, read_image
 
@@ -46,6 +46,6 @@ def examples(splits: Splits | None, evidence: Sequence[Evidence]) -> list[Exampl
     return result
 
 
-def _on(found: Found, number: int) -> Boxes:
+def _on(found: BoxTable, number: int) -> Boxes:
     mine = found.take(found.image == number)
     return Boxes(mine.boxes, mine.labels, mine.scores)

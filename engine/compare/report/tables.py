@@ -29,7 +29,7 @@ from engine.compare.schema import (
     Spread,
     Training,
 )
-from engine.evaluate.matching import Truth
+from engine.evaluate.box_table import BoxTable
 
 UNKNOWN = "unknown"  # a commit
 DIFFERENCES = ("AP", "AP50", "AP75")
@@ -81,7 +81,7 @@ def accuracy_of(record: Record) -> dict[str, float | None]:
 
 
 def rows(
-    all_evidence: Sequence[Evidence], *, truth: Truth | None, images: int, baseline: str
+    all_evidence: Sequence[Evidence], *, truth: BoxTable | None, images: int, baseline: str
 ) -> list[Row]:
     """The rows of a table, in the order given.
 

@@ -16,12 +16,12 @@ from engine.compare.bootstrap import (
     ResampledAp,
     difference,
     interpolated_ap,
-    match_coco,
     resample_ap,
     weighted_ap,
 )
-from engine.evaluate.coco import coco_figures, to_xywh
-from engine.evaluate.matching import Found, Truth
+from engine.evaluate.box_table import BoxTable, to_xywh
+from engine.evaluate.coco import coco_metrics
+from engine.evaluate.matching import coco_order, match
 
 
 def random_case(rng, *, images, classes, boxes, detections, crowd=0.1, tied=False):
@@ -33,7 +33,9 @@ def random_case(rng, *, images, classes, boxes, detections, crowd=0.1, tied=Fals
 
     b, owner = corners(boxes), rng.integers(0, images, boxes)
     labels = rng.integers(0, max(classes - 1, 1), boxes)  # the last class has no box
-    truth = Truth(owner, labels, b, rng.random(boxes) < crowd, (b[:, 2:] - b[:, :2]).prod(1))
+    truth = BoxTable.ground_truth(
+        owner, labels, b, rng.random(boxes) < crowd, (b[:, 2:] - b[:, :2]).prod(1)
+    )
     d, image = corners(detections), rng.integers(0, images, detections)
     label = rng.integers(0, classes, detections)
     if boxes:
@@ -45,7 +47,7 @@ def random_case(rng, *, images, classes, boxes, detections, crowd=0.1, tied=Fals
     scores = rng.random(detections).astype(np.float32)
     if tied:
         scores = scores.round(1)
-    return truth, Found(image, label, d, scores).take(np.lexsort((-scores, image)))
+    return truth, BoxTable.detections(image, label, d, scores).take(np.lexsort((-scores, image)))
 
 
 def by_pycocotools(truth, found, images, classes):
@@ -113,7 +115,7 @@ def test_all_images_once_equal_pycocotools_and_cocoeval(name, seed):
     truth, found = random_case(np.random.default_rng(seed), **case)
     ours = weighted_ap(found, truth, np.ones((1, images), dtype=np.int32))[0]
     theirs = by_pycocotools(truth, found, images, classes)
-    twelve = coco_figures(found, truth, images=images, classes=classes).twelve
+    twelve = coco_metrics(found, truth, images=images, classes=classes).twelve
     defined = ~np.isnan(theirs[0])
     if not defined.any():
         assert np.isnan(ours).all()
@@ -144,7 +146,7 @@ def test_a_resample_equals_cocoeval_on_copied_images(seed):
             chosen.image[:] = numbers
             return chosen
 
-        twelve = coco_figures(copied(found), copied(truth), images=images, classes=classes).twelve
+        twelve = coco_metrics(copied(found), copied(truth), images=images, classes=classes).twelve
         assert ours[row].mean() == pytest.approx(twelve["AP"], abs=1e-9)
         assert ours[row, 0] == pytest.approx(twelve["AP50"], abs=1e-9)
 
@@ -172,7 +174,7 @@ def test_interpolation_by_hand():
 
 def test_matching_by_hand():
     """The better score chooses first; a crowd region takes any number; the worst is wrong."""
-    truth = Truth(
+    truth = BoxTable.ground_truth(
         np.zeros(3, dtype=int),
         np.zeros(3, dtype=int),
         np.array([[0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 90, 90]], dtype=np.float32),
@@ -180,14 +182,15 @@ def test_matching_by_hand():
         np.array([100.0, 120.0, 1600.0]),
     )
     boxes = [[0, 0, 10, 12], [0, 0, 10, 11.9], [50, 50, 60, 60], [80, 80, 100, 90], [0, 0, 9, 9]]
-    found = Found(
+    found = BoxTable.detections(
         np.zeros(5, dtype=int),
         np.zeros(5, dtype=int),
         np.array(boxes, dtype=np.float32),
         np.array([0.5, 0.9, 0.4, 0.3, 0.1]),
     )
-    matches = match_coco(found, truth, np.array([0.5, 0.85]))
-    assert matches.found.scores.tolist() == [0.9, 0.5, 0.4, 0.3, 0.1]
+    found = found.take(coco_order(found))
+    assert found.scores.tolist() == [0.9, 0.5, 0.4, 0.3, 0.1]
+    matches = match(found, truth, np.array([0.5, 0.85]))
     # 0.9 takes the 10 x 12 box; 0.5 has IoU 10 / 12 = 0.83 with the other one
     assert matches.target.tolist() == [[1, 0, -1, -1, -1], [1, -1, -1, -1, -1]]
     # 80..100 has half of its area on the crowd region
@@ -201,9 +204,10 @@ def test_of_two_boxes_of_equal_overlap_the_later_is_taken():
     """A detection over both halves, IoU 0.5 with each, leaves the first to the next one."""
     boxes = np.array([[0, 0, 10, 10], [10, 0, 20, 10]], dtype=np.float32)
     zeros = np.zeros(2, dtype=int)
-    truth = Truth(zeros, zeros, boxes, zeros.astype(bool), np.full(2, 100.0))
+    truth = BoxTable.ground_truth(zeros, zeros, boxes, zeros.astype(bool), np.full(2, 100.0))
     wide = np.array([[0, 0, 20, 10], [0, 0, 10, 10]], dtype=np.float32)
-    matches = match_coco(Found(zeros, zeros, wide, np.array([0.9, 0.8])), truth)
+    found = BoxTable.detections(zeros, zeros, wide, np.array([0.9, 0.8]))
+    matches = match(found, truth, np.array([0.5, 0.55]))
     assert matches.target[0].tolist() == [1, 0]
     assert matches.target[1].tolist() == [-1, 0]
 
@@ -214,19 +218,23 @@ def test_of_two_boxes_of_equal_overlap_the_later_is_taken():
 
 
 def known(rng, chances, *, images=60, alike=True):
-    """The truth and one Found for each chance; `alike`: what is hard is hard for all."""
+    """The truth and one BoxTable for each chance; `alike`: what is hard is hard for all."""
     counts = rng.integers(1, 6, images)
     image = np.repeat(np.arange(images), counts)
     place = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts)
     boxes = np.stack((50 * place, 0 * place, 50 * place + 40, 0 * place + 40), 1).astype(np.float32)
     labels = np.zeros(len(image), dtype=int)
-    truth = Truth(image, labels, boxes, labels.astype(bool), np.full(len(image), 1600.0))
+    truth = BoxTable.ground_truth(
+        image, labels, boxes, labels.astype(bool), np.full(len(image), 1600.0)
+    )
     luck = rng.random(len(image))
     founds = []
     for chance in chances:
         luck = luck if alike else rng.random(len(image))
         rows = np.flatnonzero(luck < chance)
-        founds.append(Found(image[rows], labels[rows], boxes[rows], rng.random(len(rows))))
+        founds.append(
+            BoxTable.detections(image[rows], labels[rows], boxes[rows], rng.random(len(rows)))
+        )
     return truth, founds
 
 
@@ -338,7 +346,7 @@ def test_a_thousand_resamples_of_100_images_take_seconds():
     truth, found = random_case(
         np.random.default_rng(9), images=100, classes=4, boxes=800, detections=10_000
     )
-    worse = Found(found.image, found.labels, found.boxes + 3, found.scores)
+    worse = BoxTable.detections(found.image, found.labels, found.boxes + 3, found.scores)
     start = time.process_time()
     result = compared(truth, [found], [worse], Draw(100))
     seconds = time.process_time() - start

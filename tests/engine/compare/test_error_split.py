@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from engine.compare.error_split import KINDS, SPECIAL, ErrorSplit, diagnose, split_errors
-from engine.evaluate.coco import coco_figures
-from engine.evaluate.matching import Found, Truth
+from engine.evaluate.box_table import BoxTable
+from engine.evaluate.coco import coco_metrics
 
 HALF = 51 / 101  # AP of one box of two found, without a false positive
 BOX = (0, 0, 100, 100)
@@ -17,7 +17,7 @@ TOUCHING = (0, 0, 100, 5)  # IoU 0.05 with BOX
 def make_truth(*rows):
     """Rows of (label, box) or (label, box, crowd), one image."""
     boxes = np.array([row[1] for row in rows], dtype=np.float32).reshape(-1, 4)
-    return Truth(
+    return BoxTable.ground_truth(
         np.zeros(len(rows), dtype=int),
         np.array([row[0] for row in rows], dtype=int),
         boxes,
@@ -28,7 +28,7 @@ def make_truth(*rows):
 
 def make_found(*rows):
     """Rows of (label, box, score), one image."""
-    return Found(
+    return BoxTable.detections(
         np.zeros(len(rows), dtype=int),
         np.array([row[0] for row in rows], dtype=int),
         np.array([row[1] for row in rows], dtype=np.float32).reshape(-1, 4),
@@ -241,8 +241,8 @@ def scene(images=12, classes=3, crowds=True):
             score = (number * 211 + turn * 97 + 13) % 1009 / 1009
             detected.append((image, said, box, score))
     columns = [np.array(column) for column in zip(*true, strict=True)]
-    truth = Truth(*columns, (columns[2][:, 2:] - columns[2][:, :2]).prod(1))
-    found = Found(*(np.array(column) for column in zip(*detected, strict=True)))
+    truth = BoxTable.ground_truth(*columns, (columns[2][:, 2:] - columns[2][:, :2]).prod(1))
+    found = BoxTable.detections(*(np.array(column) for column in zip(*detected, strict=True)))
     return truth, found.take(np.lexsort((-found.scores, found.image)))
 
 
@@ -275,7 +275,7 @@ def test_equals_the_authors_tool():
 def test_starts_from_coco_ap50_and_no_repair_hurts(classes, crowds):
     truth, found = scene(20, classes, crowds)
     split = split_errors(found, truth)
-    figures = coco_figures(found, truth, images=20, classes=classes).twelve
+    figures = coco_metrics(found, truth, images=20, classes=classes).twelve
     assert split.ap50 == pytest.approx(figures["AP50"], abs=1e-9)
     assert min(split.delta.values()) >= 0
     wrong = sum(split.counts[kind] for kind in KINDS[:-1])

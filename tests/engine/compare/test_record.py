@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.compare.bootstrap import IOUS, match_coco
 from engine.compare.record import (
     Record,
     load_detections,
@@ -22,8 +21,9 @@ from engine.compare.record import (
     save_truth,
     unpack,
 )
-from engine.evaluate.coco import coco_figures
-from engine.evaluate.matching import Found, Truth
+from engine.evaluate.box_table import BoxTable
+from engine.evaluate.coco import coco_metrics
+from engine.evaluate.matching import coco_order
 from engine.evaluate.results import ClassMetrics, DetectionMetrics, Speed
 from models.spec import ModelSpec
 from models.yaml.parser import load_spec
@@ -51,13 +51,13 @@ def random_data(images=20, boxes=6, detections=40, classes=2, seed=0):
     labels = rng.integers(0, classes, count)
     image = np.repeat(np.arange(images), boxes)
     areas = (box[:, 2:] - box[:, :2]).prod(1)
-    truth = Truth(image, labels, box, np.zeros(count, bool), areas)
+    truth = BoxTable.ground_truth(image, labels, box, np.zeros(count, bool), areas)
     near = rng.integers(0, boxes, (images, detections)) + np.arange(images)[:, None] * boxes
     near = near.ravel()
     shifted = (box[near] + rng.normal(0, 6, (len(near), 4))).clip(0, 500).astype(np.float32)
     shifted[:, 2:] = np.maximum(shifted[:, 2:], shifted[:, :2] + 1)
     scores = np.sort(rng.uniform(0.001, 1, (images, detections)), 1)[:, ::-1]
-    found = Found(
+    found = BoxTable.detections(
         np.repeat(np.arange(images), detections),
         labels[near],
         shifted,
@@ -67,7 +67,7 @@ def random_data(images=20, boxes=6, detections=40, classes=2, seed=0):
 
 
 def metrics_of(found, truth, images=20):
-    figures = coco_figures(found, truth, images=images, classes=2)
+    figures = coco_metrics(found, truth, images=images, classes=2)
     return DetectionMetrics(
         map50=figures.twelve["AP50"],
         map=figures.twelve["AP"],
@@ -122,8 +122,8 @@ def test_rounding_is_as_small_as_documented():
 
 def test_the_figures_of_rounded_detections_are_nearly_those_of_exact_ones():
     truth, found = random_data()
-    exact = coco_figures(found, truth, images=20, classes=2).twelve
-    rounded = coco_figures(unpack(pack(found)), truth, images=20, classes=2).twelve
+    exact = coco_metrics(found, truth, images=20, classes=2).twelve
+    rounded = coco_metrics(unpack(pack(found)), truth, images=20, classes=2).twelve
     assert exact["AP"] > 0.1
     for key, value in exact.items():
         least = 2e-3 if key == "AP" else 1e-2  # at one threshold a single box may change sides
@@ -131,15 +131,15 @@ def test_the_figures_of_rounded_detections_are_nearly_those_of_exact_ones():
 
 
 def test_only_what_no_figure_looks_at_is_left_out():
-    truth, found = random_data(images=3, detections=250)
+    _, found = random_data(images=3, detections=250)
     kept = unpack(pack(found))
     groups = np.unique(np.stack((kept.image, kept.labels)), axis=1, return_counts=True)[1]
     assert groups.max() == 100
-    assert len(match_coco(kept, truth, IOUS).found) == len(match_coco(found, truth, IOUS).found)
+    assert len(kept) == len(coco_order(kept)) == len(coco_order(found))
 
 
 def test_no_detection_at_all():
-    none = Found.concatenate([])
+    none = BoxTable.concatenate([])
     assert len(unpack(pack(none))) == 0
 
 

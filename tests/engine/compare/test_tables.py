@@ -27,7 +27,7 @@ from engine.compare.schema import (
     Results,
     Row,
 )
-from engine.evaluate.matching import Found, Truth
+from engine.evaluate.box_table import BoxTable
 from engine.evaluate.metrics import Shard, metrics_of
 from engine.measure.latency import LatencyConfig
 from engine.measure.peak import Task
@@ -118,7 +118,7 @@ def truth_of_images():
     boxes = np.concatenate((corner, corner + rng.uniform(30, 90, (count, 2))), 1)
     labels = np.tile([0, 0, 1], IMAGES)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return Truth(
+    return BoxTable.ground_truth(
         np.repeat(np.arange(IMAGES), 3),
         labels,
         boxes.astype(np.float32),
@@ -134,7 +134,7 @@ def detections(truth, share, seed):
     wrong = np.tile([400.0, 400, 450, 450], (IMAGES, 1)).astype(np.float32)
     image = np.concatenate((truth.image[hit], np.arange(IMAGES)))
     order = np.argsort(image, kind="stable")
-    found = Found(
+    found = BoxTable.detections(
         image,
         np.concatenate((truth.labels[hit], np.zeros(IMAGES, np.int64))),
         np.concatenate((truth.boxes[hit], wrong)),

@@ -8,8 +8,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from engine.evaluate.coco import FIGURES, CocoFigures, coco_figures, to_xywh, twelve_lines
-from engine.evaluate.matching import Found, Truth
+from engine.evaluate.box_table import BoxTable, to_xywh
+from engine.evaluate.coco import METRICS, CocoMetrics, coco_metrics, twelve_lines
 
 
 def random_case(
@@ -21,7 +21,7 @@ def random_case(
     detections: int,
     crowd: float = 0.1,
     tied: bool = False,
-) -> tuple[Truth, Found]:
+) -> tuple[BoxTable, BoxTable]:
     """Boxes of all sizes; half of the detections lie near one of them, some exactly on it."""
 
     def corners(count: int) -> np.ndarray:
@@ -32,7 +32,7 @@ def random_case(
     b = corners(boxes)
     labels = rng.integers(0, max(classes - 1, 1), boxes)  # the last class has no box
     owner = rng.integers(0, images, boxes)
-    truth = Truth(
+    truth = BoxTable.ground_truth(
         owner,
         labels,
         b.astype(np.float32),
@@ -52,10 +52,10 @@ def random_case(
     if tied:
         scores = scores.round(1)
     order = np.lexsort((-scores, image))
-    return truth, Found(image, label, d.astype(np.float32), scores).take(order)
+    return truth, BoxTable.detections(image, label, d.astype(np.float32), scores).take(order)
 
 
-def by_pycocotools(truth: Truth, found: Found, images: int, classes: int) -> COCOeval:
+def by_pycocotools(truth: BoxTable, found: BoxTable, images: int, classes: int) -> COCOeval:
     boxes, detected = to_xywh(truth.boxes), to_xywh(found.boxes)
     reference = COCO()
     reference.dataset = {
@@ -99,9 +99,9 @@ def by_pycocotools(truth: Truth, found: Found, images: int, classes: int) -> COC
     return judge
 
 
-def compare(truth: Truth, found: Found, images: int, classes: int) -> CocoFigures:
+def compare(truth: BoxTable, found: BoxTable, images: int, classes: int) -> CocoMetrics:
     """Our figures, after a look that they are pycocotools'."""
-    ours = coco_figures(found, truth, images=images, classes=classes)
+    ours = coco_metrics(found, truth, images=images, classes=classes)
     theirs = by_pycocotools(truth, found, images, classes)
     np.testing.assert_allclose(list(ours.twelve.values()), theirs.stats, rtol=0, atol=1e-9)
     precision = theirs.eval["precision"][:, :, :, 0, 2]
@@ -142,14 +142,14 @@ def test_equals_pycocotools(name, seed):
 
 def test_by_hand():
     """Two boxes; the first found at IoU 1, the second not, one false positive above both."""
-    truth = Truth(
+    truth = BoxTable.ground_truth(
         np.array([0, 0]),
         np.array([0, 0]),
         np.array([[0, 0, 10, 10], [100, 0, 150, 50]], dtype=np.float32),
         np.array([False, False]),
         np.array([100.0, 2500.0], dtype=np.float32),
     )
-    found = Found(
+    found = BoxTable.detections(
         np.array([0, 0]),
         np.array([0, 0]),
         np.array([[300, 300, 400, 400], [0, 0, 10, 10]], dtype=np.float32),
@@ -175,17 +175,17 @@ def test_lines_are_pycocotools_own():
     truth, found = random_case(
         np.random.default_rng(5), images=5, classes=3, boxes=30, detections=90
     )
-    ours = coco_figures(found, truth, images=5, classes=3)
+    ours = coco_metrics(found, truth, images=5, classes=3)
     judge = by_pycocotools(truth, found, 5, 3)
     with contextlib.redirect_stdout(io.StringIO()) as theirs:
         judge.summarize()
     assert twelve_lines(ours.twelve) == theirs.getvalue().rstrip("\n")
-    assert list(ours.twelve) == list(FIGURES)
+    assert list(ours.twelve) == list(METRICS)
 
 
 def test_prints_nothing(capfd):
     truth, found = random_case(
         np.random.default_rng(0), images=2, classes=2, boxes=9, detections=20
     )
-    coco_figures(found, truth, images=2, classes=2)
+    coco_metrics(found, truth, images=2, classes=2)
     assert capfd.readouterr() == ("", "")

@@ -8,30 +8,30 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from engine.evaluate import matching as metrics
-from engine.evaluate.matching import (
-    Found,
-    Truth,
-    confidence_curves,
-    confusion_matrix,
-    match,
-    overlaps,
-)
+from engine.evaluate import matching
+from engine.evaluate.box_table import BoxTable
+from engine.evaluate.matching import confidence_curves, confusion_matrix, match, overlaps
+
+AT_HALF = np.array([0.5])
 
 
-def truth(*rows: tuple, crowd: tuple[int, ...] = ()) -> Truth:
+def truth(*rows: tuple, crowd: tuple[int, ...] = ()) -> BoxTable:
     """Rows of (image, label, x1, y1, x2, y2)."""
     table = np.array(rows, dtype=float).reshape(-1, 6)
     boxes = table[:, 2:]
     is_crowd = np.isin(np.arange(len(table)), crowd)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return Truth(table[:, 0].astype(int), table[:, 1].astype(int), boxes, is_crowd, areas)
+    return BoxTable.ground_truth(
+        table[:, 0].astype(int), table[:, 1].astype(int), boxes, is_crowd, areas
+    )
 
 
-def found(*rows: tuple) -> Found:
+def found(*rows: tuple) -> BoxTable:
     """Rows of (image, label, x1, y1, x2, y2, score)."""
     table = np.array(rows, dtype=float).reshape(-1, 7)
-    return Found(table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2:6], table[:, 6])
+    return BoxTable.detections(
+        table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2:6], table[:, 6]
+    )
 
 
 def random_case(rng: np.random.Generator, *, boxes: int, detections: int, images: int = 3):
@@ -40,7 +40,7 @@ def random_case(rng: np.random.Generator, *, boxes: int, detections: int, images
         return np.concatenate((low, low + rng.integers(1, 12, (count, 2))), 1).astype(float)
 
     b = corners(boxes)
-    some = Truth(
+    some = BoxTable.ground_truth(
         rng.integers(0, images, boxes),
         rng.integers(0, 2, boxes),
         b,
@@ -48,7 +48,7 @@ def random_case(rng: np.random.Generator, *, boxes: int, detections: int, images
         (b[:, 2:] - b[:, :2]).prod(1),
     )
     scores = rng.integers(0, 6, detections) / 5  # many ties
-    return some, Found(
+    return some, BoxTable.detections(
         rng.integers(0, images, detections),
         rng.integers(0, 2, detections),
         corners(detections),
@@ -59,35 +59,30 @@ def random_case(rng: np.random.Generator, *, boxes: int, detections: int, images
 class TestOverlaps:
     def test_iou_by_hand_and_only_within_image_and_class(self):
         boxes = truth((0, 0, 0, 0, 10, 10), (1, 0, 0, 0, 10, 10), (0, 1, 0, 0, 10, 10))
-        rows, columns, values = overlaps(
-            found((0, 0, 5, 0, 15, 10, 0.9)), boxes, least=0.1, same_class=True
-        )
-        assert rows.tolist() == [0]
-        assert columns.tolist() == [0]
-        assert values[0] == pytest.approx(50 / 150)
-        _, columns, _ = overlaps(
-            found((0, 0, 5, 0, 15, 10, 0.9)), boxes, least=0.1, same_class=False
-        )
-        assert columns.tolist() == [0, 2]
+        one = found((0, 0, 5, 0, 15, 10, 0.9))
+        pairs = overlaps(one, boxes, min_overlap=0.1)
+        assert pairs.rows.tolist() == [0]
+        assert pairs.columns.tolist() == [0]
+        assert pairs.overlap[0] == pytest.approx(50 / 150)
+        pairs = overlaps(one, boxes, min_overlap=0.1, same_class=False)
+        assert pairs.columns.tolist() == [0, 2]
 
     def test_share_of_the_detection_for_crowds(self):
-        crowd = truth((0, 0, 0, 0, 100, 100))
-        _, _, values = overlaps(
-            found((0, 0, 90, 0, 110, 10, 0.9)), crowd, least=0.1, same_class=True, of_found=True
-        )
-        assert values[0] == pytest.approx(0.5)
+        crowd = truth((0, 0, 0, 0, 100, 100), crowd=(0,))
+        pairs = overlaps(found((0, 0, 90, 0, 110, 10, 0.9)), crowd, min_overlap=0.1)
+        assert pairs.overlap[0] == pytest.approx(0.5)
 
     def test_boxes_without_area_overlap_nothing(self):
         flat = truth((0, 0, 5, 5, 5, 5))
-        rows, _, _ = overlaps(found((0, 0, 5, 5, 5, 5, 0.9)), flat, least=0.5, same_class=True)
-        assert not len(rows)
+        assert not len(overlaps(found((0, 0, 5, 5, 5, 5, 0.9)), flat, min_overlap=0.5).rows)
 
     def test_portions_change_nothing(self, monkeypatch):
         some, detections = random_case(np.random.default_rng(0), boxes=40, detections=90)
-        whole = overlaps(detections, some, least=0.1, same_class=True)
-        monkeypatch.setattr(metrics, "PAIRS_AT_ONCE", 7)
-        for a, b in zip(whole, overlaps(detections, some, least=0.1, same_class=True), strict=True):
-            np.testing.assert_array_equal(a, b)
+        whole = overlaps(detections, some, min_overlap=0.1)
+        monkeypatch.setattr(matching, "PAIRS_AT_ONCE", 7)
+        parts = overlaps(detections, some, min_overlap=0.1)
+        for name, column in vars(whole).items():
+            np.testing.assert_array_equal(column, getattr(parts, name))
 
 
 class TestMatch:
@@ -96,8 +91,9 @@ class TestMatch:
         result = match(
             found((0, 0, 0, 0, 10, 10, 0.6), (0, 0, 0, 0, 10, 10, 0.8), (0, 0, 0, 0, 10, 10, 0.5)),
             boxes,
+            AT_HALF,
         )
-        assert result.correct.tolist() == [True, True, False]
+        assert result.target.tolist() == [[1, 0, -1]]
 
     def test_crowd_is_ignored_any_number_of_times_but_a_free_box_comes_first(self):
         boxes = truth((0, 0, 0, 0, 10, 10), (0, 0, 0, 0, 50, 50), crowd=(1,))
@@ -110,27 +106,29 @@ class TestMatch:
                 (0, 0, 46, 0, 56, 10, 0.5),  # less than half on the crowd
             ),
             boxes,
+            AT_HALF,
         )
-        assert result.correct.tolist() == [True, False, False, False, False]
-        assert result.ignored.tolist() == [False, True, True, False, False]
+        assert result.target.tolist() == [[0, -1, -1, -1, -1]]
+        assert result.ignored.tolist() == [[False, True, True, False, False]]
 
     def test_nothing_at_all(self):
-        assert not len(match(found(), truth()).correct)
-        assert match(found((0, 0, 0, 0, 1, 1, 0.5)), truth()).correct.tolist() == [False]
+        assert match(found(), truth(), AT_HALF).target.shape == (1, 0)
+        one = found((0, 0, 0, 0, 1, 1, 0.5))
+        assert match(one, truth(), AT_HALF).target.tolist() == [[-1]]
 
     @pytest.mark.parametrize("seed", range(12))
     def test_the_same_as_pycocotools(self, seed):
         some, detections = random_case(np.random.default_rng(seed), boxes=25, detections=70)
-        result = match(detections, some)
+        result = match(detections, some, AT_HALF)
         correct, ignored = by_pycocotools(some, detections)
-        np.testing.assert_array_equal(result.correct, correct)
-        np.testing.assert_array_equal(result.ignored, ignored)
+        np.testing.assert_array_equal(result.target[0] >= 0, correct)
+        np.testing.assert_array_equal(result.ignored[0], ignored)
 
 
-def by_pycocotools(some: Truth, detections: Found) -> tuple[np.ndarray, np.ndarray]:
+def by_pycocotools(some: BoxTable, detections: BoxTable) -> tuple[np.ndarray, np.ndarray]:
     """Which detections are matched with a plain box, and which are ignored, at IoU 0.5."""
 
-    def rows(table: Truth | Found) -> list[dict]:
+    def rows(table: BoxTable) -> list[dict]:
         sizes = table.boxes[:, 2:] - table.boxes[:, :2]
         return [
             {
@@ -139,8 +137,8 @@ def by_pycocotools(some: Truth, detections: Found) -> tuple[np.ndarray, np.ndarr
                 "category_id": int(table.labels[number]) + 1,
                 "bbox": [*table.boxes[number, :2].tolist(), *sizes[number].tolist()],
                 "area": float(sizes[number].prod()),
-                "iscrowd": int(table.crowd[number]) if isinstance(table, Truth) else 0,
-                "score": float(table.scores[number]) if isinstance(table, Found) else 0,
+                "iscrowd": int(table.crowd[number]),
+                "score": float(table.scores[number]),
             }
             for number in range(len(table))
         ]
@@ -253,7 +251,8 @@ class TestConfusion:
         some, detections = random_case(np.random.default_rng(seed), boxes=30, detections=50)
         sure = detections.take(detections.scores >= 0.25)
         plain = some.take(~some.crowd)
-        rows, columns, values = overlaps(sure, plain, least=0.45, same_class=False)
+        pairs = overlaps(sure, plain, min_overlap=0.45, same_class=False)
+        rows, columns, values = pairs.rows, pairs.columns, pairs.overlap
         expected = np.zeros((3, 3), dtype=int)
         used_rows, used_columns = set(), set()
         for pair in sorted(
@@ -264,9 +263,7 @@ class TestConfusion:
                 used_rows.add(row)
                 used_columns.add(column)
                 expected[sure.labels[row], plain.labels[column]] += 1
-        crowded = overlaps(sure, some.take(some.crowd), least=0.45, same_class=True, of_found=True)[
-            0
-        ]
+        crowded = overlaps(sure, some.take(some.crowd), min_overlap=0.45).rows
         for row in set(range(len(sure))) - used_rows - set(crowded.tolist()):
             expected[sure.labels[row], 2] += 1
         for column in set(range(len(plain))) - used_columns:
@@ -279,7 +276,7 @@ class TestConfusion:
 
 def test_concatenate_keeps_order_and_takes_nothing():
     a, b = found((0, 0, 0, 0, 1, 1, 0.9)), found((1, 2, 0, 0, 1, 1, 0.8))
-    both = Found.concatenate([a, b])
+    both = BoxTable.concatenate([a, b])
     assert both.image.tolist() == [0, 1]
     assert both.labels.tolist() == [0, 2]
-    assert len(Found.concatenate([])) == 0
+    assert len(BoxTable.concatenate([])) == 0
