@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +26,14 @@ def shared() -> Path:
     if not (folder / "datasets").is_dir():
         pytest.skip("../shared (real data sets, genuine weights) is not on this machine")
     return folder
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and with `-m gpu` a CUDA device where there is one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("this machine has no CUDA device")
+    return torch.device(request.param)
 
 
 # A data set of a few coloured rectangles and a very small detector, for whole training runs
