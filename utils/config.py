@@ -79,7 +79,7 @@ def flag(name: str) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose mistakes are UserErrors, with the nearest of the `known` flags."""
+    """argparse that raises UserError, with the nearest of the `known` flags."""
 
     known: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Where a result was made: versions, device and commit, as plain values."""
+"""The environment of a result: versions, device and commit, as plain values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GIT_TIMEOUT = 10  # seconds
 
 
 def run_environment(device: torch.device) -> dict[str, str | None]:
-    """Versions of Python and the packages that decide figures, the device's name, the commit.
+    """Versions of Python and of the packages that affect results, device name, commit.
 
     `commit` is None outside a git checkout and ends in '-dirty' with uncommitted changes.  Holds no
     path and no name of the machine.

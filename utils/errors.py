@@ -1,4 +1,4 @@
-"""Errors a user can mend, their exit codes, and the frame every script runs in."""
+"""Errors that users can fix, exit codes, and the frame that every script runs in."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PartlyDoneError(FeatherDetError):
 
 
 class SourceLostError(FeatherDetError):
-    """A stream ended for good before it was asked to."""
+    """A stream could not be recovered."""
 
     exit_code = EXIT_SOURCE_LOST
 
@@ -59,7 +59,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def cause_of(error: BaseException) -> str:
-    """An error's first line; with its type's name where it was not written for users."""
+    """The first line of an error, with the type's name unless it was written for users."""
     line = (str(error).splitlines() or [""])[0]
     if isinstance(error, FeatherDetError) and line:
         return line
@@ -85,7 +85,7 @@ def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     sys.stdout = sys.stdout or io.StringIO()  # None where the caller closed it
     sys.stderr = sys.stderr or io.StringIO()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows escapes
+        if isinstance(stream, io.TextIOWrapper):  # escapes on a terminal that is not UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
         code = main(argv) or 0
@@ -98,7 +98,7 @@ def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         code = EXIT_INTERNAL
-    except Exception as error:  # the frame of last resort: one line, not a traceback
+    except Exception as error:  # the last resort: one line, not a traceback
         hint = "" if debug else " (run again with --debug for the traceback)"
         text = f"internal error: {type(error).__name__}: {error}{hint}"
         code = _report(text, EXIT_INTERNAL, debug)
@@ -106,7 +106,7 @@ def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
 
 
 def _report(message: str, code: int, debug: bool) -> int:
-    """All errors of all scripts come by here, with whatever they name in them."""
+    """Print the one line of an error, and its traceback with --debug."""
     if debug:
         for line in traceback.format_exc().splitlines():
             warn(line)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a power cut."""
+"""Writing files atomically: whole or not at all, also after a power cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, a kill or a power cut never meets half of it.
+    """Write a file atomically: no reader, kill or power cut ever leaves half of it.
 
     After a failure (OSError) the previous file is as it was.
     """
@@ -30,7 +30,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put a renaming itself on the disk, where the system can."""
+    """Flush a renaming to the disk, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -40,12 +40,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, never meets half of it."""
+    """Write a text file atomically, as UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Plain values as YAML, in their own order."""
+    """Write plain values as YAML, in their own order."""
     text = yaml.safe_dump(
         dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None
     )

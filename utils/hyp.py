@@ -41,10 +41,10 @@ _BOUNDS = {
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Everything of a recipe that is not a command-line flag; defaults are YOLOv5's."""
+    """A recipe: everything that is not a command-line flag. Defaults are YOLOv5's."""
 
     lr0: float = 0.01
-    lrf: float = 0.01  # final rate = lr0 * lrf
+    lrf: float = 0.01  # final learning rate = lr0 * lrf
     momentum: float = 0.937  # SGD momentum or Adam beta1
     weight_decay: float = 0.0005
     warmup_epochs: float = 3.0
@@ -72,7 +72,7 @@ class Hyperparameters:
     mixup: float = 0.0
     copy_paste: float = 0.0
     nbs: float = 64.0  # nominal batch size: gradients accumulate up to it
-    min_updates: float = 0.0  # of a run: a short one has a smaller nominal batch; not YOLOv5's
+    min_updates: float = 0.0  # a run with fewer makes nbs smaller; not in YOLOv5
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():

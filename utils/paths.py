@@ -1,7 +1,9 @@
-"""Where things are looked up and where runs are written."""
+"""Where configuration files are found and where runs are written."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from functools import cache
 from pathlib import Path
 
@@ -12,15 +14,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def find_config(name: str, folder: str) -> Path:
-    """The YAML file that `name` means, as users type it.
+    """The YAML file that a user means by `name`.
 
-    Tried in turn: the path itself; `cfg/<folder>/<path>`; the path with .yaml, which is added
-    wherever it is missing; and, as YOLOv5 users type `data/coco.yaml`, `cfg/<folder>/<last part>`,
-    which a line on stderr says.  A path that is absolute or begins with a dot is not looked for in
-    cfg.
+    The first that exists of: the path itself; `cfg/<folder>/<path>`; the path with .yaml, which is
+    added wherever it is missing; and, since YOLOv5 users type `data/coco.yaml`,
+    `cfg/<folder>/<last part>`, with a line on stderr.  An absolute path or one that begins with a
+    dot is not searched for in cfg.
     `folder` is '' for detectors, 'data', 'train', 'backbones' or 'necks'.
     Raises UserError with the nearest known name.
     """
+    try:
+        return _existing(name, folder)
+    except OSError as error:  # a name too long, a folder without permission
+        raise UserError(f"{name[:80]}: {error.strerror}") from error
+
+
+def _existing(name: str, folder: str) -> Path:
     path = Path(name)
     file = path if path.suffix in {".yaml", ".yml"} else Path(f"{name}.yaml")
     home = ROOT / "cfg" / folder
@@ -32,23 +41,20 @@ def find_config(name: str, folder: str) -> Path:
     if file.is_file():
         return file
     if anywhere and (home / file.name).is_file():
-        _say_once(f"{name}: no such file here; {shown(home / file.name)} is taken")
+        _warn_once(f"{name} does not exist; {shown(home / file.name)} is used instead")
         return shown(home / file.name)
     known = sorted(item.stem for item in home.glob("*.yaml"))
     raise UserError(
-        f"{name}: no such file, nor is it one of cfg/{folder}{'/' if folder else ''}*.yaml"
+        f"{name}: no such file, and not the name of a file in cfg/{folder}"
         f"{nearest(file.stem, known)}"
     )
 
 
-@cache
-def _say_once(text: str) -> None:
-    """A name is looked up several times in a run."""
-    warn(text)
+_warn_once = cache(warn)  # a name is looked up several times in a run
 
 
 def shown(path: Path) -> Path:
-    """`path` as people want to read it: relative to the current folder where it lies in it."""
+    """`path` for messages: relative to the current folder where it lies inside."""
     try:
         return path.relative_to(Path.cwd())
     except ValueError:
@@ -61,25 +67,18 @@ def new_run_dir(project: str, name: str, *, exist_ok: bool = False) -> Path:
     Creation is the test, so that two runs started at once never share a folder.
     """
     base = Path(project) / name
-    if Path(name).name in {"", ".."}:
-        raise UserError(f"--name {name!r}: not the name of a folder")
+    if not Path(name).name or ".." in Path(name).parts or Path(name).is_absolute():
+        raise UserError(f"--name {name!r} must be a folder inside --project")
     try:
-        return _made(base, exist_ok=exist_ok)
+        base.parent.mkdir(parents=True, exist_ok=True)
+        if exist_ok:
+            base.mkdir(exist_ok=True)
+            return base
+        for number in itertools.count(1):
+            path = base if number == 1 else base.with_name(f"{base.name}{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
     except OSError as error:
-        raise UserError(f"{base}: no run folder can be made there: {error.strerror}") from error
-
-
-def _made(base: Path, *, exist_ok: bool) -> Path:
-    base.parent.mkdir(parents=True, exist_ok=True)
-    if exist_ok:
-        base.mkdir(exist_ok=True)
-        return base
-    number = 1
-    while True:
-        path = base if number == 1 else base.with_name(f"{base.name}{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+        raise UserError(f"{base}: cannot create the run folder: {error.strerror}") from error
+    raise AssertionError("not reached")

@@ -1,4 +1,4 @@
-"""Text for a terminal, which obeys control characters, wherever the text came from."""
+"""Printing. Text from files may hold control characters, which a terminal would obey."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import unicodedata
 
 
 def is_printable(text: str) -> bool:
-    """Whether there is nothing in it that a terminal would obey: control characters, line ends."""
+    """Whether the text has no control characters and no line ends."""
     return all(map(_harmless, text))
 
 
 def printable(text: str) -> str:
-    """Text without what a terminal would obey: control characters become spaces."""
+    """The text with control characters and line ends replaced by spaces."""
     return "".join(sign if _harmless(sign) else " " for sign in text)
 
 
@@ -22,16 +22,16 @@ def _harmless(sign: str) -> bool:
 
 
 def readable(text: str) -> str:
-    """Printable, and the bytes of a file name that are no text as \\udc80."""
+    """The text printable, and undecodable bytes of file names as \\udc80."""
     return printable(text.encode("utf-8", "backslashreplace").decode())
 
 
 def warn(text: str) -> None:
-    """One readable line on stderr."""
+    """Print one readable line on stderr: warnings, errors, progress."""
     sys.stderr.write(readable(text) + "\n")
 
 
 def say(text: str) -> None:
-    """Readable lines on stdout; progress bars go to stderr."""
+    """Print readable lines on stdout: results."""
     sys.stdout.write("\n".join(map(readable, text.split("\n"))) + "\n")
     sys.stdout.flush()

@@ -125,8 +125,8 @@ def test_a_shipped_file_takes_no_other_place_unsaid(
     for _ in range(2):
         assert find_config("here/coco.yaml", "data").name == "coco.yaml"
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("here/coco.yaml: no such file here; ")
-    assert line.endswith("cfg/data/coco.yaml is taken")
+    assert line.startswith("here/coco.yaml does not exist; ")
+    assert line.endswith("cfg/data/coco.yaml is used instead")
     for name in (f"{tmp_path}/coco.yaml", "./coco.yaml", "../coco.yaml", "~/coco.yaml"):
         with pytest.raises(UserError, match=r"coco\.yaml: no such file"):
             find_config(name, "data")
@@ -146,6 +146,17 @@ def test_run_folders_started_at_once_differ(tmp_path: Path) -> None:
     assert len({path.name for path in made}) == 8
     assert {path.name for path in made} == {"exp", *(f"exp{n}" for n in range(2, 9))}
     assert new_run_dir(str(tmp_path / "runs"), "exp", exist_ok=True).name == "exp"
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/../../b", "/tmp/x", "."])
+def test_a_run_stays_inside_its_project(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="must be a folder inside --project"):
+        new_run_dir(str(tmp_path / "runs"), name)
+
+
+def test_a_name_too_long_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="File name too long"):
+        find_config("x" * 300, "data")
 
 
 def test_nearest_and_generators() -> None:

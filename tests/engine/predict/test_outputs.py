@@ -165,7 +165,7 @@ def test_the_source_is_never_overwritten(tmp_path):
 def test_an_impossible_folder_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with (
-        pytest.raises(UserError, match="no run folder can be made there"),
+        pytest.raises(UserError, match="cannot create the run folder"),
         Outputs(str(tmp_path / "file"), "exp", OutputConfig()) as outputs,
     ):
         outputs.write(result())
