@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -17,9 +18,8 @@ from engine.compare.plan import RunPlan
 from engine.compare.report.examples import examples
 from engine.compare.report.page import write_report
 from engine.compare.report.plots import write_plots
-from engine.compare.report.table_csv import csv_table
 from engine.compare.report.tables import Evidence, Failed, Finished, accuracy_of, rows
-from engine.compare.report.text import console, markdown
+from engine.compare.report.text import complete, console, csv_table, markdown
 from engine.compare.runs import HALF, TRAINED, Progress, Workshop, state_of, train_all
 from engine.compare.schema import FAILED, FORMAT, PARTLY, Results
 from engine.compare.setup import Comparison, finished_runs, prepare
@@ -194,7 +194,7 @@ class _Bout:
             evidence.append(Evidence(model, finished, failed))
         results = self._results(evidence)
         if self.news or not (self.folder / RESULTS).is_file():
-            self._write(results)  # what was trained is in the table whatever measuring comes to
+            self._write(complete(results))  # what was trained is in the table in any case
         say("measuring latency ...")
         timing = LatencyConfig(batches=config.latency_batches, seconds=config.latency_seconds)
         results["measurement"], measured = measure(plan.models, device=plan.device, config=timing)
@@ -203,14 +203,15 @@ class _Bout:
             for row, model in zip(results["rows"], plan.models, strict=True)
         ]
         results["rows"] = with_speedup(timed, plan.baseline)
-        self._write(results)
+        plain = complete(results)
+        self._write(plain)
         write_plots(results, self.folder)
-        report = write_report(results, self.folder, examples=examples(plan.splits, evidence))
-        say(console(results))
+        report = write_report(plain, self.folder, examples=examples(plan.splits, evidence))
+        say(console(plain))
         say(f"results.json, table.csv, table.md, plots and {report.name} are in {self.folder}")
         return results
 
-    def _write(self, results: Results) -> None:
+    def _write(self, results: dict[str, Any]) -> None:
         write_text(self.folder / RESULTS, json.dumps(results, indent=1, allow_nan=False))
         write_text(self.folder / "table.csv", csv_table(results))
         write_text(self.folder / "table.md", markdown(results))

@@ -231,7 +231,7 @@ class Measurement(TypedDict):
 
 
 class Results(TypedDict):
-    """results.json."""
+    """results.json, but for what `report.text.complete` adds: texts, columns with cells, fronts."""
 
     format: str
     command: str  # makes this file

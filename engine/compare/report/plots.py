@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from engine.compare.report.columns import pareto_front
 from engine.compare.schema import Results, Row
 
 DPI = 150
@@ -90,16 +91,6 @@ def points(table: Sequence[Row], axis: Axis) -> list[Point]:
     return found
 
 
-def front(rows: Sequence[Point]) -> list[Point]:
-    """By rising cost those that no other one beats: none is as cheap and better, or as good and
-    cheaper."""
-    best: list[Point] = []
-    for point in sorted(rows, key=lambda item: (item.cost, -item.ap)):
-        if not best or point.ap > best[-1].ap:
-            best.append(point)
-    return best
-
-
 def write_plots(results: Results, folder: Path) -> list[Path]:
     """pareto_COST.png and .svg for every cost that a row with an AP has; the files written."""
     written = []
@@ -124,7 +115,8 @@ def _figure(rows: Sequence[Point], axis: Axis) -> Figure:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    best = front(rows)
+    front = pareto_front([point.cost for point in rows], [point.ap for point in rows])
+    best = [rows[index] for index in front]
     limit = ROOM * max(point.cost + point.beyond for point in rows)
     _draw_front(axes, best, limit)
     for point in rows:

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,6 @@ from engine.compare.schema import (
 )
 from engine.evaluate.box_table import BoxTable
 
-UNKNOWN = "unknown"  # a commit
 DIFFERENCES = ("AP", "AP50", "AP75")
 COCO_KEYS = ACCURACY[:-2]  # of a record's 'coco'; the others stand beside it
 
@@ -293,13 +291,3 @@ def train_seconds(record: Record) -> float | None:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
-
-
-def commits_of(table: Sequence[Row]) -> list[str]:
-    """The commits that the runs were made by, each once."""
-    found: dict[str, Any] = {}
-    for row in table:
-        for run in row["runs"]:
-            if run["status"] == DONE:
-                found[run["environment"].get("commit") or UNKNOWN] = None
-    return list(found)

@@ -1,184 +1,93 @@
-"""results.json as a table for people: table.md, and on the console."""
+"""results.json as text: table.md, table.csv, the console, and the notes that go with them.
+
+All functions take the plain values of results.json (engine/compare/schema.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import csv
+import io
 from typing import Any
 
-from engine.compare.report.tables import commits_of
-from engine.compare.schema import FAILED, LatencyAt, Results, Row
+from engine.compare.report.columns import (
+    ACCURACY_GROUP,
+    DIFFERENCE,
+    GIGA,
+    SIGNIFICANT,
+    Column,
+    Plain,
+    at,
+    cell,
+    columns_of,
+    table_of,
+)
+from engine.compare.schema import DONE, FAILED, PARTLY
 from engine.measure.energy import NOT_MEASURED
 from utils.terminal import printable
 
-MEGA, GIGA = 1e6, 1e9
 NOTHING = "-"
-SIGNIFICANT = "*"
+UNKNOWN = "unknown"  # a commit
 DIRTY = "-dirty"
+WARNING = "Warning: "
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ESCAPES = (
     ("\\", r"\\"), ("&", "&amp;"), ("<", "&lt;"), ("`", r"\`"),
     ("](", r"]\("), ("][", r"]\["), ("]:", r"]\:"),
 )  # fmt: skip
-MINUTE, HOUR = 60, 3600
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the table for people: its head and a row's cell."""
+def complete(results: Plain) -> dict[str, Any]:
+    """results.json with what the report draws.
 
-    head: str
-    cell: Callable[[Row], str]
-
-
-def _number(value: float | None, digits: str) -> str:
-    return NOTHING if value is None else format(value, digits)
+    lead: its first sentence; summary: the facts at its head; notes: what the numbers mean;
+    columns, fronts: see `columns.table_of`.
+    """
+    texts = {"lead": lead(results), "summary": summary(results), "notes": notes(results)}
+    return {**results, **texts, **table_of(results)}
 
 
-def spread_text(row: Row, key: str) -> str:
-    """'0.412 ± 0.006' over the seeds."""
-    found = (row["accuracy"] or {}).get(key)
-    if found is None or found["mean"] is None:
-        return NOTHING
-    sd = "" if found["sd"] is None else f" ± {found['sd']:.3f}"
-    return f"{found['mean']:.3f}{sd}"
-
-
-def difference_text(row: Row) -> str:
-    """'+0.021 [+0.003, +0.040]*': ΔAP, its interval, and a star where that leaves out 0."""
-    found = (row["difference"] or {}).get("AP")
-    if found is None:
-        return NOTHING
-    star = SIGNIFICANT if found["significant"] else ""
-    return f"{found['delta']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]{star}"
-
-
-def duration(seconds: float | None) -> str:
-    """'42 s', '12.5 min', '3.20 h'."""
-    if seconds is None:
-        return NOTHING
-    if seconds < 2 * MINUTE:
-        return f"{seconds:.0f} s"
-    return f"{seconds / MINUTE:.1f} min" if seconds < 2 * HOUR else f"{seconds / HOUR:.2f} h"
-
-
-def _cost(row: Row, key: str, scale: float, digits: str) -> str:
-    cost: Any = row["cost"]
-    return NOTHING if cost is None else format(cost[key] / scale, digits)
-
-
-def _at(row: Row, batch: int) -> LatencyAt | None:
-    return next((one for one in row["latency"] if one["batch"] == batch), None)
-
-
-def _latency(row: Row, batch: int) -> str:
-    found = _at(row, batch)
-    if found is None or found["p50_ms"] is None or found["p90_ms"] is None:
-        return "failed" if found is not None else NOTHING
-    return f"{found['p50_ms']:.2f} / {found['p90_ms']:.2f}"
-
-
-def _of_latency(row: Row, batch: int, key: str, digits: str) -> str:
-    found: Any = _at(row, batch)
-    return NOTHING if found is None else _number(found[key], digits)
-
-
-def _speedup(row: Row, batch: int | None) -> str:
-    """'1.93': the baseline's FLOPs, or its time at a batch size, over the row's own."""
-    found = row["speedup"]
-    if found is None:
-        return NOTHING
-    if batch is None:
-        return _number(found["flops"], ".2f")
-    factors = (at["factor"] for at in found["latency"] if at["batch"] == batch)
-    return _number(next(factors, None), ".2f")
-
-
-def _energy_batch(table: Sequence[Row]) -> str:
-    """' at 32': all rows' energy is of one batch size."""
-    found = sorted({row["energy"]["batch"] for row in table if row["energy"] is not None})
-    return f" at {', '.join(map(str, found))}" if found else ""
-
-
-def _energy(row: Row) -> str:
-    return NOT_MEASURED if row["energy"] is None else f"{row['energy']['joules_per_image']:.3g}"
-
-
-def _training(row: Row, key: str, digits: str) -> str:
-    training: Any = row["training"]
-    return NOTHING if training is None else _number(training[key]["mean"], digits)
-
-
-def columns(results: Results) -> list[Column]:
-    """The columns that have something to say in this table."""
-    table = results["rows"]
-    shown = [Column("model", lambda row: row["name"])]
-    if any(row["accuracy"] for row in table) or any(row["status"] == FAILED for row in table):
-        for key in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
-            shown.append(Column(key, lambda row, key=key: spread_text(row, key)))  # type: ignore[misc]
-        shown.append(Column("ΔAP [95 %]", difference_text))
-    shown += [
-        Column("params M", lambda row: _cost(row, "params", MEGA, ".3f")),
-        Column("GFLOPs", lambda row: _cost(row, "flops", GIGA, ".3f")),
-        Column("MAC MB", lambda row: _cost(row, "access_bytes", MEGA, ".1f")),
-        Column("activations MB", lambda row: _cost(row, "activation_bytes", MEGA, ".1f")),
-        Column("FLOP/B", lambda row: _cost(row, "intensity", 1, ".1f")),
-    ]
-    batches = results["measurement"]["batches"] if results["measurement"] else []
-    for batch in batches:
-        title = f"ms/image at {batch}, p50 / p90"
-        shown.append(Column(title, lambda row, b=batch: _latency(row, b)))  # type: ignore[misc]
-    if batches:
-        if len(table) > 1:
-            shown.append(Column("speed-up by FLOPs", lambda row: _speedup(row, None)))
-            for batch in batches:
-                title = f"measured at {batch}"
-                shown.append(Column(title, lambda row, b=batch: _speedup(row, b)))  # type: ignore[misc]
-        last = max(batches)
-        shown += [
-            Column(
-                f"images/s at {last}",
-                lambda row: _of_latency(row, last, "images_per_second", ".1f"),
-            ),
-            Column(
-                f"GFLOP/s at {last}",
-                lambda row: _of_latency(row, last, "gflops_per_second", ".1f"),
-            ),
-            Column(f"J/image{_energy_batch(table)}", _energy),
-        ]
-    if any(row["training"] for row in table):
-        shown += [
-            Column("training images/s", lambda row: _training(row, "images_per_second", ".1f")),
-            Column("waiting for data", lambda row: _training(row, "wait_share", ".0%")),
-            Column(
-                "time to train",
-                lambda row: (
-                    duration(row["training"]["seconds"]["mean"]) if row["training"] else NOTHING
-                ),
-            ),
-        ]
-    if any(row["cause"] for row in table):
-        shown.append(Column("failed", lambda row: row["cause"] or ""))
-    return shown
-
-
-def markdown(results: Results) -> str:
-    """table.md: the rows, and what they mean."""
-    shown = columns(results)
+def _table(results: Plain) -> list[list[str]]:
+    """The heads and the rows' cells of the table for people."""
+    rows = results["rows"]
+    shown = [column for column in columns_of(results) if column.head]
+    heads = ["model", *(column.head for column in shown)]
     lines = [
-        "| " + " | ".join(_escaped(column.head) for column in shown) + " |",
-        "|" + "---|" * len(shown),
+        [row["name"], *(_cell(column, row, results["baseline"]) for column in shown)]
+        for row in rows
     ]
-    for row in results["rows"]:
-        cells = [_escaped(column.cell(row)).replace("|", r"\|") for column in shown]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *_footnotes(results), ""])
+    if any(row["cause"] for row in rows):
+        heads.append("failed")
+        lines = [[*line, row["cause"] or ""] for line, row in zip(lines, rows, strict=True)]
+    return [heads, *lines]
+
+
+def _cell(column: Column, row: Plain, baseline: str | None) -> str:
+    found = cell(column, row, baseline)
+    if found.value is None:
+        return found.text if found.text in {FAILED, NOT_MEASURED} else NOTHING
+    if column.group == ACCURACY_GROUP and found.spread:
+        return f"{found.text} {found.spread}"
+    second = at(row, column.second) if column.second else None
+    return found.text if second is None else f"{found.text} / {column.text(second)}"
+
+
+def markdown(results: Plain) -> str:
+    """table.md: the rows, and what they mean."""
+    heads, *rows = _table(results)
+    lines = ["| " + " | ".join(map(_escaped, heads)) + " |", "|" + "---|" * len(heads)]
+    for row in rows:
+        lines.append("| " + " | ".join(_escaped(text).replace("|", r"\|") for text in row) + " |")
+    for note in notes(results):
+        start = f"**{WARNING.rstrip(': ')}**: " if note.startswith(WARNING) else ""
+        lines += ["", start + _escaped(note.removeprefix(WARNING))]
+    return "\n".join([*lines, "", _code(results["command"]), ""])
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown takes as text, not as HTML, code, links or pictures.
+    """Text that Markdown takes as text, not as HTML, code, links or images.
 
     A bracket alone is none of these, so the usual heads and intervals stay as they are; an address
-    that stands alone may be a link, to what it says.
+    that stands alone may be a link, to what it shows.
     """
     for sign, written in _ESCAPES:
         text = text.replace(sign, written)
@@ -194,18 +103,97 @@ def _code(text: str) -> str:
     return f"{fence}{text}{fence}" if fence == "`" else f"{fence} {text} {fence}"
 
 
-def _code_notes(commits: Sequence[str]) -> list[str]:
-    """By which code the runs were made; said loudly where that is not one known state of it."""
-    short = ", ".join(commit_text(commit) for commit in commits)
-    lines = [f"Runs by commit {short}."] if len(commits) == 1 else []
+def console(results: Plain) -> str:
+    """The table for people as aligned text."""
+    cells = [[printable(text) for text in line] for line in _table(results)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if index == 0 else text.rjust(width)
+            for index, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    )
+
+
+def csv_table(results: Plain) -> str:
+    """table.csv, for spreadsheets: a line for each row, a column for each number, all digits."""
+    columns = columns_of(results)
+    lines = [_csv_line(row, columns) for row in results["rows"]]
+    heads = list(dict.fromkeys(key for line in lines for key in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows({key: _inert(value) for key, value in line.items()} for line in lines)
+    return text.getvalue()
+
+
+def _csv_line(row: Plain, columns: list[Column]) -> dict[str, Any]:
+    line = {"model": row["name"], "status": row["status"]}
+    line["seeds"] = " ".join("" if seed is None else str(seed) for seed in row["seeds"])
+    line |= {key: at(row, f"cost.{key}") for key in ("image_size", "classes")}
+    for column in columns:
+        found = cell(column, row, None)
+        line[column.csv] = found.value
+        if column.group == ACCURACY_GROUP:
+            more = ("low", "high", "significant") if column.kind == DIFFERENCE else ("sd",)
+            line |= {f"{column.csv} {key}": at(row, f"{column.path}.{key}") for key in more}
+    for entry in row["latency"]:
+        line |= {f"batch {entry['batch']} {key}": entry[key] for key in ("cause", "memory_source")}
+    if row["latency"] and row["energy"] is None:
+        line["joules_per_image"] = NOT_MEASURED
+    return {**line, "cause": row["cause"] or ""}
+
+
+def _inert(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, as one that it does not."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def notes(results: Plain) -> list[str]:
+    """What the table's numbers mean and how they were made; plain sentences."""
+    protocol, measurement = results["protocol"], results["measurement"]
+    baseline = results["baseline"] or NOTHING
+    lines = []
+    if "data" in protocol:
+        seeds = protocol.get("seeds")
+        over = f", mean ± sd over seeds {', '.join(map(str, seeds))}" if seeds else ""
+        lines.append(
+            f"{protocol['data']['name']}, {protocol['data']['val_images']} validation images,"
+            f" {protocol['image_size']} px{over}. ΔAP against {baseline}, paired bootstrap over"
+            f" images; {SIGNIFICANT}: the interval excludes 0."
+        )
+    lines.append(
+        "FLOPs are 2 MACs of one image; MAC MB is ShuffleNetV2's memory access cost of the"
+        " convolutions; activations: peak memory of the feature maps."
+    )
+    if measurement is not None:
+        if len(results["rows"]) > 1:
+            lines.append(
+                f"Speed-up: FLOPs, and median time, of {baseline} divided by those of the row."
+            )
+        here = device_text(measurement["device"], measurement["threads"])
+        lines.append(f"Times on {here}, models in turn, BN folded, without decoding and NMS.")
+    elsewhere = _trained_elsewhere(results)
+    if elsewhere:
+        lines.append(f"The runs were made on another device: {elsewhere}.")
+    commits = [_commit_text(commit) for commit in commits_of(results)]
+    if len(commits) == 1:
+        lines.append(f"Runs by commit {commits[0]}.")
     if len(commits) > 1:
-        lines.append(f"**Warning**: runs of {len(commits)} commits: {short}.")
+        lines.append(f"{WARNING}runs of {len(commits)} commits: {', '.join(commits)}.")
     if any(commit.endswith(DIRTY) for commit in commits):
-        lines.append("**Warning**: some were made by code with uncommitted changes (-dirty).")
+        lines.append(f"{WARNING}some runs were made by code with uncommitted changes (-dirty).")
     return lines
 
 
-def commit_text(commit: str) -> str:
+def commits_of(results: Plain) -> list[str]:
+    """The commits that the runs were made by, each once."""
+    runs = [run for row in results["rows"] for run in row["runs"] if run["status"] == DONE]
+    return list(dict.fromkeys(run["environment"].get("commit") or UNKNOWN for run in runs))
+
+
+def _commit_text(commit: str) -> str:
     """Twelve digits, and whether there were uncommitted changes."""
     return commit.removesuffix(DIRTY)[:12] + (DIRTY if commit.endswith(DIRTY) else "")
 
@@ -215,51 +203,63 @@ def device_text(device: str, threads: int | None) -> str:
     return device if threads is None else f"{device}, torch threads: {threads}"
 
 
-def _footnotes(results: Results) -> list[str]:
-    protocol, measurement = results["protocol"], results["measurement"]
-    lines = []
-    if "data" in protocol:
-        seeds = protocol.get("seeds")
-        over = f", mean ± sd over seeds {', '.join(map(str, seeds))}" if seeds else ""
-        lines.append(
-            f"{_escaped(protocol['data']['name'])}, {protocol['data']['val_images']} validation"
-            f" images, {protocol['image_size']} px{over}. ΔAP against"
-            f" {_escaped(results['baseline'] or NOTHING)}, paired"
-            f" bootstrap over images; {SIGNIFICANT}: the interval leaves out 0."
+def _trained_elsewhere(results: Plain) -> str:
+    """Where the runs were made, if that is not where the costs were measured; else ''."""
+    made, measured = results["protocol"].get("device"), results["measurement"]
+    if not made or measured is None:
+        return ""
+    there = device_text(str(made.get("name")), made.get("threads"))
+    return "" if there == device_text(measured["device"], measured["threads"]) else there
+
+
+def lead(results: Plain) -> str:
+    """The report's first sentence."""
+    protocol, baseline = results["protocol"], results["baseline"]
+    others = len(results["rows"]) - (1 if baseline else 0)
+    against = f" against {baseline}" if baseline else ""
+    data = f" on {protocol['data']['name']}" if "data" in protocol else ""
+    runs = len(protocol.get("seeds") or ())
+    each = f", {runs} run{'' if runs == 1 else 's'} each" if runs else ""
+    return (
+        f"{others} model{'' if others == 1 else 's'}{against}{data}{each}: accuracy, computed cost"
+        " and measured cost under one protocol."
+    )
+
+
+def summary(results: Plain) -> list[dict[str, str]]:
+    """The facts at the head of the report: each with a name, a value and a detail ('' if none)."""
+    rows, protocol, measured = results["rows"], results["protocol"], results["measurement"]
+    data, training = protocol.get("data"), protocol.get("training")
+    states = [row["status"] for row in rows]
+    trouble = [f"{states.count(state)} {state}" for state in (FAILED, PARTLY) if state in states]
+    facts = [("Models", str(len(rows)), ", ".join(trouble) or "all complete")]
+    facts.append(("Baseline", results["baseline"] or "none", ""))
+    if data:
+        images = [
+            f"{data[f'{split}_images']:,} {use} images"
+            for split, use in (("train", "training"), ("val", "validation"))
+            if f"{split}_images" in data
+        ]
+        facts.append(("Data set", data["name"], ", ".join(images)))
+    facts.append(("Image size", f"{protocol['image_size']} px", ""))
+    if training:
+        seeds = ", ".join(map(str, protocol.get("seeds") or ()))
+        facts.append(("Training", f"{training['epochs']} epochs", f"seeds {seeds}"))
+    if measured:
+        elsewhere = _trained_elsewhere(results)
+        device = device_text(measured["device"], measured["threads"])
+        facts.append(("Device", device, f"runs on {elsewhere}" if elsewhere else ""))
+    commits = commits_of(results)
+    if commits:
+        warnings = [f"warning: {len(commits)} commits in one table"] * (len(commits) > 1)
+        warnings += ["warning: uncommitted changes"] * any(one.endswith(DIRTY) for one in commits)
+        facts.append(("Code", ", ".join(map(_commit_text, commits)), "; ".join(warnings)))
+    if measured and measured["roof"]:
+        flops, bandwidth = (
+            measured["roof"][f"{key}_per_second"] / GIGA for key in ("flops", "bytes")
         )
-    lines.append(
-        "FLOPs are 2 MACs of one image; MAC MB is ShuffleNetV2's memory access cost of the"
-        " convolutions; activations: the most that lives at once."
-    )
-    if measurement is not None:
-        if len(results["rows"]) > 1:
-            lines.append(
-                f"Speed-up: {_escaped(results['baseline'] or NOTHING)}'s FLOPs, and its median"
-                " time, over the row's own."
-            )
-        here = device_text(measurement["device"], measurement["threads"])
-        lines.append(f"Times on {here}, all models in turn, BN folded, without decoding and NMS.")
-        device = protocol.get("device") or {}
-        there = device_text(str(device.get("name")), device.get("threads"))
-        if device and there != here:
-            lines.append(f"Not where the runs were made: that was on {_escaped(there)}.")
-    lines += [_escaped(line) for line in _code_notes(commits_of(results["rows"]))]
-    lines.append(_code(results["command"]))
-    return [line + "\n" for line in lines]
-
-
-def console(results: Results) -> str:
-    """The table for people as aligned text."""
-    shown = columns(results)
-    cells: Sequence[Sequence[str]] = [
-        [printable(column.head) for column in shown],
-        *([printable(column.cell(row)) for column in shown] for row in results["rows"]),
-    ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    )
+        detail = f"{bandwidth:.3g} GB/s, ridge {flops / bandwidth:.3g} FLOP/B"
+        facts.append(("Device peak", f"{flops:.3g} GFLOP/s", detail))
+    if measured:
+        facts.append(("Energy", measured["energy_source"] or NOT_MEASURED, ""))
+    return [{"name": name, "value": value, "detail": detail} for name, value, detail in facts]

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from engine.compare.costs import with_speedup
-from engine.compare.report.table_csv import csv_table
-from engine.compare.report.text import columns, markdown
+from engine.compare.report.columns import cell, columns_of
+from engine.compare.report.text import csv_table, markdown
 
 
 @pytest.fixture
@@ -44,15 +44,19 @@ def test_another_baseline_turns_it_round(results):
 
 
 def test_it_is_in_both_tables(results):
-    shown = {column.head: column for column in columns(results)}
-    by_row = [shown["speed-up by FLOPs"].cell(row) for row in results["rows"]]
-    assert by_row == ["-", "3.00", "-", "-"]
-    assert shown["measured at 1"].cell(results["rows"][1]) == "1.20"
-    assert shown["measured at 32"].cell(results["rows"][1]) == "-"
+    columns = {column.head: column for column in columns_of(results)}
+
+    def shown(head, row):
+        return cell(columns[head], results["rows"][row], results["baseline"]).text
+
+    by_flops = [shown("speed-up by FLOPs", row) for row in range(4)]
+    assert by_flops == ["baseline", "3.00", "not measured", "not measured"]
+    assert shown("measured at 1", 1) == "1.20"
+    assert shown("measured at 32", 1) == "not measured"
     assert "Speed-up: " in markdown(results)
     line = list(csv.DictReader(io.StringIO(csv_table(results))))[1]
     assert float(line["speed-up by FLOPs"]) == 3
     assert float(line["speed-up at 1"]) == pytest.approx(1.2)
     assert line["speed-up at 32"] == ""
     alone = {**results, "rows": results["rows"][:1]}
-    assert "speed-up by FLOPs" not in [column.head for column in columns(alone)]
+    assert "speed-up by FLOPs" not in [column.head for column in columns_of(alone)]

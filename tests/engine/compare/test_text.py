@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import pytest
 
-from engine.compare.report.plots import Point, axes_of, front, points, write_plots
-from engine.compare.report.table_csv import csv_table
-from engine.compare.report.text import columns, console, duration, markdown
+from engine.compare.report.columns import columns_of, duration, pareto_front, table_of
+from engine.compare.report.plots import axes_of, points, write_plots
+from engine.compare.report.text import complete, console, csv_table, markdown
 from engine.compare.schema import DONE, PROFILED, Results
 
 SAMPLE = Path(__file__).parent / "data_compare_sample.json"
@@ -62,10 +62,10 @@ def test_the_commits_of_the_runs_are_shown_and_warned_of(sample):
 
 
 def test_where_the_runs_were_made_is_said_if_not_here(sample):
-    assert "Not where the runs" not in markdown(sample)
+    assert "another device" not in markdown(sample)
     made = copy.deepcopy(sample)
     made["protocol"]["device"]["threads"] = 7
-    assert "that was on cpu (x86_64), torch threads: 7." in markdown(made)
+    assert "another device: cpu (x86_64), torch threads: 7." in markdown(made)
 
 
 def test_names_of_others_stay_text(sample):
@@ -112,7 +112,7 @@ def test_energy_says_at_which_batch(sample):
     made = copy.deepcopy(sample)
     spent = {"joules_per_image": 0.5, "watts": 9.0, "batch": 32, "source": "x"}
     made["rows"][0]["energy"] = spent
-    assert "J/image at 32" in [column.head for column in columns(made)]
+    assert "J/image at 32" in [column.head for column in columns_of(made)]
 
 
 def test_columns_without_anything_to_say_are_left_out(sample):
@@ -120,7 +120,7 @@ def test_columns_without_anything_to_say_are_left_out(sample):
         {**row, "accuracy": None, "training": None, "status": PROFILED, "cause": None}
         for row in sample["rows"]
     ]
-    heads = [column.head for column in columns({**sample, "rows": made})]
+    heads = [column.head for column in columns_of({**sample, "rows": made})]
     assert "AP" not in heads
     assert "time to train" not in heads
     assert "GFLOPs" in heads
@@ -145,23 +145,41 @@ def test_the_console_table_is_aligned(sample):
     assert all(line[place - 1] in "0123456789M" for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "-"), (42, "42 s"), (600, "10.0 min"), (7200, "2.00 h")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(42, "42 s"), (600, "10.0 min"), (7200, "2.00 h")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
 def test_the_front_by_hand():
-    points = [
-        Point("a", 1.0, 0.2, 0, 0),
-        Point("b", 2.0, 0.5, 0, 0),
-        Point("c", 3.0, 0.4, 0, 0),  # beaten by b
-        Point("d", 2.0, 0.3, 0, 0),  # beaten by b at the same cost
-        Point("e", 9.0, 0.6, 0, 0),
-        Point("f", 10.0, 0.6, 0, 0),  # as good as e, but dearer
-    ]
-    assert [point.name for point in front(points)] == ["a", "b", "e"]
+    costs = [1.0, 2.0, 3.0, 2.0, 9.0, 10.0, None, 0.5]
+    values = [0.2, 0.5, 0.4, 0.3, 0.6, 0.6, 0.9, None]
+    # 2: beaten by 1; 3: at the same cost, too; 5: as good as 4, but dearer; 6, 7: not known
+    assert pareto_front(costs, values) == [0, 1, 4]
+
+
+def test_the_report_has_columns_cells_and_fronts_of_the_results(sample):
+    table = table_of(sample)
+    columns = {column["path"]: column for column in table["columns"]}
+    assert len(columns) == len(table["columns"])
+    first, _, broken = columns["latency.1.p90_ms"]["cells"]
+    assert first["value"] == sample["rows"][0]["latency"][1]["p90_ms"]
+    assert first["text"] == "11.40"
+    assert (broken["value"], broken["text"]) == (None, "failed")
+    assert broken["hint"] == "RuntimeError: out of memory"
+    difference = columns["difference.AP"]["cells"]
+    assert [one["text"] for one in difference] == ["baseline", "-0.045", "failed"]
+    assert difference[1]["spread"] == "[-0.055, -0.035]*"
+    assert columns["accuracy.APs"]["cells"][0]["text"] == "not defined"
+    assert columns["accuracy.AP"]["cells"][0]["hint"] == "seeds 0, 1: 0.400, 0.420"
+    assert table["fronts"]["cost.flops"]["accuracy.AP"] == [1, 0]
+    assert table["fronts"]["cost.intensity"]["accuracy.AP"] == [1, 0]  # higher is better
+    made = complete(sample)
+    assert made["lead"].startswith("2 models against yolov5n on bccd, 2 runs each")
+    facts = {fact["name"]: (fact["value"], fact["detail"]) for fact in made["summary"]}
+    assert facts["Models"] == ("3", "1 failed")
+    assert facts["Device peak"] == ("100 GFLOP/s", "20 GB/s, ridge 5 FLOP/B")
+    assert made["notes"][0].startswith("bccd, 87 validation images")
+    json.dumps(made, allow_nan=False)
 
 
 def test_plots_of_every_cost_that_is_known(sample, tmp_path):
