@@ -56,7 +56,7 @@ demo: $(VENV)/.runtime
 	@$(BIN)/python -m benchmarks.demo $(DEMO)
 
 test: lint type
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=20 --durations-min=1
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -x -q tests/utils tests/models tests/test_architecture.py tests/test_readme.py
