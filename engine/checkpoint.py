@@ -218,9 +218,7 @@ def _read_weights(path: Path) -> _Weights:
             model.state_dict(), head, model.stride, model.spec.normalisation, model.backbone_epsilon
         )
     found = read_yolov5(path)
-    # the second copy of the anchors, in pixels, that v1-v5 keep
-    state = {k: v for k, v in found.state_dict.items() if not k.endswith(".anchor_grid")}
-    return _Weights(state, (len(found.names), found.anchors.shape[1]), found.strides)
+    return _Weights(found.state_dict, (len(found.names), found.anchors.shape[1]), found.strides)
 
 
 def _build(path: Path, content: Mapping[str, Any]) -> Detector:

