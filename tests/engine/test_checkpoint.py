@@ -307,12 +307,12 @@ def test_c1_c2_not_a_checkpoint(
     cases = {
         "zero.pt": (b"", "not a checkpoint: the file is empty"),
         "text.pt": (b"hello\n", "not a checkpoint: it is text"),
-        "cut.pt": (whole[: len(whole) // 2], "not a checkpoint: a truncated or damaged zip"),
-        "last byte.pt": (whole[:-1], "not a checkpoint: a truncated or damaged zip"),
+        "cut.pt": (whole[: len(whole) // 2], "not a checkpoint: truncated or damaged"),
+        "last byte.pt": (whole[:-1], "not a checkpoint: truncated or damaged"),
         "pickle.pt": (pickle.dumps({"a": 1}, 2), "not a checkpoint: a pickle that torch.save did"),
         "missing.pt": (None, r"missing\.pt: no such file \(nothing is downloaded\)"),
         ".": (None, "not a checkpoint: it is a directory"),
-        "pipe.pt": (None, "not a checkpoint: it is no regular file"),
+        "pipe.pt": (None, "not a checkpoint: it is not a regular file"),
     }
     for name, (content, cause) in cases.items():
         if content is not None:
