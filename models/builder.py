@@ -1,11 +1,14 @@
-"""ModelSpec to Detector, with every mistake told by file, line and row."""
+"""ModelSpec to Detector; every mistake is reported with file, line and row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from models import blocks, registry  # noqa: F401  importing blocks fills the registry
 from models.blocks.conv import default_activation, default_norm
@@ -17,7 +20,8 @@ from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, GraphSpec, LayerSpec, Mod
 from utils.errors import UserError
 
 PROBE = 256  # pixels; a multiple of every stride up to P8
-MOST_REPEATS = 1000  # of a row; the deepest published stage has some forty
+MAX_PARAMETERS = 5 * 10**8  # 2 GB; the largest shipped detector has 141 million
+MAX_TENSORS = 10_000  # of parameters; the largest shipped backbone has some 700
 
 
 def build_detector(
@@ -28,11 +32,12 @@ def build_detector(
     `names` are the classes' names (numbers where None).  Raises UserError for a row that does not
     fit: unknown block, impossible argument, channels or sizes that disagree.
     """
+    layers = _build_rows(spec, classes)
     if names is None:
         names = [str(index) for index in range(classes)]
     if len(names) != classes:
         raise ValueError(f"{classes} classes, but {len(names)} names")
-    model = Detector(spec, _build_rows(spec, classes), names=names)
+    model = Detector(spec, layers, names=names)
     model.head.set_stride(_measure_strides(model), spec.anchors)
     return model
 
@@ -45,45 +50,48 @@ def build_classifier(spec: GraphSpec) -> RowGraph:
 def _build_rows(spec: GraphSpec, classes: int) -> list[nn.Module]:
     channels: dict[int, int] = {IMAGE: IMAGE_CHANNELS}
     layers: list[nn.Module] = []
-    for index, row in enumerate(spec.layers):
-        inputs = [channels[source] for source in row.sources]
-        if row.block == DETECT:
-            assert isinstance(spec, ModelSpec)
-            module: nn.Module = Detect(
-                inputs, classes=classes, anchors_per_level=spec.anchors_per_level
-            )
-            channels[index] = 0
-        else:
-            with default_activation(row.activation or spec.activation), default_norm(row.norm):
-                module, channels[index] = _build_row(row, index, inputs)
-        layers.append(module)
+    with _limited_size():
+        for index, row in enumerate(spec.layers):
+            inputs = [channels[source] for source in row.sources]
+            try:
+                if row.block == DETECT:
+                    assert isinstance(spec, ModelSpec)
+                    anchors = spec.anchors_per_level
+                    layers.append(Detect(inputs, classes=classes, anchors_per_level=anchors))
+                    continue
+                with default_activation(row.activation or spec.activation), default_norm(row.norm):
+                    module, channels[index] = registry.build(
+                        row.block, inputs, row.repeats, row.args
+                    )
+                layers.append(module)
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise UserError(f"{row.where}: row {index} {row.block}: {error}") from error
     return layers
 
 
-def _build_row(row: LayerSpec, index: int, inputs: list[int]) -> tuple[nn.Module, int]:
-    block = registry.BLOCKS[row.block]
-    several = registry.reads_several(row.block)
-    if not several and len(inputs) != 1:
-        raise UserError(f"{row.where}: row {index} {row.block} reads one row, got {len(inputs)}")
-    if row.repeats > MOST_REPEATS:
-        raise UserError(
-            f"{row.where}: row {index} {row.block}: {row.repeats} repeats; {MOST_REPEATS} at most"
-        )
-    takes_repeats = any(item.name == "n" for item in registry.signature(row.block))
-    count = 1 if takes_repeats else row.repeats
-    args = dict(row.args)
-    if takes_repeats:
-        args["n"] = row.repeats
-    c_in: int | list[int] = inputs if several else inputs[0]
-    stack: list[nn.Module] = []
+@contextlib.contextmanager
+def _limited_size() -> Iterator[None]:
+    """While inside, this thread's modules may have MAX_PARAMETERS in MAX_TENSORS; else ValueError.
+
+    torch registers a tensor before it is initialised, when it takes no memory yet.
+    """
+    thread, numbers, tensors = threading.get_ident(), 0, 0
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter) -> None:
+        nonlocal numbers, tensors
+        if threading.get_ident() != thread or parameter is None:
+            return
+        numbers, tensors = numbers + parameter.numel(), tensors + 1
+        if numbers > MAX_PARAMETERS:
+            raise ValueError(f"over {MAX_PARAMETERS:,} parameters so far; refused")
+        if tensors > MAX_TENSORS:
+            raise ValueError(f"over {MAX_TENSORS:,} weights and biases so far; refused")
+
+    handle = register_module_parameter_registration_hook(count)
     try:
-        for _ in range(count):
-            module = block(c_in, **args)
-            stack.append(module)
-            c_in = module.c_out
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{row.where}: row {index} {row.block}: {error}") from error
-    return (stack[0] if count == 1 else nn.Sequential(*stack)), int(module.c_out)
+        yield
+    finally:
+        handle.remove()
 
 
 def _measure_strides(model: Detector) -> list[int]:
@@ -97,7 +105,7 @@ def _measure_strides(model: Detector) -> list[int]:
             if isinstance(layer, Detect):
                 return [_stride(row, PROBE, item.shape) for item in inputs]
             try:
-                sizes[index] = _on_meta(layer, inputs, registry.reads_several(row.block))
+                sizes[index] = _on_meta(layer, inputs, registry.BLOCKS[row.block].reads_several)
             except (RuntimeError, ValueError) as error:
                 shapes = ", ".join("x".join(map(str, item.shape[1:])) for item in inputs)
                 cause = str(error).splitlines()[0]

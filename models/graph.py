@@ -29,7 +29,8 @@ class RowGraph(nn.Module):
             for source in layer.sources:
                 last_read[source] = index
         self._reads_list = [
-            layer.block == DETECT or registry.reads_several(layer.block) for layer in spec.layers
+            layer.block == DETECT or registry.BLOCKS[layer.block].reads_several
+            for layer in spec.layers
         ]
         self._dead_after = [
             tuple(source for source in set(layer.sources) if last_read[source] == index)

@@ -1,4 +1,4 @@
-"""The blocks a model YAML may name, and what their constructors take.  No torch in here.
+"""The blocks a model YAML may name: their base class, their arguments, and how a row is built.
 
 `import models.blocks` fills the registry; nothing else does.
 """
@@ -6,16 +6,55 @@
 from __future__ import annotations
 
 import inspect
-import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-if TYPE_CHECKING:
-    from models.blocks.conv import Block
+from torch import nn
 
-T = TypeVar("T", bound=type)
+from models.arguments import check
+
+T = TypeVar("T", bound="type[Block]")
+
+MAX_REPEATS = 1000  # of a row; the deepest published stage has some forty
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a block's constructor; `default` is meaningless when `required`."""
+
+    default: Any
+    required: bool
+    annotation: Any
+
+
+class Block(nn.Module):
+    """Base of everything a row of a model YAML may name.
+
+    The constructor takes `c_in` first (a list of widths where `reads_several`) and sets `c_out`,
+    which is its argument of that name where it has one.  Its annotations are checked before it is
+    called with values of a file; it raises ValueError for what they cannot express.
+
+    `ignores`: arguments of the block it replaces that a swap may drop; `channel_args`: arguments
+    that follow the width multiple; `arguments`: all after `c_in` in positional order, set by
+    `register`.  An argument `n` means that the block takes the row's repeats itself; positional
+    arguments of a row skip it, as in YOLOv5's files.
+    """
+
+    arguments: ClassVar[Mapping[str, Argument]] = MappingProxyType({})
+    ignores: ClassVar[tuple[str, ...]] = ()
+    channel_args: ClassVar[tuple[str, ...]] = ("c_out",)
+    reads_several: ClassVar[bool] = False
+    c_out: int
+
+    def fuse_(self) -> None:
+        """Fold this block's own BN into its own convolution, where one directly follows the other.
+
+        Children are not touched: `fuse` walks the tree.
+        """
+
 
 BLOCKS: dict[str, type[Block]] = {}
 
@@ -33,16 +72,6 @@ YAML_NAMES: Mapping[str, str] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One constructor parameter of a block; `default` is None and meaningless when `required`."""
-
-    name: str
-    default: Any
-    required: bool
-    text: bool  # whether a word may be given (the name of an activation, a mode)
-
-
 def register(cls: T) -> T:
     """Class decorator: enter a block under its own name.
 
@@ -51,56 +80,42 @@ def register(cls: T) -> T:
     """
     if cls.__name__ in BLOCKS:
         raise ValueError(f"block {cls.__name__!r} is already registered")
-    names = list(inspect.signature(cls).parameters)
-    if not names or names[0] != "c_in":
-        raise TypeError(f"block {cls.__name__!r} must take c_in first, takes {names}")
+    first, *others = inspect.signature(cls).parameters.values()
+    if first.name != "c_in":
+        raise TypeError(f"block {cls.__name__!r} must take c_in first, takes {first.name}")
+    hints = typing.get_type_hints(cls.__init__, include_extras=True)
+    cls.arguments = {
+        item.name: Argument(item.default, item.default is item.empty, hints[item.name])
+        for item in others
+    }
     BLOCKS[cls.__name__] = cls
     return cls
 
 
-def signature(name: str) -> tuple[Parameter, ...]:
-    """Constructor parameters of a registered block after `c_in`, in positional order.
+def build(
+    name: str, inputs: list[int], repeats: int, args: Mapping[str, Any]
+) -> tuple[nn.Module, int]:
+    """The module of a row that reads maps of `inputs` channels, and the channels that it delivers.
 
-    A parameter `n` means that the block takes the row's repeats itself; positional YAML arguments
-    skip it, as in YOLOv5's files.  KeyError for an unknown name.
+    A block that takes no `n` is stacked `repeats` times.  ValueError or TypeError for arguments
+    that are impossible.
     """
-    parameters = list(inspect.signature(BLOCKS[name]).parameters.values())[1:]
-    return tuple(
-        Parameter(
-            name=parameter.name,
-            default=None if parameter.default is parameter.empty else parameter.default,
-            required=parameter.default is parameter.empty,
-            text=re.search(r"\bstr\b", str(parameter.annotation)) is not None,
-        )
-        for parameter in parameters
-    )
-
-
-def is_required(parameter: Parameter) -> bool:
-    """Whether a row must give it."""
-    return parameter.required
-
-
-def takes_text(name: str, parameter: str) -> bool:
-    """Whether the argument of that block may be a word; everything else in a row is a value."""
-    return any(item.name == parameter and item.text for item in signature(name))
-
-
-def ignored(name: str) -> tuple[str, ...]:
-    """Parameters of the block it replaces that a `swap` may drop, since they mean nothing here."""
-    return BLOCKS[name].ignores
-
-
-def channel_args(name: str) -> tuple[str, ...]:
-    """Parameters that count channels and so follow `width_multiple`."""
-    return BLOCKS[name].channel_args
-
-
-def reads_several(name: str) -> bool:
-    """Whether the block takes a list of maps, and `c_in` as a list of widths."""
-    return BLOCKS[name].reads_several
-
-
-def width_out(name: str, c_in: int | list[int], args: Mapping[str, Any]) -> int:
-    """Channels that the block delivers for these constructor arguments, without building it."""
-    return BLOCKS[name].width_out(c_in, args)
+    if name not in BLOCKS:
+        raise ValueError("unknown block")
+    block = BLOCKS[name]
+    for key, value in args.items():
+        if key in block.arguments:
+            check(key, value, block.arguments[key].annotation)
+    if repeats > MAX_REPEATS:
+        raise ValueError(f"{repeats} repeats; {MAX_REPEATS} at most")
+    if not block.reads_several and len(inputs) != 1:
+        raise ValueError(f"reads one row, got {len(inputs)}")
+    c_in: Any = inputs if block.reads_several else inputs[0]
+    if "n" in block.arguments:
+        module = block(c_in, n=repeats, **args)
+        return module, module.c_out
+    stack: list[Block] = []
+    for _ in range(repeats):
+        stack.append(block(c_in, **args))
+        c_in = stack[-1].c_out
+    return (stack[0] if repeats == 1 else nn.Sequential(*stack)), int(c_in)

@@ -197,6 +197,12 @@ def make_divisible(value: float, divisor: int) -> int:
     return math.ceil(value / divisor) * divisor
 
 
+def round_channels(value: float, divisor: int) -> int:
+    """Nearest multiple of `divisor`, at least `divisor` and never under 90 % of `value`."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
 def scale_repeats(repeats: int, depth: float) -> int:
     """max(round(repeats * depth), 1) where there is more than one (YOLOv5's rule)."""
     return max(round(repeats * depth), 1) if repeats > 1 else repeats

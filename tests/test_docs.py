@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -30,6 +31,14 @@ def example(root: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(code(root, "python"), "adding-a-block.md", "exec"), module.__dict__)
     return module.SeparableStage
+
+
+def test_the_example_passes_mypy_as_strict_as_the_source(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "separable.py"
+    path.write_text(code(root, "python"))
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(path)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_example_has_its_formula_and_takes_c3s_place(root: Path, example: type) -> None:

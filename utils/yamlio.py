@@ -10,6 +10,7 @@ import yaml
 
 from utils.errors import UserError
 
+MAX_BYTES = 2**20  # of a file; PyYAML reads about 100 kB of numbers in a second
 MAX_NODES = 100_000  # after expanding aliases; a model file has about 300
 
 
@@ -38,7 +39,11 @@ class Document:
 def load_yaml(path: Path) -> Document:
     """Read a YAML file as plain data. Raises UserError with file and line; runs nothing."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{path}: over {MAX_BYTES // 2**20} MiB; refused")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:

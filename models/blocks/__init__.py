@@ -1,35 +1,7 @@
-"""Importing this package registers every block; the imports are explicit."""
+"""Importing this package registers every block: it imports each module of its folder."""
 
-from models.blocks import (
-    attention,
-    classify,
-    conv,
-    csp,
-    dense,
-    fusion,
-    ghost,
-    inverted,
-    mixconv,
-    osa,
-    pelee,
-    residual,
-    route,
-    shuffle,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "attention",
-    "classify",
-    "conv",
-    "csp",
-    "dense",
-    "fusion",
-    "ghost",
-    "inverted",
-    "mixconv",
-    "osa",
-    "pelee",
-    "residual",
-    "route",
-    "shuffle",
-]
+NAMES = sorted(item.name for item in pkgutil.iter_modules(__path__))
+MODULES = [importlib.import_module(f"{__name__}.{name}") for name in NAMES]

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 from torch import Tensor, nn
 
-from models.blocks.checks import require_positive
-from models.blocks.conv import Block, make_activation
-from models.registry import register
+from models.arguments import Act, Positive, Ratio
+from models.blocks.conv import make_activation
+from models.registry import Block, register
 
-# Hardsigmoid is relu6(x + 3) / 6.
-GATES: Mapping[str, type[nn.Module]] = MappingProxyType(
+Gate = Literal["Sigmoid", "Hardsigmoid"]  # the latter is relu6(x + 3) / 6
+GATES: Mapping[Gate, type[nn.Module]] = MappingProxyType(
     {"Sigmoid": nn.Sigmoid, "Hardsigmoid": nn.Hardsigmoid}
 )
-
-
-def make_gate(block: str, gate: str) -> nn.Module:
-    """'Sigmoid' or 'Hardsigmoid' -> a fresh module; ValueError otherwise."""
-    if gate not in GATES:
-        raise ValueError(f"{block}: gate must be one of {', '.join(GATES)}, got {gate!r}")
-    return GATES[gate]()
 
 
 @register
@@ -35,22 +29,21 @@ class SE(Block):
     def __init__(
         self,
         c_in: int,
-        ratio: float = 0.25,
-        reduced: int | None = None,
-        act: str | bool = "ReLU",
-        gate: str = "Sigmoid",
+        ratio: Ratio = 0.25,
+        reduced: Positive | None = None,
+        act: Act = "ReLU",
+        gate: Gate = "Sigmoid",
     ) -> None:
         super().__init__()
-        require_positive("SE", c_in=c_in)
         width = int(c_in * ratio) if reduced is None else reduced
-        if not isinstance(width, int) or not 1 <= width <= c_in:
+        if not 1 <= width <= c_in:
             asked = f"ratio {ratio}" if reduced is None else f"reduced {reduced!r}"
-            raise ValueError(f"SE: {asked} gives {width!r} of {c_in} channels; need 1 to {c_in}")
+            raise ValueError(f"{asked} gives {width!r} of {c_in} channels; need 1 to {c_in}")
         self.c_out = c_in
         self.reduce = nn.Conv2d(c_in, width, 1)
         self.act = make_activation(act)
         self.expand = nn.Conv2d(width, c_in, 1)
-        self.gate = make_gate("SE", gate)
+        self.gate = GATES[gate]()
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3), keepdim=True)
@@ -66,10 +59,9 @@ class ESE(Block):
 
     def __init__(self, c_in: int) -> None:
         super().__init__()
-        require_positive("ESE", c_in=c_in)
         self.c_out = c_in
         self.fc = nn.Conv2d(c_in, c_in, 1)
-        self.gate = make_gate("ESE", "Hardsigmoid")
+        self.gate = nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(self.fc(x.mean((2, 3), keepdim=True)))

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from models.blocks.checks import require_flag, require_positive
-from models.blocks.conv import Block, Conv, batch_norm, make_activation
-from models.registry import register
+from models.arguments import Act, Positive, Ratio
+from models.blocks.conv import Conv, batch_norm, make_activation
+from models.registry import Block, register
 
 
 @register
@@ -27,7 +27,6 @@ class GlobalPool(Block):
 
     def __init__(self, c_in: int) -> None:
         super().__init__()
-        require_positive("GlobalPool", c_in=c_in)
         self.c_out = c_in
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,16 +45,12 @@ class Linear(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        act: str | bool = False,
+        c_out: Positive,
+        act: Act = False,
         bias: bool = True,
-        dropout: float = 0.0,
+        dropout: Ratio = 0.0,
     ) -> None:
         super().__init__()
-        require_positive("Linear", c_in=c_in, c_out=c_out)
-        require_flag("Linear", bias=bias)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"Linear: dropout must lie in [0, 1), got {dropout!r}")
         self.c_out = c_out
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.linear = nn.Linear(c_in, c_out, bias)
@@ -69,9 +64,8 @@ class Linear(Block):
 class NormAct(Block):
     """BN and activation without a convolution: (B, c_in, H, W) -> (B, c_in, H, W)."""
 
-    def __init__(self, c_in: int, act: str | bool = True) -> None:
+    def __init__(self, c_in: int, act: Act = True) -> None:
         super().__init__()
-        require_positive("NormAct", c_in=c_in)
         self.c_out = c_in
         self.bn = batch_norm(c_in)
         self.act = make_activation(act)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.blocks.checks import require_flag, require_groups, require_positive
-from models.registry import register
+from models.arguments import Act, Natural, Positive, require_multiple
+from models.registry import Block, register
 from utils.errors import nearest
 
 BN_EPS = 1e-3  # YOLOv5's values; torch's own are 1e-5 and 0.1
@@ -36,6 +35,7 @@ ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
 _ACTIVATION_TEXT = re.compile(
     r"(?:nn\.)?(?P<name>[A-Za-z0-9]+)(?:\(\s*(?P<value>[0-9.]+(?:[eE][-+]?[0-9]+)?)?\s*\))?"
 )
+Kernel = Positive | tuple[Positive, Positive]
 _default_activation: ContextVar[str] = ContextVar("default_activation", default="SiLU")
 _default_norm: ContextVar[tuple[float, float]] = ContextVar(
     "default_norm", default=(BN_EPS, BN_MOMENTUM)
@@ -79,48 +79,13 @@ def default_activation(text: str) -> Iterator[None]:
         _default_activation.reset(token)
 
 
-def make_activation(act: str | bool) -> nn.Module:
+def make_activation(act: Act) -> nn.Module:
     """True -> the model's default, False -> Identity, text -> `activation(text)`."""
     if act is True:
         return activation(_default_activation.get())
     if act is False:
         return nn.Identity()
-    if not isinstance(act, str):
-        raise ValueError(  # noqa: TRY004  a value of a YAML row, reported as such
-            f"act must be true, false or the name of an activation, got {act!r}"
-        )
     return activation(act)
-
-
-class Block(nn.Module):
-    """Base of everything a row of a model YAML may name.
-
-    The constructor takes `c_in` first (a list of widths where `reads_several`) and sets `c_out`.
-
-    `ignores`: parameters of the block it replaces that a swap may drop; `channel_args`: parameters
-    that follow the width multiple.
-    """
-
-    ignores: ClassVar[tuple[str, ...]] = ()
-    channel_args: ClassVar[tuple[str, ...]] = ("c_out",)
-    reads_several: ClassVar[bool] = False
-    c_out: int
-
-    @classmethod
-    def width_out(cls, c_in: int | list[int], args: Mapping[str, Any]) -> int:
-        """`c_out` for these arguments (`n` among them where the constructor takes it)."""
-        width = args.get("c_out", c_in)
-        if isinstance(width, bool) or not isinstance(width, int):
-            raise ValueError(  # noqa: TRY004  a value of a YAML row
-                f"{cls.__name__}: c_out must be an integer of at least 1, got {width!r}"
-            )
-        return width
-
-    def fuse_(self) -> None:
-        """Fold this block's own BN into its own convolution, where one directly follows the other.
-
-        Children are not touched: `fuse` walks the tree.
-        """
 
 
 def fuse(module: nn.Module) -> None:
@@ -165,15 +130,6 @@ def fold(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
     conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
 
 
-def _pair(block: str, kernel: int | Sequence[int]) -> tuple[int, int]:
-    values = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
-    if len(values) != 2:
-        raise ValueError(f"{block}: kernel must be one integer or two, got {kernel!r}")
-    require_positive(block, kernel=values[0])
-    require_positive(block, kernel=values[1])
-    return values[0], values[1]
-
-
 @register
 class Conv(Block):
     """k x k convolution without bias, BN, activation.
@@ -185,20 +141,16 @@ class Conv(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        kernel: int | Sequence[int] = 1,
-        stride: int = 1,
-        padding: int | None = None,
-        groups: int = 1,
-        act: str | bool = True,
+        c_out: Positive,
+        kernel: Kernel = 1,
+        stride: Positive = 1,
+        padding: Natural | None = None,
+        groups: Positive = 1,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        name = type(self).__name__
-        require_positive(name, c_in=c_in, c_out=c_out, stride=stride)
-        require_groups(name, groups, c_in=c_in, c_out=c_out)
-        size = _pair(name, kernel)
-        if padding is not None and (not isinstance(padding, int) or padding < 0):
-            raise ValueError(f"{name}: padding must be an integer of at least 0, got {padding!r}")
+        require_multiple(groups, c_in=c_in, c_out=c_out)
+        size = (kernel, kernel) if isinstance(kernel, int) else kernel
         pad = (size[0] // 2, size[1] // 2) if padding is None else (padding, padding)
         self.c_out = c_out
         self.conv = nn.Conv2d(c_in, c_out, size, stride, pad, groups=groups, bias=False)
@@ -224,12 +176,11 @@ class DWConv(Conv):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        kernel: int | Sequence[int] = 1,
-        stride: int = 1,
-        act: str | bool = True,
+        c_out: Positive,
+        kernel: Kernel = 1,
+        stride: Positive = 1,
+        act: Act = True,
     ) -> None:
-        require_positive(type(self).__name__, c_in=c_in, c_out=c_out)
         groups = math.gcd(c_in, c_out)
         super().__init__(c_in, c_out, kernel, stride, groups=groups, act=act)
 
@@ -244,19 +195,15 @@ class Conv2d(nn.Conv2d, Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        kernel: int = 1,
-        stride: int = 1,
-        padding: int = 0,
-        dilation: int = 1,
-        groups: int = 1,
+        c_out: Positive,
+        kernel: Positive = 1,
+        stride: Positive = 1,
+        padding: Natural = 0,
+        dilation: Positive = 1,
+        groups: Positive = 1,
         bias: bool = True,
     ) -> None:
-        require_positive(
-            "Conv2d", c_in=c_in, c_out=c_out, kernel=kernel, stride=stride, dilation=dilation
-        )
-        require_groups("Conv2d", groups, c_in=c_in, c_out=c_out)
-        require_flag("Conv2d", bias=bias)
+        require_multiple(groups, c_in=c_in, c_out=c_out)
         super().__init__(c_in, c_out, kernel, stride, padding, dilation, groups, bias)
         self.c_out = c_out
 
@@ -272,15 +219,14 @@ class Focus(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        kernel: int = 1,
-        stride: int = 1,
-        padding: int | None = None,
-        groups: int = 1,
-        act: str | bool = True,
+        c_out: Positive,
+        kernel: Positive = 1,
+        stride: Positive = 1,
+        padding: Natural | None = None,
+        groups: Positive = 1,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive("Focus", c_in=c_in)
         self.c_out = c_out
         self.conv = Conv(4 * c_in, c_out, kernel, stride, padding, groups, act)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.blocks.checks import hidden_width, require_flag, require_positive
-from models.blocks.conv import Block, Conv, batch_norm, make_activation
-from models.registry import register
+from models.arguments import Act, Count, Factor, Odd, Positive, hidden_width
+from models.blocks.conv import Conv, batch_norm, make_activation
+from models.registry import Block, register
 
 
 @register
@@ -22,14 +22,13 @@ class Bottleneck(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
+        c_out: Positive,
         shortcut: bool = True,
-        groups: int = 1,
-        expansion: float = 0.5,
+        groups: Positive = 1,
+        expansion: Factor = 0.5,
     ) -> None:
         super().__init__()
-        require_flag("Bottleneck", shortcut=shortcut)
-        hidden = hidden_width("Bottleneck", c_out, expansion)
+        hidden = hidden_width(c_out, expansion)
         self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, 1)
         self.cv2 = Conv(hidden, c_out, 3, groups=groups)
@@ -52,16 +51,14 @@ class C3(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        n: int = 1,
+        c_out: Positive,
+        n: Count = 1,
         shortcut: bool = True,
-        groups: int = 1,
-        expansion: float = 0.5,
+        groups: Positive = 1,
+        expansion: Factor = 0.5,
     ) -> None:
         super().__init__()
-        require_positive(type(self).__name__, n=n)
-        require_flag(type(self).__name__, shortcut=shortcut)
-        hidden = hidden_width(type(self).__name__, c_out, expansion)
+        hidden = hidden_width(c_out, expansion)
         self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, 1)
         self.cv2 = Conv(c_in, hidden, 1)
@@ -90,17 +87,15 @@ class BottleneckCSP(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        n: int = 1,
+        c_out: Positive,
+        n: Count = 1,
         shortcut: bool = True,
-        groups: int = 1,
-        expansion: float = 0.5,
-        act: str | bool = "LeakyReLU(0.1)",
+        groups: Positive = 1,
+        expansion: Factor = 0.5,
+        act: Act = "LeakyReLU(0.1)",
     ) -> None:
         super().__init__()
-        require_positive("BottleneckCSP", c_in=c_in, n=n)
-        require_flag("BottleneckCSP", shortcut=shortcut)
-        hidden = hidden_width("BottleneckCSP", c_out, expansion)
+        hidden = hidden_width(c_out, expansion)
         self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, 1)
         self.cv2 = nn.Conv2d(c_in, hidden, 1, bias=False)
@@ -117,14 +112,6 @@ class BottleneckCSP(Block):
         return self.cv4(self.act(self.bn(joined)))
 
 
-def _pool(block: str, kernel: int) -> nn.MaxPool2d:
-    """Stride-1 max-pool that keeps the map's size."""
-    require_positive(block, kernel=kernel)
-    if kernel % 2 == 0:
-        raise ValueError(f"{block} needs odd pooling kernels, got {kernel}")
-    return nn.MaxPool2d(kernel, 1, kernel // 2)
-
-
 @register
 class SPP(Block):
     """1x1 to half, concatenated with its max-pools of several sizes, 1x1.
@@ -132,15 +119,13 @@ class SPP(Block):
     (B, c_in, H, W) -> (B, c_out, H, W).  Spatial pyramid pooling, arXiv:1406.4729.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernels: Sequence[int] = (5, 9, 13)) -> None:
+    def __init__(self, c_in: int, c_out: Positive, kernels: Sequence[Odd] = (5, 9, 13)) -> None:
         super().__init__()
-        hidden = hidden_width("SPP", c_in, 0.5)
-        if not isinstance(kernels, Sequence) or not kernels:
-            raise ValueError(f"SPP: kernels must be a list of odd integers, got {kernels!r}")
+        hidden = hidden_width(c_in, 0.5)
         self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, 1)
         self.cv2 = Conv(hidden * (len(kernels) + 1), c_out, 1)
-        self.m = nn.ModuleList(_pool("SPP", kernel) for kernel in kernels)
+        self.m = nn.ModuleList(nn.MaxPool2d(kernel, 1, kernel // 2) for kernel in kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.cv1(x)
@@ -154,13 +139,13 @@ class SPPF(Block):
     (B, c_in, H, W) -> (B, c_out, H, W).  After arXiv:1406.4729.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 5) -> None:
+    def __init__(self, c_in: int, c_out: Positive, kernel: Odd = 5) -> None:
         super().__init__()
-        hidden = hidden_width("SPPF", c_in, 0.5)
+        hidden = hidden_width(c_in, 0.5)
         self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, 1)
         self.cv2 = Conv(4 * hidden, c_out, 1)
-        self.m = _pool("SPPF", kernel)
+        self.m = nn.MaxPool2d(kernel, 1, kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = [self.cv1(x)]

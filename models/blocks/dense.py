@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.blocks.checks import hidden_width, require_positive
-from models.blocks.conv import Block, Conv, batch_norm, make_activation
-from models.registry import register
-
-GROWTH = 32  # k of DenseNet-121, -169 and -201
-COMPRESSION = 0.5  # theta of DenseNet-BC
+from models.arguments import Act, Count, Factor, Positive, hidden_width
+from models.blocks.conv import Conv, batch_norm, make_activation
+from models.registry import Block, register
 
 
 class DenseLayer(nn.Module):
@@ -23,7 +19,7 @@ class DenseLayer(nn.Module):
     the second BN follows a convolution: the first cannot be folded.
     """
 
-    def __init__(self, c_in: int, growth: int, bottleneck: int, act: str | bool) -> None:
+    def __init__(self, c_in: int, growth: int, bottleneck: int, act: Act) -> None:
         super().__init__()
         self.bn = batch_norm(c_in)
         self.act = make_activation(act)
@@ -47,24 +43,16 @@ class DenseStage(Block):
     def __init__(
         self,
         c_in: int,
-        growth: int = GROWTH,
-        n: int = 1,
-        bottleneck: int = 4,
-        act: str | bool = True,
+        growth: Positive = 32,
+        n: Count = 1,
+        bottleneck: Positive = 4,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive("DenseStage", c_in=c_in, growth=growth, n=n, bottleneck=bottleneck)
         self.c_out = c_in + n * growth
         self.m = nn.Sequential(
             *(DenseLayer(c_in + i * growth, growth, bottleneck, act) for i in range(n))
         )
-
-    @classmethod
-    def width_out(cls, c_in: int | list[int], args: Mapping[str, Any]) -> int:
-        assert isinstance(c_in, int)
-        growth = args.get("growth", GROWTH)
-        require_positive("DenseStage", growth=growth)
-        return c_in + int(growth) * int(args.get("n", 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.m(x)
@@ -81,19 +69,13 @@ class DenseTransition(Block):
 
     channel_args: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, c_in: int, compression: float = COMPRESSION, act: str | bool = True) -> None:
+    def __init__(self, c_in: int, compression: Factor = 0.5, act: Act = True) -> None:
         super().__init__()
-        require_positive("DenseTransition", c_in=c_in)
-        self.c_out = hidden_width("DenseTransition", c_in, compression)
+        self.c_out = hidden_width(c_in, compression)
         self.bn = batch_norm(c_in)
         self.act = make_activation(act)
         self.conv = nn.Conv2d(c_in, self.c_out, 1, bias=False)
         self.pool = nn.AvgPool2d(2)
-
-    @classmethod
-    def width_out(cls, c_in: int | list[int], args: Mapping[str, Any]) -> int:
-        assert isinstance(c_in, int)
-        return hidden_width("DenseTransition", c_in, args.get("compression", COMPRESSION))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(self.conv(self.act(self.bn(x))))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks.attention import SE, make_gate
-from models.blocks.checks import require_flag, require_positive, round_channels
-from models.blocks.conv import Block, Conv, DWConv
+from models.arguments import Act, Odd, Positive, Range, Ratio, require_multiple
+from models.blocks.attention import SE
+from models.blocks.conv import Conv, DWConv
 from models.blocks.csp import C3
-from models.registry import register
+from models.registry import Block, register
+from models.spec import round_channels
 
 CHEAP_KERNEL = 5  # YOLOv5's choice; the paper takes 3
 SE_DIVISOR = 4  # GhostNet rounds SE's inner width to a multiple of this
@@ -31,16 +32,14 @@ class GhostConv(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        kernel: int = 1,
-        stride: int = 1,
-        groups: int = 1,
-        act: str | bool = True,
+        c_out: Positive,
+        kernel: Positive = 1,
+        stride: Positive = 1,
+        groups: Positive = 1,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive("GhostConv", c_out=c_out)
-        if c_out % 2:
-            raise ValueError(f"GhostConv needs an even c_out, got {c_out}")
+        require_multiple(2, c_out=c_out)
         half = c_out // 2
         self.c_out = c_out
         self.cv1 = Conv(c_in, half, kernel, stride, groups=groups, act=act)
@@ -60,17 +59,13 @@ class GhostBottleneck(Block):
     c_out must be a multiple of 4.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self, c_in: int, c_out: Positive, kernel: Odd = 3, stride: Literal[1, 2] = 1
+    ) -> None:
         super().__init__()
-        require_positive("GhostBottleneck", c_in=c_in, c_out=c_out)
-        if c_out % 4:
-            raise ValueError(f"GhostBottleneck needs a c_out that is a multiple of 4, got {c_out}")
-        if stride not in {1, 2}:
-            raise ValueError(f"GhostBottleneck: stride must be 1 or 2, got {stride!r}")
+        require_multiple(4, c_out=c_out)
         if stride == 1 and c_in != c_out:
-            raise ValueError(
-                f"GhostBottleneck of stride 1 keeps its width, got c_in {c_in} and c_out {c_out}"
-            )
+            raise ValueError(f"stride 1 keeps the width, got c_in {c_in} and c_out {c_out}")
         half = c_out // 2
         strided = stride == 2
         self.c_out = c_out
@@ -116,19 +111,14 @@ class GhostModule(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        kernel: int = 1,
-        stride: int = 1,
-        ratio: int = 2,
-        cheap_kernel: int = 3,
-        act: str | bool = True,
+        c_out: Positive,
+        kernel: Positive = 1,
+        stride: Positive = 1,
+        ratio: Annotated[int, Range(2)] = 2,
+        cheap_kernel: Odd = 3,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive("GhostModule", c_out=c_out, ratio=ratio, cheap_kernel=cheap_kernel)
-        if ratio < 2:
-            raise ValueError(f"GhostModule: ratio must be at least 2, got {ratio}")
-        if cheap_kernel % 2 == 0:
-            raise ValueError(f"GhostModule: cheap_kernel must be odd, got {cheap_kernel}")
         primary = math.ceil(c_out / ratio)
         self.c_out = c_out
         self.primary = Conv(c_in, primary, kernel, stride, act=act)
@@ -149,12 +139,12 @@ class DFC(nn.Module):
     sigmoid is enlarged to the map's size by the nearest value.
     """
 
-    def __init__(self, c_in: int, c_out: int) -> None:
+    def __init__(self, c_in: int, c_out: Positive) -> None:
         super().__init__()
         self.mix = Conv(c_in, c_out, act=False)
         self.horizontal = Conv(c_out, c_out, (1, DFC_KERNEL), groups=c_out, act=False)
         self.vertical = Conv(c_out, c_out, (DFC_KERNEL, 1), groups=c_out, act=False)
-        self.gate = make_gate("DFC", "Sigmoid")
+        self.gate = nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -180,26 +170,17 @@ class GhostUnit(Block):
     def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
         c_in: int,
-        c_out: int,
-        kernel: int = 3,
-        stride: int = 1,
-        hidden: int | None = None,
-        se: float = 0.0,
+        c_out: Positive,
+        kernel: Odd = 3,
+        stride: Literal[1, 2] = 1,
+        hidden: Positive | None = None,
+        se: Ratio = 0.0,
         shortcut: bool = True,
         dfc: bool = False,
-        act: str | bool = True,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive("GhostUnit", c_in=c_in, c_out=c_out, kernel=kernel)
-        require_flag("GhostUnit", shortcut=shortcut, dfc=dfc)
         width = 2 * c_out if hidden is None else hidden
-        require_positive("GhostUnit", hidden=width)
-        if stride not in {1, 2} or kernel % 2 == 0:
-            raise ValueError(
-                f"GhostUnit: stride must be 1 or 2 and kernel odd, got {stride!r} and {kernel}"
-            )
-        if not 0 <= se <= 1:
-            raise ValueError(f"GhostUnit: se must lie in [0, 1], got {se!r}")
         self.c_out = c_out
         self.ghost1 = GhostModule(c_in, width, act=act)
         self.dfc: nn.Module | None = DFC(c_in, width) if dfc else None

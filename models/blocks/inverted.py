@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from models.arguments import Act, Factor, Odd, Positive, Ratio, hidden_width
 from models.blocks.attention import SE
-from models.blocks.checks import hidden_width, require_flag, require_positive, round_channels
-from models.blocks.conv import Block, Conv
-from models.registry import register
+from models.blocks.conv import Conv
+from models.registry import Block, register
+from models.spec import round_channels
 
 SE_DIVISOR = 8  # MobileNetV3 rounds SE's inner width to a multiple of this
 
@@ -30,24 +31,17 @@ class InvertedResidual(Block):
     def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
         c_in: int,
-        c_out: int,
-        kernel: int = 3,
-        stride: int = 1,
-        expand: float = 6,
-        hidden: int | None = None,
-        se: float = 0.0,
+        c_out: Positive,
+        kernel: Odd = 3,
+        stride: Positive = 1,
+        expand: Factor = 6,
+        hidden: Positive | None = None,
+        se: Ratio = 0.0,
         shortcut: bool = True,
-        act: str | bool = True,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive("InvertedResidual", c_in=c_in, c_out=c_out, kernel=kernel, stride=stride)
-        require_flag("InvertedResidual", shortcut=shortcut)
-        width = hidden_width("InvertedResidual", c_in, expand) if hidden is None else hidden
-        require_positive("InvertedResidual", hidden=width)
-        if kernel % 2 == 0:
-            raise ValueError(f"InvertedResidual: kernel must be odd, got {kernel}")
-        if not 0 <= se <= 1:
-            raise ValueError(f"InvertedResidual: se must lie in [0, 1], got {se!r}")
+        width = hidden_width(c_in, expand) if hidden is None else hidden
         self.c_out = c_out
         self.expand: nn.Module = nn.Identity() if width == c_in else Conv(c_in, width, act=act)
         self.depthwise = Conv(width, width, kernel, stride, groups=width, act=act)

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from models.arguments import Act, Count, Factor, Odd, Positive, Ratio, hidden_width
 from models.blocks.attention import SE
-from models.blocks.checks import hidden_width, require_flag, require_positive
-from models.blocks.conv import Block, Conv, batch_norm, bn_scale_shift, fold, make_activation
-from models.registry import register
+from models.blocks.conv import Conv, batch_norm, bn_scale_shift, fold, make_activation
+from models.registry import Block, register
 
 
 def split_channels(channels: int, parts: int) -> list[int]:
@@ -31,20 +31,13 @@ class MixConv(Block):
     def __init__(
         self,
         c_in: int,
-        kernels: Sequence[int] = (3, 5),
-        stride: int = 1,
-        act: str | bool = True,
+        kernels: Sequence[Odd] = (3, 5),
+        stride: Positive = 1,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive("MixConv", c_in=c_in, stride=stride)
-        if not isinstance(kernels, Sequence) or not kernels:
-            raise ValueError(f"MixConv: kernels must be a list of odd integers, got {kernels!r}")
-        for kernel in kernels:
-            require_positive("MixConv", kernel=kernel)
-            if kernel % 2 == 0:
-                raise ValueError(f"MixConv needs odd kernels, got {list(kernels)}")
         if len(kernels) > c_in:
-            raise ValueError(f"MixConv: {len(kernels)} kernels for {c_in} channels")
+            raise ValueError(f"{len(kernels)} kernels for {c_in} channels")
         self.c_out = c_in
         self.widths = split_channels(c_in, len(kernels))
         self.convs = nn.ModuleList(
@@ -82,20 +75,18 @@ class MixConvBlock(Block):
     def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
         c_in: int,
-        c_out: int,
-        kernels: Sequence[int] = (3,),
-        stride: int = 1,
-        expand: float = 6,
-        se: float = 0.0,
-        expand_groups: int = 1,
-        project_groups: int = 1,
+        c_out: Positive,
+        kernels: Sequence[Odd] = (3,),
+        stride: Positive = 1,
+        expand: Factor = 6,
+        se: Ratio = 0.0,
+        expand_groups: Positive = 1,
+        project_groups: Positive = 1,
         shortcut: bool = True,
-        act: str | bool = True,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive("MixConvBlock", c_in=c_in, c_out=c_out)
-        require_flag("MixConvBlock", shortcut=shortcut)
-        width = hidden_width("MixConvBlock", c_in, expand)
+        width = hidden_width(c_in, expand)
         self.c_out = c_out
         self.expand: nn.Module = nn.Identity()
         if expand != 1:
@@ -103,7 +94,7 @@ class MixConvBlock(Block):
         self.mix = MixConv(width, kernels, stride, act)
         self.se: nn.Module = nn.Identity()
         if se:
-            reduced = hidden_width("MixConvBlock", c_in, se)
+            reduced = hidden_width(c_in, se)
             self.se = SE(width, reduced=reduced, act=act)
         self.project = Conv(width, c_out, groups=project_groups, act=False)
         self.add = shortcut and stride == 1 and c_in == c_out
@@ -128,16 +119,15 @@ class MixStage(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        n: int = 1,
+        c_out: Positive,
+        n: Count = 1,
         shortcut: bool = True,
-        kernels: Sequence[int] = (3, 5),
-        expand: float = 1.5,
-        se: float = 0.25,
-        act: str | bool = True,
+        kernels: Sequence[Odd] = (3, 5),
+        expand: Factor = 1.5,
+        se: Ratio = 0.25,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive("MixStage", n=n)
         self.c_out = c_out
         self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
         self.m = nn.Sequential(

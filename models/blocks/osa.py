@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from models.arguments import Act, Count, Factor, Positive, hidden_width
 from models.blocks.attention import ESE
-from models.blocks.checks import hidden_width, require_flag, require_positive
-from models.blocks.conv import Block, Conv
-from models.registry import register
+from models.blocks.conv import Conv
+from models.registry import Block, register
 
 KERNEL = 3
-ESE_MODULES = ("none", "last", "every")
 
 
 class SeparableConv(nn.Module):
@@ -22,7 +21,7 @@ class SeparableConv(nn.Module):
     (B, width, H, W) -> (B, width, H, W).
     """
 
-    def __init__(self, width: int, act: str | bool) -> None:
+    def __init__(self, width: int, act: Act) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(
             width, width, KERNEL, padding=KERNEL // 2, groups=width, bias=False
@@ -49,26 +48,21 @@ class OSA(Block):
     def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
         c_in: int,
-        c_out: int,
-        n: int = 5,
-        width: int | None = None,
-        bottleneck: float = 0.0,
+        c_out: Positive,
+        n: Count = 5,
+        width: Positive | None = None,
+        bottleneck: Factor = 0.0,
         depthwise: bool = False,
         identity: bool = False,
         ese: bool = False,
-        act: str | bool = True,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        width = hidden_width("OSA", c_out, 0.5) if width is None else width
-        require_positive("OSA", c_in=c_in, c_out=c_out, n=n, width=width)
-        require_flag("OSA", depthwise=depthwise, identity=identity, ese=ese)
-        if bottleneck < 0 or (bottleneck and depthwise):
-            raise ValueError(
-                "OSA: bottleneck must be at least 0, and 0 with depthwise; "
-                f"got {bottleneck} with depthwise={depthwise}"
-            )
+        width = hidden_width(c_out, 0.5) if width is None else width
+        if bottleneck and depthwise:
+            raise ValueError(f"bottleneck must be 0 with depthwise, got {bottleneck}")
         if identity and c_in != c_out:
-            raise ValueError(f"OSA: identity needs c_in == c_out, got {c_in} and {c_out}")
+            raise ValueError(f"identity needs c_in == c_out, got {c_in} and {c_out}")
         self.c_out = c_out
         self.identity = identity
         self.reduce: nn.Module = nn.Identity()
@@ -92,10 +86,10 @@ class OSA(Block):
         return x + y if self.identity else y
 
 
-def _chain(c_in: int, width: int, bottleneck: float, act: str | bool) -> nn.Module:
+def _chain(c_in: int, width: int, bottleneck: float, act: Act) -> nn.Module:
     if not bottleneck:
         return Conv(c_in, width, KERNEL, act=act)
-    narrow = hidden_width("OSA", width, bottleneck)
+    narrow = hidden_width(width, bottleneck)
     return nn.Sequential(Conv(c_in, narrow, act=act), Conv(narrow, width, KERNEL, act=act))
 
 
@@ -114,24 +108,23 @@ class OSAStage(Block):
     def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
         c_in: int,
-        c_out: int,
-        n: int = 1,
+        c_out: Positive,
+        n: Count = 1,
         shortcut: bool = True,
-        expansion: float = 0.5,
+        expansion: Factor = 0.5,
         depthwise: bool = False,
         ese: bool = False,
-        bottleneck: float = 0.0,
-        act: str | bool = True,
+        bottleneck: Factor = 0.0,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_flag("OSAStage", shortcut=shortcut)
         self.c_out = c_out
         self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
         self.osa = OSA(
             c_out,
             c_out,
             n,
-            hidden_width("OSAStage", c_out, expansion),
+            hidden_width(c_out, expansion),
             bottleneck=bottleneck,
             depthwise=depthwise,
             identity=shortcut,
@@ -151,7 +144,7 @@ class VoVStage(Block):
     each has `layers` 3x3 convolutions of `width` (c_out // 2 when None).  VoVNet, arXiv:1904.09730,
     table 1; `bottleneck` is OSA's.  `identity` adds its input to every module but the first, and
     `ese` gates the `last` module (timm), `every` one (the authors' code) or `none`: VoVNetV2,
-    arXiv:1911.06667, section 3.2.  ValueError for any other word.
+    arXiv:1911.06667, section 3.2.
     """
 
     channel_args: ClassVar[tuple[str, ...]] = ("c_out", "width")
@@ -159,20 +152,16 @@ class VoVStage(Block):
     def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
         c_in: int,
-        c_out: int,
-        n: int = 1,
-        width: int | None = None,
-        layers: int = 5,
+        c_out: Positive,
+        n: Count = 1,
+        width: Positive | None = None,
+        layers: Count = 5,
         identity: bool = False,
-        ese: str = "none",
-        bottleneck: float = 0.0,
-        act: str | bool = True,
+        ese: Literal["none", "last", "every"] = "none",
+        bottleneck: Factor = 0.0,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive("VoVStage", c_in=c_in, c_out=c_out, n=n, layers=layers)
-        require_flag("VoVStage", identity=identity)
-        if ese not in ESE_MODULES:
-            raise ValueError(f"VoVStage: ese must be one of {', '.join(ESE_MODULES)}, got {ese!r}")
         self.c_out = c_out
         self.m = nn.Sequential(
             *(

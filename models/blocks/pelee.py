@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from models.blocks.checks import hidden_width, require_positive
-from models.blocks.conv import Block, Conv
-from models.registry import register
+from models.arguments import Act, Count, Positive, hidden_width, require_multiple
+from models.blocks.conv import Conv
+from models.registry import Block, register
 
 
 @register
@@ -20,10 +20,9 @@ class PeleeStem(Block):
     arXiv:1804.06882, figure 2.
     """
 
-    def __init__(self, c_in: int, c_out: int = 32, act: str | bool = True) -> None:
+    def __init__(self, c_in: int, c_out: Positive = 32, act: Act = True) -> None:
         super().__init__()
-        require_positive("PeleeStem", c_in=c_in, c_out=c_out)
-        half = hidden_width("PeleeStem", c_out, 0.5)
+        half = hidden_width(c_out, 0.5)
         self.c_out = c_out
         self.enter = Conv(c_in, c_out, 3, 2, act=act)
         self.branch = nn.Sequential(Conv(c_out, half, act=act), Conv(half, c_out, 3, 2, act=act))
@@ -44,14 +43,14 @@ class TwoWayDenseLayer(nn.Module):
     or c_in / 2 in multiples of 4 where that is less.
     """
 
-    def __init__(self, c_in: int, way: int, bottleneck: int, act: str | bool) -> None:
+    def __init__(self, c_in: int, way: int, bottleneck: int, act: Act) -> None:
         super().__init__()
         inner = way * bottleneck // 4 * 4
         if inner > c_in / 2:
             inner = c_in // 8 * 4
         if inner < 1:
             raise ValueError(
-                f"PeleeStage: {c_in} channels and a growth of {2 * way} leave none for the 1x1s; "
+                f"{c_in} channels and a growth of {2 * way} leave none for the 1x1s; "
                 "at least 8 of each are needed"
             )
         self.short = nn.Sequential(Conv(c_in, inner, act=act), Conv(inner, way, 3, act=act))
@@ -78,21 +77,15 @@ class PeleeStage(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        n: int = 1,
-        growth: int = 32,
-        bottleneck: int = 4,
-        stride: int = 1,
-        act: str | bool = True,
+        c_out: Positive,
+        n: Count = 1,
+        growth: Positive = 32,
+        bottleneck: Positive = 4,
+        stride: Literal[1, 2] = 1,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive(
-            "PeleeStage", c_in=c_in, c_out=c_out, n=n, growth=growth, bottleneck=bottleneck
-        )
-        if growth % 2:
-            raise ValueError(f"PeleeStage: growth is shared by two ways, so even; got {growth}")
-        if stride not in (1, 2):
-            raise ValueError(f"PeleeStage: stride must be 1 or 2, got {stride!r}")
+        require_multiple(2, growth=growth)  # shared by two ways
         self.c_out = c_out
         self.pool: nn.Module = nn.AvgPool2d(2, 2) if stride == 2 else nn.Identity()
         self.m = nn.Sequential(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.blocks.checks import hidden_width, require_positive
-from models.blocks.conv import Block, Conv, make_activation
-from models.registry import register
+from models.arguments import Act, Factor, Positive, hidden_width
+from models.blocks.conv import Conv, make_activation
+from models.registry import Block, register
 
 
-def _shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
+def _shortcut(c_in: int, c_out: Positive, stride: int) -> nn.Module:
     """The identity where it fits, else the 1x1 projection (arXiv:1512.03385, option B)."""
     if stride == 1 and c_in == c_out:
         return nn.Identity()
@@ -24,9 +24,8 @@ class ResidualBasic(Block):
     stride.  ResNet-18's and -34's unit, arXiv:1512.03385, figure 5 left.
     """
 
-    def __init__(self, c_in: int, c_out: int, stride: int = 1, act: str | bool = True) -> None:
+    def __init__(self, c_in: int, c_out: Positive, stride: Positive = 1, act: Act = True) -> None:
         super().__init__()
-        require_positive("ResidualBasic", c_in=c_in, c_out=c_out, stride=stride)
         self.c_out = c_out
         self.cv1 = Conv(c_in, c_out, 3, stride, act=act)
         self.cv2 = Conv(c_out, c_out, 3, act=False)
@@ -49,14 +48,13 @@ class ResidualBottleneck(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        stride: int = 1,
-        expansion: float = 0.25,
-        act: str | bool = True,
+        c_out: Positive,
+        stride: Positive = 1,
+        expansion: Factor = 0.25,
+        act: Act = True,
     ) -> None:
         super().__init__()
-        require_positive("ResidualBottleneck", c_in=c_in, c_out=c_out, stride=stride)
-        hidden = hidden_width("ResidualBottleneck", c_out, expansion)
+        hidden = hidden_width(c_out, expansion)
         self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, act=act)
         self.cv2 = Conv(hidden, hidden, 3, stride, act=act)

@@ -1,17 +1,18 @@
-"""Rows without weights: concatenation, resizing, pooling, padding."""
+"""Rows that join, resize, pool or pad maps: concatenation and weighted sums first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks.checks import require_flag, require_positive
-from models.blocks.conv import Block
-from models.registry import register
+from models.arguments import Natural, Positive
+from models.registry import Block, register
+
+EPSILON = 1e-4  # the paper's; keeps the quotient finite where all weights are 0
 
 
 @register
@@ -24,20 +25,41 @@ class Concat(Block):
 
     reads_several: ClassVar[bool] = True
 
-    def __init__(self, c_in: Sequence[int], dimension: int = 1) -> None:
+    def __init__(self, c_in: Sequence[int], dimension: Literal[1] = 1) -> None:
         super().__init__()
-        if dimension != 1:
-            raise ValueError(f"Concat joins channels, dimension 1; got {dimension!r}")
-        if not isinstance(c_in, Sequence) or len(c_in) < 2:
-            raise ValueError(f"Concat needs at least two maps, got the widths {c_in!r}")
+        if len(c_in) < 2:
+            raise ValueError(f"needs at least two maps, got the widths {c_in!r}")
         self.c_out = sum(c_in)
-
-    @classmethod
-    def width_out(cls, c_in: int | list[int], args: Mapping[str, Any]) -> int:
-        return sum(c_in) if isinstance(c_in, list) else c_in
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(maps), 1)
+
+
+@register
+class WeightedSum(Block):
+    """The mean of several maps with one learned weight each: sum w_i x_i / (epsilon + sum w_j).
+
+    List of (B, c, H, W) -> (B, c, H, W); widths and sizes must agree.  Weights are ReLU of the
+    parameter and start equal.  Fast normalized fusion of BiFPN, arXiv:1911.09070, section 3.3.
+    """
+
+    reads_several: ClassVar[bool] = True
+
+    def __init__(self, c_in: Sequence[int]) -> None:
+        super().__init__()
+        if len(c_in) < 2:
+            raise ValueError(f"needs at least two maps, got the widths {c_in!r}")
+        if len(set(c_in)) != 1:
+            raise ValueError(f"adds maps of equal width, got {c_in!r}; put a 1x1 Conv before")
+        self.c_out = c_in[0]
+        self.weight = nn.Parameter(torch.ones(len(c_in)))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        positive = F.relu(self.weight)
+        weights = [positive[index] for index in range(len(maps))]
+        shares = [weight / (sum(weights) + EPSILON) for weight in weights]
+        first, *others = (feature * share for feature, share in zip(maps, shares, strict=True))
+        return sum(others, first)
 
 
 @register
@@ -48,17 +70,14 @@ class Upsample(Block):
     since a fixed size has no stride.
     """
 
-    MODES = ("nearest", "bilinear")
-
     def __init__(
-        self, c_in: int, size: None = None, scale_factor: int = 2, mode: str = "nearest"
+        self,
+        c_in: int,
+        size: None = None,
+        scale_factor: Positive = 2,
+        mode: Literal["nearest", "bilinear"] = "nearest",
     ) -> None:
         super().__init__()
-        if size is not None:
-            raise ValueError(f"Upsample: size must be None (give scale_factor), got {size!r}")
-        if mode not in self.MODES:
-            raise ValueError(f"Upsample: mode must be one of {', '.join(self.MODES)}, got {mode!r}")
-        require_positive("Upsample", c_in=c_in, scale_factor=scale_factor)
         self.c_out = c_in
         self.scale_factor = scale_factor
         self.mode = mode
@@ -74,20 +93,15 @@ class MaxPool(Block):
     def __init__(
         self,
         c_in: int,
-        kernel: int = 2,
-        stride: int | None = None,
-        padding: int = 0,
+        kernel: Positive = 2,
+        stride: Positive | None = None,
+        padding: Natural = 0,
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
         stride = kernel if stride is None else stride
-        require_positive("MaxPool", c_in=c_in, kernel=kernel, stride=stride)
-        require_flag("MaxPool", ceil_mode=ceil_mode)
-        if not isinstance(padding, int) or not 0 <= padding <= kernel // 2:
-            raise ValueError(
-                f"MaxPool: padding must be between 0 and kernel // 2 = {kernel // 2}, "
-                f"got {padding!r}"
-            )
+        if padding > kernel // 2:
+            raise ValueError(f"padding must be 0 to kernel // 2 = {kernel // 2}, got {padding}")
         self.c_out = c_in
         self.pool = nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
 
@@ -102,17 +116,10 @@ class ZeroPad(Block):
     (B, c_in, H, W) -> (B, c_in, H + top + bottom, W + left + right).
     """
 
-    def __init__(self, c_in: int, padding: Sequence[int] = (0, 0, 0, 0)) -> None:
+    def __init__(
+        self, c_in: int, padding: tuple[Natural, Natural, Natural, Natural] = (0, 0, 0, 0)
+    ) -> None:
         super().__init__()
-        require_positive("ZeroPad", c_in=c_in)
-        if (
-            not isinstance(padding, Sequence)
-            or len(padding) != 4
-            or not all(isinstance(side, int) and side >= 0 for side in padding)
-        ):
-            raise ValueError(
-                f"ZeroPad: padding must be four integers of at least 0, got {padding!r}"
-            )
         self.c_out = c_in
         self.padding = tuple(padding)
 

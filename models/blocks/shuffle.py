@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from models.blocks.checks import require_flag, require_positive
-from models.blocks.conv import Block, Conv
-from models.registry import register
+from models.arguments import Act, Count, Odd, Positive, require_multiple
+from models.blocks.conv import Conv
+from models.registry import Block, register
 
 GROUPS = 2
-SHUFFLES = ("end", "start")
+Shuffle = Literal["end", "start"]
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -34,26 +34,6 @@ def even_and_odd(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[:, 0::2], x[:, 1::2]
 
 
-def _require_shuffle(block: str, shuffle: str) -> None:
-    if shuffle not in SHUFFLES:
-        raise ValueError(f"{block}: shuffle must be {' or '.join(SHUFFLES)}, got {shuffle!r}")
-
-
-def _require_even(block: str, c_out: int) -> int:
-    require_positive(block, c_out=c_out)
-    if c_out % 2:
-        raise ValueError(
-            f"{block} splits its channels in two halves: c_out must be even, got {c_out}"
-        )
-    return c_out // 2
-
-
-def _require_odd_kernel(block: str, kernel: int) -> None:
-    require_positive(block, kernel=kernel)
-    if kernel % 2 == 0:
-        raise ValueError(f"{block}: kernel must be odd, got {kernel}")
-
-
 @register
 class ShuffleUnit(Block):
     """Half passes, half goes through 1x1, depthwise, 1x1; concatenated, then shuffled.
@@ -68,17 +48,16 @@ class ShuffleUnit(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        kernel: int = 3,
-        shuffle: str = "end",
-        act: str | bool = True,
+        c_out: Positive,
+        kernel: Odd = 3,
+        shuffle: Shuffle = "end",
+        act: Act = True,
     ) -> None:
         super().__init__()
-        _require_shuffle("ShuffleUnit", shuffle)
-        half = _require_even("ShuffleUnit", c_out)
-        _require_odd_kernel("ShuffleUnit", kernel)
+        require_multiple(2, c_out=c_out)
+        half = c_out // 2
         if c_in != c_out:
-            raise ValueError(f"ShuffleUnit keeps its width, got c_in {c_in} and c_out {c_out}")
+            raise ValueError(f"keeps its width, got c_in {c_in} and c_out {c_out}")
         self.c_out = c_out
         self.shuffle = shuffle
         self.branch = nn.Sequential(
@@ -109,25 +88,18 @@ class ShuffleDown(Block):
     def __init__(
         self,
         c_in: int,
-        c_out: int,
-        kernel: int = 3,
-        stride: int = 2,
+        c_out: Positive,
+        kernel: Odd = 3,
+        stride: Literal[2] = 2,
         official_widths: bool = False,
-        shuffle: str = "end",
-        act: str | bool = True,
+        shuffle: Shuffle = "end",
+        act: Act = True,
     ) -> None:
         super().__init__()
-        half = _require_even("ShuffleDown", c_out)
-        require_positive("ShuffleDown", c_in=c_in)
-        require_flag("ShuffleDown", official_widths=official_widths)
-        _require_shuffle("ShuffleDown", shuffle)
-        _require_odd_kernel("ShuffleDown", kernel)
-        if stride != 2:
-            raise ValueError(f"ShuffleDown has stride 2, got {stride!r}")
+        require_multiple(2, c_out=c_out)
+        half = c_out // 2
         if official_widths and c_in >= c_out:
-            raise ValueError(
-                f"ShuffleDown with official_widths needs c_in < c_out, got {c_in} and {c_out}"
-            )
+            raise ValueError(f"official_widths needs c_in < c_out, got {c_in} and {c_out}")
         first, second = (c_in, c_out - c_in) if official_widths else (half, half)
         self.c_out = c_out
         self.shuffle = shuffle
@@ -157,11 +129,10 @@ class ShuffleStage(Block):
     ignores: ClassVar[tuple[str, ...]] = ("shortcut", "groups", "expansion")
 
     def __init__(
-        self, c_in: int, c_out: int, n: int = 1, kernel: int = 3, act: str | bool = True
+        self, c_in: int, c_out: Positive, n: Count = 1, kernel: Odd = 3, act: Act = True
     ) -> None:
         super().__init__()
-        _require_even("ShuffleStage", c_out)
-        require_positive("ShuffleStage", n=n)
+        require_multiple(2, c_out=c_out)
         self.c_out = c_out
         self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
         self.m = nn.Sequential(*(ShuffleUnit(c_out, c_out, kernel, act=act) for _ in range(n)))

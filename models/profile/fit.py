@@ -11,7 +11,7 @@ import torch
 
 from models.builder import build_detector
 from models.profile.counting import ModelProfile, profile_spec
-from models.registry import channel_args
+from models.registry import BLOCKS
 from models.spec import DETECT, ModelSpec
 from models.yaml.parser import OUTPUT, Draft
 from models.yaml.rows import Row, bind_arguments
@@ -226,7 +226,7 @@ def _follows_taps(draft: Draft) -> bool:
         isinstance(bind_arguments(row).get(key), str)
         for row in _rows(draft, NECK)
         if row.block != DETECT
-        for key in channel_args(row.block)
+        for key in BLOCKS[row.block].channel_args
     )
 
 

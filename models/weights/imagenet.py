@@ -233,9 +233,9 @@ def _refuse_other_form(spec: GraphSpec, source: Source) -> None:
         for index, row in enumerate(spec.layers):
             if row.section != "backbone" or (argument == "identity" and row.repeats == 1):
                 continue  # the first module of a stage never has one
-            defaults = {item.name: item.default for item in registry.signature(row.block)}
-            here = row.args.get(argument, defaults.get(argument))
-            if argument in defaults and here != value:
+            parameter = registry.BLOCKS[row.block].arguments.get(argument)
+            here = row.args.get(argument, parameter and parameter.default)
+            if parameter is not None and here != value:
                 raise UserError(
                     f"--backbone-weights {source.name}: these weights need {row.block} with"
                     f" {argument}: {value}, {row.where or f'row {index}'} has {here}; the shapes"

@@ -10,6 +10,7 @@ from models.spec import IMAGE, LayerSpec
 from models.yaml.rows import Row
 from utils.errors import UserError
 
+MAX_ANCHORS = 64  # per level; YOLOv5 has 3
 OTHER_TASKS = {"Segment": "segmentation", "Classify": "classification"}
 
 
@@ -43,7 +44,11 @@ def anchors_of(row: Row, anchors: Any) -> Any:
 
 def read_anchors(anchors: Any, levels: int, where: str) -> tuple[tuple[float, ...], ...] | int:
     """Checked anchors: pixels per level, or how many to find. UserError for anything else."""
-    if isinstance(anchors, int) and not isinstance(anchors, bool) and anchors > 0:
+    if isinstance(anchors, int) and not isinstance(anchors, bool):
+        if not 1 <= anchors <= MAX_ANCHORS:
+            raise UserError(
+                f"{where}: anchors to find per level must be from 1 to {MAX_ANCHORS}, got {anchors}"
+            )
         return anchors
     if not isinstance(anchors, Sequence) or isinstance(anchors, str) or not anchors:
         raise UserError(

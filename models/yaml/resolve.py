@@ -1,9 +1,11 @@
-"""Rows as written to rows as built: absolute sources, scaled repeats, final widths. No torch."""
+"""Rows as written to rows as built: absolute sources, scaled repeats, final widths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from models import registry
 from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, TAP, LayerSpec, scale_repeats
@@ -58,7 +60,7 @@ def _channels(
 ) -> dict[str, Any]:
     """Channel arguments at the row's width: multiplied, or following the row they name."""
     result = dict(args)
-    for key in registry.channel_args(row.block):
+    for key in registry.BLOCKS[row.block].channel_args:
         value = args.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             result[key] = row.setting.channels(value, width)
@@ -73,18 +75,15 @@ def _channels(
 
 
 def _width_out(row: Row, repeats: int, args: Mapping[str, Any], inputs: list[int]) -> int:
-    if isinstance(args.get("c_out"), str):  # v1's detection row, as wide as Detect makes it
-        return 0
-    takes_repeats = any(item.name == "n" for item in registry.signature(row.block))
-    bound = {**args, "n": repeats} if takes_repeats else args
-    channels: int | list[int] = inputs if registry.reads_several(row.block) else inputs[0]
+    """Channels of the row: its `c_out`, or what the block has that is built of shapes alone."""
+    if "c_out" in args:
+        width = args["c_out"]
+        return width if isinstance(width, int) else 0  # v1's detection row, as wide as Detect
     try:
-        for _ in range(1 if takes_repeats else repeats):
-            channels = registry.width_out(row.block, channels, bound)
-    except (TypeError, ValueError) as error:
+        with torch.device("meta"):
+            return registry.build(row.block, inputs, repeats, args)[1]
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{row.where}: {row.block}: {error}") from error
-    assert isinstance(channels, int)
-    return channels
 
 
 def _part(row: Row) -> str:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from models import registry
-from models.blocks.checks import round_channels
-from models.spec import make_divisible
+from models.arguments import check
+from models.spec import make_divisible, round_channels
 from utils.errors import UserError, nearest
 from utils.yamlio import Document
 
-WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.]*(\([0-9.]*\))?")  # what a text argument may be: a name
 DETECTION_CHANNELS = re.compile(
     r"na\s*\*\s*\(\s*nc\s*\+\s*5\s*\)"
 )  # v1's one expression, a constant
@@ -95,19 +93,11 @@ def _row(item: Any, section: str, where: str) -> Row:
         raise UserError(f"{where}: number must be a whole number from 1, got {repeats!r}")
     if not isinstance(args, (list, Mapping)):
         raise UserError(f"{where}: args must be a list or a mapping, got {args!r}")
-    if not _finite(args):
-        raise UserError(f"{where}: a number in args is not finite: {args!r}")
     sources = tuple(source) if isinstance(source, list) else (source,)
     for entry in sources:
         if isinstance(entry, bool) or not isinstance(entry, (int, str)):
             raise UserError(f"{where}: from must be row numbers or names, got {entry!r}")
     return Row(section, sources, repeats, _block_name(block, where), args, name, where)
-
-
-def _finite(args: Any) -> bool:
-    if isinstance(args, list | Mapping):
-        return all(map(_finite, args.values() if isinstance(args, Mapping) else args))
-    return not isinstance(args, float) or math.isfinite(args)
 
 
 def _block_name(block: Any, where: str) -> str:
@@ -121,11 +111,14 @@ def _block_name(block: Any, where: str) -> str:
 
 
 def bind_arguments(row: Row) -> dict[str, Any]:
-    """Arguments by constructor parameter, checked: names, number, text only where it belongs."""
-    parameters = {item.name: item for item in registry.signature(row.block)}
+    """Arguments by constructor parameter, of the types and ranges that the block annotates.
+
+    A channel argument may be the name of a row instead.  UserError with the row.
+    """
+    parameters = registry.BLOCKS[row.block].arguments
     given = [name for name in parameters if name != "n"]
+    bound: dict[str, Any] = {}
     if isinstance(row.args, Mapping):
-        bound = {}
         for key, value in row.args.items():
             name = registry.ALIASES.get(key, key)
             if name not in given:
@@ -134,39 +127,38 @@ def bind_arguments(row: Row) -> dict[str, Any]:
                 )
             if name in bound:
                 raise UserError(f"{row.where}: argument {name!r} of {row.block} is given twice")
-            bound[name] = value
+            bound[name] = _plain(value)
+    elif len(row.args) > len(given):
+        raise UserError(
+            f"{row.where}: {row.block} takes at most {len(given)} arguments "
+            f"({', '.join(given)}), got {len(row.args)}"
+        )
     else:
-        if len(row.args) > len(given):
-            raise UserError(
-                f"{row.where}: {row.block} takes at most {len(given)} arguments "
-                f"({', '.join(given)}), got {len(row.args)}"
-            )
-        bound = dict(zip(given, row.args, strict=False))
-    bound = {key: _value(row, key, value) for key, value in bound.items()}
-    missing = [
-        name for name in given if name not in bound and registry.is_required(parameters[name])
-    ]
+        bound = dict(zip(given, map(_plain, row.args), strict=False))
+    missing = [name for name in given if name not in bound and parameters[name].required]
     if missing:
         raise UserError(f"{row.where}: {row.block} needs {', '.join(missing)}")
+    channels = registry.BLOCKS[row.block].channel_args
+    for name, value in bound.items():
+        if isinstance(value, str) and name in channels and _is_reference(row, value):
+            continue
+        try:
+            check(name, value, parameters[name].annotation)
+        except ValueError as error:
+            hint = "; expressions are never run" if isinstance(value, str) else ""
+            raise UserError(f"{row.where}: {row.block}: {error}{hint}") from error
     return bound
 
 
-def _value(row: Row, key: str, value: Any) -> Any:
-    if isinstance(value, str):
-        if value == "None":  # as YOLOv5's files write it
-            return None
-        if row.block == "Conv2d" and key == "c_out" and DETECTION_CHANNELS.fullmatch(value):
-            return value
-        if key in registry.channel_args(row.block) and value.isidentifier():
-            return value  # as wide as the row of that name
-        if not WORD.fullmatch(value) or not registry.takes_text(row.block, key):
-            raise UserError(
-                f"{row.where}: argument {key!r} of {row.block} is the text {value!r}; "
-                "expected a value (expressions are never run)"
-            )
-        return value
+def _is_reference(row: Row, value: str) -> bool:
+    """Whether a text stands for channels: another row's, or those of v1's detection rows."""
+    return value.isidentifier() or (
+        row.block == "Conv2d" and DETECTION_CHANNELS.fullmatch(value) is not None
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Lists as tuples, and 'None' as YOLOv5's files write it."""
     if isinstance(value, list):
-        return tuple(_value(row, key, item) for item in value)
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    raise UserError(f"{row.where}: argument {key!r} of {row.block} cannot be {value!r}")
+        return tuple(map(_plain, value))
+    return None if value == "None" else value

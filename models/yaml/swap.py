@@ -63,9 +63,9 @@ def _swap(key: str, value: Any, at: tuple[str, ...], keep: tuple[str, ...], wher
         args = {name: item for name, item in value.items() if name != "block"}
         target = value.get("block")
     for name in (block, target):
-        if name not in registry.BLOCKS:
+        if not isinstance(name, str) or name not in registry.BLOCKS:
             raise UserError(f"{where}: unknown block {name!r}{nearest(str(name), registry.BLOCKS)}")
-    known = [item.name for item in registry.signature(str(target)) if item.name != "n"]
+    known = [item for item in registry.BLOCKS[str(target)].arguments if item != "n"]
     for name in args:
         if registry.ALIASES.get(name, name) not in known:
             raise UserError(
@@ -117,17 +117,15 @@ def _match(row: Row, section: str, swaps: Sequence[Swap]) -> Swap | None:
     return max(fitting, key=lambda s: (s.stride is not None, bool(s.sections)), default=None)
 
 
-def _stride(row: Row) -> int | None:
-    parameters = {item.name: item for item in registry.signature(row.block)}
-    if "stride" not in parameters:
-        return None
-    return int(bind_arguments(row).get("stride", parameters["stride"].default))
+def _stride(row: Row) -> Any:
+    stride = registry.BLOCKS[row.block].arguments.get("stride")
+    return stride and bind_arguments(row).get("stride", stride.default)
 
 
 def _swapped(row: Row, swap: Swap) -> Row:
-    target = {item.name for item in registry.signature(swap.target)}
+    target = registry.BLOCKS[swap.target].arguments
     own = {registry.ALIASES.get(key, key): value for key, value in swap.args.items()}
-    ignored = registry.ignored(swap.target)
+    ignored = registry.BLOCKS[swap.target].ignores
     args = {}
     for name, value in bind_arguments(row).items():
         if name in target:

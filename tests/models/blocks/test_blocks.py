@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,17 +20,11 @@ from torch import Tensor, nn
 
 import models.blocks  # noqa: F401  fills the registry
 from models import registry
-from models.blocks.checks import round_channels
-from models.blocks.conv import (
-    Block,
-    activation,
-    default_activation,
-    fuse,
-    make_activation,
-)
+from models.blocks.conv import activation, default_activation, fuse, make_activation
 from models.blocks.mixconv import split_channels
 from models.blocks.shuffle import channel_shuffle
-from models.registry import BLOCKS
+from models.registry import BLOCKS, Block
+from models.spec import round_channels
 
 
 @dataclass(frozen=True)
@@ -188,7 +180,7 @@ class TestContract:
     def test_delivers_c_out_at_the_right_stride(self, case: Case) -> None:
         block = case.build()
         assert isinstance(block, Block)
-        assert block.c_out == case.c_out
+        assert block.c_out == case.c_out == case.args.get("c_out", case.c_out)
         for height, width in [(8, 12), *([(7, 9)] if case.odd else [])]:
             out = block(case.inputs((height, width)))
             expected = [-(-side * case.stride.denominator // case.stride.numerator)
@@ -298,12 +290,13 @@ class TestRegistry:
             registry.register(Unheard)
         assert "Unheard" not in BLOCKS
 
-    def test_signature_of_conv(self) -> None:
-        found = registry.signature("Conv")
-        assert [(p.name, p.default, p.required) for p in found] == [
-            ("c_out", None, True), ("kernel", 1, False), ("stride", 1, False),
-            ("padding", None, False), ("groups", 1, False), ("act", True, False),
+    def test_arguments_of_conv(self) -> None:
+        found = BLOCKS["Conv"].arguments
+        assert [(name, item.required) for name, item in found.items()] == [
+            ("c_out", True), ("kernel", False), ("stride", False),
+            ("padding", False), ("groups", False), ("act", False),
         ]  # fmt: skip
+        assert [item.default for item in found.values()][1:] == [1, 1, None, 1, True]
 
     def test_yolov5_positions(self) -> None:
         """Positional arguments of YOLOv5's files, the row's repeats left out."""
@@ -320,31 +313,19 @@ class TestRegistry:
             "Upsample": ["size", "scale_factor", "mode"],
         }
         for name, positions in expected.items():
-            names = [p.name for p in registry.signature(name) if p.name != "n"]
+            names = [item for item in BLOCKS[name].arguments if item != "n"]
             assert names[: len(positions)] == positions, name
 
-    def test_who_takes_the_repeats(self, root: Path) -> None:
-        takes = {name for name in BLOCKS if "n" in [p.name for p in registry.signature(name)]}
-        text = (root / "docs" / "yaml.md").read_text()
-        (listed,) = re.findall(r"constructor has an `n` \(([^)]*)\)", text)
-        assert takes == {name.strip() for name in listed.split(",")}
-        assert {"C3", "C3Ghost", "BottleneckCSP"} <= takes  # YOLOv5's
-
-    def test_text_only_where_a_word_belongs(self) -> None:
-        assert registry.takes_text("Conv", "act")
-        assert registry.takes_text("Upsample", "mode")
-        assert registry.takes_text("SE", "gate")
-        assert not registry.takes_text("Conv", "stride")
-        assert not registry.takes_text("Conv", "nothing")
-
-    def test_facts_of_blocks(self) -> None:
-        assert registry.ignored("ShuffleStage") == ("shortcut", "groups", "expansion")
-        assert registry.ignored("C3Ghost") == ("shortcut", "groups")
-        assert registry.ignored("Conv") == ()
-        assert registry.channel_args("GhostUnit") == ("c_out", "hidden")
-        several = {name for name in BLOCKS if registry.reads_several(name)}
+    def test_class_attributes(self) -> None:
+        assert {"C3", "C3Ghost", "BottleneckCSP"} <= {
+            name for name in BLOCKS if "n" in BLOCKS[name].arguments
+        }
+        assert BLOCKS["C3Ghost"].ignores == ("shortcut", "groups")
+        assert BLOCKS["GhostUnit"].channel_args == ("c_out", "hidden")
+        assert BLOCKS["HeadConv"].channel_args == BLOCKS["Linear"].channel_args == ()
+        several = {name for name in BLOCKS if BLOCKS[name].reads_several}
         assert several == {"Concat", "WeightedSum"}
-        assert {registry.YAML_NAMES[name] for name in registry.YAML_NAMES} <= set(BLOCKS)
+        assert set(registry.YAML_NAMES.values()) <= set(BLOCKS)
 
 
 class TestActivation:
@@ -376,8 +357,8 @@ class TestActivation:
         seen: list[nn.Module] = []
         with default_activation("ReLU"):
             assert isinstance(make_activation(True), nn.ReLU)
-            with pytest.raises(ValueError, match="got 0"), default_activation("nn.Mish()"):
-                BLOCKS["Conv"](8, 0)
+            with pytest.raises(ValueError, match="unknown"), default_activation("nn.Mish()"):
+                BLOCKS["Conv"](8, 8, act="Unknown")
             with default_activation("nn.Mish()"):
                 assert isinstance(BLOCKS["C3"](8, 8).cv1.act, nn.Mish)
             assert isinstance(make_activation(True), nn.ReLU)
@@ -388,65 +369,68 @@ class TestActivation:
         assert isinstance(make_activation(True), nn.SiLU)
         assert isinstance(make_activation(False), nn.Identity)
 
-    def test_act_must_be_flag_or_name(self) -> None:
-        with pytest.raises(ValueError, match="got 3"):
-            BLOCKS["Conv"](8, 8, act=3)
-
 
 @pytest.mark.parametrize(
     ("block", "c_in", "args", "message"),
     [
-        ("Conv", 6, {"c_out": 0}, "c_out must be an integer of at least 1, got 0"),
+        ("Conv", 6, {"c_out": 0}, r"c_out must be a whole number \(at least 1\), got 0"),
         ("Conv", 6, {"c_out": 8.5}, "got 8.5"),
         ("Conv", 6, {"c_out": 8, "stride": "2"}, "stride .* got '2'"),
-        ("Conv", 6, {"c_out": 8, "groups": 4}, "c_in 6 is not a multiple of groups 4"),
+        ("Conv", 6, {"c_out": True}, "c_out .* got True"),
+        ("Conv", 6, {"c_out": 8, "act": 3}, "act must be a name or true or false, got 3"),
+        ("Conv", 6, {"c_out": 8, "groups": 4}, "c_in must be a multiple of 4, got 6"),
         ("Conv", 6, {"c_out": 8, "padding": -1}, "padding .* got -1"),
-        ("Conv", 6, {"c_out": 8, "kernel": [3, 3, 3]}, "one integer or two"),
-        ("Conv2d", 6, {"c_out": 8, "groups": 4}, "c_in 6 is not a multiple of groups 4"),
-        ("C3", 8, {"c_out": 8, "n": 0}, "n must be an integer of at least 1, got 0"),
+        ("Conv", 6, {"c_out": 8, "kernel": [3, 3, 3]}, r"kernel must be a whole number .* or a list of 2, .* got \[3, 3, 3\]"),
+        ("Conv2d", 6, {"c_out": 8, "groups": 4}, "c_in must be a multiple of 4, got 6"),
+        ("C3", 8, {"c_out": 8, "n": 1001}, "1001 repeats; 1000 at most"),
         ("C3", 8, {"c_out": 8, "shortcut": 3}, "shortcut must be true or false, got 3"),
         ("C3", 8, {"c_out": 8, "expansion": 0.01}, "0.01 times 8 channels leaves none"),
-        ("SPP", 8, {"c_out": 8, "kernels": [5, 4]}, "odd pooling kernels, got 4"),
-        ("SPPF", 8, {"c_out": 8, "kernel": 4}, "odd pooling kernels, got 4"),
-        ("GhostConv", 8, {"c_out": 33}, "even c_out, got 33"),
-        ("GhostBottleneck", 8, {"c_out": 12}, "keeps its width, got c_in 8 and c_out 12"),
-        ("GhostBottleneck", 8, {"c_out": 10, "stride": 2}, "multiple of 4, got 10"),
+        ("SPP", 8, {"c_out": 8, "kernels": [5, 4]}, "each a whole number .odd, at least 1., got"),
+        ("SPPF", 8, {"c_out": 8, "kernel": 4}, "kernel must be a whole number .odd, at least 1., got 4"),
+        ("GhostConv", 8, {"c_out": 33}, "c_out must be a multiple of 2, got 33"),
+        ("GhostBottleneck", 8, {"c_out": 12}, "keeps the width, got c_in 8 and c_out 12"),
+        ("GhostBottleneck", 8, {"c_out": 10, "stride": 2}, "c_out must be a multiple of 4, got 10"),
         ("GhostBottleneck", 8, {"c_out": 8, "stride": 3}, "stride must be 1 or 2, got 3"),
-        ("GhostModule", 8, {"c_out": 8, "ratio": 1}, "ratio must be at least 2, got 1"),
-        ("GhostModule", 8, {"c_out": 8, "cheap_kernel": 4}, "cheap_kernel must be odd, got 4"),
-        ("GhostUnit", 8, {"c_out": 8, "se": 1.5}, r"se must lie in \[0, 1\], got 1.5"),
+        ("GhostModule", 8, {"c_out": 8, "ratio": 1}, r"ratio must be a whole number \(at least 2\), got 1"),
+        ("GhostModule", 8, {"c_out": 8, "cheap_kernel": 4}, r"cheap_kernel must be a whole number \(odd, at least 1\), got 4"),
+        ("GhostUnit", 8, {"c_out": 8, "se": 1.5}, r"se must be a number \(0 to 1\), got 1.5"),
         ("GhostUnit", 8, {"c_out": 8, "stride": 4}, "stride must be 1 or 2"),
         ("OSA", 6, {"c_out": 8, "identity": True}, "identity needs c_in == c_out, got 6 and 8"),
-        ("OSA", 8, {"c_out": 8, "depthwise": True, "bottleneck": 0.5}, "0 with depthwise"),
-        ("ShuffleUnit", 7, {"c_out": 7}, "c_out must be even, got 7"),
+        ("OSA", 8, {"c_out": 8, "depthwise": True, "bottleneck": 0.5}, "bottleneck must be 0 with depthwise, got 0.5"),
+        ("ShuffleUnit", 7, {"c_out": 7}, "c_out must be a multiple of 2, got 7"),
         ("ShuffleUnit", 8, {"c_out": 10}, "keeps its width, got c_in 8 and c_out 10"),
-        ("ShuffleDown", 8, {"c_out": 9}, "c_out must be even, got 9"),
-        ("ShuffleDown", 8, {"c_out": 8, "stride": 1}, "ShuffleDown has stride 2, got 1"),
+        ("ShuffleDown", 8, {"c_out": 9}, "c_out must be a multiple of 2, got 9"),
+        ("ShuffleDown", 8, {"c_out": 8, "stride": 1}, "stride must be 2, got 1"),
         ("ShuffleDown", 8, {"c_out": 8, "official_widths": True}, "c_in < c_out, got 8 and 8"),
-        ("ShuffleStage", 8, {"c_out": 9}, "c_out must be even, got 9"),
-        ("MixConv", 8, {"kernels": [3, 4]}, r"odd kernels, got \[3, 4\]"),
-        ("MixConv", 8, {"kernels": 3}, "must be a list"),
+        ("ShuffleStage", 8, {"c_out": 9}, "c_out must be a multiple of 2, got 9"),
+        ("MixConv", 8, {"kernels": [3, 4]}, r"each a whole number \(odd, at least 1\), got \[3, 4\]"),
+        ("MixConv", 8, {"kernels": 3}, "must be a list, each"),
         ("MixConv", 2, {"kernels": [3, 5, 7]}, "3 kernels for 2 channels"),
-        ("MixConvBlock", 6, {"c_out": 9, "project_groups": 2}, "c_out 9 is not a multiple"),
+        ("MixConvBlock", 6, {"c_out": 9, "project_groups": 2}, "c_out must be a multiple of 2, got 9"),
         ("MixConvBlock", 2, {"c_out": 8, "se": 0.25}, "0.25 times 2 channels leaves none"),
         ("SE", 2, {"ratio": 0.25}, "ratio 0.25 gives 0 of 2 channels"),
-        ("SE", 8, {"gate": "ReLU"}, "gate must be one of Sigmoid, Hardsigmoid, got 'ReLU'"),
-        ("Concat", [8, 8], {"dimension": 2}, "dimension 1; got 2"),
+        ("SE", 8, {"gate": "ReLU"}, "gate must be Sigmoid or Hardsigmoid, got 'ReLU'"),
+        ("Concat", [8, 8], {"dimension": 2}, "dimension must be 1, got 2"),
         ("Concat", [8], {}, "at least two maps"),
         ("WeightedSum", [8], {}, "at least two maps"),
         ("WeightedSum", [8, 8, 16], {}, r"equal width, got \[8, 8, 16\]; put a 1x1 Conv"),
-        ("Upsample", 8, {"size": 10}, "size must be None"),
-        ("Upsample", 8, {"mode": "cubic"}, "nearest, bilinear, got 'cubic'"),
+        ("Upsample", 8, {"size": 10}, "size must be None, got 10"),
+        ("Upsample", 8, {"mode": "cubic"}, "nearest or bilinear, got 'cubic'"),
         ("Upsample", 8, {"scale_factor": 0}, "scale_factor .* got 0"),
-        ("MaxPool", 8, {"kernel": 2, "padding": 2}, "between 0 and kernel // 2 = 1, got 2"),
-        ("ZeroPad", 8, {"padding": [1, 2]}, "four integers"),
+        ("MaxPool", 8, {"kernel": 2, "padding": 2}, "0 to kernel // 2 = 1, got 2"),
+        ("ZeroPad", 8, {"padding": [1, 2]}, "a list of 4, each"),
+        ("Linear", 8, {"c_out": 4, "dropout": -0.1}, "dropout .*0 to 1.*got -0.1"),
+        ("Linear", 8, {"c_out": 4, "dropout": float("nan")}, "dropout .*0 to 1.*got nan"),
+        ("ShuffleUnit", 8, {"c_out": 8, "shuffle": "middle"}, "end or start, got 'middle'"),
+        ("VoVStage", 8, {"c_out": 8, "ese": "all"}, "none or last or every, got 'all'"),
     ],
 )  # fmt: skip
-def test_impossible_values_die_in_the_constructor(
+def test_impossible_arguments_of_a_row(
     block: str, c_in: Any, args: dict[str, Any], message: str
 ) -> None:
+    repeats, inputs = args.pop("n", 1), c_in if isinstance(c_in, list) else [c_in]
     with pytest.raises(ValueError, match=message):
-        BLOCKS[block](c_in, **args)
+        registry.build(block, inputs, repeats, args)
 
 
 class TestYolov5Blocks:
@@ -902,14 +886,6 @@ class TestClassifierEnd:
         x = torch.ones(1, 1000)
         assert not torch.equal(block(x), block(x))
         assert torch.equal(block.eval()(x), block(x))
-
-    @pytest.mark.parametrize("dropout", [-0.1, 1.0])
-    def test_impossible_dropout(self, dropout: float) -> None:
-        with pytest.raises(ValueError, match="dropout must lie in"):
-            BLOCKS["Linear"](8, 4, dropout=dropout)
-
-    def test_no_multiplier_touches_these_widths(self) -> None:
-        assert registry.channel_args("HeadConv") == registry.channel_args("Linear") == ()
 
 
 class TestFusion:

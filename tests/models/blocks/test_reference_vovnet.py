@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks.osa import OSA, VoVStage
+from models.blocks.osa import OSA
 from models.builder import build_classifier
 from models.yaml.parser import load_classifier
 
@@ -208,8 +208,3 @@ def test_taps_have_exact_strides_at_multiples_of_32(height: int, width: int) -> 
         taps = net.taps(torch.empty(1, 3, height, width))
     for stride, name in ((4, "P2"), (8, "P3"), (16, "P4"), (32, "P5")):
         assert taps[name].shape[2:] == (height // stride, width // stride)
-
-
-def test_ese_must_be_a_known_word() -> None:
-    with pytest.raises(ValueError, match="ese must be one of none, last, every, got 'all'"):
-        VoVStage(8, 8, ese="all")
