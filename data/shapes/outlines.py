@@ -1,132 +1,75 @@
-"""The classes of the embedded data set: their outlines as polygons, and polygons as soft masks."""
+"""The classes of the embedded data set as polygons, and polygons as soft masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
-SUPERSAMPLE = 4  # sub-pixels per pixel and axis; own averaging, because it is the same everywhere
-
-Outline = tuple[np.ndarray, ...]  # closed polygons (P, 2) float64; the even-odd rule makes holes
+_SUBPIXELS = 4  # per pixel and axis
 
 
-def _circle(radius: float, *, points: int = 48) -> np.ndarray:
-    angle = np.arange(points) * (2 * np.pi / points)
-    return radius * np.stack((np.cos(angle), np.sin(angle)), 1)
+def _arc(start: int, stop: int, step: int = 6, radius: int = 1000, x: int = 0) -> np.ndarray:
+    """(P, 2) int32: a point every `step` degrees of the circle around (x, 0), clockwise."""
+    return np.array(cv2.ellipse2Poly((x, 0), (radius, radius), 0, start, stop, step))
 
 
-def _regular(corners: int) -> Outline:
-    return (_circle(1.0, points=corners),)
+_SQUARE = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+_ARROW = np.array([(-100, -26), (5, -26), (5, -72), (100, 0), (5, 72), (5, 26), (-100, 26)])
+_CROSS = np.array([(95, -33), (95, 33), (33, 33), (33, 95), (-33, 95), (-33, 33)])  # one half
+_STAR = np.stack((_arc(0, 288, 72), _arc(36, 324, 72, radius=420)), 1).reshape(-1, 2)
+_HEART = (_arc(150, 360, radius=500, x=-500), _arc(180, 390, radius=500, x=500), [(0, 1250)])
+_CRESCENT = (_arc(51, 309), _arc(77, 283, radius=800, x=450)[::-1])
 
-
-def _star() -> Outline:
-    points = _circle(1.0, points=10)
-    points[1::2] *= 0.42
-    return (points,)
-
-
-def _cross() -> Outline:
-    arm, end = 0.33, 0.95
-    quarter = np.array([(end, -arm), (end, arm), (arm, arm)])
-    turns = [quarter @ np.array([(c, s), (-s, c)]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
-    return (np.concatenate(turns).astype(np.float64),)
-
-
-def _arrow() -> Outline:
-    half = [(-1.0, -0.26), (0.05, -0.26), (0.05, -0.72), (1.0, 0.0)]
-    mirrored = [(x, -y) for x, y in reversed(half[:-1])]
-    return (np.array(half + mirrored, dtype=np.float64),)
-
-
-def _crescent() -> Outline:
-    # The inner arc is part of a circle of radius 0.8 round (0.45, 0); both arcs share the horns.
-    horn = (1.0 + 0.45**2 - 0.8**2) / (2 * 0.45)
-    outer_angle = np.arccos(horn)
-    inner_angle = np.arccos((horn - 0.45) / 0.8)
-    outer = np.linspace(outer_angle, 2 * np.pi - outer_angle, 32)
-    inner = np.linspace(2 * np.pi - inner_angle, inner_angle, 32)
-    return (
-        np.concatenate(
-            (
-                np.stack((np.cos(outer), np.sin(outer)), 1),
-                np.stack((0.45 + 0.8 * np.cos(inner), 0.8 * np.sin(inner)), 1),
-            )
-        ),
-    )
-
-
-def _heart() -> Outline:
-    angle = np.arange(48) * (2 * np.pi / 48)
-    x = 16 * np.sin(angle) ** 3
-    y = 13 * np.cos(angle) - 5 * np.cos(2 * angle) - 2 * np.cos(3 * angle) - np.cos(4 * angle)
-    return (np.stack((x, -y), 1) / 17.0,)
-
-
-OUTLINES: dict[str, Callable[[], Outline]] = {
-    "disc": lambda: (_circle(1.0),),
-    "ring": lambda: (_circle(1.0), _circle(0.52)),
-    "triangle": lambda: _regular(3),
-    "rectangle": lambda: (np.array([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]),),
-    "hexagon": lambda: _regular(6),
-    "star": _star,
-    "cross": _cross,
-    "arrow": _arrow,
-    "crescent": _crescent,
-    "heart": _heart,
+# Closed polygons, each class in a unit of its own; the even-odd rule makes holes.
+OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
+    "disc": (_arc(0, 360),),
+    "ring": (_arc(0, 360), _arc(0, 360, radius=520)),
+    "triangle": (_arc(0, 360, 120),),
+    "rectangle": (_SQUARE,),
+    "hexagon": (_arc(0, 360, 60),),
+    "star": (_STAR,),
+    "cross": (np.concatenate((_CROSS, -_CROSS)),),
+    "arrow": (_ARROW,),
+    "crescent": (np.concatenate(_CRESCENT),),
+    "heart": (np.concatenate(_HEART),),
 }
+NAMES = tuple(OUTLINES)
 
 
-@dataclass(frozen=True)
-class Pose:
-    """Where and how an outline lies in the picture."""
+def place(
+    name: str, centre: Any, side: int, *, degrees: int = 0, squeeze: float = 1.0
+) -> tuple[np.ndarray, ...]:
+    """The class's polygons (P, 2) in pixels, turned clockwise by `degrees`.
 
-    centre: tuple[float, float]  # x, y in pixels
-    size: float  # longer side of the bounding box in pixels
-    angle: float  # radians, clockwise on the screen
-    squeeze: float = 1.0  # shorter over longer axis, before the rotation
-
-
-def place(outline: Outline, pose: Pose) -> Outline:
-    """The outline in pixels: centred on `pose.centre`, its longer side exactly `pose.size`."""
-    cosine, sine = np.cos(pose.angle), np.sin(pose.angle)
+    Their box has its middle at `centre` (x, y) and the longer side `side`; `squeeze` is the shorter
+    over the longer axis, before turning.
+    """
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     turn = np.array([(cosine, sine), (-sine, cosine)])
-    turned = [(polygon * (1.0, pose.squeeze)) @ turn for polygon in outline]
+    turned = [(polygon * (1, squeeze)) @ turn for polygon in OUTLINES[name]]
     low, high = turned[0].min(0), turned[0].max(0)
-    scale = pose.size / float((high - low).max())
-    middle = (low + high) / 2
-    return tuple((polygon - middle) * scale + np.array(pose.centre) for polygon in turned)
+    scale = side / (high - low).max()
+    return tuple((polygon - (low + high) / 2) * scale + centre for polygon in turned)
 
 
-@dataclass(frozen=True)
-class Mask:
-    """A soft mask somewhere in the plane; it may reach over the edges of any picture."""
-
-    left: int
-    top: int
-    alpha: np.ndarray  # (h, w) float64 in [0, 1]: the part of each pixel that is covered
-
-    @property
-    def area(self) -> int:
-        """Pixels covered by half or more."""
-        return int(np.count_nonzero(self.alpha >= 0.5))
-
-
-def rasterize(outline: Outline, *, inset: float = 0.0) -> Mask:
-    """Polygons in pixels (even-odd rule) -> their soft mask, shrunk by `inset` pixels all round."""
-    corners = np.concatenate(outline)
-    left, top = (int(value) for value in np.floor(corners.min(0)))
-    width, height = (int(value) for value in np.ceil(corners.max(0)) - (left, top) + 1)
-    fine: np.ndarray = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE), np.uint8)
-    polygons = [
-        np.rint((polygon - (left, top)) * SUPERSAMPLE - 0.5).astype(np.int32) for polygon in outline
-    ]
-    cv2.fillPoly(fine, polygons, 1)
-    if inset > 0:
-        kernel = np.ones((2 * round(inset * SUPERSAMPLE) + 1,) * 2, np.uint8)
-        fine = cv2.erode(fine, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    rows = sum(fine[i::SUPERSAMPLE] for i in range(1, SUPERSAMPLE)) + fine[::SUPERSAMPLE]
-    cells = sum(rows[:, i::SUPERSAMPLE] for i in range(1, SUPERSAMPLE)) + rows[:, ::SUPERSAMPLE]
-    return Mask(left, top, cells / SUPERSAMPLE**2)
+def rasterize(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Polygons in pixels -> (H, W) uint8: how much of each pixel they cover, 0 to 255."""
+    mask: np.ndarray = np.zeros(size, np.uint8)
+    corners = np.concatenate(polygons)
+    left, top = np.clip(np.floor(corners.min(0)).astype(int), 0, size[::-1])
+    right, bottom = np.clip(np.ceil(corners.max(0)).astype(int) + 1, 0, size[::-1])
+    if left < right and top < bottom:
+        shape = (bottom - top, _SUBPIXELS, right - left, _SUBPIXELS)
+        fine: np.ndarray = np.zeros((shape[0] * _SUBPIXELS, shape[2] * _SUBPIXELS), np.uint8)
+        # Not 1/2: corners at decimal fractions would be ties, which round by a machine's last bit
+        moved = [
+            np.rint((p - (left, top)) * _SUBPIXELS - 31 / 64).astype(np.int32) for p in polygons
+        ]
+        cv2.fillPoly(fine, moved, 1)
+        covered = fine.reshape(shape).sum((1, 3), dtype=np.int32)
+        mask[top:bottom, left:right] = covered * 255 // _SUBPIXELS**2
+    return mask

@@ -1,260 +1,251 @@
-"""Scenes of the embedded data set: objects, their visible parts, and what COCO says of them."""
+"""Scenes of the embedded data set: textured grounds, clutter, objects, and their annotations.
+
+Random numbers are integers, and pixels are computed in integers or by exact functions of OpenCV,
+so that the images are the same on every machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import colorsys
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 
-from data.shapes.outlines import OUTLINES, Mask, Outline, Pose, place, rasterize
-from data.shapes.paint import (
-    Canvas,
-    background,
-    contrasting_colour,
-    overlap,
-    scribble,
-    texture,
-)
-from utils.seeding import generator
+from data.shapes.outlines import NAMES, place, rasterize
 
-# Difficulty. Measured by training yolov5n and yolov5n-ghost as `make demo` does.
-NAMES = tuple(OUTLINES)
-EMPTY_SHARE = 0.08  # images without objects
-CROWD_SHARE = 0.08  # images with one crowd region
-HEIGHTS, WIDTHS = (224, 300), (288, 400)
-OBJECTS = (3, 16)  # at least and at most, in an image that has any
-SIZE_BANDS = (  # share, smallest and largest longer side; None: 0.85 of the picture's shorter side
-    (0.13, 8.0, 16.0),
-    (0.40, 16.0, 64.0),
-    (0.47, 64.0, None),
-)
-LARGEST = 0.85
-TILT = 0.6  # largest rotation either way, in radians
-SQUEEZE = 0.7  # smallest ratio of the axes
-OVERLAP = 0.30  # share of an object that earlier objects may cover, and be covered ...
-CAREFREE = 0.15  # ... except for this share of objects, which lie anywhere
-USUAL_HUE = 0.9  # share of objects in their class's usual hue; the others have any
-HUE_SPREAD = 0.015  # of usual hues, standard deviation in turns of the colour circle
-OUTLINED = 0.5  # share of objects with a rim of another colour
-MIN_VISIBLE = 0.30  # objects hidden more than 70 % are not annotated
-MIN_SIDE = 4  # pixels; nor are slivers under this
-CRUMB = 0.03  # loose parts of an object's visible area under this share do not count
-_HIDDEN_TRIES = 12
+# Difficulty, measured by training yolov5n and yolov5n-ghost as `make demo` does. Shares are in %.
+EMPTY_SHARE, CROWD_SHARE = 8, 8  # of images: without objects; with one crowd region
+OBJECTS = (3, 16)  # min and max, in an image that has any
+SIZE_BANDS = ((13, 8, 16), (40, 16, 64), (47, 64, None))  # share, min and max longer side (px)
+MAX_SIDE = 0.85  # of the image's shorter side, where a band has no max
+TILT, SQUEEZE = 34, 70  # max rotation either way in degrees, min ratio of the axes in %
+OVERLAP, ANYWHERE = 0.30, 15  # max part of an object over others; share of objects with no limit
+USUAL_HUE, OUTLINED = 90, 50  # share of objects in their class's usual hue; with a rim
+MIN_VISIBLE, MIN_SIDE = 0.30, 4  # of an object, and in pixels; less is not annotated
+CRUMB = 0.03  # loose parts under this part of an object's visible area do not count
+CONTRAST = 80  # min RGB distance between a colour and what it is painted on
+
+Size = tuple[int, int]  # height, width
+Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
-class Item:
-    """One annotation: the visible part of an object, or a crowd region."""
+class Canvas:
+    """An image in the making; `paint` changes it in place."""
 
-    label: int  # index into NAMES
-    box: tuple[int, int, int, int]  # xyxy pixels, the tight box of the visible pixels
-    area: int  # visible pixels
-    polygons: tuple[tuple[float, ...], ...]  # x1 y1 x2 y2 ...; empty for a crowd
-    crowd: dict[str, list[int]] | None = None  # COCO's run-length form, of a crowd
+    image: np.ndarray  # (H, W, 3) int32 RGB
+    owner: np.ndarray  # (H, W) uint8: the number of the object that is seen there; 0: none
 
-
-@dataclass(frozen=True)
-class Scene:
-    """A picture and what is to be found in it."""
-
-    image: np.ndarray  # (H, W, 3) uint8 RGB
-    items: tuple[Item, ...]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """An object before it is painted; `style` seeds its colours, so that a video repeats them."""
-
-    label: int
-    pose: Pose
-    style: int
-
-    def outline(self) -> Outline:
-        """The polygons in pixels."""
-        return place(OUTLINES[NAMES[self.label]](), self.pose)
+    def paint(
+        self, mask: np.ndarray, colour: np.ndarray, owner: int, *, opacity: int = 255
+    ) -> None:
+        """Lay `colour`, (3,) or the (h, w, 3) of the mask's bounding box, over what is there."""
+        x, y, width, height = cv2.boundingRect(mask)
+        part = (slice(y, y + height), slice(x, x + width))
+        alpha = mask[part].astype(np.int32)[..., None] * opacity // 255
+        self.image[part] += alpha * (colour - self.image[part]) // 255
+        self.owner[part][mask[part] >= 128] = owner
 
 
-def compose(rng: np.random.Generator) -> Scene:
-    """A random scene; equal generators give equal scenes, bit for bit."""
-    size = (int(rng.integers(*HEIGHTS, endpoint=True)), int(rng.integers(*WIDTHS, endpoint=True)))
+def random_colour(rng: Rng, ground: np.ndarray | None = None, hue: int | None = None) -> np.ndarray:
+    """(3,) int32 RGB that stands out from `ground`: clearly of `hue` (0 to 359), or of any."""
+    min_saturation, min_value = (25, 30) if hue is None else (60, 50)
+    while True:
+        degrees = rng.integers(360) if hue is None else hue
+        saturation, value = rng.integers(min_saturation, 101), rng.integers(min_value, 101)
+        rgb = colorsys.hsv_to_rgb(int(degrees) / 360, int(saturation) / 100, int(value) / 100)
+        colour = np.array([round(255 * channel) for channel in rgb], np.int32)
+        if ground is None or ((colour - ground) ** 2).sum() >= CONTRAST**2:
+            return colour
+
+
+def noise(rng: Rng, size: Size, period: int) -> np.ndarray:
+    """(h, w) int32, 0..255: random values about `period` pixels apart, bilinear between."""
+    grid = rng.integers(0, 256, (size[0] // period + 2, size[1] // period + 2), dtype=np.uint8)
+    return cv2.resize(grid, size[::-1], interpolation=cv2.INTER_LINEAR_EXACT).astype(np.int32)
+
+
+def _wave(size: Size, degrees: int, period: int) -> np.ndarray:
+    """(h, w), -128..128: a triangle wave that runs in direction `degrees`."""
+    y, x = np.ogrid[: size[0], : size[1]]
+    angle = math.radians(degrees)
+    phase = x * round(1024 * math.cos(angle) / period) + y * round(1024 * math.sin(angle) / period)
+    return np.abs(phase % 1024 - 512) // 2 - 128
+
+
+def texture(rng: Rng, size: Size, first: np.ndarray, second: np.ndarray, period: int) -> np.ndarray:
+    """(h, w, 3) int32: a random pattern between two colours; `period` in pixels."""
+    degrees = int(rng.integers(180))
+    wave, across = _wave(size, degrees, period), _wave(size, degrees + 90, period)
+    patterns = (
+        _wave(size, degrees, 2 * max(size)) + 128,  # a gradient
+        3 * wave + 128,  # stripes
+        wave * across // 16 + 128,  # checks
+        3 * (wave + across - 40),  # dots
+        (2 * noise(rng, size, period) + noise(rng, size, period // 3 + 1)) // 3,  # clouds
+        np.full(size, rng.integers(256)),
+    )
+    mix = np.clip(patterns[rng.integers(len(patterns))], 0, 255)[..., None]
+    return (first + mix * (second - first) // 255).astype(np.int32)
+
+
+def background(rng: Rng, size: Size) -> Canvas:
+    """A textured, muted ground with clutter: ribbons and blots in the objects' colours."""
+    first = random_colour(rng)
+    second = first + (random_colour(rng) - first) * 6 // 10
+    muted = [colour + (colour.sum() // 3 - colour) * 6 // 10 for colour in (first, second)]
+    image = texture(rng, size, muted[0], muted[1], int(rng.integers(8, 91)))
+    image += (noise(rng, size, int(rng.integers(12, 61)))[..., None] - 128) * 60 // 255
+    canvas = Canvas(image, np.zeros(size, np.uint8))
+    for _ in range(rng.integers(3, 11)):
+        scribble(rng, canvas)
+    return canvas
+
+
+def scribble(rng: Rng, canvas: Canvas, *, max_width: int = 9) -> None:
+    """One mark that is of no class: a winding ribbon, or a blot with a ragged rim."""
+    height, width = canvas.owner.shape
+    centre = rng.integers((0, 0), (width, height))
+    if rng.integers(100) < 65:
+        mask = np.zeros((height, width), np.uint8)
+        path = (rng.integers(-10, 11, (12, 2)) + rng.integers(-10, 11, 2)).cumsum(0)
+        reach = min(height, width) * rng.integers(5, 36) // 100
+        path = (path - path[6]) * reach // max(np.abs(path - path[6]).max(), 1) + centre
+        thickness = int(rng.integers(1, max_width + 1))
+        cv2.polylines(mask, [path.astype(np.int32)], False, 255, thickness, cv2.LINE_AA)
+    else:
+        blot = place("disc", (0, 0), 2)[0][::3]
+        blot = blot * rng.integers(40, 101, (len(blot), 1)) / 100
+        mask = rasterize([blot * rng.integers(4, 36) + centre], (height, width))
+    canvas.paint(mask, random_colour(rng), 0, opacity=int(rng.integers(128, 256)))
+
+
+def compose(rng: Rng, size: Size | None = None) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """A random image (H, W, 3) uint8 RGB of `size`, and its annotations as `annotate` makes them.
+
+    Equal generators give equal scenes, bit for bit.
+    """
+    size = size or (int(rng.integers(224, 301)), int(rng.integers(288, 401)))
     canvas = background(rng, size)
-    if rng.random() < EMPTY_SHARE:
-        return Scene(canvas.finish(rng), ())
-    figures = plan_figures(rng, size)
-    crowd = rng.random() < CROWD_SHARE
-    region = _paint_crowd(rng, canvas, owner=len(figures) + 1) if crowd else None
-    items = paint_figures(rng, canvas, figures)
-    if region is not None:
-        items += _crowd_item(canvas, region, owner=len(figures) + 1)
-    return Scene(canvas.finish(rng), items)
+    objects: list[tuple[int, np.ndarray]] = []  # label and mask of object 1, 2, ...
+    empty, crowd = rng.integers(100) < EMPTY_SHARE, rng.integers(100) < CROWD_SHARE
+    if crowd and not empty:
+        objects.append((NAMES.index("disc"), _paint_crowd(rng, canvas)))
+    for side in () if empty else _random_sides(rng, min(size)):
+        label = int(rng.integers(len(NAMES)))
+        mask = _free_mask(rng, canvas, NAMES[label], side)
+        if mask is not None:
+            objects.append((label, mask))
+            paint_object(rng, canvas, label, mask, owner=len(objects))
+    for _ in range(rng.integers(0, 4)):
+        scribble(rng, canvas, max_width=3)
+    annotations = []
+    for number, (label, mask) in enumerate(objects, 1):
+        entry = annotate(label, canvas.owner == number, mask, crowd=bool(crowd and number == 1))
+        annotations += [entry] if entry else []
+    light = 217 + noise(rng, size, max(size)) * 77 // 255  # of 255: 15 % either way
+    grain = rng.integers(-10, 11, canvas.image.shape, dtype=np.int32)
+    image = np.clip(canvas.image * light[..., None] // 255 + grain, 0, 255)
+    return image.astype(np.uint8), annotations
 
 
-def plan_figures(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Figure, ...]:
-    """Random objects for a picture of (height, width), mostly larger ones first (underneath)."""
-    count = int(rng.integers(*OBJECTS, endpoint=True))
-    sides = sorted((_random_side(rng, min(size)) for _ in range(count)), reverse=True)
-    figures: list[Figure] = []
-    taken = np.zeros(size, bool)
-    for side in sides:
-        figure = _placed(rng, taken, side)
-        if figure is not None:
-            figures.append(figure)
-            mask = rasterize(figure.outline())
-            target, source = overlap(size, mask)
-            taken[target] |= mask.alpha[source] >= 0.5
-    return tuple(figures)
+def _random_sides(rng: Rng, shorter: int) -> list[int]:
+    """Longer sides of the objects of an image in pixels, from large (underneath) to small."""
+    bands = np.repeat(np.arange(len(SIZE_BANDS)), [share for share, _, _ in SIZE_BANDS])
+    sides = []
+    for _ in range(rng.integers(*OBJECTS, endpoint=True)):
+        _, low, high = SIZE_BANDS[bands[rng.integers(100)]]
+        sides.append(round(low * ((high or MAX_SIDE * shorter) / low) ** (rng.integers(256) / 255)))
+    return sorted(sides, reverse=True)
 
 
-def _random_side(rng: np.random.Generator, shorter: int) -> float:
-    band = int(rng.choice(len(SIZE_BANDS), p=[share for share, _, _ in SIZE_BANDS]))
-    _, low, high = SIZE_BANDS[band]
-    return float(np.exp(rng.uniform(np.log(low), np.log(high or LARGEST * shorter))))
-
-
-def _placed(rng: np.random.Generator, taken: np.ndarray, side: float) -> Figure | None:
-    """A figure of a free place, or None where the picture is full. `taken`: (H, W) bool."""
-    height, width = taken.shape
-    allowed = 1.0 if rng.random() < CAREFREE else OVERLAP
-    label, style = int(rng.integers(len(NAMES))), int(rng.integers(2**31))
-    for _ in range(_HIDDEN_TRIES):
-        margin = 0.35 * side  # up to a fifth may reach over the edge
-        x, y = rng.uniform((margin, margin), (width - margin, height - margin))
-        angle, squeeze = float(rng.uniform(-TILT, TILT)), float(rng.uniform(SQUEEZE, 1.0))
-        figure = Figure(label, Pose((float(x), float(y)), side, angle, squeeze), style)
-        mask = rasterize(figure.outline())
-        target, source = overlap((height, width), mask)
-        inside = mask.alpha[source] >= 0.5
-        if np.count_nonzero(inside & taken[target]) <= allowed * np.count_nonzero(inside):
-            return figure
+def _free_mask(rng: Rng, canvas: Canvas, name: str, side: int) -> np.ndarray | None:
+    """An object's mask (H, W) where it covers few others, or None where there is no room."""
+    height, width = canvas.owner.shape
+    allowed = 1.0 if rng.integers(100) < ANYWHERE else OVERLAP
+    margin = side * 35 // 100  # up to a seventh may reach over the edge
+    for _ in range(12):
+        centre = rng.integers((margin, margin), (width - margin, height - margin))
+        degrees, squeeze = int(rng.integers(-TILT, TILT + 1)), rng.integers(SQUEEZE, 101) / 100
+        outline = place(name, centre, side, degrees=degrees, squeeze=squeeze)
+        mask = rasterize(outline, (height, width))
+        inside = mask >= 128
+        if np.count_nonzero(canvas.owner[inside]) <= allowed * np.count_nonzero(inside):
+            return mask
     return None
 
 
-def paint_figures(
-    rng: np.random.Generator, canvas: Canvas, figures: Sequence[Figure]
-) -> tuple[Item, ...]:
-    """Paint the figures in order, a few thin scribbles over them; the items that stay visible."""
-    masks = [_paint_figure(canvas, figure, owner=i + 1) for i, figure in enumerate(figures)]
-    for _ in range(int(rng.integers(0, 4))):
-        scribble(rng, canvas, widest=3.0)
-    items = []
-    for index, (figure, mask) in enumerate(zip(figures, masks, strict=True)):
-        seen = _without_crumbs(canvas.owner == index + 1)
-        area = int(np.count_nonzero(seen))
-        if area < MIN_VISIBLE * mask.area:
-            continue
-        box = _tight_box(seen)
-        if min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE:
-            items.append(Item(figure.label, box, area, _polygons(seen)))
-    return tuple(items)
+def paint_object(rng: Rng, canvas: Canvas, label: int, mask: np.ndarray, *, owner: int) -> None:
+    """Paint a textured object in its class's usual hue or another one, with or without a rim."""
+    pixels = canvas.image[mask >= 128]
+    ground = pixels.sum(0) // max(len(pixels), 1)
+    hue = (36 * label + int(rng.integers(-9, 10))) % 360 if rng.integers(100) < USUAL_HUE else None
+    first = random_colour(rng, ground, hue)
+    second = first + (random_colour(rng, ground, hue) - first) * rng.integers(2, 8) // 10
+    side = max(cv2.boundingRect(mask)[2:])
+    if side >= 14 and rng.integers(100) < OUTLINED:
+        canvas.paint(mask, random_colour(rng, first), owner)
+        rim = 2 * int(rng.integers(1, max(2, side // 22) + 1)) + 1
+        mask = cv2.erode(mask, np.ones((rim, rim), np.uint8))
+    _, _, width, height = cv2.boundingRect(mask)
+    period = max(side * int(rng.integers(12, 51)) // 100, 3)
+    if width:  # the rim of a thin object covers all of it
+        canvas.paint(mask, texture(rng, (height, width), first, second, period), owner)
 
 
-def _paint_figure(canvas: Canvas, figure: Figure, *, owner: int) -> Mask:
-    rng = generator(figure.style)
-    outline = figure.outline()
-    mask = rasterize(outline)
-    target, source = overlap(canvas.size, mask)
-    covered = mask.alpha[source]
-    ground = (canvas.image[target] * covered[..., None]).sum((0, 1)) / max(covered.sum(), 1e-9)
-    usual = (figure.label / len(NAMES) + rng.normal(0.0, HUE_SPREAD)) % 1.0
-    hue = usual if rng.random() < USUAL_HUE else None
-    first = contrasting_colour(rng, ground, hue)
-    second = first + rng.uniform(0.2, 0.7) * (contrasting_colour(rng, ground, hue) - first)
-    side = figure.pose.size
-    period = side * float(rng.uniform(0.12, 0.5))
-    fill = texture(rng, mask.alpha.shape, first=first, second=second, period=max(period, 3.0))
-    rim = contrasting_colour(rng, first)
-    if side < 14 or rng.random() >= OUTLINED:
-        canvas.paint(mask, fill, owner=owner)
-        return mask
-    canvas.paint(mask, rim, owner=owner)
-    inner = rasterize(outline, inset=float(rng.uniform(1.0, max(1.2, 0.045 * side))))
-    canvas.paint(inner, fill, owner=owner)
-    return mask
-
-
-def _paint_crowd(rng: np.random.Generator, canvas: Canvas, *, owner: int) -> Mask:
-    """Paint a swarm of tiny discs; the region around them."""
-    height, width = canvas.size
-    disc = OUTLINES["disc"]()
-    reach = float(rng.uniform(40, 90))
-    centre = rng.uniform((0.25 * width, 0.25 * height), (0.75 * width, 0.75 * height))
-    shape = Pose((float(centre[0]), float(centre[1])), reach, float(rng.uniform(0, np.pi)), 0.6)
-    region = rasterize(place(disc, shape))
-    colour = contrasting_colour(rng, canvas.image.mean((0, 1)))
-    places = np.argwhere(rasterize(place(disc, shape), inset=4).alpha > 0.9)
-    for index in rng.choice(len(places), size=int(reach * 0.5), replace=False):
-        y, x = places[index] + (region.top, region.left)
-        tiny = place(disc, Pose((float(x), float(y)), float(rng.uniform(4, 7)), 0.0))
-        canvas.paint(rasterize(tiny), colour + rng.uniform(-30, 30, 3), owner=owner)
+def _paint_crowd(rng: Rng, canvas: Canvas) -> np.ndarray:
+    """Paint a swarm of tiny discs as object 1; the mask (H, W) of the region around them."""
+    height, width = canvas.owner.shape
+    centre = rng.integers((width // 4, height // 4), (3 * width // 4, 3 * height // 4))
+    reach = int(rng.integers(40, 91))
+    outline = place("disc", centre, reach, degrees=int(rng.integers(180)), squeeze=0.6)
+    region = rasterize(outline, (height, width))
+    colour = random_colour(rng, canvas.image.sum((0, 1)) // (height * width))
+    canvas.paint(region, colour, 1, opacity=0)
+    middles = np.argwhere(cv2.erode(region, np.ones((9, 9), np.uint8)) > 230)[:, ::-1]
+    for middle in middles[rng.integers(len(middles), size=reach // 2)]:
+        disc = rasterize(place("disc", middle, int(rng.integers(4, 8))), (height, width))
+        canvas.paint(disc, colour + rng.integers(-30, 31, 3), 1)
     return region
 
 
-def _crowd_item(canvas: Canvas, region: Mask, *, owner: int) -> tuple[Item, ...]:
-    """The crowd's annotation (none when objects hide most of it)."""
-    seen = np.zeros(canvas.size, bool)
-    target, source = overlap(canvas.size, region)
-    owners = canvas.owner[target]
-    seen[target] = (region.alpha[source] >= 0.5) & ((owners == owner) | (owners == 0))
-    area = int(np.count_nonzero(seen))
-    if area < MIN_VISIBLE * region.area:
-        return ()
-    label = NAMES.index("disc")
-    return (
-        Item(
-            label=label,
-            box=_tight_box(seen),
-            area=area,
-            polygons=(),
-            crowd={"size": list(canvas.size), "counts": list(run_lengths(seen))},
-        ),
-    )
+def annotate(
+    label: int, seen: np.ndarray, mask: np.ndarray, *, crowd: bool = False
+) -> dict[str, Any] | None:
+    """COCO's entry of an object of which the pixels `seen` (H, W) bool are visible; no ids.
 
-
-def _without_crumbs(mask: np.ndarray) -> np.ndarray:
-    """The mask without loose pixels, which would stretch its box; nobody would mark them."""
-    left, top, right, bottom = _tight_box(mask)
-    window = mask[top:bottom, left:right]
-    if not window.size:
-        return mask
-    _, parts, stats, _ = cv2.connectedComponentsWithStats(window.astype(np.uint8))
-    areas = stats[:, cv2.CC_STAT_AREA]
-    kept = areas >= CRUMB * areas[1:].sum()
-    kept[0] = False
-    cleaned = np.zeros_like(mask)
-    cleaned[top:bottom, left:right] = kept[parts]
-    return cleaned
-
-
-def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    if not len(rows):
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def _polygons(mask: np.ndarray) -> tuple[tuple[float, ...], ...]:
-    """Outer contours of the visible pixels, x1 y1 x2 y2 ... each; holes are lost, as in COCO."""
-    left, top, right, bottom = _tight_box(mask)
+    `label` indexes NAMES.  Box and polygons are of the outer contours without crumbs, so that holes
+    are lost, as in COCO; a crowd has run lengths.  None where too little of the `mask` is left.
+    """
+    x, y, width, height = cv2.boundingRect(seen.astype(np.uint8))
     zoom = 4  # contours then run along the pixels' edges, to 1/8 pixel
-    tolerance = zoom * float(np.clip(0.01 * max(right - left, bottom - top), 0.3, 0.8))
-    part = mask[top:bottom, left:right].astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
-    contours, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    polygons = []
-    for contour in contours:
-        if len(contour) >= 3 and cv2.contourArea(contour) >= zoom * zoom:
-            smooth = cv2.approxPolyDP(contour, tolerance, True)
-            corners = smooth if len(smooth) >= 3 else contour  # a thin sliver stays as it is
-            points = (corners[:, 0].astype(np.float64) + 0.5) / zoom + (left, top)
-            polygons.append(tuple(round(float(value), 2) for value in points.ravel()))
-    return tuple(polygons)
+    part = seen[y : y + height, x : x + width].astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
+    mode = cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    contours, _ = cv2.findContours(part, *mode, offset=(zoom * x, zoom * y))
+    area = int(np.count_nonzero(seen))
+    contours = [c for c in contours if cv2.contourArea(c) >= CRUMB * area * zoom**2]
+    if area < max(MIN_VISIBLE * np.count_nonzero(mask >= 128), 1) or not contours:
+        return None
+    box = [side // zoom for side in cv2.boundingRect(np.concatenate(contours))]
+    if min(box[2:]) < MIN_SIDE:
+        return None
+    tolerance = zoom * min(max(0.01 * max(box[2:]), 0.3), 0.8)
+    smooth = [cv2.approxPolyDP(contour, tolerance, True) for contour in contours]
+    # A thin sliver stays as it is
+    corners = [s if len(s) >= 3 else c for s, c in zip(smooth, contours, strict=True)]
+    polygons = [[round(v, 2) for v in ((c + 0.5) / zoom).ravel().tolist()] for c in corners]
+    region = {"size": list(seen.shape), "counts": run_lengths(seen)} if crowd else polygons
+    return {
+        "category_id": label, "bbox": box, "area": area,
+        "iscrowd": int(crowd), "segmentation": region,
+    }  # fmt: skip
 
 
-def run_lengths(mask: np.ndarray) -> tuple[int, ...]:
+def run_lengths(mask: np.ndarray) -> list[int]:
     """(H, W) bool -> COCO's uncompressed run lengths: zeros first, column by column."""
-    flat = np.concatenate(([False], mask.T.ravel(), [False]))
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate(([0], edges, [mask.size])))
-    counts = counts if counts[-1] else counts[:-1]
-    return tuple(int(count) for count in counts)
+    flat = np.concatenate(([False], mask.T.ravel()))
+    starts = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.diff(np.concatenate(([0], starts, [mask.size]))).tolist()
