@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.loading.loader import DEAD_WORKER
 from models.builder import build_detector
 from models.detector import Detector
 from models.spec import ModelSpec
 from models.weights.archive import open_pickled
 from models.weights.yolov5 import load_all, read_yolov5, to_detector
-from utils.errors import UserError
+from utils.errors import DEAD_WORKER, UserError
 from utils.files import sync_folder
 
 FORMAT = "featherdet-1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import re
 import signal
 import sys
 import traceback
@@ -17,6 +18,7 @@ EXIT_INTERNAL = 1
 EXIT_USER = 2
 EXIT_PARTLY = 3
 EXIT_SOURCE_LOST = 4
+DEAD_WORKER = re.compile(r"worker \(pid.*")  # in torch's RuntimeError about a loader process
 
 
 class FeatherDetError(Exception):

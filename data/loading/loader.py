@@ -1,4 +1,4 @@
-"""Batches for training and validation from worker processes."""
+"""Batches for training and validation, made in worker processes."""
 
 from __future__ import annotations
 
@@ -7,91 +7,109 @@ import contextlib
 import functools
 import math
 import multiprocessing
-import re
+import multiprocessing.queues
+import os
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from multiprocessing.process import BaseProcess
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from data.index.records import DataIndex
+from data.index.records import DataIndex, ImageRecord
 from data.loading.pipeline import Augmentation, SampleKey, collate, fetch, padding
-from data.loading.sample import Batch
+from data.loading.sample import Batch, Sample
 from data.loading.store import ImageStore
 from data.loading.transforms import letterbox
-from utils.errors import FeatherDetError, UserError
+from utils.errors import DEAD_WORKER, FeatherDetError, UserError, cause_of
 from utils.hyp import Hyperparameters
 from utils.letterbox import Letterbox
 from utils.seeding import generator
+from utils.structures import Targets
+from utils.terminal import warn
 
 CACHES = ("none", "ram", "disk")
-DEAD_WORKER = re.compile(r"worker \(pid.*")  # torch's words; its text after the line is advice
-TOO_MANY_WORKERS = ".*worker processes in total"
-SHUFFLE = 1  # purpose of a generator, beside (seed, epoch, index) of the samples
+TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user asked for that many
+TOO_MANY_FILES = "Too many open files"
+SHUFFLE = 1  # purpose of a generator, next to (seed, epoch, index) of the samples
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """How images become batches. `batch_size` is per rank."""
+    """How images become batches. `batch_size` is per rank, `pin_memory` for CUDA devices only."""
 
-    image_size: int
+    image_size: int  # a multiple of `stride`
     batch_size: int
-    stride: int  # the detector's largest
+    stride: int  # the detector's maximum
     workers: int
     seed: int
     rank: int = 0
     world_size: int = 1
     rect: bool = False
-    cache: str = "none"
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "batch_size", "stride", "world_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.image_size % self.stride:
-            raise ValueError(f"image size {self.image_size} is no multiple of {self.stride}")
-        if self.workers < 0:
-            raise ValueError(f"workers must be at least 0, got {self.workers}")
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank {self.rank} of {self.world_size}")
-        if self.cache not in CACHES:
-            raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {self.cache!r}")
+    cache: str = "none"  # one of CACHES
+    pin_memory: bool = False
 
 
-class TrainLoader:
+class _Loader:
+    """torch's DataLoader for whole batches, with its failures as one-line errors.
+
+    `make` turns one item of `keys` into samples and their letterboxes; it runs in the workers.
+    Iterating raises UserError for a file that has become unreadable since the scan and
+    FeatherDetError, naming the process, when a worker has died (torch may raise that between two
+    batches as well: see dead_workers_named).
+    """
+
+    def __init__(self, make: _MakeBatch, keys: Any, config: LoaderConfig) -> None:
+        self._keys = keys
+        with _no_advice_on_workers():
+            self._loader = DataLoader(
+                _Batches(make),
+                batch_size=None,  # a key is a whole batch
+                sampler=keys,
+                num_workers=config.workers,
+                collate_fn=_unchanged,
+                pin_memory=config.pin_memory,
+                worker_init_fn=_start_worker,
+                persistent_workers=config.workers > 0,
+            )
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[Batch]:
+        with dead_workers_named():
+            for item in _started(self._loader):
+                if isinstance(item, _Failure):
+                    raise UserError(item.message)
+                yield item.open() if isinstance(item, _Parcel) else item
+
+
+class TrainLoader(_Loader):
     """Augmented batches, shuffled by (seed, epoch), the same for any number of workers.
 
     Every rank has the same number of batches and, batch by batch, the same number of images: the
     shuffled set is dealt out to the ranks in turn and begins again where the last ranks would
     miss one image.  The last batch of an epoch may be smaller.  With `rect` a batch has images of
-    like aspect on the least canvas that holds them all, without mosaic, and only the order of the
-    batches is shuffled.  The letterboxes of the batches are identities, since an augmented image
-    has no way back to one file.
-
-    Iterating raises UserError for a file that has become unreadable since the scan and
-    FeatherDetError, naming the process, when a worker has died (between two batches torch sees it,
-    too: see dead_workers_named).
+    similar aspect on the smallest canvas that holds them all, without mosaic, and only the order
+    of the batches is shuffled.  The letterboxes of the batches are identities, since an augmented
+    image has no way back to one file.
     """
 
     def __init__(self, index: DataIndex, config: LoaderConfig, hyp: Hyperparameters) -> None:
         if not index.records:
             raise UserError("the training set has no usable image")
-        records = index.records
-        store = ImageStore(
-            records, config.image_size, cache=config.cache, processes=config.world_size
-        )
-        self._sampler = _TrainSampler(store, len(records), config)
-        recipe = Augmentation(records, store, hyp, config.image_size, config.seed)
-        self._loader = _data_loader(_TrainSet(recipe), self._sampler, config.workers)
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch on this rank."""
-        return len(self._sampler)
+        store = ImageStore(index.records, config.image_size, cache=config.cache)
+        recipe = Augmentation(index.records, store, hyp, config.image_size, config.seed)
+        self._sampler = _TrainSampler(store, len(index.records), config)
+        super().__init__(_TrainBatch(recipe), self._sampler, config)
 
     def set_epoch(self, epoch: int, *, start_step: int = 0, mosaic: bool = True) -> None:
         """Choose what the next iteration delivers: batches start_step, ... of `epoch`."""
@@ -101,11 +119,8 @@ class TrainLoader:
         self._sampler.start_step = start_step
         self._sampler.mosaic = mosaic
 
-    def __iter__(self) -> Iterator[Batch]:
-        return _deliver(self._loader)
 
-
-class ValLoader:
+class ValLoader(_Loader):
     """Letterboxed batches (area averages when shrinking), each image once, in a fixed order.
 
     Rank r has images r, r + world_size, ...  Square canvases, or with `rect` each image's own
@@ -113,80 +128,53 @@ class ValLoader:
     """
 
     def __init__(self, index: DataIndex, config: LoaderConfig) -> None:
-        dataset = _ValSet(index, config)
-        mine = range(config.rank, len(index.records), config.world_size)
+        store = ImageStore(index.records, config.image_size, cache=config.cache, area=True)
+        make = _ValBatch(index.records, store, config)
         groups: dict[tuple[int, int], list[int]] = {}
-        for position in mine:
-            groups.setdefault(dataset.letterbox(position).dst, []).append(position)
-        self._batches = [
+        for position in range(config.rank, len(index.records), config.world_size):
+            groups.setdefault(make.letterbox(position).dst, []).append(position)
+        batches = [
             group[start : start + config.batch_size]
             for _, group in sorted(groups.items())
             for start in range(0, len(group), config.batch_size)
         ]
-        self._loader = _data_loader(dataset, self._batches, config.workers)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return _deliver(self._loader)
-
-
-def val_batches(index: DataIndex, config: LoaderConfig) -> ValLoader:
-    """The batches of a split for the evaluator; can be iterated any number of times."""
-    return ValLoader(index, config)
+        super().__init__(make, batches, config)
 
 
 @dataclass(frozen=True)
-class _Failure:
-    """A user's error on its way out of a worker; torch would wrap an exception in a traceback."""
+class _TrainBatch:
+    recipe: Augmentation
 
-    message: str
-
-
-class _TrainSet(Dataset):
-    def __init__(self, recipe: Augmentation) -> None:
-        self._recipe = recipe
-
-    def __getitem__(self, keys: Sequence[SampleKey]) -> Batch | _Failure:
-        try:
-            samples = [self._recipe(key) for key in keys]
-        except UserError as error:
-            return _Failure(str(error))
-        return collate(samples, [Letterbox(key.shape, key.shape) for key in keys])
+    def __call__(self, keys: Sequence[SampleKey]) -> tuple[list[Sample], list[Letterbox]]:
+        samples = [self.recipe(key) for key in keys]
+        return samples, [Letterbox(key.shape, key.shape) for key in keys]
 
 
-class _ValSet(Dataset):
-    def __init__(self, index: DataIndex, config: LoaderConfig) -> None:
-        self._records = index.records
-        self._config = config
-        self._store = ImageStore(
-            index.records,
-            config.image_size,
-            cache=config.cache,
-            area=True,
-            processes=config.world_size,
-        )
+@dataclass(frozen=True)
+class _ValBatch:
+    records: Sequence[ImageRecord]
+    store: ImageStore
+    config: LoaderConfig
 
     def letterbox(self, position: int) -> Letterbox:
         """From the file's pixels to the network's."""
-        record, size = self._records[position], self._config.image_size
+        record, size = self.records[position], self.config.image_size
         source = (record.height, record.width)
-        if self._config.rect:
-            return Letterbox.rect(source, size, self._config.stride)
+        if self.config.rect:
+            return Letterbox.rect(source, size, self.config.stride)
         return Letterbox.square(source, size)
 
-    def __getitem__(self, positions: Sequence[int]) -> Batch | _Failure:
+    def __call__(self, positions: Sequence[int]) -> tuple[list[Sample], list[Letterbox]]:
         letterboxes = [self.letterbox(position) for position in positions]
-        try:
-            scaled = [fetch(self._records, self._store, position) for position in positions]
-        except UserError as error:
-            return _Failure(str(error))
+        scaled = [fetch(self.records, self.store, position) for position in positions]
         samples = [
             letterbox(sample, padding(sample.size, geometry.dst))
             for sample, geometry in zip(scaled, letterboxes, strict=True)
         ]
-        return collate(samples, letterboxes)
+        return samples, letterboxes
+
+
+_MakeBatch = Callable[[Any], tuple[list[Sample], list[Letterbox]]]
 
 
 class _TrainSampler(Sampler):
@@ -215,16 +203,14 @@ class _TrainSampler(Sampler):
         config = self._config
         rng = generator(config.seed, self.epoch, 0, SHUFFLE)
         padded = math.ceil(self._images / config.world_size) * config.world_size
-        if not config.rect:
+        step = config.batch_size * config.world_size
+        if config.rect:
+            by_aspect = np.argsort(self._sizes[:, 0] / self._sizes[:, 1], kind="stable")
+            order = np.pad(by_aspect, (0, padded - self._images), mode="edge")
+        else:
             order = np.resize(rng.permutation(self._images), padded)
-            return self._cut(order)
-        by_aspect = np.argsort(self._sizes[:, 0] / self._sizes[:, 1], kind="stable")
-        batches = self._cut(np.pad(by_aspect, (0, padded - self._images), mode="edge"))
-        return [batches[place] for place in rng.permutation(len(batches))]
-
-    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
-        step = self._config.batch_size * self._config.world_size
-        return [order[start : start + step] for start in range(0, len(order), step)]
+        batches = [order[start : start + step] for start in range(0, len(order), step)]
+        return [batches[i] for i in rng.permutation(len(batches))] if config.rect else batches
 
     def _shape(self, batch: np.ndarray) -> tuple[int, int]:
         if not self._config.rect:
@@ -234,32 +220,107 @@ class _TrainSampler(Sampler):
         return height, width
 
 
-def _data_loader(dataset: Dataset, batches: Any, workers: int) -> DataLoader:
-    if workers:
-        _end_workers_at_exit()
-    with warnings.catch_warnings():
-        # the user has asked for that many; torch would warn of more than there are cores
-        warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
-        return DataLoader(
-            dataset,
-            batch_size=None,  # a key of the sampler is a whole batch
-            sampler=batches,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_start_worker,
-            persistent_workers=workers > 0,
-        )
+@dataclass(frozen=True)
+class _Failure:
+    """A user's error on its way out of a worker; torch would wrap an exception in a traceback."""
+
+    message: str
 
 
-def _as_it_is(batch: Any) -> Any:
+@dataclass(frozen=True)
+class _Parcel:
+    """A batch on its way out of a worker: the images in shared memory where there is room.
+
+    Everything else, and the images where there is no room (Docker gives /dev/shm 64 MB), goes
+    through the worker's pipe.
+    """
+
+    images: Tensor | np.ndarray  # (B, H, W, 3) uint8
+    targets: tuple[np.ndarray, ...]
+    letterboxes: tuple[Letterbox, ...]
+    image_ids: tuple[int | str, ...]
+
+    def open(self) -> Batch:
+        """The batch, in the process that asked for it."""
+        if isinstance(self.images, np.ndarray):
+            _warn_of_small_memory()
+        images = torch.as_tensor(self.images).permute(0, 3, 1, 2)
+        targets = Targets(*map(torch.from_numpy, self.targets))
+        return Batch(images, targets, self.letterboxes, self.image_ids)
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (called by torch's DataLoader)."""
+        return self.open().pin_memory()
+
+
+class _Batches(Dataset):
+    def __init__(self, make: _MakeBatch) -> None:
+        self._make = make
+
+    def __getitem__(self, keys: Any) -> Batch | _Parcel | _Failure:
+        try:
+            samples, letterboxes = self._make(keys)
+        except UserError as error:
+            return _Failure(str(error))
+        if get_worker_info() is None:
+            return collate(samples, letterboxes)
+        shape = (len(samples), *samples[0].image.shape)
+        try:
+            memory: Tensor | np.ndarray = _shared_bytes(math.prod(shape)).view(shape)
+        except RuntimeError:  # /dev/shm is full, read-only or missing
+            memory = np.empty(shape, np.uint8)
+        batch = collate(samples, letterboxes, out=np.asarray(memory))
+        targets = (getattr(batch.targets, item.name).numpy() for item in fields(Targets))
+        return _Parcel(memory, tuple(targets), batch.letterboxes, batch.image_ids)
+
+
+def _shared_bytes(count: int) -> Tensor:
+    """(count,) uint8 in shared memory, allocated as a whole: RuntimeError where it has no room."""
+    empty = torch.empty(0, dtype=torch.uint8)
+    return empty.set_(empty.untyped_storage()._new_shared(count))  # as torch's default_collate
+
+
+@functools.cache
+def _warn_of_small_memory() -> None:
+    warn(
+        "warning: no room for a batch in /dev/shm; batches go through pipes, which is slower."
+        " docker run --shm-size 1g, a smaller batch or fewer --workers may help"
+    )
+
+
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(number: int) -> None:
-    cv2.setNumThreads(0)  # the processes are the parallelism
-    for number in (signal.SIGINT, signal.SIGTERM):  # also sent to whole groups of processes
-        signal.signal(number, signal.SIG_IGN)  # the parent says when to stop
+@contextlib.contextmanager
+def _no_advice_on_workers() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
+        yield
+
+
+def _started(loader: DataLoader) -> Iterator[Any]:
+    """Begin an iteration; without worker processes where the system cannot start them."""
+    with _no_advice_on_workers():
+        if not loader.num_workers:
+            return iter(loader)
+        try:
+            multiprocessing.Lock()  # what torch's queues need first: a semaphore in /dev/shm
+            batches = iter(loader)
+        except OSError as error:
+            loader.num_workers = 0
+            warn(
+                f"warning: no loader processes ({error.strerror}): images are loaded in the main"
+                " process, which is slower. docker run --shm-size 1g (writable), ulimit -n 4096 or"
+                " fewer --workers may help"
+            )
+            return iter(loader)
+        _end_workers_at_exit()
+        _WORKERS.update(batches._workers)  # type: ignore[attr-defined]  # of torch's iterator
+        return batches
+
+
+_WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 
 @functools.cache
@@ -270,32 +331,34 @@ def _end_workers_at_exit() -> None:
 
 def _kill_workers() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as lost
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+    for worker in _WORKERS:
+        worker.kill()
 
 
-def _deliver(loader: DataLoader) -> Iterator[Batch]:
-    """The loader's batches, with its failures as one-line errors."""
-    with dead_workers_named():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
-            batches = iter(loader)
-        for batch in batches:
-            if isinstance(batch, _Failure):
-                raise UserError(batch.message)
-            yield batch
+def _start_worker(number: int) -> None:
+    cv2.setNumThreads(0)  # the processes are the parallelism
+    for number in (signal.SIGINT, signal.SIGTERM):  # also sent to whole groups of processes
+        signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
+    # multiprocessing would print a traceback, drop the batch and leave the parent waiting
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
+
+
+def _cannot_send(error: Exception, batch: object) -> NoReturn:
+    warn(f"loader process {os.getpid()}: a batch cannot be sent: {cause_of(error)}")
+    os._exit(1)
 
 
 @contextlib.contextmanager
 def dead_workers_named() -> Iterator[None]:
-    """Turn the RuntimeError that torch raises for a killed worker into a FeatherDetError.
+    """Turn the RuntimeError that torch raises for a lost worker into a FeatherDetError.
 
-    torch raises it at whatever place the program is when the signal comes.
+    torch raises it wherever the program is when the signal comes.
     """
     try:
         yield
     except RuntimeError as error:
+        if TOO_MANY_FILES in str(error):
+            raise UserError(f"{TOO_MANY_FILES}: try ulimit -n 4096 or fewer --workers") from error
         dead = DEAD_WORKER.search(str(error))
         if dead is None:
             raise

@@ -103,9 +103,14 @@ def padding(size: tuple[int, int], canvas: tuple[int, int]) -> Letterbox:
     return LongSideLetterbox(size, canvas, max(size))
 
 
-def collate(samples: Sequence[Sample], letterboxes: Sequence[Letterbox]) -> Batch:
-    """Samples of one size -> a batch. The images are (B, 3, H, W), channels last in memory."""
-    images = torch.from_numpy(np.stack([sample.image for sample in samples]))
+def collate(
+    samples: Sequence[Sample], letterboxes: Sequence[Letterbox], *, out: np.ndarray | None = None
+) -> Batch:
+    """Samples of one size -> a batch. The images are (B, 3, H, W), channels last in memory.
+
+    `out` (B, H, W, 3) uint8 is the memory for the images, if given.
+    """
+    images = torch.from_numpy(np.stack([sample.image for sample in samples], out=out))
     counts = torch.tensor([len(sample.labels) for sample in samples])
     labels = np.concatenate([sample.labels for sample in samples])
     boxes = np.concatenate([sample.boxes for sample in samples])

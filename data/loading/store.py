@@ -22,6 +22,7 @@ from data.index.records import ImageRecord
 from utils.errors import UserError
 from utils.images import ImageError, read_image
 from utils.letterbox import Letterbox, LongSideLetterbox
+from utils.ranks import local_ranks
 
 SMALL_SET = 1 << 30  # a set of at most this many bytes is kept in memory without being asked,
 SMALL_SHARE = 0.25  # unless that is more than this share of the free memory
@@ -36,8 +37,8 @@ class ImageStore:
     least of 1/2, 1/4, 1/8 that is still as large as needed.  `cache`: 'ram' keeps all images once
     they are read, in memory shared with worker processes (where it does not fit, a warning, and
     they are read each time); 'disk' keeps .npy files in the user's cache folder; 'none' does as
-    'ram' for small sets only.  `processes`: how many keep a set of their own on this machine.
-    The arrays are read-only.
+    'ram' for small sets only.  Every rank on this machine keeps a set of its own.  The arrays are
+    read-only.
     """
 
     def __init__(
@@ -47,14 +48,13 @@ class ImageStore:
         *,
         cache: str = "none",
         area: bool = False,
-        processes: int = 1,
     ) -> None:
         self._records = records
         self._size = size
         self._area = area
         self._folder = _disk_folder(size, area=area) if cache == "disk" else None
         shapes = [self.geometry(position).dst for position in range(len(records))]
-        fits = cache != "disk" and _fits(shapes, processes, asked=cache == "ram")
+        fits = cache != "disk" and _fits(shapes, asked=cache == "ram")
         self._shared = SharedImages(shapes) if fits else None
 
     def __getitem__(self, position: int) -> np.ndarray:
@@ -185,9 +185,9 @@ def free_memory() -> int:
     return min(free)
 
 
-def _fits(shapes: Sequence[tuple[int, int]], processes: int, *, asked: bool) -> bool:
+def _fits(shapes: Sequence[tuple[int, int]], *, asked: bool) -> bool:
     """Whether to keep images of these shapes in memory."""
-    needed = sum(height * width * 3 for height, width in shapes) * processes
+    needed = sum(height * width * 3 for height, width in shapes) * local_ranks()
     free = free_memory()
     if not asked:
         return needed <= min(SMALL_SET, SMALL_SHARE * free)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from data.loading.loader import LoaderConfig, val_batches
+from data.loading.loader import LoaderConfig, ValLoader
 from engine.checkpoint import load_checkpoint, load_detector
 from engine.compare.plan import RunPlan
 from engine.compare.protocol import Protocol, differences, listed, of_a_run
@@ -128,7 +128,7 @@ def _evaluate(plan: Comparison, detector: Detector, device: torch.device) -> Det
     )
     return evaluate(
         detector,
-        val_batches(index, loader),
+        ValLoader(index, loader),
         index,
         config=EvalConfig(),
         device=device,

@@ -13,7 +13,7 @@ import torch
 
 from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex
-from data.loading.loader import LoaderConfig, dead_workers_named, val_batches
+from data.loading.loader import LoaderConfig, ValLoader, dead_workers_named
 from engine import distributed
 from engine.checkpoint import load_detector
 from engine.distributed import Distributed
@@ -109,7 +109,7 @@ def measure(task: Validation, size: int, *, plots: Path | None = None) -> Detect
     warm_up(task.model, size, batch_size=config.batch_size, half=config.half)
     return evaluate(
         task.model,
-        val_batches(task.index, loader),
+        ValLoader(task.index, loader),
         task.index,
         config=config.evaluation,
         device=world.device,

@@ -12,7 +12,7 @@ import torch
 
 from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex
-from data.loading.loader import LoaderConfig, TrainLoader, val_batches
+from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
 from data.loading.sample import Batch
 from engine import distributed
 from engine.checkpoint import load_checkpoint
@@ -195,7 +195,7 @@ def _loaders(
         rect=config.rect,
         cache=config.cache,
     )
-    return TrainLoader(train, common, hyp), val_batches(val, common)
+    return TrainLoader(train, common, hyp), ValLoader(val, common)
 
 
 def _new_state(

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from data.index.records import DataIndex, ImageRecord
-from data.loading.loader import LoaderConfig, TrainLoader, val_batches
+from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
 from utils.errors import FeatherDetError, UserError
 from utils.hyp import Hyperparameters, load_hyp
 from utils.letterbox import Letterbox
@@ -239,7 +239,7 @@ def test_a_vanished_file_is_a_one_line_user_error(make_index, workers, monkeypat
         epoch_of(loader)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"4\.png"):
-        list(val_batches(index, config(workers=workers)))
+        list(ValLoader(index, config(workers=workers)))
 
 
 def test_a_killed_worker_is_named_in_time(make_index):
@@ -280,7 +280,7 @@ def test_other_start_methods_give_the_same(make_index, start):
     loader = TrainLoader(index, config(workers=1, cache="ram"), ALL)
     loader._loader.multiprocessing_context = start
     assert_equal(epoch_of(TrainLoader(index, config(), ALL), 1), epoch_of(loader, 1))
-    assert_equal([*val_batches(index, config())], [*val_batches(index, config(workers=1))])
+    assert_equal([*ValLoader(index, config())], [*ValLoader(index, config(workers=1))])
 
 
 def test_an_empty_set_is_refused():
@@ -307,7 +307,7 @@ def test_impossible_configurations_are_refused(changes, message):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_validation_has_each_image_once_letterboxed(make_index, rect, workers):
     index = make_index(9)
-    batches = val_batches(index, config(rect=rect, batch_size=2, workers=workers))
+    batches = ValLoader(index, config(rect=rect, batch_size=2, workers=workers))
     first = list(batches)
     assert len(first) == len(batches)
     assert sorted(i for b in first for i in b.image_ids) == list(range(9))
@@ -329,7 +329,7 @@ def test_validation_has_each_image_once_letterboxed(make_index, rect, workers):
 
 
 def test_validation_without_rect_fills_its_batches(make_index):
-    batches = val_batches(make_index(9), config(batch_size=4))
+    batches = ValLoader(make_index(9), config(batch_size=4))
     assert [b.image_ids for b in batches] == [(0, 1, 2, 3), (4, 5, 6, 7), (8,)]
 
 
@@ -338,7 +338,7 @@ def test_validation_ranks_have_every_image_once(make_index):
     seen = [
         [
             i
-            for b in val_batches(index, config(rank=r, world_size=2, rect=True))
+            for b in ValLoader(index, config(rank=r, world_size=2, rect=True))
             for i in b.image_ids
         ]
         for r in range(2)
@@ -348,7 +348,7 @@ def test_validation_ranks_have_every_image_once(make_index):
 
 
 def test_validation_of_an_empty_share_is_no_batch(make_index):
-    batches = val_batches(make_index(1), config(rank=1, world_size=2, workers=1))
+    batches = ValLoader(make_index(1), config(rank=1, world_size=2, workers=1))
     assert len(batches) == 0
     assert list(batches) == []
 

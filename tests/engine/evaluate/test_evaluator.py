@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from data.index.records import DataIndex, ImageRecord
-from data.loading.loader import LoaderConfig, val_batches
+from data.loading.loader import LoaderConfig, ValLoader
 from data.loading.sample import Batch
 from engine.evaluate.evaluator import EvalConfig, evaluate
 from engine.evaluate.results import (
@@ -124,7 +124,7 @@ def index(tmp_path):
 
 def loader(index: DataIndex, **changes):
     config = LoaderConfig(image_size=SIZE, batch_size=4, stride=32, workers=0, seed=0)
-    return val_batches(index, replace(config, **changes))
+    return ValLoader(index, replace(config, **changes))
 
 
 def run(index: DataIndex, *, model: nn.Module | None = None, batches=None, **more):

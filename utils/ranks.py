@@ -1,0 +1,31 @@
+"""What torchrun's environment states about this process; imports no torch."""
+
+from __future__ import annotations
+
+import os
+
+from utils.terminal import warn
+
+MAX_DEFAULT_WORKERS = 8
+
+
+def is_main_rank() -> bool:
+    """Whether this process prints for all ranks (torchrun's RANK is 0 or not set)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def local_ranks() -> int:
+    """How many ranks share this machine (torchrun's LOCAL_WORLD_SIZE), at least 1."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(int(text), 1) if text.isdecimal() else 1
+
+
+def default_workers() -> int:
+    """Loader processes of one rank: its share of the machine's cores, from 1 to 8."""
+    return max(min(MAX_DEFAULT_WORKERS, (os.cpu_count() or 1) // local_ranks()), 1)
+
+
+def warn_once_per_run(text: str) -> None:
+    """One readable line on stderr, from the main rank only."""
+    if is_main_rank():
+        warn(text)
