@@ -13,6 +13,7 @@ from dataclasses import MISSING, Field
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import UserError, nearest
+from utils.ranks import local_ranks
 
 C = TypeVar("C")
 MAX_PIXELS = 16_384  # of a side of a network's input
@@ -50,9 +51,7 @@ def option(
 
 def default_workers() -> int:
     """Loading processes per rank: up to 8, and at most its share of this machine's cores."""
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    share = (os.cpu_count() or 1) // max(1, int(ranks) if ranks.isdigit() else 1)
-    return max(1, min(8, share))
+    return max(1, min(8, (os.cpu_count() or 1) // local_ranks()))
 
 
 def check_options(config: Any) -> None:

@@ -6,8 +6,6 @@ import os
 
 from utils.terminal import warn
 
-MAX_DEFAULT_WORKERS = 8
-
 
 def is_main_rank() -> bool:
     """Whether this process prints for all ranks (torchrun's RANK is 0 or not set)."""
@@ -20,12 +18,7 @@ def local_ranks() -> int:
     return max(int(text), 1) if text.isdecimal() else 1
 
 
-def default_workers() -> int:
-    """Loader processes of one rank: its share of the machine's cores, from 1 to 8."""
-    return max(min(MAX_DEFAULT_WORKERS, (os.cpu_count() or 1) // local_ranks()), 1)
-
-
-def warn_once_per_run(text: str) -> None:
-    """One readable line on stderr, from the main rank only."""
+def warn_main(text: str) -> None:
+    """Print one readable line on stderr, from the main rank only."""
     if is_main_rank():
         warn(text)

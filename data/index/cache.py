@@ -23,7 +23,7 @@ import numpy as np
 
 from data.index.labels import Entry, ImageCheck, Labels, Parsed
 from data.index.records import Problem
-from data.index.scan import say
+from utils.ranks import warn_main
 
 FORMAT = "featherdet-scan-1"  # another one is made anew
 _COLUMNS = {  # of Labels: type and number of axes
@@ -84,7 +84,7 @@ def load_cache(file: Path) -> Cached:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return _unpack(arrays)
     except _BROKEN as error:
-        say(f"warning: {file}: not a usable scan cache ({_brief(error)}); it is made anew")
+        warn_main(f"warning: {file}: not a usable scan cache ({_brief(error)}); it is made anew")
         return Cached()
 
 
@@ -99,7 +99,7 @@ def save_cache(file: Path, parsed: Parsed, checks: Sequence[ImageCheck]) -> bool
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        say(f"warning: no scan cache, every start scans anew: {file.parent}: {_brief(error)}")
+        warn_main(f"warning: no scan cache, every start scans anew: {file.parent}: {_brief(error)}")
         return False
     return True
 

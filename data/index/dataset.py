@@ -12,11 +12,12 @@ from data.index.cache import cache_file, load_cache, save_cache
 from data.index.coco import CocoSource, read_coco
 from data.index.labels import Parsed, build_index
 from data.index.records import DataIndex, ImageRecord, Problem
-from data.index.scan import report_problems, say, scan_images
+from data.index.scan import report_problems, scan_images
 from data.index.yolo import YoloSource, read_yolo
 from data.shapes.files import ensure_shapes
 from utils.errors import UserError, nearest
 from utils.paths import find_config
+from utils.ranks import warn_main
 from utils.yamlio import Document, load_yaml
 
 __all__ = [
@@ -113,7 +114,7 @@ def load_split(
     report = file.with_suffix(".txt")
     report_problems(index.problems, report)
     _judge(index, where=f"{config.file}: {split}", max_bad=max_bad)
-    say(f"{name}: {index.describe()}")
+    warn_main(f"{name}: {index.describe()}")
     return index
 
 
@@ -140,7 +141,7 @@ def _judge(index: DataIndex, *, where: str, max_bad: float) -> None:
             f"that is borne; the first: {first}"
         )
     if not index.boxes:
-        say(
+        warn_main(
             f"WARNING: {where}: NOT ONE BOX in {len(index.records)} images. Are the labels where "
             "they are looked for (docs/data-formats.md)?"
         )

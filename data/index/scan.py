@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data.index.labels import Entry, ImageCheck
 from data.index.records import Problem
 from utils.images import ImageError, cause_of, decode_image, image_format, read_bytes
-from utils.terminal import warn
+from utils.ranks import is_main_rank, warn_main
 
 MIN_SIDE = 10  # pixels; on less there is nothing to detect
 SHOWN = 10  # problems written to stderr; the report file has all
@@ -85,17 +85,6 @@ def _inspect(data: bytes) -> tuple[int, int, str | None]:
     return height, width, None
 
 
-def is_main_rank() -> bool:
-    """Whether this process speaks for all (torchrun's RANK is 0 or not set)."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(message: str) -> None:
-    """One line on stderr, from the main rank only."""
-    if is_main_rank():
-        warn(message)
-
-
 def report_problems(problems: Sequence[Problem], report: Path) -> None:
     """The first problems on stderr; all of them in the file `report`, when it can be written."""
     if not is_main_rank():
@@ -105,11 +94,11 @@ def report_problems(problems: Sequence[Problem], report: Path) -> None:
             report.unlink()  # of an earlier scan
         return
     for problem in problems[:SHOWN]:
-        say(problem.text)
+        warn_main(problem.text)
     written = _write_report(problems, report)
     if len(problems) > SHOWN:
         more = f"all in {report}" if written else f"{report} cannot be written"
-        say(f"... and {len(problems) - SHOWN} more; {more}")
+        warn_main(f"... and {len(problems) - SHOWN} more; {more}")
 
 
 def _write_report(problems: Sequence[Problem], report: Path) -> bool:

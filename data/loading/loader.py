@@ -38,6 +38,10 @@ from utils.terminal import warn
 CACHES = ("none", "ram", "disk")
 TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user asked for that many
 TOO_MANY_FILES = "Too many open files"
+NO_ROOM = (
+    "no room for a batch in /dev/shm: batches go through pipes, which is slower;"
+    " docker run --shm-size 1g, a smaller batch or fewer --workers may help"
+)
 SHUFFLE = 1  # purpose of a generator, next to (seed, epoch, index) of the samples
 
 
@@ -243,7 +247,7 @@ class _Parcel:
     def open(self) -> Batch:
         """The batch, in the process that asked for it."""
         if isinstance(self.images, np.ndarray):
-            _warn_of_small_memory()
+            _warn_once(NO_ROOM)
         images = torch.as_tensor(self.images).permute(0, 3, 1, 2)
         targets = Targets(*map(torch.from_numpy, self.targets))
         return Batch(images, targets, self.letterboxes, self.image_ids)
@@ -281,11 +285,8 @@ def _shared_bytes(count: int) -> Tensor:
 
 
 @functools.cache
-def _warn_of_small_memory() -> None:
-    warn(
-        "warning: no room for a batch in /dev/shm; batches go through pipes, which is slower."
-        " docker run --shm-size 1g, a smaller batch or fewer --workers may help"
-    )
+def _warn_once(text: str) -> None:
+    warn(f"warning: {text}")
 
 
 def _unchanged(batch: Any) -> Any:
@@ -309,10 +310,10 @@ def _started(loader: DataLoader) -> Iterator[Any]:
             batches = iter(loader)
         except OSError as error:
             loader.num_workers = 0
-            warn(
-                f"warning: no loader processes ({error.strerror}): images are loaded in the main"
-                " process, which is slower. docker run --shm-size 1g (writable), ulimit -n 4096 or"
-                " fewer --workers may help"
+            _warn_once(
+                f"no loader processes ({error.strerror}): images are loaded in the main process,"
+                " which is slower; docker run --shm-size 1g, ulimit -n 4096 or fewer --workers may"
+                " help"
             )
             return iter(loader)
         _end_workers_at_exit()

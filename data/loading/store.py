@@ -7,7 +7,6 @@ import hashlib
 import io
 import math
 import os
-import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from utils.errors import UserError
 from utils.images import ImageError, read_image
 from utils.letterbox import Letterbox, LongSideLetterbox
 from utils.ranks import local_ranks
+from utils.terminal import warn
 
 SMALL_SET = 1 << 30  # a set of at most this many bytes is kept in memory without being asked,
 SMALL_SHARE = 0.25  # unless that is more than this share of the free memory
@@ -116,7 +116,7 @@ class ImageStore:
         try:
             _write_atomically(file, header + image.tobytes())
         except OSError as error:
-            sys.stderr.write(f"warning: {file}: cannot cache: {error.strerror}; going on without\n")
+            warn(f"warning: {file}: not cached: {error.strerror}; continuing without the cache")
             self._folder = None
         return image
 
@@ -192,9 +192,9 @@ def _fits(shapes: Sequence[tuple[int, int]], *, asked: bool) -> bool:
     if not asked:
         return needed <= min(SMALL_SET, SMALL_SHARE * free)
     if needed > FREE_SHARE * free:
-        sys.stderr.write(
-            f"warning: --cache ram needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
-            "free; going on without (--cache disk may help)\n"
+        warn(
+            f"warning: --cache ram needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free;"
+            " continuing without the cache (--cache disk may help)"
         )
         return False
     return True

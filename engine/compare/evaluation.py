@@ -125,6 +125,7 @@ def _evaluate(plan: Comparison, detector: Detector, device: torch.device) -> Det
         stride=detector.max_stride,
         workers=config.workers,
         seed=0,
+        pin_memory=device.type == "cuda",
     )
     return evaluate(
         detector,

@@ -105,6 +105,7 @@ def measure(task: Validation, size: int, *, plots: Path | None = None) -> Detect
         rank=world.rank,
         world_size=world.world_size,
         rect=config.rect,
+        pin_memory=world.device.type == "cuda",
     )
     warm_up(task.model, size, batch_size=config.batch_size, half=config.half)
     return evaluate(

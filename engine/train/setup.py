@@ -194,6 +194,7 @@ def _loaders(
         world_size=world.world_size,
         rect=config.rect,
         cache=config.cache,
+        pin_memory=world.device.type == "cuda",
     )
     return TrainLoader(train, common, hyp), ValLoader(val, common)
 

@@ -288,19 +288,10 @@ def test_an_empty_set_is_refused():
         TrainLoader(DataIndex((), ("a",), (1,), (), ""), config(), ALL)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"image_size": 60}, "60 is no multiple of 32"),
-        ({"workers": -1}, "workers must be at least 0"),
-        ({"rank": 2, "world_size": 2}, "rank 2 of 2"),
-        ({"cache": "tape"}, "cache must be one of none, ram, disk, got 'tape'"),
-    ],
-)
-def test_impossible_configurations_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        config(**changes)
+def test_memory_is_pinned_only_on_request(make_index):
+    index = make_index(2)
+    assert not TrainLoader(index, config(), ALL)._loader.pin_memory
+    assert ValLoader(index, config(pin_memory=True))._loader.pin_memory
 
 
 @pytest.mark.parametrize("rect", [False, True])
@@ -336,11 +327,7 @@ def test_validation_without_rect_fills_its_batches(make_index):
 def test_validation_ranks_have_every_image_once(make_index):
     index = make_index(9)
     seen = [
-        [
-            i
-            for b in ValLoader(index, config(rank=r, world_size=2, rect=True))
-            for i in b.image_ids
-        ]
+        [i for b in ValLoader(index, config(rank=r, world_size=2, rect=True)) for i in b.image_ids]
         for r in range(2)
     ]
     assert sorted(seen[0]) == [0, 2, 4, 6, 8]

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import multiprocessing
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
 import data.loading.loader as loader_module
-from data.loading.loader import LoaderConfig, TrainLoader, val_batches
-from utils.hyp import Hyperparameters
+from data.index.dataset import load_dataset_config, load_split
+from data.loading.loader import LoaderConfig, ValLoader
+from utils.errors import FeatherDetError, UserError
 
 PROGRAM = """
 from data.index.dataset import load_dataset_config, load_split
-from data.loading.loader import LoaderConfig, TrainLoader, val_batches
+from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
 from utils.hyp import Hyperparameters
 index = load_split(load_dataset_config({data!r}), "train", progress=False)
 config = LoaderConfig(image_size=320, batch_size=4, stride=32, workers={workers}, seed=0)
-batches = [*TrainLoader(index, config, Hyperparameters()), *val_batches(index, config)]
+batches = [*TrainLoader(index, config, Hyperparameters()), *ValLoader(index, config)]
 print(sum(batch.images.sum(dtype=int).item() for batch in batches), flush=True)
 """
 
@@ -37,7 +40,7 @@ def outcome(root, data, before, *, workers=2):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return int(done.stdout), [line for line in done.stderr.splitlines() if "scan" not in line]
+    return int(done.stdout), [line for line in done.stderr.splitlines() if "warning" in line]
 
 
 @pytest.fixture
@@ -48,7 +51,9 @@ def unshare():
         pytest.skip("no permission to mount a /dev/shm of its own here")
 
     def words(options):
-        return f"exec unshare -m sh -c 'mount -t tmpfs -o {options} tmpfs /dev/shm && exec \"$@\"' -"
+        return (
+            f"exec unshare -m sh -c 'mount -t tmpfs -o {options} tmpfs /dev/shm && exec \"$@\"' -"
+        )
 
     return words
 
@@ -56,16 +61,92 @@ def unshare():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ("size=2m", "no room for a batch in /dev/shm"),  # a batch has 1.2 MB, 4 are in flight
+        # a batch has 1.2 MB, and 4 are in flight
+        pytest.param("size=2m", "no room for a batch in /dev/shm", marks=pytest.mark.slow),
         ("size=1m", "no room for a batch in /dev/shm"),
         ("size=1m,ro", "images are loaded in the main process"),
     ],
 )
-@pytest.mark.slow
 def test_a_small_dev_shm_never_hangs(unshare, rectangles, root, options, line):
     expected, _ = outcome(root, rectangles, "", workers=0)
     total, lines = outcome(root, rectangles, unshare(options))
-    assert total == expected
+    assert total == expected, lines
     assert [line in item for item in lines] == [True]
     assert "docker run --shm-size" in lines[0]
     assert "--workers" in lines[0]
+
+
+@pytest.fixture
+def batches_of(rectangles, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    index = load_split(load_dataset_config(str(rectangles)), "val", progress=False)
+
+    def make(workers):
+        return ValLoader(index, LoaderConfig(64, 2, 32, workers=workers, seed=0))
+
+    return make
+
+
+def test_without_room_batches_go_through_the_pipe(batches_of, monkeypatch, capsys):
+    def full(count):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(loader_module, "_shared_bytes", full)
+    loader_module._warn_once.cache_clear()
+    for expected, batch in zip(batches_of(0), batches_of(2), strict=True):
+        assert torch.equal(batch.images, expected.images)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(batch.targets.boxes, expected.targets.boxes)
+        batch.images[0] = 0  # in memory of its own
+    assert capsys.readouterr().err.count("no room for a batch in /dev/shm") == 1
+
+
+def test_without_semaphores_the_main_process_loads(batches_of, monkeypatch, capsys):
+    def refuse(*args):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(multiprocessing, "Lock", refuse)
+    loader_module._warn_once.cache_clear()
+    loader = batches_of(2)
+    assert [len(batch) for batch in loader] == [len(batch) for batch in loader] == [2, 2, 1]
+    lines = capsys.readouterr().err.splitlines()
+    assert ["no loader processes (Read-only file system)" in line for line in lines] == [True]
+
+
+def test_a_batch_that_cannot_be_sent_ends_in_one_line(batches_of, monkeypatch, capfd):
+    def fail(self):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(loader_module._Parcel, "__reduce__", fail)
+    start = time.monotonic()
+    with pytest.raises((FeatherDetError, RuntimeError), match=r"worker \(pid"):
+        list(batches_of(1))
+    assert time.monotonic() - start < 20
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith("a batch cannot be sent: OSError: [Errno 24] Too many open files")
+
+
+def test_too_many_open_files_name_the_remedy():
+    with pytest.raises(UserError, match="ulimit -n"), loader_module.dead_workers_named():
+        raise RuntimeError("Too many open files. Communication with the workers is no longer ...")
+
+
+def sleep() -> None:
+    time.sleep(60)
+
+
+def test_only_own_processes_are_killed_at_exit(batches_of):
+    other = multiprocessing.Process(target=sleep, daemon=True)
+    other.start()
+    loader = batches_of(1)
+    list(loader)
+    (worker,) = loader._loader._iterator._workers
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        loader_module._kill_workers()
+        worker.join(10)
+        assert not worker.is_alive()
+        assert other.is_alive()
+    finally:
+        other.kill()
+        signal.signal(signal.SIGCHLD, handler)

@@ -113,10 +113,19 @@ def test_ram_that_does_not_fit_warns_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store_module, "free_memory", lambda: 10_000)
     item, image = picture(tmp_path / "a.png", 64, 64)
     store = ImageStore([item], 64, cache="ram")
-    assert "--cache ram needs 0.0 GiB and 0.0 GiB are free" in capsys.readouterr().err
+    assert "--cache ram needs 0.0 GiB, 0.0 GiB are free" in capsys.readouterr().err
     np.testing.assert_array_equal(store[0], image)
     picture(tmp_path / "a.png", 64, 64, seed=1)
     assert (store[0] != image).any()
+
+
+def test_ranks_of_other_machines_do_not_count(tmp_path, monkeypatch):
+    items = [picture(tmp_path / f"{i}.png", 64, 64)[0] for i in range(2)]
+    monkeypatch.setattr(store_module, "free_memory", lambda: 4 * 2 * 64 * 64 * 3)
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    for local, kept in (("1", True), ("2", False)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        assert (ImageStore(items, 64)._shared is not None) is kept
 
 
 def test_free_memory_is_plausible():
@@ -163,7 +172,7 @@ def test_a_disk_cache_that_cannot_be_written_warns_once(tmp_path, monkeypatch, c
     store = ImageStore([item], 64, cache="disk")
     for _ in range(2):
         np.testing.assert_array_equal(store[0], image)
-    assert capsys.readouterr().err.count("cannot cache") == 1
+    assert capsys.readouterr().err.count("not cached") == 1
 
 
 def test_shared_images_are_shared_with_a_pickled_copy_and_vanish():
