@@ -1,47 +1,26 @@
-"""Batches for training and validation, made in worker processes."""
+"""Batches for training and validation: which images, in which order, on which canvas."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import functools
 import math
-import multiprocessing
-import multiprocessing.queues
-import os
-import signal
-import warnings
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from multiprocessing.process import BaseProcess
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import cv2
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import Sampler
 
 from data.index.records import DataIndex, ImageRecord
-from data.loading.pipeline import Augmentation, SampleKey, collate, fetch, padding
-from data.loading.sample import Batch, Sample
+from data.loading.pipeline import Augmentation, SampleKey, fetch, padding
+from data.loading.sample import Sample
 from data.loading.store import ImageStore
 from data.loading.transforms import letterbox
-from utils.errors import DEAD_WORKER, FeatherDetError, UserError, cause_of
+from data.loading.workers import BatchLoader
+from utils.errors import UserError
 from utils.hyp import Hyperparameters
 from utils.letterbox import Letterbox
 from utils.seeding import generator
-from utils.structures import Targets
-from utils.terminal import warn
 
 CACHES = ("none", "ram", "disk")
-TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user asked for that many
-TOO_MANY_FILES = "Too many open files"
-NO_ROOM = (
-    "no room for a batch in /dev/shm: batches go through pipes, which is slower;"
-    " docker run --shm-size 1g, a smaller batch or fewer --workers may help"
-)
 SHUFFLE = 1  # purpose of a generator, next to (seed, epoch, index) of the samples
 
 
@@ -61,42 +40,7 @@ class LoaderConfig:
     pin_memory: bool = False
 
 
-class _Loader:
-    """torch's DataLoader for whole batches, with its failures as one-line errors.
-
-    `make` turns one item of `keys` into samples and their letterboxes; it runs in the workers.
-    Iterating raises UserError for a file that has become unreadable since the scan and
-    FeatherDetError, naming the process, when a worker has died (torch may raise that between two
-    batches as well: see dead_workers_named).
-    """
-
-    def __init__(self, make: _MakeBatch, keys: Any, config: LoaderConfig) -> None:
-        self._keys = keys
-        with _no_advice_on_workers():
-            self._loader = DataLoader(
-                _Batches(make),
-                batch_size=None,  # a key is a whole batch
-                sampler=keys,
-                num_workers=config.workers,
-                collate_fn=_unchanged,
-                pin_memory=config.pin_memory,
-                worker_init_fn=_start_worker,
-                persistent_workers=config.workers > 0,
-            )
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch on this rank."""
-        return len(self._keys)
-
-    def __iter__(self) -> Iterator[Batch]:
-        with dead_workers_named():
-            for item in _started(self._loader):
-                if isinstance(item, _Failure):
-                    raise UserError(item.message)
-                yield item.open() if isinstance(item, _Parcel) else item
-
-
-class TrainLoader(_Loader):
+class TrainLoader(BatchLoader):
     """Augmented batches, shuffled by (seed, epoch), the same for any number of workers.
 
     Every rank has the same number of batches and, batch by batch, the same number of images: the
@@ -113,7 +57,12 @@ class TrainLoader(_Loader):
         store = ImageStore(index.records, config.image_size, cache=config.cache)
         recipe = Augmentation(index.records, store, hyp, config.image_size, config.seed)
         self._sampler = _TrainSampler(store, len(index.records), config)
-        super().__init__(_TrainBatch(recipe), self._sampler, config)
+        super().__init__(
+            _TrainBatch(recipe),
+            self._sampler,
+            workers=config.workers,
+            pin_memory=config.pin_memory,
+        )
 
     def set_epoch(self, epoch: int, *, start_step: int = 0, mosaic: bool = True) -> None:
         """Choose what the next iteration delivers: batches start_step, ... of `epoch`."""
@@ -124,7 +73,7 @@ class TrainLoader(_Loader):
         self._sampler.mosaic = mosaic
 
 
-class ValLoader(_Loader):
+class ValLoader(BatchLoader):
     """Letterboxed batches (area averages when shrinking), each image once, in a fixed order.
 
     Rank r has images r, r + world_size, ...  Square canvases, or with `rect` each image's own
@@ -142,7 +91,7 @@ class ValLoader(_Loader):
             for _, group in sorted(groups.items())
             for start in range(0, len(group), config.batch_size)
         ]
-        super().__init__(make, batches, config)
+        super().__init__(make, batches, workers=config.workers, pin_memory=config.pin_memory)
 
 
 @dataclass(frozen=True)
@@ -176,9 +125,6 @@ class _ValBatch:
             for sample, geometry in zip(scaled, letterboxes, strict=True)
         ]
         return samples, letterboxes
-
-
-_MakeBatch = Callable[[Any], tuple[list[Sample], list[Letterbox]]]
 
 
 class _TrainSampler(Sampler):
@@ -222,148 +168,3 @@ class _TrainSampler(Sampler):
         stride = self._config.stride
         height, width = (math.ceil(side / stride) * stride for side in self._sizes[batch].max(0))
         return height, width
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A user's error on its way out of a worker; torch would wrap an exception in a traceback."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class _Parcel:
-    """A batch on its way out of a worker: the images in shared memory where there is room.
-
-    Everything else, and the images where there is no room (Docker gives /dev/shm 64 MB), goes
-    through the worker's pipe.
-    """
-
-    images: Tensor | np.ndarray  # (B, H, W, 3) uint8
-    targets: tuple[np.ndarray, ...]
-    letterboxes: tuple[Letterbox, ...]
-    image_ids: tuple[int | str, ...]
-
-    def open(self) -> Batch:
-        """The batch, in the process that asked for it."""
-        if isinstance(self.images, np.ndarray):
-            _warn_once(NO_ROOM)
-        images = torch.as_tensor(self.images).permute(0, 3, 1, 2)
-        targets = Targets(*map(torch.from_numpy, self.targets))
-        return Batch(images, targets, self.letterboxes, self.image_ids)
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory (called by torch's DataLoader)."""
-        return self.open().pin_memory()
-
-
-class _Batches(Dataset):
-    def __init__(self, make: _MakeBatch) -> None:
-        self._make = make
-
-    def __getitem__(self, keys: Any) -> Batch | _Parcel | _Failure:
-        try:
-            samples, letterboxes = self._make(keys)
-        except UserError as error:
-            return _Failure(str(error))
-        if get_worker_info() is None:
-            return collate(samples, letterboxes)
-        shape = (len(samples), *samples[0].image.shape)
-        try:
-            memory: Tensor | np.ndarray = _shared_bytes(math.prod(shape)).view(shape)
-        except RuntimeError:  # /dev/shm is full, read-only or missing
-            memory = np.empty(shape, np.uint8)
-        batch = collate(samples, letterboxes, out=np.asarray(memory))
-        targets = (getattr(batch.targets, item.name).numpy() for item in fields(Targets))
-        return _Parcel(memory, tuple(targets), batch.letterboxes, batch.image_ids)
-
-
-def _shared_bytes(count: int) -> Tensor:
-    """(count,) uint8 in shared memory, allocated as a whole: RuntimeError where it has no room."""
-    empty = torch.empty(0, dtype=torch.uint8)
-    return empty.set_(empty.untyped_storage()._new_shared(count))  # as torch's default_collate
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    warn(f"warning: {text}")
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-@contextlib.contextmanager
-def _no_advice_on_workers() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
-        yield
-
-
-def _started(loader: DataLoader) -> Iterator[Any]:
-    """Begin an iteration; without worker processes where the system cannot start them."""
-    with _no_advice_on_workers():
-        if not loader.num_workers:
-            return iter(loader)
-        try:
-            multiprocessing.Lock()  # what torch's queues need first: a semaphore in /dev/shm
-            batches = iter(loader)
-        except OSError as error:
-            loader.num_workers = 0
-            _warn_once(
-                f"no loader processes ({error.strerror}): images are loaded in the main process,"
-                " which is slower; docker run --shm-size 1g, ulimit -n 4096 or fewer --workers may"
-                " help"
-            )
-            return iter(loader)
-        _end_workers_at_exit()
-        _WORKERS.update(batches._workers)  # type: ignore[attr-defined]  # of torch's iterator
-        return batches
-
-
-_WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
-
-
-@functools.cache
-def _end_workers_at_exit() -> None:
-    """Once: before multiprocessing waits for its children, which ignore its SIGTERM, end them."""
-    atexit.register(_kill_workers)
-
-
-def _kill_workers() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as lost
-    for worker in _WORKERS:
-        worker.kill()
-
-
-def _start_worker(number: int) -> None:
-    cv2.setNumThreads(0)  # the processes are the parallelism
-    for number in (signal.SIGINT, signal.SIGTERM):  # also sent to whole groups of processes
-        signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
-    # multiprocessing would print a traceback, drop the batch and leave the parent waiting
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
-
-
-def _cannot_send(error: Exception, batch: object) -> NoReturn:
-    warn(f"loader process {os.getpid()}: a batch cannot be sent: {cause_of(error)}")
-    os._exit(1)
-
-
-@contextlib.contextmanager
-def dead_workers_named() -> Iterator[None]:
-    """Turn the RuntimeError that torch raises for a lost worker into a FeatherDetError.
-
-    torch raises it wherever the program is when the signal comes.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if TOO_MANY_FILES in str(error):
-            raise UserError(f"{TOO_MANY_FILES}: try ulimit -n 4096 or fewer --workers") from error
-        dead = DEAD_WORKER.search(str(error))
-        if dead is None:
-            raise
-        raise FeatherDetError(
-            f"a process that loads images has died: {dead[0]}; fewer --workers, more memory or more"
-            " shared memory (/dev/shm) may help"
-        ) from error

@@ -13,7 +13,8 @@ import torch
 
 from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex
-from data.loading.loader import LoaderConfig, ValLoader, dead_workers_named
+from data.loading.loader import LoaderConfig, ValLoader
+from data.loading.workers import dead_workers_named
 from engine import distributed
 from engine.checkpoint import load_detector
 from engine.distributed import Distributed

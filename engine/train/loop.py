@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
-from data.loading.loader import dead_workers_named
 from data.loading.sample import Batch
+from data.loading.workers import dead_workers_named
 from engine import distributed
 from engine.checkpoint import load_checkpoint, strip_checkpoint
 from engine.evaluate.evaluator import EvalConfig, evaluate

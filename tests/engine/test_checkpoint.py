@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.loading.loader import dead_workers_named
+from data.loading.workers import dead_workers_named
 from engine.checkpoint import (
     load_checkpoint,
     load_detector,

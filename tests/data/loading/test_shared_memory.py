@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-import data.loading.loader as loader_module
+import data.loading.workers as workers_module
 from data.index.dataset import load_dataset_config, load_split
 from data.loading.loader import LoaderConfig, ValLoader
 from utils.errors import FeatherDetError, UserError
@@ -91,8 +91,8 @@ def test_without_room_batches_go_through_the_pipe(batches_of, monkeypatch, capsy
     def full(count):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
-    monkeypatch.setattr(loader_module, "_shared_bytes", full)
-    loader_module._warn_once.cache_clear()
+    monkeypatch.setattr(workers_module, "_shared_bytes", full)
+    workers_module._warn_once.cache_clear()
     for expected, batch in zip(batches_of(0), batches_of(2), strict=True):
         assert torch.equal(batch.images, expected.images)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -106,7 +106,7 @@ def test_without_semaphores_the_main_process_loads(batches_of, monkeypatch, caps
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(multiprocessing, "Lock", refuse)
-    loader_module._warn_once.cache_clear()
+    workers_module._warn_once.cache_clear()
     loader = batches_of(2)
     assert [len(batch) for batch in loader] == [len(batch) for batch in loader] == [2, 2, 1]
     lines = capsys.readouterr().err.splitlines()
@@ -117,7 +117,7 @@ def test_a_batch_that_cannot_be_sent_ends_in_one_line(batches_of, monkeypatch, c
     def fail(self):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(loader_module._Parcel, "__reduce__", fail)
+    monkeypatch.setattr(workers_module._Parcel, "__reduce__", fail)
     start = time.monotonic()
     with pytest.raises((FeatherDetError, RuntimeError), match=r"worker \(pid"):
         list(batches_of(1))
@@ -127,7 +127,7 @@ def test_a_batch_that_cannot_be_sent_ends_in_one_line(batches_of, monkeypatch, c
 
 
 def test_too_many_open_files_name_the_remedy():
-    with pytest.raises(UserError, match="ulimit -n"), loader_module.dead_workers_named():
+    with pytest.raises(UserError, match="ulimit -n"), workers_module.dead_workers_named():
         raise RuntimeError("Too many open files. Communication with the workers is no longer ...")
 
 
@@ -143,7 +143,7 @@ def test_only_own_processes_are_killed_at_exit(batches_of):
     (worker,) = loader._loader._iterator._workers
     handler = signal.getsignal(signal.SIGCHLD)
     try:
-        loader_module._kill_workers()
+        workers_module._kill_workers()
         worker.join(10)
         assert not worker.is_alive()
         assert other.is_alive()
