@@ -1,4 +1,4 @@
-"""`python -m data.convert voc ...`: a data set of Pascal VOC XML files -> COCO JSON."""
+"""`python -m data.convert voc ...`: a data set with Pascal VOC XML files -> COCO JSON."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from utils.config import option, parse
 from utils.errors import UserError, nearest
+from utils.files import write_text
 from utils.images import IMAGE_SUFFIXES, ImageError, read_image
+from utils.terminal import say
 
-_FORMATS = ("voc",)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -29,15 +30,15 @@ class VocConfig:
     images: str = option(help="folder of the images (JPEGImages)")
     annotations: str = option(help="folder of the XML files (Annotations)")
     split: tuple[str, ...] = option(help="list files of image names (ImageSets/Main/train.txt ...)")
-    out: str = option(help="folder to make: <split>/ and annotations/instances_<split>.json")
-    classes: tuple[str, ...] = option((), help="class names in order; else all, by the alphabet")
+    out: str = option(help="new folder for <split>/ and annotations/instances_<split>.json")
+    classes: tuple[str, ...] = option((), help="class names in order (default: all, sorted)")
     supercategory: str = option("", help="'supercategory' of every class")
     description: str = option("", help="text of the JSON's 'info'; {split} is replaced")
 
 
 @dataclass(frozen=True)
 class VocObject:
-    """One object of an XML file; numbers as they stand there."""
+    """One object of an XML file; numbers as written there."""
 
     name: str
     corners: tuple[float, ...]  # xmin ymin xmax ymax, whole numbers as int
@@ -51,106 +52,98 @@ class VocImage:
     path: Path
     height: int
     width: int
-    objects: tuple[VocObject, ...]
+    objects: list[VocObject]
 
 
 def convert_voc(config: VocConfig, *, progress: bool = True) -> list[Path]:
     """Write one COCO JSON for each split, and copies of its images; returns the JSON files.
 
-    Boxes are [xmin, ymin, xmax - xmin, ymax - ymin] of the XML; objects marked difficult become
-    crowd regions, which are neither trained on nor counted. Image ids are the last number in the
-    file name where these differ, else 1, 2, ... The images' own sizes are written, not the XML's.
-    Raises UserError for what is missing or malformed, and when a JSON file is there already.
+    Boxes are [xmin, ymin, xmax - xmin, ymax - ymin] of the XML. Objects marked difficult become
+    crowd regions, which are neither trained on nor counted. The image id is the last number in the
+    file name if these are unique, else 1, 2, ... Width and height are the image's, not the XML's.
+    Raises UserError for missing or malformed input, and if a JSON file exists already.
     """
     out = Path(config.out)
-    targets = {
-        Path(file).stem: out / "annotations" / f"instances_{Path(file).stem}.json"
-        for file in config.split
-    }
+    lists = {Path(file).stem: Path(file) for file in config.split}
+    targets = {split: out / "annotations" / f"instances_{split}.json" for split in lists}
     if len(targets) < len(config.split):
         raise UserError("--split: two list files have the same name")
     for target in targets.values():
         if target.exists():
             raise UserError(f"{target} exists; remove it or name another --out")
-    splits = {
-        Path(file).stem: _read_split(config, Path(file), progress=progress) for file in config.split
-    }
+    splits = {split: _read_split(config, lists[split], progress=progress) for split in lists}
     names = _class_names(config, [image for images in splits.values() for image in images])
-    for split, target in targets.items():
+    for split, images in splits.items():
         content = {
             "info": {"description": config.description.replace("{split}", split)},
-            **_coco(splits[split], names, config.supercategory),
+            **_coco(images, names, config.supercategory),
         }
-        _write(out / split, target, splits[split], content)
+        _write(out / split, targets[split], images, content)
     return list(targets.values())
 
 
 def _read_split(config: VocConfig, file: Path, *, progress: bool) -> list[VocImage]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except Exception as error:
         raise UserError(f"--split {file}: {error}") from error
     folder = Path(config.images)
     if not folder.is_dir():
         raise UserError(f"--images {folder}: no such folder")
     by_stem = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
-    images = []
-    seen: set[str] = set()
-    for number, line in enumerate(
-        tqdm(lines, desc=file.stem, dynamic_ncols=True, disable=not progress), start=1
-    ):
-        name = line.strip()
+    images: dict[str, VocImage] = {}
+    bar = tqdm(lines, desc=file.stem, dynamic_ncols=True, disable=not progress)
+    for number, name in enumerate(map(str.strip, bar), start=1):
         if not name:
             continue
-        if name in seen:
-            raise UserError(f"{file}:{number}: image {name!r} is in the list twice")
-        seen.add(name)
+        if name in images:
+            raise UserError(f"{file}:{number}: image {name!r} is listed twice")
         if name not in by_stem:
-            raise UserError(
-                f"{file}:{number}: no image {name!r} in {folder}{nearest(name, by_stem)}"
-            )
-        xml = Path(config.annotations) / f"{name}.xml"
+            hint = nearest(name, by_stem)
+            raise UserError(f"{file}:{number}: no image {name!r} in {folder}{hint}")
         try:
             height, width = read_image(by_stem[name]).shape[:2]
         except ImageError as error:
             raise UserError(f"{by_stem[name]}: {error}") from error
-        images.append(VocImage(by_stem[name], height, width, read_voc(xml)))
+        objects = read_voc(Path(config.annotations) / f"{name}.xml")
+        images[name] = VocImage(by_stem[name], height, width, objects)
     if not images:
-        raise UserError(f"--split {file}: no image in it")
-    return images
+        raise UserError(f"--split {file}: the list is empty")
+    return list(images.values())
 
 
-def read_voc(file: Path) -> tuple[VocObject, ...]:
+class _PlainTree(ET.TreeBuilder):
+    def doctype(self, *_: Any) -> NoReturn:
+        raise ValueError("has a DTD, which can define entities; remove it")
+
+
+def read_voc(file: Path) -> list[VocObject]:
     """The objects of one VOC XML file. Raises UserError; a DTD (entities) is refused."""
     try:
         root = ET.fromstring(file.read_bytes(), ET.XMLParser(target=_PlainTree()))
     except ET.ParseError as error:
         raise UserError(f"{file}:{error.position[0]}: not XML: {error}") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise UserError(f"{file}: {error}") from error
-    return tuple(_object(file, i, item) for i, item in enumerate(root.iter("object"), start=1))
-
-
-class _PlainTree(ET.TreeBuilder):
-    def doctype(self, *_: Any) -> NoReturn:
-        raise ValueError("has a DTD, which can define entities; refused")
-
-
-def _object(file: Path, number: int, item: ET.Element) -> VocObject:
-    name = (item.findtext("name") or "").strip()
-    if not name:
-        raise UserError(f"{file}: object {number} has no name")
-    texts = [item.findtext(f"bndbox/{corner}") for corner in _CORNERS]
-    try:
-        values = [float(text or "") for text in texts]
-    except ValueError:
-        values = [math.nan]
-    if not all(map(math.isfinite, values)):
-        raise UserError(f"{file}: object {number} ({name}): bndbox {texts}: not four numbers")
-    if values[2] < values[0] or values[3] < values[1]:
-        raise UserError(f"{file}: object {number} ({name}): bndbox {texts}: max is less than min")
-    corners = tuple(int(value) if value.is_integer() else value for value in values)
-    return VocObject(name, corners, (item.findtext("difficult") or "0").strip() == "1")
+    objects = []
+    for number, item in enumerate(root.iter("object"), start=1):
+        name = (item.findtext("name") or "").strip()
+        texts = [item.findtext(f"bndbox/{corner}") for corner in _CORNERS]
+        where = f"{file}: object {number} ({name}): bndbox {texts}"
+        if not name:
+            raise UserError(f"{file}: object {number} has no name")
+        try:
+            values = [float(text or "nan") for text in texts]
+        except ValueError:
+            values = [math.nan]
+        if not all(map(math.isfinite, values)):
+            raise UserError(f"{where}: not four numbers")
+        if values[2] < values[0] or values[3] < values[1]:
+            raise UserError(f"{where}: max is less than min")
+        corners = tuple(int(value) if value.is_integer() else value for value in values)
+        difficult = (item.findtext("difficult") or "0").strip() == "1"
+        objects.append(VocObject(name, corners, difficult))
+    return objects
 
 
 def _class_names(config: VocConfig, images: Sequence[VocImage]) -> tuple[str, ...]:
@@ -158,7 +151,7 @@ def _class_names(config: VocConfig, images: Sequence[VocImage]) -> tuple[str, ..
     if not config.classes:
         return tuple(sorted(found))
     if len(set(config.classes)) < len(config.classes):
-        raise UserError(f"--classes: a name is there twice: {' '.join(config.classes)}")
+        raise UserError(f"--classes: a name is given twice: {' '.join(config.classes)}")
     for name, path in found.items():
         if name not in config.classes:
             hint = nearest(name, config.classes)
@@ -171,26 +164,24 @@ def _coco(images: Sequence[VocImage], names: Sequence[str], supercategory: str) 
     if len(set(ids)) < len(ids):
         ids = list(range(1, len(ids) + 1))
     numbered = sorted(zip(ids, images, strict=True), key=lambda pair: pair[0])
-    annotations: list[dict[str, Any]] = []
-    for image_id, image in numbered:
-        for item in image.objects:
-            x1, y1, x2, y2 = item.corners
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": names.index(item.name) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": int(item.difficult),
-                }
-            )
+    annotations = [
+        {
+            "image_id": image_id,
+            "category_id": names.index(item.name) + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": int(item.difficult),
+        }
+        for image_id, image in numbered
+        for item in image.objects
+        for x1, y1, x2, y2 in [item.corners]
+    ]
     return {
         "images": [
-            {"id": number, "file_name": im.path.name, "width": im.width, "height": im.height}
-            for number, im in numbered
+            {"id": i, "file_name": im.path.name, "width": im.width, "height": im.height}
+            for i, im in numbered
         ],
-        "annotations": annotations,
+        "annotations": [{"id": i, **entry} for i, entry in enumerate(annotations, start=1)],
         "categories": [
             {"id": i, "name": name, "supercategory": supercategory}
             for i, name in enumerate(names, start=1)
@@ -199,15 +190,13 @@ def _coco(images: Sequence[VocImage], names: Sequence[str], supercategory: str) 
 
 
 def _write(folder: Path, target: Path, images: Sequence[VocImage], content: Any) -> None:
-    """Images first, the JSON file last and as a whole: where it is, the split is complete."""
-    temporary = target.with_suffix(".tmp")
+    """Images first, the JSON file last and as a whole: if it exists, the split is complete."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for image in images:
             shutil.copyfile(image.path, folder / image.path.name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(target)
+        write_text(target, json.dumps(content))
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}") from error
 
@@ -216,10 +205,10 @@ def main(argv: list[str] | None = None) -> None:
     """`python -m data.convert voc --images DIR --annotations DIR --split FILE ... --out DIR`."""
     kind, *rest = argv or ["--help"]
     if kind in {"-h", "--help"}:
-        print("usage: python -m data.convert voc --help")
+        say("usage: python -m data.convert voc --help")
         return
-    if kind not in _FORMATS:
-        raise UserError(f"unknown format {kind!r}; known: {', '.join(_FORMATS)}")
+    if kind != "voc":
+        raise UserError(f"unknown format {kind!r}; known: voc")
     config = parse(VocConfig, rest, prog="python -m data.convert voc", description=__doc__ or "")
     for file in convert_voc(config):
-        print(file)
+        say(str(file))

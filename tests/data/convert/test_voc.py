@@ -185,9 +185,9 @@ def test_the_command(voc: Path, root: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "classes", "cause"),
     [
-        ("x_2\nx_10\nx_2\n", (), r"train\.txt:3: image 'x_2' is in the list twice"),
-        ("\n", (), r"train\.txt: no image in it"),
-        ("x_2\n", ("dog", "a<b", "dog"), "--classes: a name is there twice: dog a<b dog"),
+        ("x_2\nx_10\nx_2\n", (), r"train\.txt:3: image 'x_2' is listed twice"),
+        ("\n", (), r"train\.txt: the list is empty"),
+        ("x_2\n", ("dog", "a<b", "dog"), "--classes: a name is given twice: dog a<b dog"),
     ],
 )
 def test_what_would_make_a_wrong_set_is_refused(
