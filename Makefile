@@ -50,7 +50,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/python val.py --weights $(DEMO)/train/weights/best.pt --data shapes --img $(DEMO_SIZE) \
 	    --project $(DEMO) --name val
 	$(BIN)/python detect.py --weights $(DEMO)/train/weights/best.pt --img $(DEMO_SIZE) \
-	    --source 'datasets/shapes/val/*5.jpg' --project $(DEMO) --name pictures
+	    --source 'datasets/shapes/val/*5.jpg' --project $(DEMO) --name images
 	$(BIN)/python detect.py --weights $(DEMO)/train/weights/best.pt --img $(DEMO_SIZE) \
 	    --source datasets/shapes/shapes.avi --project $(DEMO) --name video
 	@$(BIN)/python -m benchmarks.demo $(DEMO)

@@ -1,8 +1,8 @@
 """COCO's metrics: this project and pycocotools. `python -m benchmarks.coco_engines`.
 
-A made-up load of the size of COCO val2017: 5000 images, 80 classes, 36,781 boxes, 100 detections
+A synthetic load of the size of COCO val2017: 5000 images, 80 classes, 36,781 boxes, 100 detections
 per image.  Each engine starts from the same arrays, so building its inputs counts; faster-coco-eval
-is timed, too, when it is installed.  Prints seconds, AP, and how far the twelve figures differ.
+is timed, too, if it is installed.  Prints seconds, AP, and how far the twelve metrics differ.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Load:
     images: int = option(5000, help="images")
     classes: int = option(80, help="classes")
     detections: int = option(100, help="detections per image")
-    seed: int = option(0, help="of the boxes")
+    seed: int = option(0, help="random seed of the boxes")
 
 
 def made_up(load: Load) -> tuple[BoxTable, BoxTable]:
@@ -75,11 +75,11 @@ def by_pycocotools(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
     reference = COCO()
     reference.dataset, results = as_json(load, truth, found)
     reference.createIndex()
-    judge = COCOeval(reference, reference.loadRes(results), "bbox")
-    judge.evaluate()
-    judge.accumulate()
-    judge.summarize()
-    return list(judge.stats)
+    evaluation = COCOeval(reference, reference.loadRes(results), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return list(evaluation.stats)
 
 
 def by_faster_coco_eval(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
@@ -88,9 +88,9 @@ def by_faster_coco_eval(load: Load, truth: BoxTable, found: BoxTable) -> list[fl
 
     dataset, results = as_json(load, truth, found)
     reference = other.COCO(dataset)
-    judge = other.COCOeval_faster(reference, reference.loadRes(results), "bbox")
-    judge.run()
-    return list(judge.stats[:12])
+    evaluation = other.COCOeval_faster(reference, reference.loadRes(results), "bbox")
+    evaluation.run()
+    return list(evaluation.stats[:12])
 
 
 def as_json(

@@ -1,8 +1,8 @@
 """How hard the embedded set is, by size: `python -m benchmarks.difficulty predictions.json`.
 
-Takes what `val.py --save-json` wrote for the validation pictures of datasets/shapes and prints AP50
-of the true boxes under 16 px (visible area under 16 x 16 in the picture), of 16 to 64 px, and of
-larger ones, by pycocotools.
+Reads what `val.py --save-json` wrote for the validation images of datasets/shapes.  Prints AP50, by
+pycocotools, of the ground-truth boxes under 16 px (visible area under 16 x 16), of 16 to 64 px, and
+of larger ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IOU = 0.5
 
 
 def by_size(annotations: Path, predictions: Path) -> dict[str, tuple[int, float]]:
-    """True boxes and AP50 of each band of sizes."""
+    """Number of ground-truth boxes and AP50 of each band of sizes."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(annotations))
         evaluation = COCOeval(coco, coco.loadRes(str(predictions)), "bbox")
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     annotations = ensure_shapes() / "annotations" / "instances_val.json"
     try:
         bands = by_size(annotations, predictions)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+    except Exception as error:
         raise UserError(f"{predictions}: not predictions for {annotations}: {error}") from error
     for name, (count, value) in bands.items():
         print(f"{name:12} {count:4} boxes   AP50 {value:.3f}")

@@ -33,7 +33,7 @@ from utils.errors import run_script
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What is timed."""
+    """The command line: the run to time."""
 
     cfg: str = option("yolov5n", help="model YAML, by path or name")
     data: str = option("bccd", help="data set YAML, by path or name")
@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(BenchConfig, argv, prog="benchmarks.train", description=__doc__ or "")
     world = distributed.start(config.device)
     with tempfile.TemporaryDirectory() as folder, reproducible(world.device):
-        run = prepare(_train_config(config, folder), world)
+        shared = {key: value for key, value in vars(config).items() if key != "repeats"}
+        run = prepare(TrainConfig(**shared, project=folder, noplots=True), world)
         images = to_network(next(_batches(run, 0)).images.to(world.device), channels_last=True)
         model = copy.deepcopy(run.state.model)
         formats = (torch.channels_last, torch.contiguous_format)
@@ -78,20 +79,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f"bare       {statistics.median(bare):.2f} images/s")
     print(f"ratio      {ratio:.3f} (median of {config.repeats} pairs)")
     return 0
-
-
-def _train_config(config: BenchConfig, folder: str) -> TrainConfig:
-    return TrainConfig(
-        cfg=config.cfg,
-        data=config.data,
-        imgsz=config.imgsz,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        cache=config.cache,
-        device=config.device,
-        project=folder,
-        noplots=True,
-    )
 
 
 def _batches(run: TrainRun, epoch: int) -> Iterator[Batch]:

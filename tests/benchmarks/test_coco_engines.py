@@ -10,7 +10,7 @@ from benchmarks import coco_engines
 def test_the_engines_agree_and_are_timed(capsys):
     assert coco_engines.main(["--images", "6", "--classes", "2", "--detections", "12"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[0][0] == "engine/evaluate/coco.py"
+    assert rows[0][0] == "featherdet"
     assert rows[-1][0] == "pycocotools"
     assert len({row[4] for row in rows}) == 1  # AP
     assert float(rows[0][4]) > 0
