@@ -6,11 +6,7 @@ name does not say ms; sizes are bytes; FLOPs are 2 * MACs; costs are of one imag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypedDict
-
-import numpy as np
 
 FORMAT = "featherdet-compare-1"
 DONE, PARTLY, FAILED, PROFILED = "done", "partly", "failed", "profiled"  # states of a row
@@ -239,22 +235,3 @@ class Results(TypedDict):
     baseline: str | None  # name of a row
     measurement: Measurement | None
     rows: list[Row]
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """Boxes on one picture: xyxy image pixels (N, 4), class numbers (N,), scores (N,)."""
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray | None  # None: true boxes
-
-
-@dataclass(frozen=True)
-class Example:
-    """A validation picture, RGB (H, W, 3) uint8, and what each model sees in it."""
-
-    name: str
-    image: np.ndarray
-    truth: Boxes
-    found: Mapping[str, Boxes]  # by the name of the row

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from engine.compare.report.pareto import fronts
 from engine.compare.schema import ACCURACY, FAILED, PROFILED
 from engine.measure.energy import NOT_MEASURED
 
@@ -76,11 +77,17 @@ class Column:
         """A value is shown divided by it."""
         return SCALES.get(self.unit, 1.0)
 
+    @property
+    def axis(self) -> str:
+        """'Median latency at batch 1, ms/image'."""
+        return ", ".join(filter(None, (self.title or self.label, self.unit)))
+
     def text(self, value: float) -> str:
         """The value as it is shown."""
         if self.format == DURATION:
             return duration(value)
-        return format(value / self.scale, self.format)
+        text = format(value / self.scale, self.format)
+        return text if text.strip("+-0.%") else text.lstrip("+-")  # no negative zero
 
 
 @dataclass(frozen=True)
@@ -199,6 +206,7 @@ def _measured(results: Plain) -> Iterator[Column]:
 
 def _timed(batches: Sequence[int], wanted: str) -> Iterator[Column]:
     """The columns of TIMED of one group; rates are in table.md for the largest batch size only."""
+    latency = " latency" if wanted == LATENCY else ""
     for group, key, label, head, unit, digits, better in TIMED:
         for index, batch in enumerate(batches if group == wanted else ()):
             shown = group == LATENCY or batch == max(batches)
@@ -208,7 +216,7 @@ def _timed(batches: Sequence[int], wanted: str) -> Iterator[Column]:
                 label,
                 f"batch {batch} {key}",
                 head.format(batch) if shown else "",
-                f"{label} at batch {batch}",
+                f"{label}{latency} at batch {batch}",
                 unit,
                 digits,
                 better,
@@ -267,40 +275,26 @@ def _absence(column: Column, row: Plain, baseline: str | None, cause: str | None
     return NOT_MEASURED
 
 
-def pareto_front(costs: Sequence[float | None], values: Sequence[float | None]) -> list[int]:
-    """By rising cost the points that no other one beats: none is as cheap and better, or as good
-    and cheaper.  Points without a cost or a value are left out."""
-    points = [
-        (cost, -value, index)
-        for index, (cost, value) in enumerate(zip(costs, values, strict=True))
-        if cost is not None and value is not None
-    ]
-    best: list[tuple[float, float, int]] = []
-    for point in sorted(points):
-        if not best or point[1] < best[-1][1]:
-            best.append(point)
-    return [index for _, _, index in best]
-
-
 def table_of(results: Plain) -> dict[str, Any]:
     """What the report draws: `columns`, each with the `cells` of the rows in turn, and `fronts`.
 
-    fronts[cost][accuracy]: the rows, by index and rising cost, that no other row beats in both.
+    `best` marks the best value of a column with different ones.
     """
     columns: list[dict[str, Any]] = []
-    for one in columns_of(results):
-        cells = [asdict(cell(one, row, results["baseline"])) for row in results["rows"]]
-        title = one.title or one.label
-        columns.append({**asdict(one), "title": title, "scale": one.scale, "cells": cells})
-    values = {column["path"]: [found["value"] for found in column["cells"]] for column in columns}
-    fronts: dict[str, dict[str, list[int]]] = {}
-    for column in columns:
-        path, sign = column["path"], 1 if column["better"] == "lower" else -1
-        if path.split(".")[0] in {"cost", "latency", "speedup", "energy", "training"}:
-            costs = [None if value is None else sign * value for value in values[path]]
-            fronts[path] = {
-                key: pareto_front(costs, values[key])
-                for key in values
-                if key.startswith("accuracy.")
-            }
-    return {"columns": columns, "fronts": fronts}
+    values: dict[str, list[float | None]] = {}  # by path; a higher one is better
+    parts = ("accuracy", "difference")  # a difference follows its metric
+    order = {f"{part}.{key}": index for index, key in enumerate(ACCURACY) for part in parts}
+    for one in sorted(columns_of(results), key=lambda one: order.get(one.path, len(order))):
+        cells = [cell(one, row, results["baseline"]) for row in results["rows"]]
+        sign = 1 if one.better == "higher" else -1
+        known = [None if found.value is None else sign * found.value for found in cells]
+        distinct = {value for value in known if value is not None}
+        best = max(distinct) if len(distinct) > 1 and one.kind != DIFFERENCE else None
+        marked = [
+            {**asdict(found), "best": best is not None and value == best}
+            for found, value in zip(cells, known, strict=True)
+        ]
+        columns.append({**asdict(one), "title": one.axis, "scale": one.scale, "cells": marked})
+        if distinct:
+            values[one.path] = known
+    return {"columns": columns, "fronts": fronts(values)}

@@ -1,51 +1,61 @@
-"""A few validation pictures with what each model sees in them, for the report."""
+"""A few validation images with the detections of each model, for the report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from engine.compare.protocol import Splits
 from engine.compare.record import load_detections
 from engine.compare.report.tables import Evidence
-from engine.compare.schema import Boxes, Example
 from engine.evaluate.box_table import BoxTable
-from engine.evaluate.metrics import by_id
+from engine.evaluate.metrics import by_id, truth_of
 from utils.images import ImageError, read_image
 
-PICTURES = 6
+IMAGES = 6
+
+
+@dataclass(frozen=True)
+class Example:
+    """A validation image, RGB (H, W, 3) uint8, with its ground truth and detections."""
+
+    name: str
+    image: np.ndarray
+    ground_truth: BoxTable
+    detections: Mapping[str, BoxTable]  # by the name of the row
 
 
 def examples(splits: Splits | None, evidence: Sequence[Evidence]) -> list[Example]:
-    """Evenly over the validation images that have boxes; the detections of each row's first seed.
+    """Images spread evenly over those with boxes; detections of the first seed of each row.
 
-    None without data or evaluated models.  A picture that has become unreadable is left out.
+    Empty without data or evaluated models.  An image that can no longer be read is left out.
     """
-    found = {
+    detections = {
         item.contender.name: load_detections(item.finished[0].path)
         for item in evidence
         if item.finished
     }
-    if splits is None or not found:
+    if splits is None or not detections:
         return []
     records = by_id(splits.val)
-    numbers = [number for number, record in enumerate(records) if not record.crowd.all()]
-    places = np.linspace(0, len(numbers) - 1, min(PICTURES, len(numbers))).round().astype(int)
-    result = []
-    for number in (numbers[place] for place in places):
-        record = records[number]
+    with_boxes = [index for index, record in enumerate(records) if not record.crowd.all()]
+    chosen = np.linspace(0, len(with_boxes) - 1, min(IMAGES, len(with_boxes))).round().astype(int)
+    found = []
+    for index in (with_boxes[position] for position in chosen):
+        record = records[index]
         try:
             image = read_image(record.path)
         except ImageError:
             continue
-        plain = ~record.crowd
-        truth = Boxes(record.boxes[plain], record.labels[plain], None)
-        seen = {name: _on(detections, number) for name, detections in found.items()}
-        result.append(Example(record.path.name, image, truth, seen))
-    return result
-
-
-def _on(found: BoxTable, number: int) -> Boxes:
-    mine = found.take(found.image == number)
-    return Boxes(mine.boxes, mine.labels, mine.scores)
+        truth = truth_of([record])
+        found.append(
+            Example(
+                record.path.name,
+                image,
+                truth.take(~truth.crowd),
+                {name: table.take(table.image == index) for name, table in detections.items()},
+            )
+        )
+    return found

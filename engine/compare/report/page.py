@@ -1,7 +1,7 @@
 """report.html: a comparison as one file that needs nothing else, not even a network.
 
-The page is made in the browser from results.json, which is embedded in it; the scripts and styles
-are those of assets/, and the file's own policy lets a browser run no others.
+The browser builds the page from results.json, which is embedded in it.  The scripts and styles are
+those of assets/; the Content-Security-Policy of the file allows no others.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from typing import Any
 import cv2
 import numpy as np
 
-from engine.compare.schema import Boxes, Example
+from engine.compare.report.examples import Example
+from engine.evaluate.box_table import BoxTable
 
 ASSETS = Path(__file__).parent / "assets"
 LIBRARY = "uplot/uPlot.iife.min.js"
 STYLES = ("uplot/uPlot.min.css", "report.css")
 SCRIPTS = (
-    "dom.js", "columns.js", "table.js", "pareto.js", "curves.js", "costs.js", "examples.js",
-    "sections.js", "main.js",
+    "dom.js", "table.js", "pareto.js", "curves.js", "costs.js", "examples.js", "sections.js",
+    "main.js",
 )  # fmt: skip
-LONGEST_SIDE = 640  # pixels of an example
-QUALITY = 82  # of its JPEG
-LEAST_SCORE = 0.05  # of an example's boxes; the page shows those from a threshold of its reader
+MAX_SIDE = 640  # pixels of an example
+JPEG_QUALITY = 82
+MIN_SCORE = 0.05  # of the detections in an example; the page has a threshold above it
 BOX_DIGITS, SCORE_DIGITS = 1, 4
 
 
 def write_report(
     results: Mapping[str, Any], folder: Path, *, examples: Sequence[Example] = ()
 ) -> Path:
-    """Write `folder`/report.html from the record of a comparison (compare_schema.Results).
+    """Write `folder`/report.html from results.json as `text.complete` gives it; return its path.
 
-    examples: validation pictures with the boxes of each row, by its name.  The path is returned.
-    ValueError for a figure that JSON has no word for (NaN, infinity).
+    examples: validation images with the boxes of each row.  ValueError for NaN and infinity, which
+    JSON cannot hold.
     """
     path = folder / "report.html"
     path.write_text(page(results, examples), encoding="utf-8")
@@ -78,7 +79,7 @@ def _heading(results: Mapping[str, Any]) -> str:
 
 
 def _policy(*, scripts: Sequence[str], style: str) -> str:
-    """A Content-Security-Policy: these scripts and this style, embedded pictures, nothing else."""
+    """A Content-Security-Policy: these scripts and this style, embedded images, nothing else."""
     allowed = " ".join(map(_hash, scripts))
     return (
         f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; img-src data:; "
@@ -92,7 +93,7 @@ def _hash(text: str) -> str:
 
 
 def _embedded(value: Any) -> str:
-    """JSON that cannot end the script element it stands in: it has no '<', '>' or '&'."""
+    """JSON without '<', '>' and '&', so that it cannot end the script element around it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -105,22 +106,20 @@ def _example(example: Example) -> dict[str, Any]:
         "name": example.name,
         "width": width,
         "height": height,
-        "picture": _jpeg(example.image),
-        "truth": _boxes(example.truth),
-        "found": {name: _boxes(boxes) for name, boxes in example.found.items()},
+        "image": _jpeg(example.image),
+        "ground_truth": _boxes(example.ground_truth),
+        "detections": {
+            name: {
+                **_boxes(found := table.take(table.scores >= MIN_SCORE)),
+                "scores": _rounded(found.scores, SCORE_DIGITS),
+            }
+            for name, table in example.detections.items()
+        },
     }
 
 
-def _boxes(found: Boxes) -> dict[str, Any]:
-    kept = np.ones(len(found.boxes), dtype=bool)
-    if found.scores is not None:
-        kept = found.scores >= LEAST_SCORE
-    scores = None if found.scores is None else found.scores[kept]
-    return {
-        "boxes": _rounded(found.boxes[kept], BOX_DIGITS),
-        "labels": found.labels[kept].tolist(),
-        "scores": None if scores is None else _rounded(scores, SCORE_DIGITS),
-    }
+def _boxes(table: BoxTable) -> dict[str, Any]:
+    return {"boxes": _rounded(table.boxes, BOX_DIGITS), "labels": table.labels.tolist()}
 
 
 def _rounded(values: np.ndarray, digits: int) -> list[Any]:
@@ -128,12 +127,12 @@ def _rounded(values: np.ndarray, digits: int) -> list[Any]:
 
 
 def _jpeg(image: np.ndarray) -> str:
-    """RGB (H, W, 3) uint8 as a data URI, shrunk to LONGEST_SIDE."""
-    shrink = min(LONGEST_SIDE / max(image.shape[:2]), 1.0)
+    """RGB (H, W, 3) uint8 as a data URI, shrunk to MAX_SIDE."""
+    shrink = min(MAX_SIDE / max(image.shape[:2]), 1.0)
     if shrink < 1:
         image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-    options = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), options)
     if not done:
-        raise ValueError(f"an example of shape {image.shape} cannot be written as JPEG")
+        raise ValueError(f"cannot write an example of shape {image.shape} as JPEG")
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

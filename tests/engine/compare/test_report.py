@@ -11,8 +11,11 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.compare.report.page import ASSETS, LONGEST_SIDE, SCRIPTS, page, write_report
-from engine.compare.schema import Boxes, Example
+from engine.compare.report.columns import at
+from engine.compare.report.examples import Example
+from engine.compare.report.page import ASSETS, MAX_SIDE, SCRIPTS, page, write_report
+from engine.compare.report.text import complete
+from engine.evaluate.box_table import BoxTable
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- $heading ${title} & \u2028 é"
 FETCHING = {"src", "href", "srcset", "poster", "action", "formaction", "data", "background"}
@@ -42,16 +45,16 @@ class Elements(HTMLParser):
 
 @pytest.fixture(scope="module")
 def results(root):
-    return json.loads((root / "tests/engine/compare/data_compare_sample.json").read_text())
+    sample = root / "tests/engine/compare/data_compare_sample.json"
+    return complete(json.loads(sample.read_text()))
 
 
 def example(name="a.jpg", height=60, width=80):
     image = np.zeros((height, width, 3), dtype=np.uint8)
     image[..., 0] = 250  # red
-    found = Boxes(
-        np.array([[1.04, 2, 3, 4], [5, 6, 7, 8]]), np.array([0, 2]), np.array([0.9, 0.01])
-    )
-    return Example(name, image, Boxes(np.zeros((0, 4)), np.zeros(0, np.int64), None), {"m": found})
+    boxes = np.array([[1.04, 2, 3, 4], [5, 6, 7, 8]])
+    table = BoxTable.detections(np.zeros(2, int), np.array([0, 2]), boxes, np.array([0.9, 0.01]))
+    return Example(name, image, table.take(np.zeros(0, int)), {"m": table})
 
 
 def test_the_file_holds_the_record_value_by_value(results, tmp_path):
@@ -67,7 +70,7 @@ def test_record_of_awkward_numbers_and_signs_comes_back(results):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_figures_without_a_word_in_json_are_refused(results, value):
+def test_numbers_that_json_cannot_hold_are_refused(results, value):
     with pytest.raises(ValueError, match="JSON"):
         page({**results, "protocol": {"a": value}})
 
@@ -120,7 +123,7 @@ def test_policy_names_the_very_scripts_and_styles_of_the_file(results):
     assert len(rules["script-src"]) == 2
 
 
-def test_heading_says_who_is_compared_on_what(results):
+def test_heading_names_the_models_and_the_data_set(results):
     assert Elements(page(results)).texts["h11"] == "yolov5n and 2 others on bccd"
     alone = {**results, "rows": results["rows"][:1], "protocol": {}}
     assert Elements(page(alone)).texts["h11"] == "yolov5n"
@@ -132,10 +135,11 @@ def test_examples_are_small_jpegs_with_boxes_in_their_own_pixels(results):
     large = example("b.jpg", 1280, 640)
     first, second = json.loads(Elements(page(results, [example(), large])).texts["examples-json"])
     assert (first["width"], first["height"]) == (80, 60)
-    assert first["found"]["m"] == {"boxes": [[1.0, 2.0, 3.0, 4.0]], "labels": [0], "scores": [0.9]}
-    assert first["truth"] == {"boxes": [], "labels": [], "scores": None}
-    for item, shape in ((first, (60, 80)), (second, (LONGEST_SIDE, LONGEST_SIDE // 2))):
-        kind, data = item["picture"].split(",")
+    detected = {"boxes": [[1.0, 2.0, 3.0, 4.0]], "labels": [0], "scores": [0.9]}
+    assert first["detections"] == {"m": detected}
+    assert first["ground_truth"] == {"boxes": [], "labels": []}
+    for item, shape in ((first, (60, 80)), (second, (MAX_SIDE, MAX_SIDE // 2))):
+        kind, data = item["image"].split(",")
         assert kind == "data:image/jpeg;base64"
         pixels = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
         assert pixels.shape[:2] == shape
@@ -160,3 +164,47 @@ def test_no_script_can_be_ended_early_by_an_asset():
     for path in ASSETS.rglob("*.js"):
         assert "</script" not in path.read_text().lower()
         assert "<!--" not in path.read_text()
+
+
+def numbers(record, path):
+    """The paths of all numbers of a part of a row; of a Spread or Difference its own."""
+    if isinstance(record, dict) and ("mean" in record or ("delta" in record and "low" in record)):
+        yield path
+    elif isinstance(record, dict):
+        for key in set(record) - {"image_size", "classes", "batch", "epochs", "layers", "counts"}:
+            yield from numbers(record[key], f"{path}.{key}")
+    elif isinstance(record, list):
+        for index, value in enumerate(record):
+            yield from numbers(value, f"{path}.{index}")
+    elif isinstance(record, int | float):
+        yield path
+
+
+def test_every_number_of_a_row_has_a_cell_that_shows_it(results):
+    columns = {column["path"]: column for column in results["columns"]}
+    parts = ("accuracy", "classes", "difference", "errors", "cost", "latency", "energy", "training")
+    for index, row in enumerate(results["rows"]):
+        known = {path for part in parts for path in numbers(row[part], part)}
+        known = {path for path in known if not path.endswith((".instances", ".ap50"))}
+        assert known <= set(columns)
+        for path, column in columns.items():
+            cell, found = column["cells"][index], at(row, path)
+            value = found.get("mean", found.get("delta")) if isinstance(found, dict) else found
+            assert cell["value"] == value
+            if value is not None and column["format"] != "duration":
+                assert_shows(cell["text"], value / column["scale"])
+            if isinstance(found, dict) and "low" in found:
+                low, high = cell["spread"].strip("[]*").split(", ")
+                assert_shows(low, found["low"])
+                assert_shows(high, found["high"])
+                assert cell["spread"].endswith("*") == found["significant"]
+            if value is None:
+                reasons = {"not measured", "not defined", "not trained", "failed", "baseline"}
+                assert cell["text"] in reasons
+
+
+def assert_shows(text, value):
+    """`text` is `value`, rounded to its last decimal."""
+    plain, scale = text.removesuffix("%"), 0.01 if text.endswith("%") else 1
+    decimals = len(plain.partition(".")[2])
+    assert float(plain) * scale == pytest.approx(value, abs=0.5000001 * 10**-decimals * scale)

@@ -9,7 +9,8 @@ from pathlib import Path
 import cv2
 import pytest
 
-from engine.compare.report.columns import columns_of, duration, pareto_front, table_of
+from engine.compare.report.columns import cell, columns_of, duration, table_of
+from engine.compare.report.pareto import pareto_front
 from engine.compare.report.plots import axes_of, points, write_plots
 from engine.compare.report.text import complete, console, csv_table, markdown
 from engine.compare.schema import DONE, PROFILED, Results
@@ -150,6 +151,19 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
+def test_a_number_that_rounds_to_zero_has_no_sign(sample):
+    made = copy.deepcopy(sample)
+    made["rows"][1]["difference"]["AP"].update(delta=-0.0001, low=-0.0004, high=0.0003)
+    column = next(one for one in columns_of(made) if one.path == "difference.AP")
+    found = cell(column, made["rows"][1], "yolov5n")
+    assert (found.text, found.spread.rstrip("*")) == ("0.000", "[0.000, 0.000]")
+    assert "-0.000" not in markdown(made)
+
+
+def test_equal_rows_are_both_on_the_front():
+    assert pareto_front([1.0, 1.0, 2.0], [0.5, 0.5, 0.5]) == [0, 1]
+
+
 def test_the_front_by_hand():
     costs = [1.0, 2.0, 3.0, 2.0, 9.0, 10.0, None, 0.5]
     values = [0.2, 0.5, 0.4, 0.3, 0.6, 0.6, 0.9, None]
@@ -171,8 +185,15 @@ def test_the_report_has_columns_cells_and_fronts_of_the_results(sample):
     assert difference[1]["spread"] == "[-0.055, -0.035]*"
     assert columns["accuracy.APs"]["cells"][0]["text"] == "not defined"
     assert columns["accuracy.AP"]["cells"][0]["hint"] == "seeds 0, 1: 0.400, 0.420"
-    assert table["fronts"]["cost.flops"]["accuracy.AP"] == [1, 0]
-    assert table["fronts"]["cost.intensity"]["accuracy.AP"] == [1, 0]  # higher is better
+    assert [one["best"] for one in columns["accuracy.AP"]["cells"]] == [True, False, False]
+    assert [one["best"] for one in columns["cost.flops"]["cells"]] == [False, True, False]
+    assert not any(one["best"] for one in difference)
+    assert [path for path in columns if "AP75" in path] == ["accuracy.AP75", "difference.AP75"]
+    assert columns["latency.0.p50_ms"]["title"] == "Median latency at batch 1, ms/image"
+    assert set(table["fronts"]["accuracy.AP"]["cost.flops"]) == {0, 1}
+    assert set(table["fronts"]["accuracy.AP"]["cost.intensity"]) == {0, 1}  # higher is better
+    assert table["fronts"]["cost.params"]["cost.flops"] == [2, 1]
+    assert "classes.0.AP50" not in table["fronts"]["classes.0.AP"]
     made = complete(sample)
     assert made["lead"].startswith("2 models against yolov5n on bccd, 2 runs each")
     facts = {fact["name"]: (fact["value"], fact["detail"]) for fact in made["summary"]}
@@ -192,7 +213,7 @@ def test_plots_of_every_cost_that_is_known(sample, tmp_path):
 
 
 def test_energy_is_drawn_where_it_is_measured(sample):
-    (axis,) = (axis for axis in axes_of(sample) if axis.name == "energy")
+    axis = axes_of(sample)["energy"]
     assert points(sample["rows"], axis) == []
     energy = {"joules_per_image": 0.1, "watts": 9.0, "batch": 1, "source": "x"}
     (point,) = points([{**sample["rows"][0], "energy": energy}], axis)

@@ -1,11 +1,14 @@
 "use strict";
-// Elements, numbers and markers. Text goes in as text nodes only, so no name can become markup.
+// Elements, numbers and markers. Text is added as text nodes only, so no name can become markup.
 
 const SVG = "http://www.w3.org/2000/svg";
-const MINUS = "\u2212";
 const COLORS = ["#2f6fc4", "#d1601f", "#2c8a57", "#b2447c", "#7a5cc4", "#8a7716", "#158a98", "#c43b3b"];
-const SHAPES = ["circle", "square", "triangle", "diamond", "cross"];
+const SHAPES = [ // in a square of 12
+  "M6 1a5 5 0 1 1-.01 0Z", "M1.4 1.4h9.2v9.2H1.4Z", "M6 .6 11.6 10.8H.4Z", "M6 0 12 6 6 12 0 6Z",
+  "M4 0h4v4h4v4h-4v4h-4v-4h-4v-4h4Z",
+];
 
+// An element with attributes (null and false: none) and listeners ("onclick"); style sets properties.
 function h(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [key, value] of Object.entries(properties)) {
@@ -25,70 +28,28 @@ function svg(tag, attributes = {}, ...children) {
   return node;
 }
 
-// The value at "a.b.0.c" of a nested record; undefined where there is none.
-function at(record, path) {
-  return path.split(".").reduce((value, key) => value?.[key], record);
-}
-
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
-// Four significant digits at most; the sign is a minus, not a hyphen.
-function plain(value, digits = 4) {
-  if (!isNumber(value)) return value === null || value === undefined ? "" : String(value);
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  const text = size >= 1e15 || size < 1e-4
-    ? value.toExponential(digits - 1)
-    : size >= 10 ** (digits - 1) ? Math.round(value).toLocaleString("en-US") : String(+value.toPrecision(digits));
-  return text.replace("-", MINUS);
-}
+const plain = (value, digits) =>
+  (value >= 10 ** (digits - 1) ? Math.round(value).toLocaleString("en-US") : String(+value.toPrecision(digits)));
 
-function fixed(value, digits) {
-  return value.toFixed(digits).replace("-", MINUS);
-}
-
-function tick(value) {
-  const size = Math.abs(value);
-  if (size >= 1e9) return `${+(value / 1e9).toPrecision(4)}G`;
-  if (size >= 1e6) return `${+(value / 1e6).toPrecision(4)}M`;
-  if (size >= 1e4) return `${+(value / 1e3).toPrecision(4)}k`;
-  return String(+value.toPrecision(6)).replace("-", MINUS);
-}
-
-// Ticks with the same decimals, as far as these are few.
-function tickTexts(values) {
-  const texts = values.map(tick);
-  const decimals = Math.max(0, ...texts.map((text) => (/\.\d+$/.exec(text)?.[0].length ?? 1) - 1));
-  const even = decimals <= 3 && texts.every((text) => /^[\d.\u2212]+$/.test(text)) && Math.max(...values) < 100 * Math.max(Math.min(...values.filter((value) => value > 0)), 1e-9);
-  return even ? values.map((value) => fixed(value, decimals)) : texts;
-}
-
-// A small sign of a model: its colour and its shape, so that neither alone carries the meaning.
+// The sign of a model: colour and shape, so that neither alone carries the meaning.
 function marker(model) {
-  const fill = { fill: model.color };
-  const drawn = {
-    circle: () => svg("circle", { cx: 6, cy: 6, r: 5, ...fill }),
-    square: () => svg("rect", { x: 1.4, y: 1.4, width: 9.2, height: 9.2, ...fill }),
-    triangle: () => svg("path", { d: "M6 .6 11.6 10.8H.4Z", ...fill }),
-    diamond: () => svg("path", { d: "M6 0 12 6 6 12 0 6Z", ...fill }),
-    cross: () => svg("path", { d: "M4 0h4v4h4v4h-4v4h-4v-4h-4v-4h4z", ...fill }),
-  }[model.shape]();
-  const node = svg("svg", { viewBox: "0 0 12 12", class: "marker", "aria-hidden": "true" }, drawn);
+  const node = svg("svg", { viewBox: "0 0 12 12", class: "marker", "aria-hidden": "true" }, svg("path", { d: model.shape, fill: model.color }));
   if (model.baseline) node.append(svg("circle", { cx: 6, cy: 6, r: 8.2, fill: "none", stroke: "currentColor", "stroke-width": 1.3 }));
   return node;
 }
 
 // A labelled select; options: [[value, text, group?]].
 function choice(label, options, value, change, properties = {}, style = null) {
-  const groups = new Map();
   const select = h("select", { ...properties, onchange: () => change(select.value) });
+  const groups = new Map();
   for (const [key, text, group] of options) {
-    const option = h("option", { value: key }, text);
     if (group && !groups.has(group)) {
       groups.set(group, h("optgroup", { label: group }));
       select.append(groups.get(group));
     }
-    (groups.get(group) ?? select).append(option);
+    (groups.get(group) ?? select).append(h("option", { value: key }, text));
   }
   select.value = value;
   return h("label", { class: style }, label, select);
@@ -100,11 +61,11 @@ function check(label, value, change, properties = {}) {
   return h("label", { class: "check" }, box, label);
 }
 
-function section(id, title, lead) {
-  const node = h("section", { id, "aria-labelledby": `${id}-title` }, h("h2", { id: `${id}-title` }, title));
-  if (lead) node.append(h("p", { class: "lead" }, lead));
-  return node;
-}
+const caption = (...text) => h("figcaption", { class: "caption" }, h("b", { class: "figure-number" }), ...text);
+
+// A region that scrolls, also by the keyboard.
+const scroller = (label, style, ...children) =>
+  h("div", { class: `scroll ${style}`, tabindex: "0", role: "region", "aria-label": label }, ...children);
 
 // A resolved colour of the style sheet, for canvases, which do not know its variables.
 function ink(variable) {
@@ -113,4 +74,24 @@ function ink(variable) {
   const color = getComputedStyle(probe).color;
   probe.remove();
   return color;
+}
+
+const chartAxis = (label, options) => ({
+  label, labelSize: 26, labelFont: "13px system-ui, sans-serif", font: "12px system-ui, sans-serif",
+  stroke: () => ink("--muted"), grid: { stroke: () => ink("--rule"), width: 1 }, ticks: { show: false }, ...options,
+});
+
+// Draws `options` and `data` into `host` as wide as it is, and again whenever its width changes.
+function chart(host, ratio, limits, options, data) {
+  const size = () => {
+    const width = Math.max(host.clientWidth, 240);
+    return { width, height: Math.round(Math.min(Math.max(width * ratio, limits[0]), limits[1])) };
+  };
+  host.replaceChildren();
+  const drawn = new uPlot({ ...size(), ...options }, data, host);
+  new ResizeObserver((_, observer) => {
+    if (drawn.root.parentNode !== host) observer.disconnect(); // another chart took its place
+    else if (size().width !== drawn.width) drawn.setSize(size());
+  }).observe(host);
+  return drawn;
 }

@@ -1,5 +1,5 @@
 "use strict";
-// Puts the page together from the records embedded in it.
+// Builds the page from the record embedded in it. Columns, cells, fronts and texts come with the record.
 
 class Report {
   constructor(results, examples) {
@@ -9,89 +9,83 @@ class Report {
       index, row, name: row.name, baseline: row.name === results.baseline,
       color: COLORS[index % COLORS.length], shape: SHAPES[index % SHAPES.length],
     }));
-    this.figures = new Map();
-    this.columns = allColumns(results);
-    this.groups = [...new Set(this.columns.map((item) => item.group))];
-    this.numeric = this.columns.filter((item) => this.models.some((model) => this.figure(model, item).value !== null));
+    const typeset = (text) => text.replaceAll("-", "\u2212"); // a true minus sign
+    this.columns = results.columns.map((column) => ({ ...column, cells: column.cells.map((cell) => (cell.value === null ? cell : {
+      ...cell, value: cell.value / column.scale, sd: cell.sd === null ? null : cell.sd / column.scale,
+      text: typeset(cell.text), spread: typeset(cell.spread),
+    })) }));
+    this.groups = [...new Set(this.columns.map((column) => column.group))];
+    this.numeric = this.columns.filter((column) => column.cells.some((cell) => cell.value !== null));
     this.defaults = this.axes();
     this.table = new ResultsTable(this);
-    const pareto = this.numeric.length ? new ParetoChart(this) : { empty: true };
-    this.charts = [pareto, new CurvesChart(this), new LayerCosts(this), new ErrorSplit(this), new Examples(this, examples)];
+    this.pareto = this.numeric.length ? new ParetoChart(this) : { empty: true };
+    this.parts = [
+      ["results", "Results", "All numbers of all models. The filters below apply to every figure of this page.", this.table],
+      ["pareto", "Trade-offs", "Any number against any other.", this.pareto],
+      ["curves", "Training curves", null, new CurvesChart(this)],
+      ["layers", "Cost by layer", "Why fewer FLOPs were, or were not, faster.", new LayerCosts(this)],
+      ["errors", "Error analysis", null, new ErrorSplit(this)],
+      ["examples", "Examples", null, new Examples(this, examples)],
+      ["protocol", "Protocol", "The settings that all models share. Models of different protocols are never compared in one table.", { node: protocolTables(results) }],
+      ["commands", "Commands", "Each command repeats one run.", { node: commandList(this) }],
+    ].filter(([, , , part]) => !part.empty);
   }
 
-  column(key) {
-    return this.columns.find((item) => item.key === key);
+  column(path) {
+    return this.columns.find((column) => column.path === path);
   }
 
-  figure(model, item) {
-    const key = `${model.index} ${item.key}`;
-    if (!this.figures.has(key)) this.figures.set(key, readFigure(model, item));
-    return this.figures.get(key);
+  // For a select of columns.
+  options() {
+    return this.numeric.map((column) => [column.path, column.title, column.group]);
   }
 
-  visible() {
-    return this.table.shown;
+  // The models that pass the filters, in the order of the table.
+  shown() {
+    return this.table.models;
   }
 
-  // AP over latency where there are both, else the nearest to it that this record has.
+  // AP over latency where the record has both, else the nearest to it.
   axes() {
-    const has = (key) => this.numeric.some((item) => item.key === key);
-    const first = (...keys) => keys.find(has) ?? this.numeric[0]?.key;
-    const timed = this.numeric.find((item) => item.key.startsWith("latency."))?.key;
-    const x = timed ?? first("cost.flops");
-    return { x, y: first("accuracy.AP", ...(x === "cost.flops" ? [] : ["cost.flops"]), "cost.params") };
+    const first = (...starts) => starts.map((start) => this.numeric.find(({ path }) => path.startsWith(start))?.path).find(Boolean);
+    const x = first("latency.", "cost.flops") ?? this.numeric[0]?.path;
+    return { x, y: first("accuracy.AP", x === "cost.flops" ? "cost.params" : "cost.flops") ?? x };
   }
 
   refresh() {
-    for (const chart of this.charts) if (!chart.empty) chart.draw();
+    for (const [, , , part] of this.parts) part.draw?.();
   }
 
   show() {
-    const [pareto, curves, layers, errors, examples] = this.charts;
-    const parts = [
-      ["results", "Results", "Every figure of every row. The filters below act on all figures of this page.", this.table],
-      ["pareto", "Trade-offs", "Any figure against any other; the front is computed anew for each choice.", pareto],
-      ["curves", "Training curves", null, curves],
-      ["layers", "Where the cost lies", "Why fewer FLOPs were, or were not, faster.", layers],
-      ["errors", "What AP is lost to", null, errors],
-      ["examples", "Examples", null, examples],
-      ["protocol", "Protocol", "What all rows share; rows of different protocols never stand in one table.", { node: protocolTables(this.results) }],
-      ["commands", "Commands", "What repeats each row.", { node: commandList(this) }],
-    ].filter(([, , , part]) => !part.empty);
-    this.charts = this.charts.filter((chart) => parts.some(([, , , part]) => part === chart));
     const main = document.getElementById("main");
     const contents = document.getElementById("contents");
-    parts.forEach(([id, title, lead, part], index) => {
-      const node = section(id, title, lead);
-      node.querySelector("h2").prepend(h("span", { class: "number" }, String(index + 1)));
-      node.append(part.node);
-      main.append(node);
+    this.parts.forEach(([id, title, lead, part], index) => {
+      main.append(h("section", { id, "aria-labelledby": `${id}-title` },
+        h("h2", { id: `${id}-title` }, h("span", { class: "number" }, index + 1), title), lead ? h("p", { class: "lead" }, lead) : null, part.node));
       contents.append(h("a", { href: `#${id}` }, title));
     });
     main.querySelectorAll(".figure-number").forEach((node, index) => { node.textContent = `Figure ${index + 1}. `; });
-    document.getElementById("standfirst").textContent = standfirst(this);
-    document.getElementById("facts").append(...facts(this));
-    this.table.draw();
+    document.getElementById("lead").textContent = this.results.lead;
+    document.getElementById("facts").append(...this.results.summary.map(({ name, value, detail }) =>
+      h("div", {}, h("dt", {}, name), h("dd", {}, h("b", {}, value), detail ? h("small", {}, detail) : null))));
     this.refresh();
   }
 }
 
-// System, light, dark in turn; the canvases take their colours anew.
+// System, light and dark in turn; the canvases are drawn again in the new colours.
 function themeSwitch(report) {
   const root = document.documentElement;
   const button = document.getElementById("theme");
-  const turns = ["system", "light", "dark"];
-  let place = 0;
+  const themes = ["system", "light", "dark"];
+  let index = 0;
   const apply = (theme) => {
-    if (theme === "system") delete root.dataset.theme;
-    else root.dataset.theme = theme;
+    root.dataset.theme = theme;
     report.refresh();
   };
   button.addEventListener("click", () => {
-    place = (place + 1) % turns.length;
-    button.textContent = `Colours: ${turns[place]}`;
-    button.setAttribute("aria-label", `Colours: ${place ? turns[place] : "as the system"}`);
-    apply(turns[place]);
+    index = (index + 1) % themes.length;
+    button.textContent = `Colours: ${themes[index]}`;
+    apply(themes[index]);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => report.refresh());
   addEventListener("beforeprint", () => {
@@ -102,7 +96,7 @@ function themeSwitch(report) {
   addEventListener("afterprint", () => {
     delete root.dataset.print;
     report.table.paper.replaceChildren();
-    apply(turns[place]);
+    apply(themes[index]);
   });
 }
 

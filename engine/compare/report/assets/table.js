@@ -1,84 +1,77 @@
 "use strict";
-// The table of all rows: sorted by a click on a heading, filtered by words and by limits.
+// The table of all models: sorted by a click on a heading, filtered by words and by limits.
 
-const FEW_CLASSES = 4; // more have their figures hidden at first
-const QUIET_GROUPS = ["AP50 by class", "AP50 lost to", "Cost by section", "Guidelines G1 to G4"];
+const MAX_CLASSES = 4; // with more, their columns are hidden at first
+const HIDDEN_GROUPS = ["AP50 by class", "AP50 lost to", "Cost by section", "Guidelines G1 to G4"];
 
 class ResultsTable {
   constructor(report) {
     this.report = report;
-    this.sorting = null; // {key, down}
+    this.sorting = null; // { path, down }
     this.words = "";
     this.limits = [];
-    this.hidden = new Set(QUIET_GROUPS.filter((group) => report.groups.includes(group)));
-    if (report.columns.filter((item) => item.group === "AP by class").length > FEW_CLASSES) this.hidden.add("AP by class");
+    this.hidden = new Set(HIDDEN_GROUPS);
+    if (report.columns.filter((column) => column.group === "AP by class").length > MAX_CLASSES) this.hidden.add("AP by class");
     this.count = h("p", { class: "status", id: "row-count", role: "status" });
-    this.chips = h("div", { class: "chips", "aria-label": "Limits in force" });
+    this.chips = h("div", { class: "chips", "aria-label": "Active limits" });
     this.body = h("tbody");
     this.table = h("table", { class: "results", id: "results-table" },
-      h("caption", { class: "hidden-text" }, "All rows of the comparison; headings sort"), this.head(), this.body);
-    this.scroll = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of results, scrolls sideways" }, this.table);
+      h("caption", { class: "hidden-text" }, "All models of the comparison; click a heading to sort"), this.head(), this.body);
     this.paper = h("div", { class: "on-paper" });
-    this.scroll.classList.add("on-screen");
-    this.node = h("div", {}, this.filters(), this.chips, this.groupBoxes(), this.count, this.scroll, this.paper, this.caption());
-  }
-
-  caption() {
-    return h("p", { class: "caption" }, h("b", {}, "Table 1. "),
-      "Mean ± standard deviation over the seeds; costs are of one image, FLOPs = 2 · MACs. Δ is the difference to the baseline with the interval of a paired bootstrap over images; * and colour mark one that leaves out 0. The best figure of a column is bold. Hover a figure for its seeds.");
+    this.node = h("div", {}, this.filters(), this.chips, this.groupBoxes(), this.count,
+      scroller("Table of results", "on-screen", this.table), this.paper,
+      h("p", { class: "caption" }, h("b", {}, "Table 1. "),
+        "Mean ± standard deviation over the seeds. Costs are per image, FLOPs = 2 · MACs. Δ is the difference to the baseline with the interval of a paired bootstrap over the images; an asterisk and colour mark an interval that excludes 0. The best number of a column is bold. Hover over a number for the values of its seeds."));
   }
 
   head() {
-    const groups = h("tr", {}, h("td", { class: "name corner" }));
-    const heads = h("tr", {}, this.heading({ key: "name", label: "Model", unit: "" }, "name"));
-    let previous = null;
-    for (const item of this.report.columns) {
-      const start = item.group !== previous;
-      if (start) {
-        const span = this.report.columns.filter((other) => other.group === item.group).length;
-        groups.append(h("th", { scope: "colgroup", colspan: span, class: "group-start", "data-group": item.group }, h("span", {}, item.group)));
-      }
-      heads.append(this.heading(item, start ? "num group-start" : "num"));
-      previous = item.group;
-    }
-    return h("thead", {}, groups, heads);
+    const { columns, groups } = this.report;
+    return h("thead", {},
+      h("tr", {}, h("td", { class: "name corner" }), groups.map((group) => h("th", {
+        scope: "colgroup", class: "group-start", "data-group": group, colspan: columns.filter((column) => column.group === group).length,
+      }, h("span", {}, group)))),
+      h("tr", {}, this.heading({ path: "name", label: "Model" }, "name"),
+        columns.map((column, index) => this.heading(column, this.style(index)))));
   }
 
-  heading(item, style) {
-    const under = [item.unit, item.note].filter(Boolean).join(", ");
-    return h("th", { scope: "col", class: style, "aria-sort": "none", "data-key": item.key, "data-group": item.group },
-      h("button", { type: "button", title: item.long ?? "", onclick: () => this.sort(item.key) }, item.label),
+  style(index) {
+    const { columns } = this.report;
+    return columns[index].group === columns[index - 1]?.group ? "num" : "num group-start";
+  }
+
+  heading({ path, label, title, unit, note, group }, style) {
+    const under = [unit, note].filter(Boolean).join(", ");
+    return h("th", { scope: "col", class: style, "data-path": path, "data-group": group },
+      h("button", { type: "button", title, onclick: () => this.sort(path) }, label),
       under ? h("span", { class: "unit" }, under) : null);
   }
 
   filters() {
     const search = h("input", { type: "search", id: "filter-words", placeholder: "name, status, file, cause …",
-      oninput: () => { this.words = search.value; this.refresh(); } });
-    const options = this.report.numeric.map((item) => [item.key, item.long, item.group]);
-    const selected = { key: this.report.defaults.y, sign: "≥" };
-    const number = h("input", { type: "number", step: "any", id: "limit-value", "aria-label": "Limit" });
+      oninput: () => { this.words = search.value; this.report.refresh(); } });
+    const words = h("label", { class: "grow" }, "Models that contain", search);
+    const bar = { class: "controls", role: "search", "aria-label": "Filter the models" };
+    if (!this.report.numeric.length) return h("div", bar, words);
+    const limit = { path: this.report.defaults.y, sign: "≥" };
+    const number = h("input", { type: "number", step: "any", id: "limit-value" });
     const add = () => {
-      if (number.value === "") return number.focus();
-      this.limits.push({ ...selected, value: Number(number.value) });
+      if (number.value !== "") this.limits.push({ ...limit, value: Number(number.value) });
       number.value = "";
-      return this.refresh();
+      this.report.refresh();
     };
     number.addEventListener("keydown", (event) => { if (event.key === "Enter") add(); });
-    const words = h("label", { class: "grow" }, "Rows with the words", search);
-    const bar = { class: "controls", role: "search", "aria-label": "Filter the rows" };
-    if (!options.length) return h("div", bar, words);
     return h("div", bar, words,
-      choice("Only rows with", options, selected.key, (key) => { selected.key = key; }, { id: "limit-key" }),
+      choice("Limit a column", this.report.options(), limit.path, (path) => { limit.path = path; }, { id: "limit-key" }),
       h("div", { class: "row" },
-        choice("is", [["≥", "≥"], ["≤", "≤"]], "≥", (sign) => { selected.sign = sign; }, { id: "limit-sign" }),
-        h("label", { class: "wide" }, "limit", number),
+        choice("to", [["≥", "≥"], ["≤", "≤"]], "≥", (sign) => { limit.sign = sign; }, { id: "limit-sign" }),
+        h("label", { class: "wide" }, "value", number),
         h("div", { class: "field" }, "\u00a0", h("button", { type: "button", id: "limit-add", onclick: add }, "Add limit"))));
   }
 
   groupBoxes() {
     return h("div", { class: "controls", role: "group", "aria-label": "Columns" }, this.report.groups.map((group) =>
       check(group, !this.hidden.has(group), (on) => {
-        if (on) this.hidden.delete(group); else this.hidden.add(group);
+        this.hidden[on ? "delete" : "add"](group);
         this.hideColumns();
       }, { "data-columns": group })));
   }
@@ -87,104 +80,75 @@ class ResultsTable {
     for (const cell of this.table.querySelectorAll("[data-group]")) cell.hidden = this.hidden.has(cell.dataset.group);
   }
 
-  sort(key) {
-    const better = key === "name" ? "lower" : this.report.column(key).better;
-    const first = better === "higher";
-    if (this.sorting?.key !== key) this.sorting = { key, down: first };
-    else if (this.sorting.down === first) this.sorting.down = !first;
-    else this.sorting = null;
-    this.refresh();
+  // The better end first, then the other end, then the order of the record.
+  sort(path) {
+    const first = path !== "name" && this.report.column(path).better === "higher";
+    if (this.sorting?.path !== path) this.sorting = { path, down: first };
+    else this.sorting = this.sorting.down === first ? { path, down: !first } : null;
+    this.report.refresh();
   }
 
-  // The rows that pass words and limits, in the order of the table.
-  rows() {
+  // The models that pass words and limits, in the order of the table.
+  select() {
     const words = this.words.toLowerCase().split(/\s+/).filter(Boolean);
+    const value = (model, path) => this.report.column(path).cells[model.index].value;
+    const within = (number, limit) => number !== null && (limit.sign === "≥" ? number >= limit.value : number <= limit.value);
     const models = this.report.models.filter((model) => {
       const { row } = model;
       const text = [row.name, row.status, row.cause, ...Object.values(row.model ?? {}).flat()].join(" ").toLowerCase();
-      return words.every((word) => text.includes(word)) && this.limits.every((limit) => this.within(model, limit));
+      return words.every((word) => text.includes(word)) && this.limits.every((limit) => within(value(model, limit.path), limit));
     });
     if (!this.sorting) return models;
-    const { key, down } = this.sorting;
-    const value = (model) => (key === "name" ? model.name : this.report.figure(model, this.report.column(key)).value);
+    const { path, down } = this.sorting;
     return models.sort((a, b) => {
-      const [x, y] = [value(a), value(b)];
-      if (x === null || y === null) return (x === null) - (y === null); // what is not there comes last
-      const order = key === "name" ? x.localeCompare(y, "en", { numeric: true }) : x - y;
-      return down ? -order : order;
+      if (path === "name") return (down ? -1 : 1) * a.name.localeCompare(b.name, "en", { numeric: true });
+      const [x, y] = [value(a, path), value(b, path)];
+      if (x === null || y === null) return (x === null) - (y === null); // models without the number come last
+      return down ? y - x : x - y;
     });
-  }
-
-  within(model, { key, sign, value }) {
-    const figure = this.report.figure(model, this.report.column(key)).value;
-    return figure !== null && (sign === "≥" ? figure >= value : figure <= value);
   }
 
   draw() {
-    const models = this.rows();
-    this.shown = models;
-    const best = new Map(this.report.numeric.map((item) => [item.key, this.best(item, models)]));
-    this.body.replaceChildren(...models.map((model) => this.line(model, best)));
-    for (const cell of this.table.querySelectorAll("thead [aria-sort]")) {
-      const mine = this.sorting?.key === cell.dataset.key;
+    this.models = this.select();
+    this.body.replaceChildren(...this.models.map((model) => this.line(model)));
+    for (const cell of this.table.querySelectorAll("thead [data-path]")) {
+      const mine = this.sorting?.path === cell.dataset.path;
       cell.setAttribute("aria-sort", mine ? (this.sorting.down ? "descending" : "ascending") : "none");
     }
-    this.count.textContent = `${models.length} of ${this.report.models.length} rows${models.length < this.report.models.length ? "; the figures below show the same rows" : ""}`;
+    this.count.textContent = `${this.models.length} of ${this.report.models.length} models`;
     this.chips.replaceChildren(...this.limits.map((limit, index) =>
-      h("button", { type: "button", title: "Remove this limit", onclick: () => { this.limits.splice(index, 1); this.refresh(); } },
-        `${this.report.column(limit.key).long} ${limit.sign} ${plain(limit.value)} ✕`)));
+      h("button", { type: "button", title: "Remove this limit", onclick: () => { this.limits.splice(index, 1); this.report.refresh(); } },
+        `${this.report.column(limit.path).title} ${limit.sign} ${limit.value} ✕`)));
     this.hideColumns();
   }
 
-  best(item, models) {
-    const values = models.map((model) => this.report.figure(model, item).value).filter((value) => value !== null);
-    if (new Set(values).size < 2 || item.kind === "difference") return null;
-    return item.better === "lower" ? Math.min(...values) : Math.max(...values);
-  }
-
-  line(model, best) {
+  line(model) {
     const { row } = model;
-    const badges = [model.baseline ? h("span", { class: "badge" }, "baseline") : null,
-      row.status === "done" ? null : h("span", { class: `badge ${row.status}` }, row.status)];
-    const name = h("th", { scope: "row", class: "name" }, h("div", {}, marker(model), h("span", { class: "label" }, row.name), badges,
+    const badge = (text) => h("span", { class: `badge ${text}` }, text);
+    const name = h("th", { scope: "row", class: "name" }, h("div", {}, marker(model), h("span", { class: "label" }, row.name),
+      model.baseline ? badge("baseline") : null, row.status === "done" ? null : badge(row.status),
       row.cause ? h("span", { class: "cause" }, row.cause) : null));
-    let previous = null;
-    const cells = this.report.columns.map((item) => {
-      const start = item.group !== previous;
-      previous = item.group;
-      return this.cell(this.report.figure(model, item), item, best.get(item.key), start);
-    });
-    return h("tr", { "data-row": model.index, class: model === this.marked ? "selected" : null }, name, cells);
+    return h("tr", { "data-row": model.index }, name,
+      this.report.columns.map((column, index) => this.cell(column, column.cells[model.index], this.style(index))));
   }
 
-  cell(figure, item, best, start) {
-    const style = ["num", start ? "group-start" : "", figure.value === null ? "absent" : "", figure.significant ? (figure.value > 0 ? "better" : "worse") : "",
-      figure.value !== null && figure.value === best ? "best" : ""].filter(Boolean).join(" ");
-    return h("td", { class: style, title: figure.hint, "data-group": item.group, "data-key": item.key, "data-path": figure.path,
-      "data-value": figure.raw === null ? null : String(figure.raw) },
-    h("span", { class: "figure-main" }, figure.main), figure.spread ? h("span", { class: "spread" }, ` ${figure.spread}`) : null);
+  cell(column, cell, style) {
+    const marks = [style, cell.value === null ? "absent" : "", cell.best ? "best" : "", cell.significant ? (cell.value > 0 ? "better" : "worse") : ""];
+    return h("td", { class: marks.filter(Boolean).join(" "), title: cell.hint || null, "data-group": column.group, "data-path": column.path },
+      h("span", { class: "main" }, cell.text), cell.spread ? h("span", { class: "spread" }, ` ${cell.spread}`) : null);
   }
 
-  // For paper: the shown groups one under the other, each with the models' names.
+  // For paper: the visible groups one below the other, each with the names of the models.
   layOut() {
-    const groups = this.report.groups.filter((group) => !this.hidden.has(group));
-    this.paper.replaceChildren(...groups.map((group) => {
+    this.paper.replaceChildren(...this.report.groups.filter((group) => !this.hidden.has(group)).map((group) => {
       const copy = this.table.cloneNode(true);
       copy.removeAttribute("id");
-      for (const cell of copy.querySelectorAll("[data-group]")) {
-        if (cell.dataset.group !== group) cell.remove();
-      }
+      for (const cell of copy.querySelectorAll("[data-group]")) if (cell.dataset.group !== group) cell.remove();
       return copy;
     }));
   }
 
   mark(model) {
-    this.marked = model;
     for (const line of this.body.children) line.classList.toggle("selected", Number(line.dataset.row) === model?.index);
-  }
-
-  refresh() {
-    this.draw();
-    this.report.refresh();
   }
 }

@@ -1,34 +1,14 @@
 """report.html in a browser: it fetches nothing, is readable everywhere, and names stay text."""
 
 import json
+from copy import deepcopy
 
 import pytest
 
-from engine.compare.report.page import write_report
+from tests.engine.compare.report_browser.conftest import write
 
 HOSTILE = '</script><img src=x onerror="window.harmed = 1"><!-- ${1} `'
-
-
-def test_nothing_is_loaded_but_the_file_and_nothing_complains(opened, written):
-    for width in (1280, 400):
-        opened.resize(width)
-    assert opened.asked[0] == written.as_uri()
-    assert all(address.startswith(("data:", written.as_uri())) for address in opened.asked)
-    assert opened.complaints == []
-
-
-def test_the_page_s_policy_refuses_other_scripts_and_requests(opened):
-    opened.run(
-        """(() => { const script = document.createElement('script');
-            script.textContent = 'window.harmed = 1'; document.body.append(script); })()"""
-    )
-    assert opened.run("window.harmed ?? null") is None
-    assert (
-        opened.run("fetch('data:text/plain,x').then(() => 'loaded', () => 'refused')") == "refused"
-    )
-    assert any("Content Security Policy" in text for text in opened.complaints)
-
-
+WIDTHS = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
 CONTRAST = """
 ((selectors) => {
   const canvas = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
@@ -43,7 +23,7 @@ CONTRAST = """
     const ink = light(getComputedStyle(document.querySelector(selector)).color);
     return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
   })];
-})(['body', '.lead', '.caption', '.status', '.cause', '.absent', '.contents a', '.better .figure-main', '.worse .figure-main'])
+})(['body', '.lead', '.caption', '.status', '.cause', '.absent', '.contents a', '.u-legend td', '.better .main', '.worse .main'])
 """
 SMALLEST = """
 Math.min(...[...document.querySelectorAll('body *')]
@@ -53,54 +33,66 @@ Math.min(...[...document.querySelectorAll('body *')]
 """
 
 
+def test_nothing_is_loaded_but_the_file_and_nothing_complains(opened, written):
+    opened.resize(400)
+    asked = opened.asked()
+    assert asked[0] == written.as_uri()
+    assert all(address.startswith(("data:", written.as_uri())) for address in asked)
+    assert opened.complaints() == []
+
+
+def test_the_policy_of_the_page_refuses_other_scripts_and_requests(opened):
+    opened.run(
+        """(() => { const script = document.createElement('script');
+            script.textContent = 'window.harmed = 1'; document.body.append(script); })()"""
+    )
+    assert opened.run("window.harmed ?? null") is None
+    answer = opened.run("fetch('data:text/plain,x').then(() => 'loaded', () => 'refused')")
+    assert answer == "refused"
+    assert any("Content Security Policy" in text for text in opened.complaints())
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
-def test_page_is_readable(opened, width, scheme):
-    opened.colours(scheme)
-    opened.resize(width)
-    wide, window = opened.run(
-        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-    )
-    assert wide <= window
-    assert opened.run(SMALLEST) >= 11  # CSS pixels
-    paper, *contrasts = opened.run(CONTRAST)
+def test_page_is_readable(page, written, width, scheme):
+    page.open(written, width=width, scheme=scheme)
+    content, window = page.run(WIDTHS)
+    assert content <= window
+    assert page.run(SMALLEST) >= 11  # CSS pixels
+    paper, *contrasts = page.run(CONTRAST)
     assert paper > 0.9 if scheme == "light" else paper < 0.05
     assert min(contrasts) >= 4.5  # WCAG 2, level AA
-    plot = "document.querySelector('#pareto-plot canvas').getBoundingClientRect()"
-    assert opened.run(f"{plot}.right") <= window
-    assert opened.complaints == []
+    for plot in ("pareto", "curves"):
+        canvas = f"document.querySelector('#{plot}-plot canvas').getBoundingClientRect()"
+        assert page.run(f"{canvas}.right") <= window
+    assert page.complaints() == []
 
 
 def test_colours_can_be_chosen(opened):
     paper = "getComputedStyle(document.body).backgroundColor"
     before = opened.run(paper)
-    for _ in range(2):  # light, dark
-        opened.run("document.getElementById('theme').click()")
+    opened.click("#theme")  # light
+    assert opened.run(paper) == before
+    opened.click("#theme")
+    assert opened.find("#theme").text == "Colours: dark"
     assert opened.run(paper) != before
-    assert opened.complaints == []
 
 
 def test_paper_has_a_table_for_each_group_of_columns(opened, results):
-    names, groups = (
-        len(results["rows"]),
-        "document.querySelectorAll('[data-columns]:checked').length",
-    )
+    groups = len(opened.texts("[data-columns]:checked"))
     opened.run("dispatchEvent(new Event('beforeprint'))")
-    tables = opened.run(
+    labels = opened.run(
         """[...document.querySelectorAll('.on-paper table')].map((table) =>
-            [table.querySelectorAll('tbody .label').length, table.querySelectorAll('tbody td').length])"""
+            table.querySelectorAll('tbody .label').length)"""
     )
-    assert len(tables) == opened.run(groups)
-    assert all(labels == names and cells >= names for labels, cells in tables)
+    assert labels == [len(results["rows"])] * groups
     opened.run("dispatchEvent(new Event('afterprint'))")
-    assert opened.run("document.querySelectorAll('.on-paper table').length") == 0
-    assert opened.complaints == []
+    assert opened.texts(".on-paper table") == []
+    assert opened.complaints() == []
 
 
-def test_hostile_names_stay_text(page, results, examples_of, tmp_path):
-    page.asked.clear()
-    page.complaints.clear()
-    bad = json.loads(json.dumps(results))
+def test_hostile_names_stay_text(page, record, tmp_path):
+    bad = deepcopy(record)
     bad["command"] = bad["protocol"]["data"]["name"] = HOSTILE
     bad["protocol"]["data"]["classes"] = [HOSTILE, HOSTILE, HOSTILE]
     bad["protocol"][HOSTILE] = {HOSTILE: HOSTILE}
@@ -116,55 +108,22 @@ def test_hostile_names_stay_text(page, results, examples_of, tmp_path):
         for item in row["classes"] or []:
             item["name"] = HOSTILE
     bad["baseline"] = bad["rows"][0]["name"]
-    page.open(write_report(bad, tmp_path, examples=examples_of(bad, HOSTILE)))
-    assert page.rows_shown() == [row["name"] for row in bad["rows"]]
-    assert HOSTILE in page.run("document.querySelector('h1').textContent")
-    assert page.run("document.querySelectorAll('img').length") == 0
-    page.resize(400)
-    assert page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    page.open(write(bad, tmp_path, image=HOSTILE), width=400)
+    assert page.models() == [row["name"] for row in bad["rows"]]
+    assert HOSTILE in page.find("h1").text
+    assert page.texts("img") == []
+    content, window = page.run(WIDTHS)
+    assert content <= window
     assert page.run("window.harmed ?? null") is None
-    assert page.complaints == []
-    assert all(address.startswith(("data:", "file:")) for address in page.asked)
-
-
-SAID = "document.getElementById('standfirst').textContent"
-FACT = """Object.fromEntries([...document.querySelectorAll('#facts div')].map((item) =>
-    [item.querySelector('dt').textContent, item.querySelector('dd').textContent]))"""
-
-
-def test_code_and_place_of_the_runs_are_said_as_they_are(opened, results, tmp_path):
-    assert opened.run(SAID).endswith("under one protocol on one kind of device.")
-    assert opened.run(FACT)["Code"] == "0123456789ab"
-    assert "runs on" not in opened.run(FACT)["Device"]
-    other = json.loads(json.dumps(results))
-    other["protocol"]["device"] = {"name": "NVIDIA H100", "threads": None}
-    other["rows"][0]["runs"][0]["environment"]["commit"] = "f" * 40 + "-dirty"
-    opened.open(write_report(other, tmp_path))
-    said = "runs on NVIDIA H100, costs measured on cpu (x86_64), 2 threads."
-    assert opened.run(SAID).endswith(said)
-    code = opened.run(FACT)["Code"]
-    assert code.startswith("ffffffffffff-dirty, 0123456789ab")
-    assert "warning: 2 commits in one table; warning: uncommitted changes" in code
-    assert "runs on NVIDIA H100" in opened.run(FACT)["Device"]
-
-
-def test_energy_says_its_batch(opened, results, tmp_path):
-    spent = json.loads(json.dumps(results))
-    watts = {"joules_per_image": 0.5, "watts": 9.0, "batch": 32, "source": "x"}
-    spent["rows"][0]["energy"] = watts
-    opened.open(write_report(spent, tmp_path))
-    names = opened.run(
-        "[...document.querySelectorAll('#pareto-x option')].map((item) => item.textContent)"
-    )
-    assert "Energy at batch 32, J/image" in names
+    assert page.complaints() == []
+    assert all(address.startswith(("data:", "file:", "about:")) for address in page.asked())
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_an_empty_or_failed_comparison_is_a_page_too(page, results, tmp_path, rows):
-    page.complaints.clear()
-    poor = json.loads(json.dumps(results))
+def test_an_empty_or_failed_comparison_is_a_page_too(page, record, tmp_path, rows):
+    poor = json.loads(json.dumps(record))
     poor["rows"] = [dict(poor["rows"][2], cost=None)][:rows]
-    poor.update(baseline=None, measurement=None, protocol={"kind": "train"})
-    page.open(write_report(poor, tmp_path))
-    assert len(page.rows_shown()) == rows
-    assert page.complaints == []
+    poor.update(baseline=None, measurement=None)
+    page.open(write(poor, tmp_path))
+    assert len(page.models()) == rows
+    assert page.complaints() == []
