@@ -1,112 +1,95 @@
-"""What a forward costs: multiply-adds of convolutions and linear layers, and all else apart.
+"""Cost of one forward pass: multiply-adds, operations, memory traffic, peak memory.
 
-Counted on the meta device (shapes, no pixels) by the operators that really run, so that nothing
-functional escapes and what is unknown is named:
-
-- multiply-adds (MACs): Conv2d and Linear, of the model as it stands (unfused: BN apart).
-- operations, by output element: BN 2 (scale, shift); activations, additions, multiplications and
-  nearest upsampling 1; bilinear upsampling 7; max-pool k^2 - 1 comparisons; average pool k^2;
-  a mean one per *input* element; the bias of a convolution or linear layer 1.
-- views, copies, concatenation, splits and padding cost no operation.
+One recorder sees the operators that really run, on the meta device (shapes, no pixels), so that
+nothing functional escapes and what is unknown is named.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Views, copies, concatenation, splits, padding, allocation.
-FREE = frozenset(
-    {
-        "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "as_strided", "cat",
-        "channel_shuffle", "chunk", "clone", "constant_pad_nd", "contiguous", "copy", "detach",
-        "empty", "expand", "native_channel_shuffle", "permute", "reshape", "select", "slice",
-        "split", "split_with_sizes", "squeeze", "stack", "t", "transpose", "unflatten",
-        "unsqueeze", "view",
-    }
-)  # fmt: skip
-BATCH_NORM = "native_batch_norm"
-ACTIVATIONS = (
-    "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "sigmoid", "silu", "tanh",
-)  # fmt: skip
-SAME_SHAPE = frozenset({BATCH_NORM, *ACTIVATIONS})
-PER_OUTPUT: Mapping[str, int] = MappingProxyType(
-    {
-        **dict.fromkeys(("add", "sub", "mul", "div", "upsample_nearest2d"), 1),
-        **dict.fromkeys(ACTIVATIONS, 1),
-        BATCH_NORM: 2,
-        "upsample_bilinear2d": 7,  # four multiplications, three additions
-    }
-)
+from models.profile.kernels import ACTIVATIONS, BATCH_NORM, KINDS, Kernel, describe
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds, other operations, and calls per operator that nobody could count."""
+    """Kernels of a forward pass or of a part of it, and the memory that lived meanwhile."""
 
-    macs: int = 0
-    operations: int = 0
-    uncounted: Mapping[str, int] = field(default_factory=dict)
+    kernels: tuple[Kernel, ...] = ()
+    peak_bytes: int = 0  # images and live results; not weights, nor a library's work space
+    branches: int = 0  # maximum of kernels that do not depend on each other
 
     def __add__(self, other: Cost) -> Cost:
-        uncounted = Counter(self.uncounted) + Counter(other.uncounted)
-        return Cost(self.macs + other.macs, self.operations + other.operations, dict(uncounted))
+        return Cost(
+            self.kernels + other.kernels,
+            max(self.peak_bytes, other.peak_bytes),
+            max(self.branches, other.branches),
+        )
 
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of convolutions and linear layers."""
+        return sum(kernel.macs for kernel in self.kernels)
 
-def _convolution(args: Sequence[Any], out: Tensor) -> Cost | None:
-    weight, bias, transposed = args[1], args[2], args[6]
-    if transposed or weight.dim() != 4:
-        return None
-    return Cost(out.numel() * weight[0].numel(), 0 if bias is None else out.numel())
+    @property
+    def flops(self) -> int:
+        """2 * MACs."""
+        return 2 * self.macs
 
+    @property
+    def operations(self) -> int:
+        """BN, activations, pooling, additions, multiplications, upsampling."""
+        return sum(kernel.operations for kernel in self.kernels)
 
-def _addmm(args: Sequence[Any], out: Tensor) -> Cost:
-    return Cost(out.numel() * args[1].shape[1], out.numel())
+    @property
+    def uncounted(self) -> dict[str, int]:
+        """Calls of each operator whose MACs and operations are unknown."""
+        return dict(Counter(f"aten.{k.name}" for k in self.kernels if k.kind == "other"))
 
+    @property
+    def access(self) -> int:
+        """Memory access cost of the convolutions alone, in elements (see Convolution)."""
+        return sum(k.convolution.access for k in self.kernels if k.convolution)
 
-def _mm(args: Sequence[Any], out: Tensor) -> Cost:
-    return Cost(out.numel() * args[0].shape[1])
+    @property
+    def access_bytes(self) -> int:
+        """The same in bytes."""
+        return sum(k.convolution.access * k.itemsize for k in self.kernels if k.convolution)
 
+    @property
+    def elements(self) -> int:
+        """Read and written by all kernels."""
+        return sum(kernel.elements for kernel in self.kernels)
 
-def _window(args: Sequence[Any]) -> int:
-    kernel = args[1]
-    return kernel[0] * kernel[-1]
+    @property
+    def bytes(self) -> int:
+        """The same in bytes."""
+        return sum(kernel.bytes for kernel in self.kernels)
 
+    @property
+    def intensity(self) -> float:
+        """FLOP per byte; 0 where nothing is moved."""
+        return self.flops / self.bytes if self.bytes else 0.0
 
-def _max_pool(args: Sequence[Any], out: Tensor) -> Cost:
-    return Cost(0, out.numel() * (_window(args) - 1))
-
-
-def _average_pool(args: Sequence[Any], out: Tensor) -> Cost:
-    return Cost(0, out.numel() * _window(args))
-
-
-def _mean(args: Sequence[Any], out: Tensor) -> Cost:
-    return Cost(0, args[0].numel())
-
-
-FORMULAS: Mapping[str, Callable[[Sequence[Any], Tensor], Cost | None]] = MappingProxyType(
-    {
-        "convolution": _convolution,
-        "addmm": _addmm,
-        "mm": _mm,
-        "max_pool2d_with_indices": _max_pool,
-        "avg_pool2d": _average_pool,
-        "mean": _mean,
-    }
-)
+    def by_kind(self) -> dict[str, int]:
+        """Elements read and written by each of KINDS."""
+        counter = Counter(dict.fromkeys(KINDS, 0))
+        for kernel in self.kernels:
+            counter[kernel.kind] += kernel.elements
+        return dict(counter)
 
 
 class ShapesOnly(TorchDispatchMode):
-    """While active, element-wise operators on meta tensors only hand on their input's shape.
+    """While active, element-wise operators on meta tensors only pass on their input's shape.
 
     Their decomposition in Python would take most of the time of a meta forward.
     """
@@ -119,7 +102,7 @@ class ShapesOnly(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         name = str(func.overloadpacket.__name__)
-        if name.rstrip("_") not in SAME_SHAPE or not args[0].is_meta:
+        if name.rstrip("_") not in {BATCH_NORM, *ACTIVATIONS} or not args[0].is_meta:
             return func(*args, **(kwargs or {}))
         result = args[0] if name.endswith("_") else torch.empty_like(args[0])
         if name != BATCH_NORM:
@@ -128,13 +111,44 @@ class ShapesOnly(TorchDispatchMode):
         return result, none, none
 
 
-class CostCounter(ShapesOnly):
-    """While active, adds up the cost of every operator under the current `label`."""
+class Recorder(ShapesOnly):
+    """While active, notes every kernel and the live results under the current label."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.label: int | None = None
-        self.costs: dict[int | None, Cost] = {}
+        self._label: int | None = None
+        self._kernels: dict[int | None, list[Kernel]] = {}
+        self._peaks: dict[int | None, int] = {}
+        self._live = 0  # bytes
+        self._storages: dict[int, weakref.ref] = {}  # of live results
+        self._depths: dict[int, int] = {}  # of the part's results, by storage
+
+    def enter(self, label: int | None) -> None:
+        """What follows belongs to this part."""
+        self._label = label
+        self._depths.clear()
+        self._update_peak()
+
+    def hold(self, tensor: Tensor) -> None:
+        """Count a tensor as live until it is gone; views of one memory count once."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+
+        def gone(_: weakref.ref) -> None:
+            del self._storages[key]
+            self._live -= size
+
+        self._storages[key] = weakref.ref(storage, gone)
+        self._live += size
+        self._update_peak()
+
+    def cost(self, label: int | None = None) -> Cost:
+        """Cost of a part."""
+        kernels = tuple(self._kernels.get(label, ()))
+        branches = max(Counter(kernel.depth for kernel in kernels).values(), default=0)
+        return Cost(kernels, self._peaks.get(label, 0), branches)
 
     def __torch_dispatch__(
         self,
@@ -144,55 +158,70 @@ class CostCounter(ShapesOnly):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        self.costs[self.label] = self.cost(self.label) + _cost(func, args, result)
+        read, written = list(_tensors((args, kwargs or {}))), list(_tensors(result))
+        known = {_key(tensor) for tensor in read}
+        fresh = [tensor for tensor in written if _key(tensor) not in known]
+        for tensor in fresh:
+            self.hold(tensor)
+        name = str(func.overloadpacket.__name__).rstrip("_")  # relu_ costs what relu costs
+        if name.startswith("empty") or not (fresh or func._schema.is_mutable):
+            return result  # an allocation or a view
+        depth = 1 + max((self._depths.get(key, 0) for key in known), default=0)
+        self._depths.update((_key(tensor), depth) for tensor in written)
+        kernel = describe(name, args, read=read, written=written, depth=depth)
+        self._kernels.setdefault(self._label, []).append(kernel)
         return result
 
-    def cost(self, label: int | None) -> Cost:
-        """What was counted under a label."""
-        return self.costs.get(label, Cost())
+    def _update_peak(self) -> None:
+        self._peaks[self._label] = max(self._peaks.get(self._label, 0), self._live)
 
 
-def _cost(func: Any, args: Sequence[Any], result: Any) -> Cost:
-    name = str(func.overloadpacket.__name__).rstrip("_")  # relu_ costs what relu costs
-    if name in FREE:
-        return Cost()
-    out = result[0] if isinstance(result, (tuple, list)) else result
-    if name in PER_OUTPUT:
-        return Cost(0, PER_OUTPUT[name] * out.numel())
-    counted = FORMULAS[name](args, out) if name in FORMULAS else None
-    return Cost(uncounted={f"aten.{name}": 1}) if counted is None else counted
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, Mapping):
+        yield from _tensors(tuple(value.values()))
 
 
-def run_on_meta(module: nn.Module, *inputs: Any) -> Any:
-    """`module(*inputs)` in eval mode with every weight replaced by its shape.
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
-    Inputs are meta tensors or lists of them.  The module's own weights, mode and device stay as
-    they are.
+
+def record(module: nn.Module, recorder: Recorder, *shapes: Sequence[int]) -> None:
+    """One forward pass in eval mode on meta tensors of these shapes (batch included).
+
+    The inputs have the weights' dtype (float32 without weights) and live until the end, as their
+    caller keeps them.  The module's own weights, mode and device stay as they are.
     """
-    shapes = {
+    weights = {
         name: tensor.to("meta")
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
     }
+    dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
+    inputs = tuple(torch.empty(tuple(shape), dtype=dtype, device="meta") for shape in shapes)
+    for tensor in inputs:
+        recorder.hold(tensor)
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        # composite operators would arrive whole, and uncounted, in inference mode
-        with torch.inference_mode(False), torch.no_grad():
-            return torch.func.functional_call(module, shapes, inputs)
+        # in inference mode composite operators would arrive whole, and uncounted
+        with torch.inference_mode(False), torch.no_grad(), recorder:
+            torch.func.functional_call(module, weights, inputs)
     finally:
         for part, training in modes:
             part.training = training
 
 
 def count(module: nn.Module, *shapes: Sequence[int]) -> Cost:
-    """Cost of one forward in eval mode on float inputs of these shapes (batch included)."""
-    inputs = [torch.empty(tuple(shape), device="meta") for shape in shapes]
-    counter = CostCounter()
-    with counter:
-        run_on_meta(module, *inputs)
-    return counter.cost(None)
+    """Cost of one forward pass of any module in eval mode on inputs of these shapes."""
+    recorder = Recorder()
+    record(module, recorder, *shapes)
+    return recorder.cost()
 
 
 def parameters(module: nn.Module) -> int:
-    """Trainable or not, each counted once."""
+    """Number of parameters, trainable or not, each counted once."""
     return sum(math.prod(tensor.shape) for tensor in module.parameters())

@@ -1,12 +1,10 @@
-"""Cost of a detector or classifier by row: parameters, MACs, other operations, stride, channels.
-
-`python -m models.profile cfg/yolov5n.yaml` prints it.
-"""
+"""Cost of a detector or classifier by row, as `python -m models.profile cfg/yolov5n.yaml` prints it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,17 +13,9 @@ from torch import nn
 from models.builder import build_classifier, build_detector
 from models.detector import Detector
 from models.graph import RowGraph
-from models.profile.cost import Cost, CostCounter, parameters, run_on_meta
-from models.spec import IMAGE_CHANNELS, SECTIONS, GraphSpec, ModelSpec
-from models.yaml.parser import load_spec
+from models.profile.cost import Cost, Recorder, parameters, record
+from models.spec import IMAGE_CHANNELS, SECTIONS, GraphSpec, LayerSpec, ModelSpec
 from utils.errors import UserError
-
-
-def compact(value: Any) -> str:
-    """A value of a row as short text: [3,5,7], 0.5."""
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(compact(item) for item in value) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -33,21 +23,15 @@ class RowProfile:
     """One row at the profiled size; `shape` is (channels, height, width), None for Detect."""
 
     index: int
-    name: str | None
-    sources: tuple[int, ...]
-    repeats: int
-    block: str
-    args: Mapping[str, Any]
-    section: str
+    spec: LayerSpec
     params: int
     cost: Cost
     shape: tuple[int, int, int] | None
-    used: bool  # by another row, or as the result
 
     @property
-    def arguments(self) -> str:
-        """'c_out=128 kernel=3', as the block gets them."""
-        return " ".join(f"{key}={compact(value)}" for key, value in self.args.items())
+    def label(self) -> str:
+        """'row 8 (C3Ghost)'."""
+        return f"row {self.index} ({self.spec.block})"
 
 
 @dataclass(frozen=True)
@@ -60,18 +44,20 @@ class Part:
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """Cost of one image through a detector; `outside` is what ran in no row."""
+    """Cost of a batch of square images through a model; `outside` is the cost of no row."""
 
     image_size: int
+    batch: int
     rows: tuple[RowProfile, ...]
     outside: Cost
+    unused: tuple[int, ...]  # rows whose output nobody reads
 
     @property
     def params(self) -> int:
         """Parameters of all rows."""
         return sum(row.params for row in self.rows)
 
-    @property
+    @cached_property
     def cost(self) -> Cost:
         """Cost of all rows and of what ran outside them."""
         return sum((row.cost for row in self.rows), self.outside)
@@ -84,30 +70,20 @@ class ModelProfile:
     @property
     def flops(self) -> int:
         """2 * MACs."""
-        return 2 * self.macs
-
-    @property
-    def operations(self) -> int:
-        """BN, activations, pooling, additions, multiplications, upsampling."""
-        return self.cost.operations
-
-    @property
-    def unused(self) -> tuple[RowProfile, ...]:
-        """Rows whose output nobody reads."""
-        return tuple(row for row in self.rows if not row.used)
+        return self.cost.flops
 
     def part(self, section: str) -> Part:
         """'backbone': rows of `backbone:`; 'head': Detect; 'neck': the rest."""
-        rows = [row for row in self.rows if row.section == section]
+        rows = [row for row in self.rows if row.spec.section == section]
         rest = self.outside.macs if section == "neck" else 0
         return Part(sum(row.params for row in rows), sum(row.cost.macs for row in rows) + rest)
 
     def notes(self) -> list[str]:
-        """What deserves a look: rows without use, operators without a count."""
-        lines = [
-            f"row {row.index} ({row.name or row.block}) is used by no other row"
-            for row in self.unused
-        ]
+        """Unused rows, and operators without a count."""
+        lines = []
+        for index in self.unused:
+            spec = self.rows[index].spec
+            lines.append(f"row {index} ({spec.name or spec.block}) is used by no other row")
         calls = ", ".join(f"{name} ({n} calls)" for name, n in self.cost.uncounted.items())
         return [*lines, f"not counted: {calls}"] if calls else lines
 
@@ -118,76 +94,47 @@ class ModelProfile:
         return {"model": model, "image_size": self.image_size, **totals, **split}
 
 
-def profile(model: RowGraph, image_size: int = 640) -> ModelProfile:
-    """Count one square image of `image_size` pixels through the model, on the meta device.
+def profile(model: RowGraph, image_size: int = 640, *, batch: int = 1) -> ModelProfile:
+    """Cost of a batch of square images through the model as it is (fused or not), by row.
 
     The model's weights, mode and device stay as they are; nothing is computed, so any size is
-    cheap.  UserError when the size is no multiple of the largest stride.
+    cheap.  UserError when the size is not a multiple of the largest stride.
     """
-    largest = model.max_stride if isinstance(model, Detector) else 1
-    if image_size < 1 or image_size % largest:
-        below = max(image_size // largest, 1) * largest
+    stride = model.max_stride if isinstance(model, Detector) else 1
+    if image_size < 1 or image_size % stride:
+        below = max(image_size // stride, 1) * stride
         raise UserError(
-            f"image size {image_size} is not a multiple of the largest stride {largest}; "
-            f"try {below} or {below + largest}"
+            f"image size {image_size} is not a multiple of the largest stride {stride}; "
+            f"try {below} or {below + stride}"
         )
-    counter = CostCounter()
+    recorder = Recorder()
     shapes: dict[int, tuple[int, int, int]] = {}
-    handles = [
-        handle
-        for index, layer in enumerate(model.layers)
-        for handle in _watch(layer, index, counter, shapes)
-    ]
-    dtype = next(model.parameters()).dtype
-    image = torch.empty(1, IMAGE_CHANNELS, image_size, image_size, dtype=dtype, device="meta")
+
+    def leave(index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+            recorder.enter(None)
+            if isinstance(output, torch.Tensor) and output.ndim == 4:
+                shapes[index] = (output.shape[1], output.shape[2], output.shape[3])
+
+        return hook
+
+    def enter(index: int) -> Callable[..., None]:
+        return lambda *_: recorder.enter(index)
+
+    handles: list[Any] = []
+    for index, layer in enumerate(model.layers):
+        handles.append(layer.register_forward_pre_hook(enter(index)))
+        handles.append(layer.register_forward_hook(leave(index)))
     try:
-        with counter:
-            run_on_meta(model, image)
+        record(model, recorder, (batch, IMAGE_CHANNELS, image_size, image_size))
     finally:
         for handle in handles:
             handle.remove()
-    return _collect(model, image_size, counter, shapes)
-
-
-def _watch(
-    layer: nn.Module, index: int, counter: CostCounter, shapes: dict[int, tuple[int, int, int]]
-) -> list[Any]:
-    def enter(*_: Any) -> None:
-        counter.label = index
-
-    def leave(_: nn.Module, inputs: Any, output: Any) -> None:
-        counter.label = None
-        if isinstance(output, torch.Tensor) and output.ndim == 4:
-            channels, height, width = output.shape[1:]
-            shapes[index] = (channels, height, width)
-
-    return [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
-
-
-def _collect(
-    model: RowGraph,
-    image_size: int,
-    counter: CostCounter,
-    shapes: Mapping[int, tuple[int, int, int]],
-) -> ModelProfile:
-    unused = set(model.spec.unused_rows())
     rows = tuple(
-        RowProfile(
-            index=index,
-            name=spec.name,
-            sources=spec.sources,
-            repeats=spec.repeats,
-            block=spec.block,
-            args=spec.args,
-            section=spec.section,
-            params=parameters(layer),
-            cost=counter.cost(index),
-            shape=shapes.get(index),
-            used=index not in unused,
-        )
+        RowProfile(index, spec, parameters(layer), recorder.cost(index), shapes.get(index))
         for index, (spec, layer) in enumerate(zip(model.spec.layers, model.layers, strict=True))
     )
-    return ModelProfile(image_size, rows, counter.cost(None))
+    return ModelProfile(image_size, batch, rows, recorder.cost(), tuple(model.spec.unused_rows()))
 
 
 def profile_spec(spec: GraphSpec, *, image_size: int, classes: int) -> ModelProfile:
@@ -199,8 +146,3 @@ def profile_spec(spec: GraphSpec, *, image_size: int, classes: int) -> ModelProf
             else build_classifier(spec)
         )
     return profile(model, image_size)
-
-
-def profile_file(name: str, *, image_size: int, classes: int) -> ModelProfile:
-    """The same of a model file, by path or by its name in cfg/."""
-    return profile_spec(load_spec(name), image_size=image_size, classes=classes)

@@ -1,24 +1,68 @@
-"""The kernels that a forward launches, seen on the meta device, and what lives meanwhile.
+"""Kernels of a forward pass: what one operator computes and moves through memory.
 
-As in cost.py, operator by operator as eager execution runs them: each reads its inputs and
-writes its results, once, whatever caches may save.  Views move nothing.
+Operator by operator, as eager execution runs them:
+
+- multiply-adds (MACs): Conv2d and Linear, of the model as it is (unfused: BN apart).
+- operations, by output element: BN 2 (scale, shift); activations, additions, multiplications and
+  nearest upsampling 1; bilinear upsampling 7; max-pool k^2 - 1 comparisons; average pool k^2;
+  a mean one per *input* element; the bias of a convolution or linear layer 1.
+- copies, concatenation, padding and allocations cost no operation; views are no kernels at all.
+- memory: inputs are read and results written once, whatever caches may save.
 """
 
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
-from models.profile.cost import FORMULAS, FREE, PER_OUTPUT, CostCounter
-
-# What a kernel is: convolutions, dense layers, operators that compute each element by itself,
-# windows and means, those that only move (concatenation, shuffle, upsampling), and unknown ones.
+# dense, group and depthwise convolutions; operators that compute each element by itself; windows
+# and means; operators that only move data (concatenation, shuffle, upsampling); unknown ones
 KINDS = ("dense", "group", "depthwise", "linear", "element-wise", "pool", "copy", "other")
+BATCH_NORM = "native_batch_norm"
+ACTIVATIONS = (
+    "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "sigmoid", "silu", "tanh",
+)  # fmt: skip
+MOVES = (
+    "_reshape_alias", "_to_copy", "_unsafe_view", "cat", "channel_shuffle", "clone",
+    "constant_pad_nd", "contiguous", "copy", "native_channel_shuffle", "reshape", "stack",
+)  # fmt: skip
+
+Work = tuple[int, int]  # MACs, other operations
+
+
+def _per_output(operations: int) -> Callable[[Sequence[Any], int], Work]:
+    return lambda _, outputs: (0, operations * outputs)
+
+
+def _window(args: Sequence[Any]) -> int:
+    return int(args[1][0] * args[1][-1])
+
+
+# kind and work of (arguments, number of output elements)
+OPERATORS: Mapping[str, tuple[str, Callable[[Sequence[Any], int], Work]]] = MappingProxyType(
+    {
+        "addmm": ("linear", lambda args, outputs: (outputs * args[1].shape[1], outputs)),
+        "mm": ("linear", lambda args, outputs: (outputs * args[0].shape[1], 0)),
+        "max_pool2d_with_indices": (
+            "pool",
+            lambda args, outputs: (0, outputs * (_window(args) - 1)),
+        ),
+        "avg_pool2d": ("pool", lambda args, outputs: (0, outputs * _window(args))),
+        "mean": ("pool", lambda args, _: (0, args[0].numel())),
+        BATCH_NORM: ("element-wise", _per_output(2)),
+        **dict.fromkeys(
+            (*ACTIVATIONS, "add", "sub", "mul", "div"), ("element-wise", _per_output(1))
+        ),
+        "upsample_nearest2d": ("copy", _per_output(1)),
+        "upsample_bilinear2d": ("copy", _per_output(7)),  # 4 multiplications, 3 additions
+        **dict.fromkeys(MOVES, ("copy", _per_output(0))),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -56,12 +100,12 @@ class Convolution:
 
     @property
     def pointwise(self) -> bool:
-        """1x1, one group, no stride: what G1 speaks of."""
+        """1x1, one group, no stride: the subject of G1."""
         return self.window == 1 and self.groups == 1 and self.pixels_in == self.pixels_out
 
     @property
-    def least_access(self) -> float:
-        """Least access of a 1x1 with the same MACs B: 2 sqrt(hw B) + B / hw (at c_in = c_out)."""
+    def min_access(self) -> float:
+        """Minimum of a 1x1 with the same MACs B: 2 sqrt(hw B) + B / hw (at c_in = c_out)."""
         return 2 * math.sqrt(self.pixels_in * self.macs) + self.macs / self.pixels_in
 
     @property
@@ -72,11 +116,12 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One operator that reads or writes memory; `depth`: its place in the row's longest chain."""
+    """One operator that reads or writes memory; `depth`: its position in the longest chain."""
 
     name: str
     kind: str
     macs: int
+    operations: int  # besides MACs
     elements: int  # read and written
     bytes: int
     depth: int
@@ -89,109 +134,31 @@ class Kernel:
         return 2 * self.macs
 
 
-class KernelRecorder(CostCounter):
-    """While active and started, notes each kernel and all live results under the label."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._started = False
-        self._kernels: dict[int | None, list[Kernel]] = {}
-        self._peaks: dict[int | None, int] = {}
-        self._live = 0
-        self._storages: dict[int, weakref.ref] = {}  # of what lives
-        self._depths: dict[int, int] = {}  # of what the row made, by storage
-
-    def start(self, inputs: Sequence[Tensor]) -> None:
-        """Begin to note; the inputs live already."""
-        self._started = True
-        for tensor in inputs:
-            self.hold(tensor)
-
-    def enter(self, label: int | None) -> None:
-        """What follows belongs to this row."""
-        self.label = label
-        self._depths.clear()
-        self._touch()
-
-    def hold(self, tensor: Tensor) -> None:
-        """Count a tensor as live until it is gone; views of one memory count once."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._storages:
-            return
-
-        def gone(_: weakref.ref) -> None:
-            del self._storages[key]
-            self._live -= size
-
-        self._storages[key] = weakref.ref(storage, gone)
-        self._live += size
-        self._touch()
-
-    def kernels(self, label: int | None) -> tuple[Kernel, ...]:
-        """What a row launched, in order."""
-        return tuple(self._kernels.get(label, ()))
-
-    def peak_bytes(self, label: int | None) -> int:
-        """The most that lived while a row ran."""
-        return self._peaks.get(label, 0)
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        before = self.cost(self.label).macs
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        if self._started:
-            self._note(func, args, kwargs or {}, result, self.cost(self.label).macs - before)
-        return result
-
-    def _touch(self) -> None:
-        self._peaks[self.label] = max(self._peaks.get(self.label, 0), self._live)
-
-    def _note(
-        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, macs: int
-    ) -> None:
-        read, written = list(_tensors((args, kwargs))), list(_tensors(result))
-        known = {_key(tensor) for tensor in read}
-        fresh = [tensor for tensor in written if _key(tensor) not in known]
-        for tensor in fresh:
-            self.hold(tensor)
-        name = str(func.overloadpacket.__name__).rstrip("_")
-        if name.startswith("empty") or not (fresh or func._schema.is_mutable):
-            return  # an allocation or a view
-        depth = 1 + max((self._depths.get(key, 0) for key in known), default=0)
-        self._depths.update((_key(tensor), depth) for tensor in written)
-        sizes = [(_elements(tensor), tensor.element_size()) for tensor in (*read, *written)]
-        convolution = _convolution(args, written[0]) if name == "convolution" else None
-        kernel = Kernel(
-            name=name,
-            kind=convolution.kind if convolution else _kind(name),
-            macs=macs,
-            elements=sum(count for count, _ in sizes),
-            bytes=sum(count * size for count, size in sizes),
-            depth=depth,
-            itemsize=written[0].element_size(),
-            convolution=convolution,
-        )
-        self._kernels.setdefault(self.label, []).append(kernel)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, Mapping):
-        yield from _tensors(tuple(value.values()))
-
-
-def _key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def describe(
+    name: str, args: Sequence[Any], *, read: Sequence[Tensor], written: Sequence[Tensor], depth: int
+) -> Kernel:
+    """The kernel of an ATen operator (without a trailing _) that was called with `args`."""
+    convolution, kind, work = None, "other", (0, 0)
+    if name == "convolution":
+        convolution = _convolution(args, written[0])
+    if convolution is not None:
+        outputs = 0 if args[2] is None else written[0].numel()  # each adds the bias
+        kind, work = convolution.kind, (convolution.macs, outputs)
+    elif name in OPERATORS:
+        kind, formula = OPERATORS[name]
+        work = formula(args, written[0].numel())
+    sizes = [(_elements(tensor), tensor.element_size()) for tensor in (*read, *written)]
+    return Kernel(
+        name=name,
+        kind=kind,
+        macs=work[0],
+        operations=work[1],
+        elements=sum(count for count, _ in sizes),
+        bytes=sum(count * size for count, size in sizes),
+        depth=depth,
+        itemsize=written[0].element_size(),
+        convolution=convolution,
+    )
 
 
 def _elements(tensor: Tensor) -> int:
@@ -212,13 +179,3 @@ def _convolution(args: Sequence[Any], out: Tensor) -> Convolution | None:
         window=weight.shape[2] * weight.shape[3],
         groups=groups,
     )
-
-
-def _kind(name: str) -> str:
-    if name in {"addmm", "mm"}:
-        return "linear"
-    if name in FREE or name.startswith("upsample"):
-        return "copy"
-    if name in PER_OUTPUT:
-        return "element-wise"
-    return "pool" if name in FORMULAS and name != "convolution" else "other"
