@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from models.profile.counting import profile_file
+from models.profile.counting import profile_spec
+from models.yaml.parser import load_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,7 +98,7 @@ TABLE = re.findall(r"^\| `(yolov5\*[\w-]*)` \|[^|]*\|(.*)\|$", TEXT, re.MULTILIN
 @pytest.mark.parametrize(("family", "cells"), TABLE)
 def test_table_is_what_profile_counts(family: str, cells: str) -> None:
     for size, cell in zip("nsl", cells.split("|"), strict=True):
-        profile = profile_file(family.replace("*", size), image_size=640, classes=80)
+        profile = profile_spec(load_spec(family.replace("*", size)), image_size=640, classes=80)
         expected = f"{profile.params / 1e6:.2f} M, {profile.flops / 1e9:.1f}"
         assert cell.strip() == expected
 

@@ -27,8 +27,8 @@ from engine.measure.latency import FAULTS, Candidate, LatencyConfig, LatencyRepo
 from engine.measure.peak import Roof, Task, measure_roof
 from engine.measure.roofline import Roofline, roofline
 from models.detector import Detector
-from models.profile.counting import ModelProfile
-from models.profile.traffic import model_traffic
+from models.profile.counting import ModelProfile, profile
+from models.profile.guidelines import findings, sentences
 from utils.environment import device_name
 from utils.errors import cause_of
 
@@ -47,41 +47,41 @@ class Measured:
 
 def paper_cost(contender: Contender, timed: Roofline | None) -> Cost | None:
     """The cost of a model, with the times of its rows where it was timed; None without a model."""
-    profile = contender.profile
-    if contender.spec is None or profile is None:
+    unfused = contender.profile
+    if contender.spec is None or unfused is None:
         return None
     model = prepare(contender.detector(), torch.device("cpu"), fused=True, channels_last=False)
     assert isinstance(model, Detector)
-    traffic = model_traffic(model, profile.image_size)
-    total, found = traffic.total, traffic.total.findings()
-    times = timed.rows if timed is not None else (None,) * len(traffic.rows)
+    fused = profile(model, unfused.image_size)
+    total, found = fused.cost, findings(fused.cost)
+    times = timed.rows if timed is not None else (None,) * len(fused.rows)
     layers = [
         Layer(
             index=row.index,
-            name=row.name,
-            block=row.block,
-            section=row.section,
+            name=row.spec.name,
+            block=row.spec.block,
+            section=row.spec.section,
             params=row.params,
             macs=row.cost.macs,
             flops=2 * row.cost.macs,
-            access_bytes=moved.traffic.access_bytes,
-            bytes=moved.traffic.bytes,
-            kernels=len(moved.traffic.kernels),
+            access_bytes=moved.cost.access_bytes,
+            bytes=moved.cost.bytes,
+            kernels=len(moved.cost.kernels),
             predicted=None if time is None else time.predicted,
             measured=None if time is None else time.measured,
             bound=None if time is None else time.bound,
         )
-        for row, moved, time in zip(profile.rows, traffic.rows, times, strict=True)
+        for row, moved, time in zip(unfused.rows, fused.rows, times, strict=True)
     ]
     return Cost(
-        image_size=profile.image_size,
+        image_size=unfused.image_size,
         classes=contender.classes,
-        params=profile.params,
-        macs=profile.macs,
-        flops=profile.flops,
-        backbone=_part(profile, "backbone"),
-        neck=_part(profile, "neck"),
-        head=_part(profile, "head"),
+        params=unfused.params,
+        macs=unfused.macs,
+        flops=unfused.flops,
+        backbone=_part(unfused, "backbone"),
+        neck=_part(unfused, "neck"),
+        head=_part(unfused, "head"),
         access_bytes=total.access_bytes,
         bytes=total.bytes,
         activation_bytes=total.peak_bytes,
@@ -91,7 +91,7 @@ def paper_cost(contender: Contender, timed: Roofline | None) -> Cost | None:
         kernels=found.kernels,
         branches=found.branches,
         elementwise=found.elementwise,
-        guidelines=list(traffic.notes()),
+        guidelines=list(sentences(fused)),
         layers=layers,
     )
 

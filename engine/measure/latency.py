@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.measure.bench import Clock, no_collection, prepare, sample_images, synchronize
-from models.profile.traffic import count_traffic
+from models.profile.cost import count
 from utils.environment import device_name
 from utils.errors import cause_of
 
@@ -273,7 +273,7 @@ def _figures(run: _Run, laps: Sequence[float], device: torch.device) -> Latency 
         return Failure(name, batch, run.cause)
     try:
         memory, source = _memory(run, device)
-        flops = count_traffic(run.model, one).flops
+        flops = count(run.model, one).flops
     except FAULTS as error:
         return Failure(name, batch, cause_of(error))
     if run.cause is not None:  # it ran once more for its memory
@@ -297,7 +297,7 @@ def _memory(run: _Run, device: torch.device) -> tuple[int, str]:
     tensors = (*run.model.parameters(), *run.model.buffers())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if device.type != "cuda":
-        return weights + count_traffic(run.model, run.images.shape).peak_bytes, MODELLED
+        return weights + count(run.model, run.images.shape).peak_bytes, MODELLED
     synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)

@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.measure.bench import Clock, synchronize
 from engine.measure.peak import COMPUTE, MEMORY, Roof
 from models.graph import RowGraph
-from models.profile.traffic import RowTraffic, model_traffic
+from models.profile.counting import RowProfile, profile
 
 GIGA, MILLI = 1e9, 1e-3
 
@@ -189,15 +189,15 @@ def _sum(block: str, rows: Sequence[Times]) -> Times:
     )
 
 
-def predict(row: RowTraffic, roof: Roof, measured: float) -> Times:
+def predict(row: RowProfile, roof: Roof, measured: float) -> Times:
     """A row's times under a roof, beside what it took (seconds)."""
-    kernels = row.traffic.kernels
+    kernels = row.cost.kernels
     compute = [kernel for kernel in kernels if roof.bound(kernel) == COMPUTE]
     return Times(
-        block=row.block,
+        block=row.spec.block,
         rows=(row.index,),
-        flops=row.traffic.flops,
-        bytes=row.traffic.bytes,
+        flops=row.cost.flops,
+        bytes=row.cost.bytes,
         kernels=len(kernels),
         predicted=sum(map(roof.seconds, kernels)),
         compute_bound=sum(map(roof.seconds, compute)),
@@ -219,8 +219,8 @@ def roofline(
     if height != width:
         raise ValueError(f"images must be square, got {height}x{width}")
     measured = time_rows(model, images, rounds=rounds, clock=clock)
-    traffic = model_traffic(model, height, batch=batch)
+    profiled = profile(model, height, batch=batch)
     rows = tuple(
-        predict(row, roof, seconds) for row, seconds in zip(traffic.rows, measured, strict=True)
+        predict(row, roof, seconds) for row, seconds in zip(profiled.rows, measured, strict=True)
     )
     return Roofline(height, batch, roof, rows)

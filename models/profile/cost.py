@@ -196,20 +196,19 @@ def record(module: nn.Module, recorder: Recorder, *shapes: Sequence[int]) -> Non
     The inputs have the weights' dtype (float32 without weights) and live until the end, as their
     caller keeps them.  The module's own weights, mode and device stay as they are.
     """
-    weights = {
-        name: tensor.to("meta")
-        for name, tensor in (*module.named_parameters(), *module.named_buffers())
-    }
     dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
-    inputs = tuple(torch.empty(tuple(shape), dtype=dtype, device="meta") for shape in shapes)
-    for tensor in inputs:
-        recorder.hold(tensor)
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         # in inference mode composite operators would arrive whole, and uncounted
-        with torch.inference_mode(False), torch.no_grad(), recorder:
-            torch.func.functional_call(module, weights, inputs)
+        with torch.inference_mode(False), torch.no_grad():
+            tensors = (*module.named_parameters(), *module.named_buffers())
+            weights = {name: tensor.to("meta") for name, tensor in tensors}
+            inputs = tuple(torch.empty(tuple(x), dtype=dtype, device="meta") for x in shapes)
+            for tensor in inputs:
+                recorder.hold(tensor)
+            with recorder:
+                torch.func.functional_call(module, weights, inputs)
     finally:
         for part, training in modes:
             part.training = training

@@ -1,4 +1,4 @@
-"""Cost of a detector or classifier by row, as `python -m models.profile cfg/yolov5n.yaml` prints it."""
+"""Cost of a detector or classifier by row, as `python -m models.profile FILE` prints it."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from models.profile.counting import ModelProfile, RowProfile
 from models.spec import SECTIONS
@@ -32,23 +33,19 @@ def summary(profile: ModelProfile, model: str) -> str:
     return (
         f"{model}: {len(profile.rows)} rows, {profile.params:,} parameters; at "
         f"{profile.image_size} px {profile.macs / GIGA:.3f} GMACs = {profile.flops / GIGA:.3f} "
-        f"GFLOPs, {profile.operations / GIGA:.3f} G other operations; {parts}"
+        f"GFLOPs, {profile.cost.operations / GIGA:.3f} G other operations; {parts}"
     )
 
 
 def matrix(profiles: Sequence[tuple[str, str, ModelProfile]]) -> str:
     """(name, note, profile) as one line each: parameters and GFLOPs, whole and by part."""
-    return _aligned(MATRIX_HEADING, [_line(*item) for item in profiles])
-
-
-def _line(name: str, note: str, profile: ModelProfile) -> tuple[str, ...]:
-    parts = [profile.part(section) for section in SECTIONS]
-    return (
-        name,
-        f"{profile.params:,}", *(f"{part.params:,}" for part in parts),
-        f"{profile.flops / GIGA:.3f}", *(f"{2 * part.macs / GIGA:.3f}" for part in parts),
-        note,
-    )  # fmt: skip
+    lines = []
+    for name, note, profile in profiles:
+        parts = [profile.part(section) for section in SECTIONS]
+        params = [f"{value:,}" for value in (profile.params, *(part.params for part in parts))]
+        macs = (profile.macs, *(part.macs for part in parts))
+        lines.append((name, *params, *(f"{2 * value / GIGA:.3f}" for value in macs), note))
+    return _aligned(MATRIX_HEADING, lines)
 
 
 def _aligned(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -63,13 +60,22 @@ def _aligned(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _cells(row: RowProfile, image_size: int) -> tuple[str, ...]:
-    sources = [source - row.index if source == row.index - 1 else source for source in row.sources]
+    spec = row.spec
+    sources = [source - row.index if source == row.index - 1 else source for source in spec.sources]
     stride = channels = size = "-"
     if row.shape is not None:
         channels, size = str(row.shape[0]), f"{row.shape[1]}x{row.shape[2]}"
         stride = f"{image_size / row.shape[1]:g}"
     return (
-        str(row.index), row.name or "", ",".join(map(str, sources)), str(row.repeats),
+        str(row.index), spec.name or "", ",".join(map(str, sources)), str(spec.repeats),
         f"{row.params:,}", f"{row.cost.macs / MEGA:.2f}", f"{row.cost.operations / MEGA:.2f}",
-        stride, channels, size, row.block, row.arguments,
+        stride, channels, size, spec.block,
+        " ".join(f"{key}={_compact(value)}" for key, value in spec.args.items()),
     )  # fmt: skip
+
+
+def _compact(value: Any) -> str:
+    """A value of a row as short text: [3,5,7], 0.5."""
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_compact, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

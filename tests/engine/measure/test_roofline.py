@@ -13,7 +13,8 @@ from engine.measure.peak import COMPUTE, MEMORY, Roof, Task, measure_roof
 from engine.measure.roofline import predict, roofline, time_rows
 from models.builder import build_detector
 from models.graph import RowGraph
-from models.profile.traffic import count_traffic, model_traffic
+from models.profile.cost import count
+from models.profile.counting import profile
 from models.spec import IMAGE, GraphSpec, LayerSpec
 from models.yaml.parser import load_spec
 
@@ -22,7 +23,7 @@ ROOF = Roof(flops_per_second=1e9, bytes_per_second=1e8, launch_seconds=1e-6)  # 
 
 
 def one_kernel(module: nn.Module, *shape: int):
-    (kernel,) = count_traffic(module, shape).kernels
+    (kernel,) = count(module, shape).kernels
     return kernel
 
 
@@ -94,7 +95,7 @@ def test_blocks_are_sums_of_rows_the_longest_first(monkeypatch):
         ("Conv", (0, 2), 5.0),
         ("C3", (1,), 4.0),
     ]
-    kernel = count_traffic(nn.Conv2d(3, 3, 1), (2, 3, 8, 8)).kernels[0]
+    kernel = count(nn.Conv2d(3, 3, 1), (2, 3, 8, 8)).kernels[0]
     assert blocks[0].predicted == pytest.approx(2 * ROOF.seconds(kernel))
     assert blocks[0].launch == pytest.approx(2 * ROOF.launch_seconds)
     assert found.total().measured == 9.0
@@ -110,9 +111,9 @@ def test_blocks_are_sums_of_rows_the_longest_first(monkeypatch):
 
 def test_a_row_is_predicted_kernel_by_kernel():
     model = build_detector(load_spec("yolov5n"), classes=3).fuse()
-    row = model_traffic(model, 64).rows[2]
+    row = profile(model, 64).rows[2]
     found = predict(row, ROOF, 0.5)
-    kernels = row.traffic.kernels
+    kernels = row.cost.kernels
     by_kernel = [max(k.flops / 1e9, k.bytes / 1e8) for k in kernels]
     assert found.predicted == pytest.approx(sum(by_kernel))
     assert found.predicted >= max(found.flops / 1e9, found.bytes / 1e8)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +12,10 @@ from torch.nn import functional as F
 
 from models.builder import build_detector
 from models.graph import RowGraph
+from models.profile.cost import count
 from models.profile.counting import profile
+from models.profile.guidelines import findings, sentences
 from models.profile.kernels import Convolution
-from models.profile.traffic import count_traffic, model_traffic
 from models.spec import IMAGE, GraphSpec, LayerSpec
 from models.yaml.parser import load_spec
 
@@ -34,7 +33,7 @@ class Call(nn.Module):
 
 def test_access_of_a_1x1_is_the_papers():
     # h w (c1 + c2) + c1 c2 = 100 * (4 + 8) + 32
-    found = count_traffic(nn.Conv2d(4, 8, 1, bias=False), (1, 4, 10, 10))
+    found = count(nn.Conv2d(4, 8, 1, bias=False), (1, 4, 10, 10))
     assert (found.access, found.access_bytes) == (1232, 1232 * FLOAT)
     assert (found.elements, found.bytes) == (1232, 1232 * FLOAT)
     assert found.macs == 3200
@@ -44,20 +43,20 @@ def test_access_of_a_1x1_is_the_papers():
 def test_access_in_general():
     # 10 * 10 * 4 + 5 * 5 * 8 + 9 * 4 * 8 / 2
     module = nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2, bias=False)
-    assert count_traffic(module, (1, 4, 10, 10)).access == 400 + 200 + 144
+    assert count(module, (1, 4, 10, 10)).access == 400 + 200 + 144
 
 
 def test_a_bias_is_read_but_is_no_access_cost():
-    found = count_traffic(nn.Conv2d(4, 8, 1), (1, 4, 10, 10))
+    found = count(nn.Conv2d(4, 8, 1), (1, 4, 10, 10))
     assert (found.access, found.elements) == (1232, 1240)
 
 
 def test_weights_are_read_once_for_a_batch():
-    assert count_traffic(nn.Conv2d(4, 8, 1, bias=False), (3, 4, 10, 10)).access == 3 * 1200 + 32
+    assert count(nn.Conv2d(4, 8, 1, bias=False), (3, 4, 10, 10)).access == 3 * 1200 + 32
 
 
 def test_bytes_follow_the_type():
-    found = count_traffic(nn.Conv2d(4, 8, 1, bias=False).half(), (1, 4, 10, 10))
+    found = count(nn.Conv2d(4, 8, 1, bias=False).half(), (1, 4, 10, 10))
     assert (found.bytes, found.peak_bytes) == (1232 * 2, 1200 * 2)
 
 
@@ -70,20 +69,20 @@ def test_equal_widths_move_least_at_the_same_flops(side):
         layer = Convolution(c_in, product // c_in, pixels, pixels)
         assert layer.macs == pixels * product
         access[c_in] = layer.access
-        equal = layer.access == pytest.approx(layer.least_access, rel=1e-12)
+        equal = layer.access == pytest.approx(layer.min_access, rel=1e-12)
         assert equal == (c_in == 64)
-        assert layer.access >= layer.least_access - 1e-6
+        assert layer.access >= layer.min_access - 1e-6
     assert min(access, key=access.__getitem__) == 64
 
 
 def test_g1_is_the_excess_over_equal_widths():
     wide = nn.Conv2d(16, 64, 1, bias=False)
-    found = count_traffic(wide, (1, 16, 8, 8)).findings().unequal_widths
+    found = findings(count(wide, (1, 16, 8, 8))).unequal_widths
     assert found == pytest.approx((64 * 80 + 1024) / (64 * 64 + 1024))
-    even = count_traffic(nn.Conv2d(32, 32, 1, bias=False), (1, 32, 8, 8))
-    assert even.findings().unequal_widths == pytest.approx(1)
-    strided = count_traffic(nn.Conv2d(16, 64, 1, stride=2), (1, 16, 8, 8))
-    assert strided.findings().unequal_widths is None
+    even = count(nn.Conv2d(32, 32, 1, bias=False), (1, 32, 8, 8))
+    assert findings(even).unequal_widths == pytest.approx(1)
+    strided = count(nn.Conv2d(16, 64, 1, stride=2), (1, 16, 8, 8))
+    assert findings(strided).unequal_widths is None
 
 
 @pytest.mark.parametrize("groups", [2, 4, 8])
@@ -99,16 +98,16 @@ def test_more_groups_move_more_at_the_same_flops(groups):
 
 
 def test_g2_is_the_excess_over_one_group():
-    found = count_traffic(nn.Conv2d(8, 16, 3, padding=1, groups=2, bias=False), (1, 8, 4, 4))
+    found = count(nn.Conv2d(8, 16, 3, padding=1, groups=2, bias=False), (1, 8, 4, 4))
     one = 16 * 8 + 16 * 8 + 9 * 8 * 8
-    assert found.findings().groups == pytest.approx((16 * 8 + 16 * 16 + 9 * 8 * 16 / 2) / one)
-    assert found.findings().elementwise == 0
+    assert findings(found).groups == pytest.approx((16 * 8 + 16 * 16 + 9 * 8 * 16 / 2) / one)
+    assert findings(found).elementwise == 0
 
 
 def test_depthwise_counts_for_g4_and_not_for_g2():
-    found = count_traffic(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), (1, 8, 4, 4))
-    assert found.findings().groups is None
-    assert found.findings().elementwise == 1
+    found = count(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), (1, 8, 4, 4))
+    assert findings(found).groups is None
+    assert findings(found).elementwise == 1
     assert found.by_kind()["depthwise"] == 2 * 128 + 72
 
 
@@ -129,9 +128,9 @@ def test_depthwise_counts_for_g4_and_not_for_g2():
     ],
 )
 def test_elements_read_and_written(function, kind, elements):
-    found = count_traffic(Call(function), (1, 8, 4, 4))
+    found = count(Call(function), (1, 8, 4, 4))
     assert found.by_kind()[kind] == elements == found.elements
-    assert found.findings().kernels == 1
+    assert findings(found).kernels == 1
 
 
 @pytest.mark.parametrize(
@@ -144,23 +143,23 @@ def test_elements_read_and_written(function, kind, elements):
     ],
 )
 def test_views_move_nothing(function):
-    found = count_traffic(Call(function), (1, 8, 4, 4))
+    found = count(Call(function), (1, 8, 4, 4))
     assert (found.kernels, found.elements, found.intensity) == ((), 0, 0.0)
     assert found.peak_bytes == 128 * FLOAT
 
 
 def test_a_repeated_axis_is_read_once():
-    found = count_traffic(Call(lambda x: x.expand(4, 8, 4, 4) + 1), (1, 8, 4, 4))
+    found = count(Call(lambda x: x.expand(4, 8, 4, 4) + 1), (1, 8, 4, 4))
     assert found.elements == 128 + 4 * 128
 
 
 def test_batch_norm_reads_its_four_vectors():
-    found = count_traffic(nn.BatchNorm2d(8), (1, 8, 4, 4)).elements
+    found = count(nn.BatchNorm2d(8), (1, 8, 4, 4)).elements
     assert found - 2 * 128 in {4 * 8, 6 * 8}  # some builds of torch return mean and deviation, too
 
 
 def test_a_linear_layer():
-    found = count_traffic(nn.Linear(8, 5), (2, 8))
+    found = count(nn.Linear(8, 5), (2, 8))
     assert found.by_kind()["linear"] == 16 + 40 + 5 + 10
     assert (found.macs, found.access) == (80, 0)
 
@@ -168,20 +167,20 @@ def test_a_linear_layer():
 def test_live_memory_of_a_chain_of_two():
     """While the second runs: the image, which the caller holds, and both results."""
     chain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, 2, 1))
-    found = count_traffic(chain, (1, 3, 16, 16))
+    found = count(chain, (1, 3, 16, 16))
     assert found.peak_bytes == (3 * 256 + 8 * 256 + 16 * 64) * FLOAT
 
 
 def test_live_memory_of_a_chain_of_four_frees_what_is_past():
     layers = [nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 1) for _ in range(3))]
-    found = count_traffic(nn.Sequential(*layers), (1, 3, 16, 16))
+    found = count(nn.Sequential(*layers), (1, 3, 16, 16))
     assert found.peak_bytes == (3 + 8 + 8) * 256 * FLOAT
 
 
 def test_in_place_needs_no_second_map():
     def peak(inplace: bool) -> int:
         chain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=inplace))
-        return count_traffic(chain, (1, 3, 16, 16)).peak_bytes
+        return count(chain, (1, 3, 16, 16)).peak_bytes
 
     assert peak(inplace=True) == (3 + 8) * 256 * FLOAT
     assert peak(inplace=False) == (3 + 16) * 256 * FLOAT
@@ -195,11 +194,11 @@ def test_rows_live_as_long_as_they_are_read():
     )
     concat = Call(lambda maps: torch.cat(maps, 1))
     layers = [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), concat]
-    found = model_traffic(RowGraph(spec, layers), 16)
-    peaks = [row.traffic.peak_bytes / FLOAT / 256 for row in found.rows]
+    found = profile(RowGraph(spec, layers), 16)
+    peaks = [row.cost.peak_bytes / FLOAT / 256 for row in found.rows]
     # image + 0 | + 0, 1 | + 0, 1, 2 | + 0, 2 and both again
     assert peaks == [3 + 8, 3 + 16, 3 + 24, 3 + 16 + 16]
-    assert found.total.peak_bytes == max(row.traffic.peak_bytes for row in found.rows)
+    assert found.cost.peak_bytes == max(row.cost.peak_bytes for row in found.rows)
 
 
 def test_g3_counts_kernels_and_those_side_by_side():
@@ -211,27 +210,27 @@ def test_g3_counts_kernels_and_those_side_by_side():
         def forward(self, x: Tensor) -> Tensor:
             return F.relu(torch.cat([layer(x) for layer in self.layers], 1))
 
-    found = count_traffic(Branches(), (1, 8, 4, 4)).findings()
+    found = findings(count(Branches(), (1, 8, 4, 4)))
     assert (found.kernels, found.branches) == (5, 3)
     chain = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
-    found = count_traffic(chain, (1, 8, 4, 4)).findings()
+    found = findings(count(chain, (1, 8, 4, 4)))
     assert (found.kernels, found.branches) == (3, 1)
 
 
 def test_a_detector_by_hand(tiny_model: Path):
     model = build_detector(load_spec(str(tiny_model)), classes=3).fuse()
-    found = model_traffic(model, 64)
-    first, second = (row.traffic for row in found.rows[:2])
+    found = profile(model, 64)
+    first, second = (row.cost for row in found.rows[:2])
     image, half, quarter = 3 * 64 * 64, 16 * 32 * 32, 16 * 16 * 16
     assert first.access == image + half + 36 * 3 * 16
     assert first.elements == first.access + 16 + 2 * half  # bias; SiLU reads and writes
-    assert first.peak_bytes == (image + 2 * half) * FLOAT == found.total.peak_bytes
+    assert first.peak_bytes == (image + 2 * half) * FLOAT == found.cost.peak_bytes
     assert second.access == half + quarter + 9 * 16 * 16
-    assert first.findings().kernels == 2
-    assert found.total.elements == sum(row.traffic.elements for row in found.rows)
-    head = found.rows[-1].traffic
-    assert head.findings().kernels == 3
-    assert head.findings().branches == 3
+    assert findings(first).kernels == 2
+    assert found.cost.elements == sum(row.cost.elements for row in found.rows)
+    head = found.rows[-1].cost
+    assert findings(head).kernels == 3
+    assert findings(head).branches == 3
 
 
 NANO = ("yolov5n", "yolov5n-csp", "yolov5n-ghost", "yolov5n-osa", "yolov5n-shuffle")
@@ -241,25 +240,25 @@ NANO = ("yolov5n", "yolov5n-csp", "yolov5n-ghost", "yolov5n-osa", "yolov5n-shuff
 def test_real_models(name):
     with torch.device("meta"):
         model = build_detector(load_spec(name), classes=80)
-    found = model_traffic(model, 320)
+    found = profile(model, 320)
     counted = profile(model, 320)
-    assert found.total.macs == counted.macs
-    assert [row.traffic.macs for row in found.rows] == [row.cost.macs for row in counted.rows]
-    assert found.total.by_kind()["other"] == 0
-    assert found.total.access < found.total.elements
-    assert found.total.peak_bytes < found.total.bytes
-    assert 0 < found.total.findings().elementwise < 1
-    assert found.total.findings().unequal_widths >= 1
-    fused = model_traffic(build_detector(load_spec(name), classes=80).fuse(), 320)
-    assert fused.total.elements < found.total.elements
-    assert len(fused.total.kernels) < len(found.total.kernels)
+    assert found.cost.macs == counted.macs
+    assert [row.cost.macs for row in found.rows] == [row.cost.macs for row in counted.rows]
+    assert found.cost.by_kind()["other"] == 0
+    assert found.cost.access < found.cost.elements
+    assert found.cost.peak_bytes < found.cost.bytes
+    assert 0 < findings(found.cost).elementwise < 1
+    assert findings(found.cost).unequal_widths >= 1
+    fused = profile(build_detector(load_spec(name), classes=80).fuse(), 320)
+    assert fused.cost.elements < found.cost.elements
+    assert len(fused.cost.kernels) < len(found.cost.kernels)
 
 
 def test_shuffle_has_fewer_flops_and_moves_more():
     """The finding this file is for."""
     with torch.device("meta"):
         plain, shuffle = (
-            model_traffic(build_detector(load_spec(name), classes=80), 640).total
+            profile(build_detector(load_spec(name), classes=80), 640).cost
             for name in ("yolov5n", "yolov5n-shuffle")
         )
     assert shuffle.flops < plain.flops / 2
@@ -269,38 +268,33 @@ def test_shuffle_has_fewer_flops_and_moves_more():
 def test_figures_are_the_same_in_inference_mode():
     model = build_detector(load_spec("yolov5n"), classes=3)
     with torch.inference_mode():
-        inside = model_traffic(model, 64)
-    assert inside == model_traffic(model, 64)
-    assert inside.total.macs > 0
+        inside = profile(model, 64)
+    assert inside == profile(model, 64)
+    assert inside.cost.macs > 0
 
 
 def test_the_model_stays_as_it_is():
     model = build_detector(load_spec("yolov5n"), classes=3).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    model_traffic(model, 64)
+    profile(model, 64)
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_plain_values_and_sentences():
+def test_sentences():
     model = build_detector(load_spec("yolov5n-mixconv"), classes=3)
-    found = model_traffic(model, 64, batch=2)
-    data = found.to_dict()
-    assert json.loads(json.dumps(data)) == data
-    assert (data["batch"], data["image_size"], len(data["rows"])) == (2, 64, len(model.layers))
-    assert [note[:3] for note in data["notes"]] == ["G1:", "G2:", "G3:", "G4:"]
-    assert f"G3: {len(found.total.kernels)} kernels" in data["notes"][2]
-    assert f"up to {found.total.branches} side by side" in data["notes"][2]
-    assert data["flops"] == 2 * data["macs"] == 2 * found.total.macs
-    assert math.isclose(sum(data["elements_by_kind"].values()), data["elements"])
+    found = profile(model, 64, batch=2)
+    texts = sentences(found)
+    assert [text[:3] for text in texts] == ["G1:", "G2:", "G3:", "G4:"]
+    assert f"G3: {len(found.cost.kernels)} kernels" in texts[2]
+    assert f"up to {found.cost.branches} in parallel" in texts[2]
+    assert sum(found.cost.by_kind().values()) == found.cost.elements
 
 
 def test_sentences_of_a_model_without_such_convolutions():
     spec = GraphSpec((LayerSpec("backbone", (IMAGE,), 1, "Conv2d"),))
-    notes = model_traffic(RowGraph(spec, [nn.Conv2d(3, 8, 3)]), 16).notes()
-    assert notes[0] == "G1: no 1x1 convolutions"
-    assert notes[1] == "G2: no group convolutions besides depthwise"
-    assert notes[2].startswith(
-        "G3: 1 kernels, 1.0 a row, up to 1 side by side; most row 0 (Conv2d)"
-    )
+    texts = sentences(profile(RowGraph(spec, [nn.Conv2d(3, 8, 3)]), 16))
+    assert texts[0] == "G1: no 1x1 convolutions"
+    assert texts[1] == "G2: no group convolutions besides depthwise"
+    assert texts[2] == "G3: 1 kernels, 1.0 per row, up to 1 in parallel; most row 0 (Conv2d), 1"
