@@ -57,10 +57,12 @@ class Row:
     args: list[Any] | Mapping[str, Any]
     name: str | None
     where: str  # file:line: section[index]
-    setting: Setting = Setting()
+    setting: Setting
 
 
-def read_rows(document: Document, key: tuple[str, ...], section: str) -> tuple[Row, ...]:
+def read_rows(
+    document: Document, key: tuple[str, ...], section: str, setting: Setting = Setting()
+) -> tuple[Row, ...]:
     """The rows at `key` of a document. Raises UserError with file, line and row."""
     content: Any = document.data
     for part in key:
@@ -71,12 +73,12 @@ def read_rows(document: Document, key: tuple[str, ...], section: str) -> tuple[R
             f"[from, number, block, args], got {type(content).__name__}"
         )
     return tuple(
-        _row(item, section, f"{document.at(*key, index)}: {section}[{index}]")
+        _row(item, section, f"{document.at(*key, index)}: {section}[{index}]", setting)
         for index, item in enumerate(content)
     )
 
 
-def _row(item: Any, section: str, where: str) -> Row:
+def _row(item: Any, section: str, where: str, setting: Setting) -> Row:
     name = None
     if isinstance(item, Mapping):
         if len(item) != 1:
@@ -97,7 +99,7 @@ def _row(item: Any, section: str, where: str) -> Row:
     for entry in sources:
         if isinstance(entry, bool) or not isinstance(entry, (int, str)):
             raise UserError(f"{where}: from must be row numbers or names, got {entry!r}")
-    return Row(section, sources, repeats, _block_name(block, where), args, name, where)
+    return Row(section, sources, repeats, _block_name(block, where), args, name, where, setting)
 
 
 def _block_name(block: Any, where: str) -> str:

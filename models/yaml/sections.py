@@ -1,4 +1,4 @@
-"""Included sections: a backbone or neck file of rows, at one of its sizes."""
+"""Sections of a model: rows of the model file itself, or a backbone or neck file at one size."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from models.yaml.rows import CLASSIFIER, Row, Setting, read_rows
-from models.yaml.scales import chosen_scale, multiple, scales_of, substitute
-from models.yaml.swap import apply_swaps, read_swaps
+from models.yaml.swap import base_chain, swap_rows
 from utils.errors import UserError, nearest
 from utils.paths import ROOT, find_config
 from utils.yamlio import Document, load_yaml
 
 FOLDERS = {"backbone": "backbones", "neck": "necks", "head": "necks"}
 REFERENCE_KEYS = ("file", "scale", "width", "depth")
-FILE_KEYS = (
-    "activation", "norm", "divisor", "scales", "rows", "classifier", "extends", "swap", "keep",
-)  # fmt: skip
+FILE_KEYS = ("activation", "norm", "divisor", "scales", "rows", "classifier")
 EXTENDING_KEYS = ("extends", "swap", "keep")  # sizes and settings are those of the file extended
 INLINE_KEYS = ("activation", "norm", "divisor", "rows")
+VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Section:
 
     @property
     def note(self) -> str:
-        """What tables say of it: 'backbone ghostnet-1.0 at width 0.7, not published', or ''."""
+        """What tables add: 'backbone ghostnet-1.0 at width 0.7, not published', or ''."""
         size = self.size
         if size is None or size.width in size.published:
             return ""
@@ -53,10 +51,7 @@ class Section:
         """The same rows at another width, and another depth where one is given."""
         rows = tuple(
             replace(
-                row,
-                setting=replace(
-                    row.setting, width=width, depth=row.setting.depth if depth is None else depth
-                ),
+                row, setting=replace(row.setting, width=width, depth=depth or row.setting.depth)
             )
             for row in self.rows
         )
@@ -64,28 +59,28 @@ class Section:
 
 
 def read_section(document: Document, section: str, content: Any) -> Section:
-    """What stands under `backbone:` or `neck:` of a model file, when it is no list of rows.
+    """The value of `backbone:`, `neck:` or `head:` in a model file.
 
-    A name (`ghostnet-1.0`), {file, scale, width, depth}, or {rows, activation, norm, divisor}.
+    Rows, a name (`ghostnet-1.0`), {file, scale, width, depth}, or {rows, activation, norm,
+    divisor}.
     """
     where = document.at(section)
     if isinstance(content, str):
         return named_section(content, section, where=where)
-    _known(content, REFERENCE_KEYS if "file" in content else INLINE_KEYS, document, section)
-    if "rows" in content:
-        setting = replace(_setting(content, section, where), width=1.0, depth=1.0)
-        rows = read_rows(document, (section, "rows"), section)
-        return Section(tuple(replace(row, setting=setting) for row in rows))
-    if not isinstance(content.get("file"), str):
+    if not isinstance(content, Mapping):
+        return Section(read_rows(document, (section,), section))
+    check_keys(document, REFERENCE_KEYS if "file" in content else INLINE_KEYS, section)
+    if "file" not in content:
+        setting = _setting(content, section, where, width=1.0, depth=1.0)
+        return Section(read_rows(document, (section, "rows"), section, setting))
+    if not isinstance(content["file"], str):
         raise UserError(f"{where}: {section}.file must name a YAML file of rows")
-    beside = document.path.parent / content["file"]
-    name = str(beside) if beside.is_file() else content["file"]
-    scale = None if content.get("scale") is None else str(content["scale"])
+    local = document.path.parent / content["file"]
     return named_section(
-        name,
+        str(local) if local.is_file() else content["file"],
         section,
         where=where,
-        scale=scale,
+        scale=None if content.get("scale") is None else str(content["scale"]),
         width=multiple(content, "width", where),
         depth=multiple(content, "depth", where),
     )
@@ -102,48 +97,51 @@ def named_section(
 ) -> Section:
     """A section file by path or name; `vovnet-27-slim` is vovnet.yaml at the scale 27-slim.
 
-    `width` and `depth` take the place of the scale's.  UserError with the nearest known name.
+    `width` and `depth` replace the scale's.  UserError with the nearest known name.
     """
-    prefix = f"{where}: " if where else ""
     try:
-        path, scale = (
-            (find_config(name, FOLDERS[section]), scale) if scale else _split(name, section)
-        )
-        return _read(load_yaml(path), section, scale=scale, width=width, depth=depth)
+        if scale is None:
+            path, scale = _find(name, section)
+        else:
+            path = find_config(name, FOLDERS[section])
+        *variants, base = base_chain(load_yaml(path), FOLDERS[section])
+        for variant in variants:
+            check_keys(variant, EXTENDING_KEYS)
+        part = _read_file(base, section, scale=scale, width=width, depth=depth)
+        for variant in reversed(variants):
+            part = replace(part, rows=swap_rows(variant, {section: part.rows})[section])
     except UserError as error:
-        raise UserError(f"{prefix}{error}") from error
+        raise UserError(f"{where}: {error}" if where else str(error)) from error
+    return part
 
 
 def section_names(section: str) -> list[str]:
     """Every name that `named_section` knows: each file of cfg/, at each of its scales."""
-    home = ROOT / "cfg" / FOLDERS[section]
     names = []
-    for path in sorted(home.glob("*.yaml")):
-        document = base_document(load_yaml(path), FOLDERS[section])
-        names += [f"{path.stem}-{scale}".rstrip("-") for scale in scales_of(document)]
+    for path in sorted((ROOT / "cfg" / FOLDERS[section]).glob("*.yaml")):
+        base = base_chain(load_yaml(path), FOLDERS[section])[-1]
+        names += [f"{path.stem}-{scale}".rstrip("-") for scale in _scales(base)]
     return names
 
 
-def _split(name: str, section: str) -> tuple[Path, str | None]:
+def _find(name: str, section: str) -> tuple[Path, str | None]:
     """The file and the scale that a name means: the file first, then every split at a hyphen."""
     folder = FOLDERS[section]
-    try:
-        return find_config(name, folder), None
-    except UserError:
-        for match in re.finditer("-", name):
-            try:
-                path = find_config(name[: match.start()], folder)
-            except UserError:
-                continue
-            if "scales" in base_document(load_yaml(path), folder).data:
-                return path, name[match.end() :]
+    splits = [(name, None), *((name[: m.start()], name[m.end() :]) for m in re.finditer("-", name))]
+    for stem, scale in splits:
+        try:
+            path = find_config(stem, folder)
+        except UserError:
+            continue
+        if scale is None or "scales" in base_chain(load_yaml(path), folder)[-1].data:
+            return path, scale
     raise UserError(
         f"{name}: no such {section}, neither a file nor a name of cfg/{folder}"
         f"{nearest(name, section_names(section))}"
     )
 
 
-def _read(
+def _read_file(
     document: Document,
     section: str,
     *,
@@ -151,77 +149,65 @@ def _read(
     width: float | None,
     depth: float | None,
 ) -> Section:
-    data = document.mapping()
-    _known(data, FILE_KEYS, document)
-    if "extends" in data:
-        return _extended(document, section, scale=scale, width=width, depth=depth)
-    variables = chosen_scale(document, scale)
-    own = multiple(variables, "width", document.at("scales"))
-    setting = _setting(data, section, str(document.path))
-    if section == "backbone":  # exactly as published, whatever multiples the model has
-        setting = replace(setting, width=own or 1.0, depth=1.0)
-    elif own is not None:
-        setting = replace(setting, width=own)
-    if (own_depth := multiple(variables, "depth", document.at("scales"))) is not None:
-        setting = replace(setting, depth=own_depth)
-    setting = replace(setting, width=width or setting.width, depth=depth or setting.depth)
-    filled = replace(document, data=substitute(data, variables, document, ()))
-    rows = tuple(replace(row, setting=setting) for row in read_rows(filled, ("rows",), section))
-    classifier: tuple[Row, ...] = ()
-    if section == "backbone" and CLASSIFIER in data:
-        classifier = tuple(
-            replace(row, setting=setting) for row in read_rows(filled, (CLASSIFIER,), CLASSIFIER)
-        )
-    return Section(rows, classifier, _size(document, section, scale, width))
+    """The rows of a section file at one of its scales."""
+    check_keys(document, FILE_KEYS)
+    scales, data, where = _scales(document), document.data, document.at("scales")
+    name = document.path.name
+    if (scale or "") not in scales:
+        if "" in scales:
+            raise UserError(f"{name} has no scales, but scale {scale!r} is requested")
+        asked = f"{scale!r} is not one of them{nearest(scale, scales)}" if scale else "name one"
+        raise UserError(f"{name} has the scales {', '.join(scales)}; {asked}")
+    values = scales[scale or ""]
+    # a backbone is as published, whatever multiples the model has
+    fixed = 1.0 if section == "backbone" else None
+    setting = _setting(
+        data,
+        section,
+        str(document.path),
+        width=width or multiple(values, "width", where) or fixed,
+        depth=depth or multiple(values, "depth", where) or fixed,
+    )
+    filled = replace(document, data=_substitute(data, values, document, ()))
+    rows = read_rows(filled, ("rows",), section, setting)
+    if section != "backbone":
+        return Section(rows)
+    end = read_rows(filled, (CLASSIFIER,), CLASSIFIER, setting) if CLASSIFIER in data else ()
+    published = tuple(
+        other.get("width", 1.0)
+        for other in scales.values()
+        if {**other, "width": 0} == {**values, "width": 0}  # sizes of other depth do not count
+    )
+    title = document.path.stem if scale is None else f"{document.path.stem}-{scale}"
+    return Section(rows, end, Size(title, width or values.get("width", 1.0), published))
 
 
-def base_document(document: Document, folder: str) -> Document:
-    """The section file with rows at the end of a chain of `extends`; UserError for a ring."""
-    chain = [document.path]
-    while "extends" in document.mapping():
-        _known(document.data, EXTENDING_KEYS, document)
-        document = _base(document, folder)
-        if document.path in chain:
-            raise UserError(f"{chain[0]}: extends itself by way of {chain[-1]}")
-        chain.append(document.path)
-    return document
-
-
-def _base(document: Document, folder: str) -> Document:
-    name = document.data["extends"]
-    if not isinstance(name, str):
-        raise UserError(
-            f"{document.at('extends')}: extends must name another section file, got {name!r}"
-        )
-    beside = document.path.parent / name
-    return load_yaml(beside if beside.is_file() else find_config(name, folder))
-
-
-def _extended(
-    document: Document,
-    section: str,
-    *,
-    scale: str | None,
-    width: float | None,
-    depth: float | None,
-) -> Section:
-    """A section file by what it changes of another one: `extends`, `swap`, `keep`."""
-    base_document(document, FOLDERS[section])  # no ring
-    base = _read(_base(document, FOLDERS[section]), section, scale=scale, width=width, depth=depth)
-    rows = apply_swaps({section: base.rows}, read_swaps(document, ()))[section]
-    return replace(base, rows=rows)
-
-
-def _known(data: Mapping[str, Any], keys: Sequence[str], document: Document, *parents: str) -> None:
+def check_keys(document: Document, known: Sequence[str], *parents: str) -> None:
+    """UserError for a key of the mapping at `parents` that is not known."""
+    data: Any = document.mapping()
+    for parent in parents:
+        data = data[parent]
     for key in data:
-        if key not in keys:
+        if key not in known:
             raise UserError(
-                f"{document.at(*parents, key)}: unknown key {key!r}{nearest(str(key), keys)}"
+                f"{document.at(*parents, key)}: unknown key {key!r}{nearest(str(key), known)}"
             )
 
 
-def _setting(data: Mapping[str, Any], section: str, where: str) -> Setting:
-    """What a file says of all its rows."""
+def multiple(values: Mapping[str, Any], key: str, where: str) -> float | None:
+    """A number over 0 and up to 100 of a mapping, or None where it is absent."""
+    if key not in values:
+        return None
+    value = values[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 100:
+        raise UserError(f"{where}: {key} must be a number over 0 and up to 100, got {value!r}")
+    return float(value)
+
+
+def _setting(
+    data: Mapping[str, Any], section: str, where: str, *, width: float | None, depth: float | None
+) -> Setting:
+    """The keys of a file that concern all its rows."""
     activation, norm, divisor = (data.get(key) for key in ("activation", "norm", "divisor"))
     if section != "backbone" and (activation is not None or norm is not None):
         raise UserError(f"{where}: activation and norm of a {section} are the model's; remove them")
@@ -229,39 +215,42 @@ def _setting(data: Mapping[str, Any], section: str, where: str) -> Setting:
         raise UserError(f"{where}: activation must be a name, got {activation!r}")
     if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
         raise UserError(f"{where}: divisor must be a whole number from 1, got {divisor!r}")
-    return Setting(
-        width=1.0 if section == "backbone" else None,
-        depth=1.0 if section == "backbone" else None,
-        divisor=divisor,
-        activation=activation,
-        norm=_norm(norm, where),
-    )
-
-
-def _norm(norm: Any, where: str) -> tuple[float, float] | None:
     if norm is None:
-        return None
+        return Setting(depth, width, divisor, activation)
     if not isinstance(norm, Mapping) or set(norm) != {"eps", "momentum"}:
         raise UserError(f"{where}: norm must be {{eps: ..., momentum: ...}}, got {norm!r}")
     for key, value in norm.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise UserError(f"{where}: norm.{key} must be a number in (0, 1], got {value!r}")
-    return float(norm["eps"]), float(norm["momentum"])
+    both = float(norm["eps"]), float(norm["momentum"])
+    return Setting(depth, width, divisor, activation, both)
 
 
-def _size(document: Document, section: str, scale: str | None, width: float | None) -> Size | None:
-    """The size that a backbone's scale and width mean; sizes of other depth do not count."""
-    if section != "backbone":
-        return None
-    chosen = chosen_scale(document, scale)
-    name = document.path.stem if scale is None else f"{document.path.stem}-{scale}"
-    published = tuple(
-        values.get("width", 1.0)
-        for values in scales_of(document).values()
-        if _other(values) == _other(chosen)
-    )
-    return Size(name, width or chosen.get("width", 1.0), published)
+def _scales(document: Document) -> dict[str, Mapping[str, Any]]:
+    """The scales of a section file by name; one without a name where it has none."""
+    scales = document.mapping().get("scales", {"": {}})
+    if (
+        not isinstance(scales, Mapping)
+        or not scales
+        or not all(isinstance(values, Mapping) for values in scales.values())
+    ):
+        raise UserError(f"{document.at('scales')}: scales must map names to mappings")
+    return {str(key): values for key, values in scales.items()}
 
 
-def _other(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != "width"}
+def _substitute(
+    value: Any, variables: Mapping[str, Any], document: Document, key: tuple[str | int, ...]
+) -> Any:
+    """`value` with every text '$name' replaced by the scale's value of that name."""
+    if isinstance(value, str) and (match := VARIABLE.fullmatch(value)):
+        if match[1] not in variables:
+            raise UserError(
+                f"{document.at(*key)}: {value} is not a key of the scale"
+                f"{nearest(match[1], variables)}"
+            )
+        return variables[match[1]]
+    if isinstance(value, list):
+        return [_substitute(item, variables, document, (*key, i)) for i, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {k: _substitute(v, variables, document, (*key, k)) for k, v in value.items()}
+    return value

@@ -1,4 +1,4 @@
-"""`swap` and `keep`: a variant of a model by what it changes."""
+"""`extends`, `swap` and `keep`: a variant of a model by what it changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from models import registry
 from models.yaml.rows import Row, bind_arguments
 from utils.errors import UserError, nearest
-from utils.yamlio import Document
+from utils.paths import find_config
+from utils.yamlio import Document, load_yaml
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,99 @@ class Swap:
     block: str
     stride: int | None
     target: str
-    args: Mapping[str, Any]  # of the target, in place of or beside those of the row
+    args: Mapping[str, Any]  # of the target, in addition to those of the row
     sections: tuple[str, ...]  # empty: all
     keep: tuple[str, ...]  # names of rows that stay
     where: str
 
+    def fits(self, row: Row, section: str) -> bool:
+        """Whether the row is to be swapped."""
+        if self.block != row.block or row.name in self.keep:
+            return False
+        if self.sections and section not in self.sections:
+            return False
+        if self.stride is None:
+            return True
+        stride = registry.BLOCKS[row.block].arguments.get("stride")
+        return stride is not None and self.stride == bind_arguments(row).get(
+            "stride", stride.default
+        )
 
-def read_swaps(document: Document, at: tuple[str, ...]) -> list[Swap]:
+    def apply(self, row: Row) -> Row:
+        """The row with the other block.  UserError for an argument that means nothing there."""
+        target = registry.BLOCKS[self.target]
+        args = {}
+        for name, value in bind_arguments(row).items():
+            if name in target.arguments:
+                args[name] = value
+            elif name not in target.ignores:
+                raise UserError(
+                    f"{self.where}: {self.target} in place of {row.block} ({row.where}) has no use "
+                    f"for {name}={value!r}"
+                )
+        return replace(row, block=self.target, args={**args, **self.args})
+
+
+def base_chain(document: Document, folder: str) -> list[Document]:
+    """The file, the one it extends, and so on.  UserError for a ring.
+
+    A base is looked for next to the file, then as a name of cfg/<folder>.
+    """
+    chain = [document]
+    while "extends" in document.mapping():
+        name, where = document.data["extends"], document.at("extends")
+        if not isinstance(name, str):
+            raise UserError(f"{where}: extends must name a file, got {name!r}")
+        local = document.path.parent / name
+        try:
+            base = load_yaml(local if local.is_file() else find_config(name, folder))
+        except UserError as error:
+            raise UserError(f"{where}: extends {name!r}: {error}") from error
+        if any(base.path.resolve() == other.path.resolve() for other in chain):
+            raise UserError(f"{where}: {base.path} extends itself by way of {document.path}")
+        chain.append(base)
+        document = base
+    return chain
+
+
+def swap_rows(
+    document: Document, sections: Mapping[str, tuple[Row, ...]], own: Sequence[str] = ()
+) -> dict[str, tuple[Row, ...]]:
+    """The sections' rows with the swaps of the document, and of its sections `own`, made at once.
+
+    A key with a stride goes before one without, a section's own before the document's.  UserError
+    for a swap that meets no row, a `keep` that names none, and for an argument that means
+    something to the old block and nothing to the new one.
+    """
+    swaps = _read_swaps(document, ())
+    for section in own:
+        if section not in sections:
+            raise UserError(f"{document.at(section)}: swap needs rows that `extends` brings")
+        swaps += _read_swaps(document, (section,))
+    names = {row.name for rows in sections.values() for row in rows if row.name}
+    for swap in swaps:
+        for name in swap.keep:
+            if name not in names:
+                raise UserError(f"{swap.where}: keep names no row {name!r}{nearest(name, names)}")
+    swaps.sort(key=lambda swap: (swap.stride is None, not swap.sections))
+    used: list[Swap] = []
+    result: dict[str, tuple[Row, ...]] = {}
+    for section, rows in sections.items():
+        changed = []
+        for row in rows:
+            fitting = [swap for swap in swaps if swap.fits(row, section)]
+            changed.append(fitting[0].apply(row) if fitting else row)
+            used += fitting[:1]
+        result[section] = tuple(changed)
+    for swap in swaps:
+        if swap not in used:
+            raise UserError(
+                f"{swap.where}: no row of the base model has the block {swap.block} to swap"
+            )
+    return result
+
+
+def _read_swaps(document: Document, at: tuple[str, ...]) -> list[Swap]:
     """The `swap` and `keep` keys at `at`: the file itself, or its backbone, neck or head."""
     data: Any = document.data
     for part in at:
@@ -33,23 +120,20 @@ def read_swaps(document: Document, at: tuple[str, ...]) -> list[Swap]:
         for key in data:
             if key not in {"swap", "keep"}:
                 raise UserError(f"{document.at(*at, key)}: expected swap and keep, found {key!r}")
-    keep = data.get("keep", [])
+    keep, swaps = data.get("keep", []), data.get("swap")
     if not isinstance(keep, list) or not all(isinstance(item, str) for item in keep):
         raise UserError(
             f"{document.at(*at, 'keep')}: keep must be a list of row names, got {keep!r}"
         )
-    swaps = data.get("swap")
-    if swaps is None:
-        if keep:
-            raise UserError(f"{document.at(*at, 'keep')}: keep without swap keeps nothing")
-        return []
-    if not isinstance(swaps, Mapping):
+    if keep and swaps is None:
+        raise UserError(f"{document.at(*at, 'keep')}: keep without swap keeps nothing")
+    if not isinstance(swaps, Mapping | None):
         raise UserError(
             f"{document.at(*at, 'swap')}: swap must map blocks to blocks, got {swaps!r}"
         )
     return [
         _swap(str(key), value, at, tuple(keep), document.at(*at, "swap", key))
-        for key, value in swaps.items()
+        for key, value in (swaps or {}).items()
     ]
 
 
@@ -57,82 +141,18 @@ def _swap(key: str, value: Any, at: tuple[str, ...], keep: tuple[str, ...], wher
     block, slash, stride = key.partition("/")
     if slash and stride not in {"1", "2"}:
         raise UserError(f"{where}: the stride of {key!r} must be 1 or 2")
-    args: Mapping[str, Any] = {}
-    target = value
-    if isinstance(value, Mapping):
-        args = {name: item for name, item in value.items() if name != "block"}
-        target = value.get("block")
+    given = value if isinstance(value, Mapping) else {"block": value}
+    target = given.get("block")
     for name in (block, target):
         if not isinstance(name, str) or name not in registry.BLOCKS:
             raise UserError(f"{where}: unknown block {name!r}{nearest(str(name), registry.BLOCKS)}")
-    known = [item for item in registry.BLOCKS[str(target)].arguments if item != "n"]
-    for name in args:
-        if registry.ALIASES.get(name, name) not in known:
-            raise UserError(
-                f"{where}: {target} has no argument {name!r}{nearest(str(name), known)}"
-            )
-    return Swap(block, int(stride) if slash else None, str(target), args, at, keep, where)
-
-
-def apply_swaps(
-    sections: Mapping[str, tuple[Row, ...]], swaps: Sequence[Swap]
-) -> dict[str, tuple[Row, ...]]:
-    """Swap blocks row by row, all at once; a key with a stride goes before one without.
-
-    Raises UserError for a swap that meets no row, a `keep` that names none, and for an argument
-    that means something to the old block and nothing to the new one.
-    """
-    names = {row.name for rows in sections.values() for row in rows if row.name}
-    for swap in swaps:
-        for name in swap.keep:
-            if name not in names:
-                raise UserError(f"{swap.where}: keep names no row {name!r}{nearest(name, names)}")
-    used: set[int] = set()
-    result: dict[str, tuple[Row, ...]] = {}
-    for section, rows in sections.items():
-        changed = []
-        for row in rows:
-            chosen = _match(row, section, swaps)
-            if chosen is not None:
-                used.add(id(chosen))
-            changed.append(row if chosen is None else _swapped(row, chosen))
-        result[section] = tuple(changed)
-    for swap in swaps:
-        if id(swap) not in used:
-            raise UserError(
-                f"{swap.where}: no row of the base model has the block {swap.block} to swap"
-            )
-    return result
-
-
-def _match(row: Row, section: str, swaps: Sequence[Swap]) -> Swap | None:
-    fitting = [
-        swap
-        for swap in swaps
-        if swap.block == row.block
-        and (not swap.sections or section in swap.sections)
-        and row.name not in swap.keep
-        and (swap.stride is None or _stride(row) == swap.stride)
-    ]
-    return max(fitting, key=lambda s: (s.stride is not None, bool(s.sections)), default=None)
-
-
-def _stride(row: Row) -> Any:
-    stride = registry.BLOCKS[row.block].arguments.get("stride")
-    return stride and bind_arguments(row).get("stride", stride.default)
-
-
-def _swapped(row: Row, swap: Swap) -> Row:
-    target = registry.BLOCKS[swap.target].arguments
-    own = {registry.ALIASES.get(key, key): value for key, value in swap.args.items()}
-    ignored = registry.BLOCKS[swap.target].ignores
+    known = [name for name in registry.BLOCKS[str(target)].arguments if name != "n"]
     args = {}
-    for name, value in bind_arguments(row).items():
-        if name in target:
-            args[name] = value
-        elif name not in ignored:
-            raise UserError(
-                f"{swap.where}: {swap.target} in place of {row.block} ({row.where}) has no use for "
-                f"{name}={value!r}"
-            )
-    return replace(row, block=swap.target, args={**args, **own})
+    for name, item in given.items():
+        if name != "block":
+            args[registry.ALIASES.get(name, name)] = item
+            if registry.ALIASES.get(name, name) not in known:
+                raise UserError(
+                    f"{where}: {target} has no argument {name!r}{nearest(str(name), known)}"
+                )
+    return Swap(block, int(stride) if slash else None, str(target), args, at, keep, where)

@@ -362,11 +362,12 @@ class TestSections:
         ("text", "message"),
         [
             ("scales: {}\nrows: [[-1, 1, Conv, [8]]]", "scales must map names"),
-            ("scales: {a: {c: 8}}\nrows: [[-1, 1, Conv, [$d]]]", r"\$d is no key of the scale"),
+            ("scales: {a: {c: 8}}\nrows: [[-1, 1, Conv, [$d]]]", r"\$d is not a key of the scale"),
             ("rows: [[-1, 1, Conv, [P7]]]", "neither a number nor the name of an earlier row"),
             ("rows: [[[], 1, Conv, [8]]]", "reads no row: 'from' is empty"),
             ("norm: {eps: 0, momentum: 0.1}\nrows: [[-1, 1, Conv, [8]]]", "norm.eps must be"),
             ("extends: csp.yaml\ndivisor: 4", "unknown key 'divisor'"),
+            ("rows: [[-1, 1, Conv, [8]]]\nswap: {Conv: DWConv}", "unknown key 'swap'"),
         ],
     )  # fmt: skip
     def test_mistakes_in_a_section_file(self, tmp_path: Path, text: str, message: str) -> None:
