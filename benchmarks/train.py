@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,8 @@ from engine import distributed
 from engine.train.config import TrainConfig
 from engine.train.interrupts import StopRequest
 from engine.train.loop import reproducible
-from engine.train.setup import TrainRun, prepare
-from engine.train.step import StepClock, train_epoch
-from engine.train.step import prepare as to_network
+from engine.train.setup import TrainRun, prepare_run
+from engine.train.step import StepClock, to_network, train_epoch
 from models.detector import Detector
 from utils.config import option, parse
 from utils.errors import run_script
@@ -49,10 +49,15 @@ def main(argv: list[str] | None = None) -> int:
     """Print both rates and their ratio."""
     config = parse(BenchConfig, argv, prog="benchmarks.train", description=__doc__ or "")
     world = distributed.start(config.device)
-    with tempfile.TemporaryDirectory() as folder, reproducible(world.device):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        reproducible(world.device, benchmark=True),
+        ExitStack() as locks,
+    ):
         shared = {key: value for key, value in vars(config).items() if key != "repeats"}
-        run = prepare(TrainConfig(**shared, project=folder, noplots=True), world)
-        images = to_network(next(_batches(run, 0)).images.to(world.device), channels_last=True)
+        train_config = TrainConfig(**shared, project=folder, noplots=True)
+        run = prepare_run(train_config, world, locks)
+        images = to_network(next(_batches(run, 0)).images.to(world.device))
         model = copy.deepcopy(run.state.model)
         formats = (torch.channels_last, torch.contiguous_format)
         for memory_format in formats:  # warm-up, and the choice of the faster one

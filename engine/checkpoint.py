@@ -1,10 +1,10 @@
-"""Checkpoints: tensors and plain values, written whole or not at all, read without running code."""
+"""Checkpoints: tensors and plain values, complete or absent, read without running code."""
 
 from __future__ import annotations
 
-import contextlib
+import io
 import math
-import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from models.detector import Detector
 from models.spec import ModelSpec
 from models.weights.archive import open_pickled
 from models.weights.yolov5 import load_all, read_yolov5, to_detector
-from utils.errors import DEAD_WORKER, UserError
-from utils.files import sync_folder
+from utils.errors import UserError, cause_of
+from utils.files import write_bytes
 
 FORMAT = "featherdet-1"
 SCALARS = (str, int, float)
@@ -33,9 +33,9 @@ class TransferReport:
     source: str
     loaded: tuple[str, ...]
     missing: tuple[str, ...]  # in the model, not in the file: keep their start values
-    unfit: tuple[str, ...]  # in both, but of another shape, class count or stride: likewise
+    unfit: tuple[str, ...]  # in both, with another shape, class count or stride: likewise
     unused: tuple[str, ...]  # in the file, not in the model
-    settings: tuple[str, ...] = ()  # what the model took over beside tensors
+    settings: tuple[str, ...] = ()  # what the model took over besides tensors
 
     def text(self) -> str:
         """One line of counts, then the names that were not loaded."""
@@ -43,7 +43,7 @@ class TransferReport:
         lines = [f"{self.source}: {len(self.loaded)} of the model's {total} tensors loaded"]
         for what, names in (
             ("not in the file", self.missing),
-            ("of another form", self.unfit),
+            ("of another shape", self.unfit),
             ("in the file but not in the model", self.unused),
         ):
             if names:
@@ -55,7 +55,7 @@ class TransferReport:
 
 @dataclass(frozen=True)
 class _Weights:
-    """Tensors of a checkpoint of either kind, and what the head's mean."""
+    """The tensors of a checkpoint of either kind, and what the head's tensors mean."""
 
     state: Mapping[str, Tensor]
     head: tuple[int, int]  # classes, anchors per level
@@ -67,29 +67,12 @@ class _Weights:
 def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
     """Write `payload` (tensors, dicts, lists, tuples, text, numbers, None) to `path`, atomically.
 
-    The file appears under its name when it is whole and on the disk; until then, and after any
-    failure, the previous one stays as it was. `format` is added. Tensors are stored on the CPU.
-    Raises TypeError naming the key of another kind of value, UserError when writing fails.
+    `format` is added; tensors are stored on the CPU.  Raises TypeError naming the key of another
+    kind of value, UserError when writing fails; the previous file then stays as it was.
     """
-    path = Path(path)
-    content = _checked({"format": FORMAT, **payload}, "checkpoint")
-    # one fixed name: what a killed run leaves behind, the next save writes over
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        cause = _write_error(error)
-        if cause is None:
-            raise
-        kept = "; the previous one is intact" if path.exists() else ""
-        raise UserError(f"{path}: the checkpoint could not be written ({cause}){kept}") from error
-    sync_folder(path.parent)
+    buffer = io.BytesIO()
+    torch.save(_checked({"format": FORMAT, **payload}, "checkpoint"), buffer)
+    write_bytes(Path(path), buffer.getbuffer())
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -97,17 +80,31 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises UserError 'FILE: not a checkpoint: cause'.
     """
-    path = Path(path)
-    if not _is_own(path):
+    content = _own_content(Path(path))
+    if content is None:
         raise UserError(
             f"{path}: not a checkpoint: not written by FeatherDet (no 'format'); a YOLOv5 file can "
             "be given as --weights, but not resumed"
         )
+    return content
+
+
+def _own_content(path: Path) -> dict[str, Any] | None:
+    """What FeatherDet wrote to `path`; None for another program's file."""
+    with open_pickled(path) as pickled:
+        if type(pickled.root) is not dict or "format" not in pickled.root:
+            return None
     try:
+        damaged = None
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch.load does not compare checksums
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a checkpoint: {cause}") from error
+    if damaged is not None:
+        raise UserError(f"{path}: not a checkpoint: damaged, the checksum of {damaged} is wrong")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         raise UserError(f"{path}: format {found!r} is not known, expected {FORMAT!r}")
@@ -123,7 +120,8 @@ def load_detector(
     refused. With `fuse` the BatchNorms are folded into the convolutions.
     """
     path = Path(weights)
-    model = _build(path, load_checkpoint(path)) if _is_own(path) else to_detector(read_yolov5(path))
+    content = _own_content(path)
+    model = detector_of(content, path) if content else to_detector(read_yolov5(path))
     require_finite(model.state_dict(), str(path))
     if fuse:
         model.fuse()
@@ -134,7 +132,7 @@ def transfer(model: Detector, weights: str | Path) -> TransferReport:
     """Load into `model` what fits by name and shape from a FeatherDet or YOLOv5 checkpoint.
 
     The detection convolutions fit only with as many classes and anchors, the anchors only with the
-    same strides.  Raises UserError for a file that is none of both, or has non-finite weights.
+    same strides.  Raises UserError for a file of neither kind, or with non-finite weights.
     """
     source = _read_weights(Path(weights))
     require_finite(source.state, str(weights))
@@ -181,15 +179,21 @@ def _settings(model: Detector, source: _Weights) -> tuple[str, ...]:
 
 def model_payload(model: Detector) -> dict[str, Any]:
     """What `load_detector` needs of `model`: spec, names and tensors (anchors among them)."""
+    spec = without_folders(model.spec.to_dict())
+    spec["layers"] = [without_folders(layer) for layer in spec["layers"]]
+    return {"spec": spec, "names": list(model.names), "model": dict(model.state_dict())}
+
+
+def without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with absolute paths cut to their names: they say nothing on another machine."""
     return {
-        "spec": model.spec.to_dict(),
-        "names": list(model.names),
-        "model": dict(model.state_dict()),
+        key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for key, value in values.items()
     }
 
 
 def strip_checkpoint(path: str | Path) -> None:
-    """Take the training state (optimizer, raw weights) out of a finished run's file."""
+    """Remove the training state (optimizer, raw weights) from a finished run's file."""
     save_checkpoint(path, {**load_checkpoint(path), "train_state": None})
 
 
@@ -204,14 +208,10 @@ def require_finite(state: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def _is_own(path: Path) -> bool:
-    with open_pickled(path) as pickled:
-        return type(pickled.root) is dict and "format" in pickled.root
-
-
 def _read_weights(path: Path) -> _Weights:
-    if _is_own(path):
-        model = _build(path, load_checkpoint(path))
+    content = _own_content(path)
+    if content:
+        model = detector_of(content, path)
         head = (model.head.classes, model.head.anchors_per_level)
         return _Weights(
             model.state_dict(), head, model.stride, model.spec.normalisation, model.backbone_epsilon
@@ -220,7 +220,8 @@ def _read_weights(path: Path) -> _Weights:
     return _Weights(found.state_dict, (len(found.names), found.anchors.shape[1]), found.strides)
 
 
-def _build(path: Path, content: Mapping[str, Any]) -> Detector:
+def detector_of(content: Mapping[str, Any], path: Path) -> Detector:
+    """The detector of a checkpoint's `content`, whole; UserError naming its `path` otherwise."""
     for key, kind in (("spec", dict), ("names", list), ("model", dict)):
         if not isinstance(content.get(key), kind):
             raise UserError(f"{path}: not a detector's checkpoint: no usable {key!r} in it")
@@ -228,8 +229,9 @@ def _build(path: Path, content: Mapping[str, Any]) -> Detector:
     try:
         spec = ModelSpec.from_dict(content["spec"])
         model = build_detector(spec, classes=len(names), names=[str(name) for name in names])
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(f"{path}: a damaged specification of the model: {error}") from error
+    except Exception as error:
+        cause = cause_of(error)
+        raise UserError(f"{path}: a damaged specification of the model: {cause}") from error
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: not a detector's checkpoint: 'model' holds more than tensors")
     load_all(model, state, str(path))
@@ -270,15 +272,3 @@ def _checked_tensor(value: Tensor, key: str) -> Tensor:
     value = value.detach().cpu().as_subclass(Tensor)
     whole = value.untyped_storage().nbytes() == math.prod(value.shape) * value.element_size()
     return value if whole else value.clone()
-
-
-def _write_error(error: BaseException) -> str | None:
-    """The cause when writing failed, None for anything else (which is raised as it is)."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    # torch's zip writer reports a failed write as a RuntimeError, with the OSError behind it or not
-    # and a signal's handler reports a killed loader process at this place, as at any other
-    if isinstance(error, RuntimeError) and not DEAD_WORKER.search(str(error)):
-        behind = error.__cause__ or error.__context__
-        return _write_error(behind) if isinstance(behind, OSError) else str(error).splitlines()[0]
-    return None

@@ -6,6 +6,7 @@ Everything here works without a process group, as a world of one.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -17,6 +18,9 @@ from torch import Tensor
 from utils.errors import FeatherDetError, UserError
 
 T = TypeVar("T")
+
+# how gloo and NCCL word it when a rank is gone
+LOST_RANK = ("gloo", "nccl", "connection", "timed out", "pair closure", "connectfullmesh")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Distributed:
         return self.rank == 0
 
 
-def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
+def select_device(text: str = "", *, local_rank: int = 0, world_size: int = 1) -> torch.device:
     """'' -> CUDA if present else CPU; 'cpu'; '0', 'cuda:0' -> that GPU.  UserError otherwise.
 
     Under torchrun ('' or 'cuda') every process takes the GPU of its local rank.
@@ -42,7 +46,7 @@ def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
     name = text.strip().lower()
     if name == "cpu" or (name == "" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    index = name.removeprefix("cuda").removeprefix(":") if name else str(local_rank)
+    index = name.removeprefix("cuda").removeprefix(":")
     if "," in index:
         count = len([item for item in index.split(",") if item])
         raise UserError(
@@ -50,17 +54,21 @@ def select_device(text: str = "", *, local_rank: int = 0) -> torch.device:
             f" torchrun --nproc_per_node {count} train.py ..."
             f" (CUDA_VISIBLE_DEVICES={index} chooses which)"
         )
-    index = index or str(local_rank)
-    if not index.isdigit():
+    if index and not index.isdigit():
         raise UserError(f"--device {text}: expected '', 'cpu' or a GPU number such as 0")
+    if index and world_size > 1:
+        raise UserError(
+            f"--device {text}: every rank of torchrun would use this one GPU; leave the flag out"
+            f" (CUDA_VISIBLE_DEVICES={index} chooses which are used)"
+        )
     if not torch.cuda.is_available():
         raise UserError(f"--device {text}: no CUDA device is usable here; try --device cpu")
-    if int(index) >= torch.cuda.device_count():
+    chosen, present = int(index or local_rank), torch.cuda.device_count()
+    if chosen >= present:
         raise UserError(
-            f"--device {text}: GPU {index} does not exist, there are {torch.cuda.device_count()}"
-            " (counted from 0)"
+            f"--device {text}: GPU {chosen} does not exist, there are {present} (counted from 0)"
         )
-    return torch.device("cuda", int(index))
+    return torch.device("cuda", chosen)
 
 
 def start(device: str = "", *, timeout: float = 1800.0) -> Distributed:
@@ -68,37 +76,48 @@ def start(device: str = "", *, timeout: float = 1800.0) -> Distributed:
 
     `timeout` in seconds bounds every collective: a rank that stays away longer ends the run.
     """
-    world_size = _environment("WORLD_SIZE", 1)
-    local_rank = _environment("LOCAL_RANK", 0)
-    if world_size > 1 and device.strip().isdigit():
-        raise UserError(f"--device {device}: under torchrun leave it out (or cpu); ranks choose")
-    world = Distributed(
-        select_device(device, local_rank=local_rank),
-        rank=_environment("RANK", 0),
-        local_rank=local_rank,
-        world_size=world_size,
-    )
-    if world.device.type == "cuda":
-        torch.cuda.set_device(world.device)
+    world_size = _environment("WORLD_SIZE", 1, minimum=1)
+    rank = _environment("RANK", 0, maximum=world_size - 1)
+    local_rank = _environment("LOCAL_RANK", 0, maximum=world_size - 1)
+    chosen = select_device(device, local_rank=local_rank, world_size=world_size)
+    cuda = chosen.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(chosen)
     if world_size > 1 and not dist.is_initialized():
-        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        backend = "nccl" if cuda else "gloo"
+        limit = timedelta(seconds=timeout)
         try:
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            # NCCL needs the device: otherwise it guesses one at the first barrier
+            dist.init_process_group(backend, timeout=limit, device_id=chosen if cuda else None)
         except (dist.DistError, RuntimeError, ValueError) as error:
             cause = str(error).splitlines()[0]
             raise FeatherDetError(
-                f"rank {world.rank} of {world_size}: no process group ({backend}) within"
+                f"rank {rank} of {world_size}: no process group ({backend}) within"
                 f" {timeout:g} s: {cause}; is the port free and every rank started?"
             ) from error
-    return world
+    return Distributed(chosen, rank, local_rank, world_size)
 
 
-def _environment(name: str, default: int) -> int:
+def _environment(name: str, default: int, *, minimum: int = 0, maximum: int = 2**31) -> int:
     text = os.environ.get(name, str(default))
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
         raise UserError(f"environment: {name} must be a whole number, got {text!r}") from None
+    if not minimum <= value <= maximum:
+        raise UserError(
+            f"environment: {name} is {value}, expected {minimum} to {maximum}; torchrun sets RANK,"
+            " LOCAL_RANK and WORLD_SIZE together"
+        )
+    return value
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether `error` of a collective means that another rank ended or does not answer."""
+    text = str(error).lower()
+    return is_active() and (
+        isinstance(error, dist.DistError) or any(word in text for word in LOST_RANK)
+    )
 
 
 def is_active() -> bool:
@@ -134,7 +153,7 @@ def broadcast_object(value: T) -> T:
     return box[0]
 
 
-def broadcast_tensors(tensors: list[Tensor]) -> None:
+def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
     """Overwrite `tensors` in place by rank 0's."""
     if is_active():
         for tensor in tensors:

@@ -1,42 +1,50 @@
-"""Writing files atomically: whole or not at all, also after a power cut."""
+"""Writing files atomically, also against a kill or a power cut; one process per folder."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from utils.errors import UserError
 
-def write_bytes(path: Path, content: bytes) -> None:
+LOCK = ".lock"
+TEMPORARY = ".*.tmp"  # what a killed process leaves of a file it was writing
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically: no reader, kill or power cut ever leaves half of it.
 
-    After a failure (OSError) the previous file is as it was.
+    UserError names the file when writing fails; the previous one then stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # a name of its own: two processes that write the same file do not mix
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a renaming to the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with contextlib.suppress(OSError):  # the renaming itself, where the system can
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        kept = "; the previous file is intact" if path.exists() else ""
+        cause = error.strerror or error
+        raise UserError(f"{path}: could not be written ({cause}){kept}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,3 +58,25 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
         dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None
     )
     write_text(path, text)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that lock `folder` out; the lock ends with this process at the latest.
+
+    Its child processes do not inherit it.  Raises UserError when another process has it.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"{folder}: another process is using this folder; wait for it, or choose another"
+                " --name"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)

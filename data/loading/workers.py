@@ -189,7 +189,7 @@ def _kill_workers() -> None:
 
 def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
-    for number in (signal.SIGINT, signal.SIGTERM):  # also sent to whole groups of processes
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to whole groups
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
     # multiprocessing would print a traceback, drop the batch and leave the parent waiting
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ NEWEST = "newest"
 CACHES = ("none", "ram", "disk")
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 DEFAULT_TIMEOUT = 1800.0  # seconds; a scan or a final evaluation on rank 0 must fit in it
-# What may be said again beside --resume: it changes where and how, not what is computed.
-FREE_ON_RESUME = ("resume", "device", "workers", "cache", "profile", "noplots", "ddp_timeout")
+# What may be changed by --resume: where the data lies, how to compute, when to stop and save.
+FREE_ON_RESUME = (
+    "resume", "data", "device", "workers", "cache", "profile", "noplots", "ddp_timeout", "epochs",
+    "patience", "nosave", "noval", "save_period", "exist_ok",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,19 @@ class TrainConfig:
     imgsz: int = option(
         640, flags=("--img", "--img-size"), min=1, max=MAX_PIXELS, help="network size in pixels"
     )
-    rect: bool = option(False, help="batches of one shape instead of square mosaics")
+    rect: bool = option(
+        False, help="rectangular batches of images of similar shape, without mosaic"
+    )
     resume: str | None = option(
         None,
         const=NEWEST,
         metavar="PATH",
-        help="go on with a run (its folder or last.pt); without a path the newest of --project",
+        help="continue a run (its folder or last.pt); without a path the newest of --project",
     )
-    nosave: bool = option(False, help="write a checkpoint at the end only")
+    nosave: bool = option(False, help="write checkpoints after the last epoch only")
     noval: bool = option(False, help="validate after the last epoch only")
-    noautoanchor: bool = option(False, help="keep the model's anchors")
-    noplots: bool = option(False, help="write no pictures")
+    noautoanchor: bool = option(False, help="keep the model's anchors as they are")
+    noplots: bool = option(False, help="write no images or plots")
     cache: str = option(
         "none",
         choices=CACHES,
@@ -73,34 +78,40 @@ class TrainConfig:
         help="keep decoded images in memory or on disk",
     )
     device: str = option("", help="'' for CUDA if present, cpu, or a GPU number")
-    multi_scale: bool = option(False, help="vary the size of each batch by up to half")
+    multi_scale: bool = option(False, help="vary the image size of each batch by up to half")
     single_cls: bool = option(False, help="treat all classes as one")
-    optimizer: str = option("SGD", choices=OPTIMIZERS, help="Adam moves biases by at most lr0")
-    sync_bn: bool = option(False, help="batch statistics over all ranks (CUDA only)")
+    optimizer: str = option(
+        "SGD",
+        choices=OPTIMIZERS,
+        help="with Adam and AdamW the warm-up of biases starts at lr0 at most",
+    )
+    sync_bn: bool = option(False, help="batch normalisation over all ranks (CUDA only)")
     workers: int = option(
         default_workers(), min=0, max=MAX_WORKERS, help="loading processes per rank; 0: none"
     )
     project: str = option("runs/train", help="folder of the runs")
     name: str = option("exp", help="folder of this run; a number is added when it exists")
     exist_ok: bool = option(False, help="write into an existing folder")
-    cos_lr: bool = option(False, help="half-cosine fall of the rate instead of a line")
-    label_smoothing: float = option(0.0, help="class targets in [s/2, 1-s/2]")
+    cos_lr: bool = option(False, help="cosine learning-rate decay instead of linear")
+    label_smoothing: float = option(0.0, help="class targets s/2 and 1 - s/2 instead of 0 and 1")
     patience: int = option(
         100, min=0, max=2**63 - 1, help="epochs without a better fitness before stopping; 0: never"
     )
     freeze: tuple[str, ...] = option(
         (),
         metavar="ROWS",
-        help="one number N: the first N rows; several: these rows; or backbone, neck, row names",
+        help="rows not to train: N for the first N; several numbers; or backbone, neck, row names",
     )
     lr_scale: tuple[str, ...] = option(
         (),
         metavar="NAME=FACTOR",
-        help="multiply the learning rate of rows named as by --freeze, e.g. backbone=0.1 neck=0.5",
+        help="multiply the learning rate of rows, named as in --freeze: backbone=0.1 neck=0.5",
     )
-    save_period: int = option(-1, help="also keep a checkpoint every so many epochs; -1: no")
-    seed: int = option(0, min=0, max=2**63 - 1, help="of weights, order and augmentation")
-    close_mosaic: int = option(0, min=0, max=2**63 - 1, help="last epochs without mosaic")
+    save_period: int = option(-1, help="also keep a checkpoint every N epochs; -1: no")
+    seed: int = option(
+        0, min=0, max=2**63 - 1, help="seed of initial weights, image order and augmentation"
+    )
+    close_mosaic: int = option(0, min=0, max=2**63 - 1, help="number of last epochs without mosaic")
     amp: str = option(
         "auto",
         choices=("auto", "off", "fp16", "bf16"),
@@ -108,9 +119,9 @@ class TrainConfig:
     )
     compile: bool = option(False, help="compile the model with torch.compile")
     grad_clip: float = option(10.0, min=0, help="maximum norm of the gradient; 0: no limit")
-    profile: bool = option(False, help="print where the time of a step goes")
+    profile: bool = option(False, help="print the time of each part of a training step")
     ddp_timeout: float = option(
-        DEFAULT_TIMEOUT, help="seconds that ranks wait for one another before giving up"
+        DEFAULT_TIMEOUT, help="seconds that ranks wait for each other before the run ends"
     )
 
     def __post_init__(self) -> None:
@@ -139,9 +150,13 @@ class TrainConfig:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> TrainConfig:
         """The inverse of `to_dict`; ValueError for an impossible value or an unknown key."""
-        known = {field.name for field in dataclasses.fields(TrainConfig)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown settings {', '.join(unknown)}")
+        default = TrainConfig().to_dict()
+        for key, value in values.items():
+            if key not in default:
+                raise ValueError(f"unknown setting {key!r}")
+            allowed = (int, float) if type(default[key]) is float else type(default[key])
+            if not isinstance(value, allowed) and key != "resume":
+                raise ValueError(f"{flag(key)} is {value!r}")
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
@@ -152,36 +167,38 @@ class TrainConfig:
         default = TrainConfig().to_dict()
         return {key: value for key, value in self.to_dict().items() if value != default[key]}
 
-    def resumed_as(self, saved: TrainConfig) -> TrainConfig:
-        """The settings to go on with: the saved ones, but for what may be said again.
+    def resumed_as(self, saved: TrainConfig, given: Collection[str]) -> TrainConfig:
+        """The settings of a resumed run: `saved`, with what this command line may change.
 
-        Raises UserError where this command line asks for anything else than the saved run had.
+        `given`: the fields that the command line names.  UserError for those that differ from the
+        saved run and cannot be changed in it.
         """
-        changes = self.changed()
-        plain = saved.to_dict()
-        for key, value in changes.items():
-            if key not in FREE_ON_RESUME and key != "project" and plain[key] != value:
-                raise UserError(
-                    f"{flag(key)} {value}: the run to resume has {plain[key]!r};"
-                    " leave the flag out, or start a new run with --weights"
-                )
-        free = {key: changes[key] for key in FREE_ON_RESUME if key in changes}
-        return TrainConfig.from_dict({**plain, **free})
+        typed = {key: getattr(self, key) for key in given}
+        free = {key: value for key, value in typed.items() if key in FREE_ON_RESUME}
+        fixed = set(typed) - set(free) - ({"project"} if self.resume == NEWEST else set())
+        differing = [key for key in sorted(fixed) if typed[key] != getattr(saved, key)]
+        if differing:
+            listed = ", ".join(
+                f"{flag(key)} {typed[key]} (it has {getattr(saved, key)})" for key in differing
+            )
+            raise UserError(
+                f"--resume: the run has other settings: {listed}; leave these flags out, or start"
+                " a new run with --weights"
+            )
+        return dataclasses.replace(saved, **free)
 
 
-def checkpoint_to_resume(config: TrainConfig) -> Path:
+def checkpoint_to_resume(resume: str, project: str) -> Path:
     """The last.pt that `--resume` means. UserError when there is none."""
-    if config.resume is None:
-        raise ValueError("not a run to resume")
-    if config.resume != NEWEST:
-        path = Path(config.resume)
+    if resume != NEWEST:
+        path = Path(resume)
         if path.is_dir():
             path = path / "weights" / "last.pt"
         if not path.is_file():
-            raise UserError(f"--resume {config.resume}: {path} does not exist")
-        return path
-    found = Path(config.project).glob("*/weights/last.pt")
+            raise UserError(f"--resume {resume}: {path} does not exist")
+        return path.resolve()
+    found = Path(project).glob("*/weights/last.pt")
     newest = max(found, key=lambda item: item.stat().st_mtime, default=None)
     if newest is None:
-        raise UserError(f"--resume: no run with weights/last.pt in {config.project}")
-    return newest
+        raise UserError(f"--resume: no run with weights/last.pt in {project}")
+    return newest.resolve()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
@@ -19,45 +18,45 @@ RAMP = 2000.0  # updates; early on the average follows the model closely
 class ModelEma(Generic[M]):
     """All floating state of `model` (weights and statistics) averaged over updates.
 
-    decay(n) = 0.9999 (1 - exp(-n / 2000)).  Whole-number state (batch counters) is copied.
-    The tensors are paired once: the model must stay on its device and in its memory format.
+    decay(n) = 0.9999 (1 - exp(-n / 2000)) at update n, from 1.  Integer state (batch counters) is
+    copied.  The tensors are paired once: the model must stay on its device and in its memory
+    format.  An update is a few operators for the whole model and never waits for the device.
     """
 
     def __init__(self, model: M) -> None:
         self.model: M = copy.deepcopy(model).eval()
         self.model.requires_grad_(False)
-        self.updates = 0
-        self._follow(model)
+        # (averages, values) by dtype
+        self._pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        values = model.state_dict()
+        for name, average in self.model.state_dict().items():
+            pair = self._pairs.setdefault(average.dtype, ([], []))
+            pair[0].append(average)
+            pair[1].append(values[name])
+        device = next(model.parameters()).device
+        self._updates = torch.zeros((), dtype=torch.float64, device=device)
 
-    def _follow(self, model: M) -> None:
-        """Pair the tensors once: a step then is a few calls for the whole model."""
-        ours, theirs = self.model.state_dict(), model.state_dict()
-        self._floats: list[tuple[list[Tensor], list[Tensor]]] = []
-        by_kind: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
-        self._counters: list[tuple[Tensor, Tensor]] = []
-        for name, average in ours.items():
-            if average.is_floating_point():
-                pair = by_kind.setdefault((average.dtype, average.device), ([], []))
-                pair[0].append(average)
-                pair[1].append(theirs[name])
-            else:
-                self._counters.append((average, theirs[name]))
-        self._floats = list(by_kind.values())
-
-    @staticmethod
-    def decay(updates: int) -> float:
-        """The weight of the old average at update number `updates` (from 1)."""
-        return DECAY * (1 - math.exp(-updates / RAMP))
+    @property
+    def updates(self) -> int:
+        """How many updates went in; waits for the device."""
+        return int(self._updates)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the model's present state (in place, no copies)."""
-        self.updates += 1
-        weight = 1 - self.decay(self.updates)
-        for averages, values in self._floats:
-            torch._foreach_lerp_(averages, values, weight)
-        for average, value in self._counters:
-            average.copy_(value)
+    def update(self, taken: Tensor | None = None) -> None:
+        """Average in the model's present state, in place.
+
+        `taken`: a 0-dim tensor; False leaves the average and the number of updates as they are.
+        """
+        step = torch.ones_like(self._updates) if taken is None else taken.to(self._updates)
+        self._updates += step
+        weight = (1 - DECAY * (1 - torch.exp(self._updates / -RAMP))) * step
+        for dtype, (averages, values) in self._pairs.items():
+            if not dtype.is_floating_point:
+                torch._foreach_copy_(averages, values)
+                continue
+            difference = torch._foreach_sub(values, averages)
+            torch._foreach_mul_(difference, weight.to(dtype))
+            torch._foreach_add_(averages, difference)
 
     def tensors(self) -> list[Tensor]:
         """All tensors of the average, for a broadcast."""
@@ -70,4 +69,4 @@ class ModelEma(Generic[M]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; raises RuntimeError when names or shapes differ."""
         self.model.load_state_dict(state["model"])
-        self.updates = int(state["updates"])
+        self._updates.fill_(state["updates"])

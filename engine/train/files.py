@@ -1,9 +1,10 @@
-"""What a training run writes: settings, checkpoints, pictures of its data."""
+"""What a training run writes: settings, checkpoints, images of its data."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from data.loading.plots import plot_batch, plot_labels
 from data.loading.sample import Batch
-from engine.checkpoint import model_payload, save_checkpoint
+from engine.checkpoint import model_payload, save_checkpoint, without_folders
 from engine.train.setup import TrainRun
 from engine.train.step import NonFiniteError
 from models.profile.counting import profile
@@ -24,23 +25,26 @@ DRAWN_BATCHES = 3  # train_batch0.jpg to train_batch2.jpg
 
 
 def announce(run: TrainRun) -> None:
-    """Rank 0: the settings, the model's table and the labels' picture, before the first step."""
+    """Rank 0: the settings, the model's table and the plot of the labels, before the first step."""
     if not run.world.is_main:
         return
     config, model = run.config, run.state.model
     changed = ", ".join(f"{key}={value}" for key, value in config.changed().items())
     say(f"settings: {changed or 'all default'}")
-    if config.resume is None:
+    write_yaml(run.folder / "opt.yaml", config.to_dict())
+    if not run.resumed:
         counted = profile(model, config.imgsz)
         say(row_table(counted))
         say("; ".join((summary(counted, model.spec.source), *model.spec.notes)))
-        write_yaml(run.folder / "opt.yaml", config.to_dict())
         write_yaml(run.folder / "hyp.yaml", dataclasses.asdict(run.hyp))
-        write_yaml(run.folder / "spec.yaml", model.spec.to_yaml_dict())
+        head = model.head
+        pixels = head.anchors.cpu() * torch.tensor(head.stride).view(-1, 1, 1)
+        found = tuple(map(tuple, pixels.flatten(1).tolist()))  # AutoAnchor may have changed them
+        write_yaml(run.folder / "spec.yaml", replace(model.spec, anchors=found).to_yaml_dict())
         if not config.noplots:
             plot_labels(run.train, run.folder / "labels.jpg")
     ranks = f" x {run.world.world_size}" if run.world.world_size > 1 else ""
-    say(f"training on {_device_name(run)}{ranks}, everything goes to {run.folder}")
+    say(f"training on {_device_name(run)}{ranks}, results in {run.folder}")
 
 
 def draw_batch(run: TrainRun, index: int, batch: Batch) -> None:
@@ -51,22 +55,24 @@ def draw_batch(run: TrainRun, index: int, batch: Batch) -> None:
 
 
 def save(run: TrainRun, name: str, *, resumable: bool) -> Path:
-    """Write a checkpoint of the averaged weights; `resumable` adds the whole state of training.
+    """Write a checkpoint of the averaged weights; `resumable` adds the whole training state.
 
-    Raises NonFiniteError instead of writing a weight that is not a number.
+    Only that state holds paths of this machine, which a resumed run needs.  Raises NonFiniteError
+    instead of writing a weight that is not a number.
     """
-    state = run.state
+    state, config = run.state, run.config.to_dict()
     if not state.all_finite():
         raise NonFiniteError(
             f"epoch {state.epoch}, batch {state.batches}: the weights are not finite; not saved"
         )
     path = run.folder / "weights" / name
+    training = {**state.to_dict(), "data_info": run.data_info, "config": config}
     save_checkpoint(
         path,
         {
             **model_payload(state.ema.model),
-            "train_state": {**state.to_dict(), "facts": run.facts} if resumable else None,
-            "config": run.config.to_dict(),
+            "train_state": training if resumable else None,
+            "config": without_folders({**config, "resume": None}),
             "hyp": dataclasses.asdict(run.hyp),
             "metrics": dict(state.rows[-1]) if state.rows else {},
             "environment": _environment(run.world.device, run.world.world_size),
@@ -78,7 +84,7 @@ def save(run: TrainRun, name: str, *, resumable: bool) -> Path:
 
 @functools.cache
 def _environment(device: torch.device, ranks: int) -> dict[str, Any]:
-    """Where the run is made; asked for once, not at every checkpoint."""
+    """Versions and device of the run; read once, not at every checkpoint."""
     return {**run_environment(device), "ranks": ranks, "threads": torch.get_num_threads()}
 
 

@@ -1,17 +1,18 @@
-"""SIGTERM and SIGINT while training: a flag that is read where it is safe to stop."""
+"""SIGTERM, SIGHUP and SIGINT while training: a flag that is read where it is safe to stop."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from utils.errors import TerminatedError
 
 INSISTING = 10.0  # seconds after the first signal
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
@@ -23,9 +24,9 @@ class StopRequest:
         self._abort = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler: note the first, obey one that insists at once.
+        """Signal handler: note the first; one that comes more than `INSISTING` later ends the run.
 
-        A process group and its launcher may each send one within moments: that is not insisting.
+        A process group and its launcher may each send one within moments.
         """
         now = time.monotonic()
         insists = self.signal != 0 and now - self._since > INSISTING
@@ -48,7 +49,7 @@ class StopRequest:
 
 
 def stop(number: int) -> NoReturn:
-    """Leave as the signal asks: KeyboardInterrupt (exit 130) or TerminatedError (exit 143)."""
+    """Leave as the signal asks: KeyboardInterrupt (exit 130) or TerminatedError (143 or 129)."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise TerminatedError(number)
@@ -56,18 +57,18 @@ def stop(number: int) -> NoReturn:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listen to SIGTERM and SIGINT; the earlier handlers return afterwards.
+    """Listen to `SIGNALS`, but those that are ignored (nohup); earlier handlers return afterwards.
 
     Only a main thread may listen; elsewhere the request simply never comes.
     """
     request = StopRequest()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    try:
-        earlier = {number: signal.signal(number, request.receive) for number in numbers}
-    except ValueError:  # not the main thread
-        earlier = {}
+    earlier: dict[signal.Signals, Any] = {}
+    with suppress(ValueError):  # not the main thread
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                earlier[number] = signal.signal(number, request.receive)
     try:
         yield request
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+        for listened, handler in earlier.items():
+            signal.signal(listened, handler)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,29 +23,35 @@ from engine.train.config import TrainConfig
 from engine.train.files import announce, draw_batch, save
 from engine.train.interrupts import StopRequest, stop, stop_requests
 from engine.train.runlog import TensorBoard, console_header, csv_text, plot_results
-from engine.train.setup import TrainRun, prepare
+from engine.train.setup import TrainRun, prepare_run
 from engine.train.step import StepClock, train_epoch
+from models.losses.anchor import AnchorLoss
 from utils.errors import FeatherDetError, TerminatedError, UserError
 from utils.files import write_text
-from utils.terminal import say
-
-LOST_RANK = ("gloo", "nccl", "Connection", "Timed out", "pair closure", "connectFullMesh")
+from utils.terminal import say, warn
 
 
-def fit(config: TrainConfig) -> DetectionMetrics:
+def fit(config: TrainConfig, given: Collection[str] | None = None) -> DetectionMetrics:
     """Train as `config` says; the metrics of the best weights on the validation images.
 
-    Leaves a run folder as docs/training.md describes.  Raises UserError for settings or data
-    that cannot work, NonFiniteError when the loss ceases to be a number, TerminatedError or
-    KeyboardInterrupt after a signal, when last.pt holds the state to resume from.
+    `given`: the fields that the command line names, which a resumed run applies or refuses; None:
+    those that differ from their defaults.  Leaves a run folder as docs/training.md describes.
+    Raises UserError for settings or data that cannot work, NonFiniteError when the loss is not a
+    number, TerminatedError or KeyboardInterrupt after a signal, when last.pt holds the state to
+    resume from.
     """
     world = distributed.start(config.device, timeout=config.ddp_timeout)
     try:
-        with dead_workers_named(), stop_requests() as request, reproducible(world.device):
+        with dead_workers_named(), stop_requests() as request, ExitStack() as locks:
             with request.may_abort():
-                run = prepare(config, world)
+                run = prepare_run(
+                    config, world, locks, config.changed() if given is None else given
+                )
                 announce(run)
-            return _train(run, request)
+            # each new size would be timed again by cuDNN
+            fixed_size = not (run.config.multi_scale or run.config.rect)
+            with reproducible(world.device, benchmark=fixed_size):
+                return _train(run, request)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"GPU memory ran out: batch {config.batch_size} at {config.imgsz} px is too much for"
@@ -53,37 +59,38 @@ def fit(config: TrainConfig) -> DetectionMetrics:
             " batch either way), --batch-size -1, or --amp fp16"
         ) from error
     except RuntimeError as error:
-        if world.world_size > 1 and any(word in str(error) for word in LOST_RANK):
-            raise FeatherDetError(
-                f"rank {world.rank}: another rank ended or did not answer within"
-                f" {config.ddp_timeout:g} s ({str(error).splitlines()[0][:200]})"
-            ) from error
-        raise
+        if not distributed.is_lost_rank(error):
+            raise
+        raise FeatherDetError(
+            f"rank {world.rank}: another rank ended or did not answer within"
+            f" {config.ddp_timeout:g} s ({str(error).splitlines()[0][:200]})"
+        ) from error
     finally:
         distributed.cleanup()
 
 
 @contextmanager
-def reproducible(device: torch.device) -> Iterator[None]:
+def reproducible(device: torch.device, *, benchmark: bool) -> Iterator[None]:
     """Deterministic kernels on a CPU, where they cost next to nothing: runs repeat bit for bit.
 
-    Without them gradients of gathered cells are summed by threads in any order.
+    Without them gradients of gathered cells are summed by threads in any order.  On CUDA cuDNN
+    chooses its kernels by measuring them, with `benchmark`.
     """
     wanted = torch.are_deterministic_algorithms_enabled()
     settings: Any = torch.utils.deterministic
     fill = settings.fill_uninitialized_memory
-    benchmark = torch.backends.cudnn.benchmark
+    before = torch.backends.cudnn.benchmark
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         settings.fill_uninitialized_memory = False
     else:
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = benchmark
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(wanted)
         settings.fill_uninitialized_memory = fill
-        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cudnn.benchmark = before
 
 
 def _train(run: TrainRun, request: StopRequest) -> DetectionMetrics:
@@ -94,19 +101,23 @@ def _train(run: TrainRun, request: StopRequest) -> DetectionMetrics:
     try:
         while state.epoch < config.epochs and not _out_of_patience(run):
             _epoch(run, request, clock, board)
-        with request.may_abort():
-            return _finish(run)
+    except BrokenPipeError:  # nobody reads the output any more; all steps up to here are complete
+        if run.world.is_main:
+            save(run, "last.pt", resumable=True)
+        raise
     finally:
         board.close()
+    with request.may_abort():
+        return _finish(run)
 
 
 def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorBoard) -> None:
-    """One epoch of training (or what is left of it), its evaluation, its files."""
+    """One epoch of training (or the rest of it), its evaluation, its files."""
     state, config = run.state, run.config
-    started, first = time.perf_counter(), state.batches
+    started, before = time.perf_counter(), _images(run)
     clock.waited = 0.0
     if run.world.is_main:
-        sys.stderr.write(f"\n{console_header()}\n")
+        warn(console_header())
     complete = state.batches >= len(run.loader) or train_epoch(
         state,
         run.plan,
@@ -119,7 +130,6 @@ def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorB
     seconds = time.perf_counter() - started
     if not complete:
         _save_and_stop(run, request, together=True)
-    images = min(state.batches * config.batch_size, len(run.train)) - first * config.batch_size
     try:
         with request.may_abort():
             metrics = _validate(run)
@@ -127,21 +137,29 @@ def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorB
         if request.signal:
             _save_and_stop(run, request, together=False)
         raise
-    clock.lap("validation")
+    clock.end("validation")
     row = _row(run, metrics)
-    row["train_seconds"] = seconds
-    row["images_per_second"] = images / seconds
-    row["data_wait_share"] = clock.waited / seconds
+    if images := _images(run) - before:  # none where only the validation is repeated
+        row["train_seconds"] = seconds
+        row["images_per_second"] = images / seconds
+        row["data_wait_share"] = clock.waited / seconds
     row["val_seconds"] = time.perf_counter() - started - seconds
     _close_epoch(run, distributed.broadcast_object(row))
     if run.world.is_main:
         board.add(state.rows[-1])
+        if metrics is not None:
+            say("\n".join(metrics.table().splitlines()[:2]))
         if config.profile:
             say(clock.text())
 
 
+def _images(run: TrainRun) -> int:
+    """How many images of the present epoch are done."""
+    return min(run.state.batches * run.config.batch_size, len(run.train))
+
+
 def _batches(run: TrainRun) -> Iterator[Batch]:
-    """The remaining batches of the epoch the state stands in."""
+    """The remaining batches of the present epoch."""
     config, state = run.config, run.state
     mosaic = state.epoch < config.epochs - config.close_mosaic
     run.loader.set_epoch(state.epoch, start_step=state.batches, mosaic=mosaic)
@@ -151,25 +169,27 @@ def _batches(run: TrainRun) -> Iterator[Batch]:
 def _validate(run: TrainRun) -> DetectionMetrics | None:
     """The averaged weights on the validation images; None when `--noval` leaves it out."""
     last = run.state.epoch == run.config.epochs - 1
-    distributed.broadcast_tensors(run.state.ema.tensors())  # statistics are rank 0's
+    distributed.broadcast_tensors(run.state.ema.tensors())  # the statistics are those of rank 0
     if run.config.noval and not last:
         return None
-    metrics = evaluate(
+    return _evaluate(run, loss=run.val_loss, plots=None)
+
+
+def _evaluate(run: TrainRun, *, loss: AnchorLoss | None, plots: Path | None) -> DetectionMetrics:
+    return evaluate(
         run.state.ema.model,
         run.val_loader,
         run.val,
         config=EvalConfig(single_cls=run.config.single_cls),
         device=run.world.device,
-        loss=run.val_loss,
+        loss=loss,
+        plots=plots,
         progress=run.world.is_main,
     )
-    if run.world.is_main:
-        say("\n".join(metrics.table().splitlines()[:2]))
-    return metrics
 
 
 def _row(run: TrainRun, metrics: DetectionMetrics | None) -> dict[str, float]:
-    """The epoch's line of results.csv."""
+    """The epoch's row of results.csv, and its fitness."""
     state, plan = run.state, run.plan
     step = state.epoch * plan.schedule.steps_per_epoch + state.batches - 1
     means = distributed.all_reduce_sum(state.mean_losses()) / run.world.world_size
@@ -189,7 +209,7 @@ def _row(run: TrainRun, metrics: DetectionMetrics | None) -> dict[str, float]:
 
 
 def _close_epoch(run: TrainRun, row: dict[str, float]) -> None:
-    """Note the epoch's result, move on to the next one, write checkpoints and results."""
+    """Record the epoch's result, move on to the next one, write checkpoints and results."""
     state, config = run.state, run.config
     fitness = row.pop("fitness", math.nan)
     epoch = state.epoch
@@ -204,7 +224,7 @@ def _close_epoch(run: TrainRun, row: dict[str, float]) -> None:
     last = epoch == config.epochs - 1 or _out_of_patience(run)
     if not config.nosave or last:
         if better or config.nosave or not (run.folder / "weights" / "best.pt").exists():
-            save(run, "best.pt", resumable=False)  # first: last.pt says that it is there
+            save(run, "best.pt", resumable=False)  # first: last.pt implies that it is there
         save(run, "last.pt", resumable=True)
         if config.save_period > 0 and (epoch + 1) % config.save_period == 0:
             save(run, f"epoch{epoch}.pt", resumable=False)
@@ -219,13 +239,13 @@ def _out_of_patience(run: TrainRun) -> bool:
 def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> None:
     """Obey a signal: rank 0 saves the state between two steps, then every rank leaves.
 
-    `together`: all ranks are here, and wait until the file is whole.
+    `together`: all ranks are here, and wait until the file is complete.
     """
     if run.world.is_main:
         path = save(run, "last.pt", resumable=True)
-        sys.stderr.write(
-            f"\nstopped in epoch {run.state.epoch} after batch {run.state.batches} of"
-            f" {len(run.loader)}; go on with: --resume {path}\n"
+        warn(
+            f"stopped in epoch {run.state.epoch} after batch {run.state.batches} of"
+            f" {len(run.loader)}; continue with: --resume {path}"
         )
     if together:
         distributed.barrier()
@@ -233,26 +253,18 @@ def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> No
 
 
 def _finish(run: TrainRun) -> DetectionMetrics:
-    """Evaluate the best weights with all pictures, and say where everything lies."""
+    """Evaluate the best weights, draw the plots, and print where everything is."""
     weights = run.folder / "weights"
+    plots = run.folder if run.world.is_main and not run.config.noplots else None
     if run.world.is_main:
         best = load_checkpoint(weights / "best.pt")
         run.state.ema.model.load_state_dict(best["model"])
-        if not run.config.noplots:
+        if plots is not None:
             plot_results(run.state.rows, run.folder / "results.png")
     distributed.broadcast_tensors(run.state.ema.tensors())
-    metrics = evaluate(
-        run.state.ema.model,
-        run.val_loader,
-        run.val,
-        config=EvalConfig(single_cls=run.config.single_cls),
-        device=run.world.device,
-        loss=None,
-        plots=run.folder if run.world.is_main and not run.config.noplots else None,
-        progress=run.world.is_main,
-    )
+    metrics = _evaluate(run, loss=None, plots=plots)
     if run.world.is_main:
-        say(metrics.table())
         strip_checkpoint(weights / "last.pt")  # a finished run needs no optimizer any more
+        say(metrics.table())
         say(f"best.pt is from epoch {best['epoch'] - 1} of {run.state.epoch}; all in {run.folder}")
     return metrics

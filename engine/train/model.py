@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -28,27 +27,20 @@ from models.weights.sources import read_source
 from models.yaml.parser import load_draft
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
-from utils.terminal import say
+from utils.terminal import say, warn
 
 DEFAULT_MODEL = "yolov5n"
 DEFAULT_BATCH = 16
 AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def build_model(config: TrainConfig, train: DataIndex, saved: dict[str, Any] | None) -> Detector:
-    """The detector of a run: of `--cfg`, of the checkpoint `--weights`, or of the run resumed.
+def build_model(config: TrainConfig, train: DataIndex) -> Detector:
+    """The detector of a new run: of `--cfg`, or of the checkpoint `--weights`.
 
     Weights of `--weights` go in where name and shape fit, those of `--backbone-weights` into the
-    backbone in order; a report says which.
+    backbone in order; a report lists which.
     """
     classes = len(train.names)
-    if saved is not None:
-        spec = ModelSpec.from_dict(saved["spec"])
-        if len(saved["names"]) != classes:
-            raise UserError(
-                f"--resume: the run has {len(saved['names'])} classes, {config.data} has {classes}"
-            )
-        return build_detector(spec, classes=classes, names=train.names)
     spec = model_spec(config, classes=classes)
     model = build_detector(spec, classes=classes, names=train.names)
     if config.weights:
@@ -63,7 +55,7 @@ def build_model(config: TrainConfig, train: DataIndex, saved: dict[str, Any] | N
 def model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
     """The model that the flags mean: a file with --backbone, --neck and --fit, or a checkpoint's.
 
-    UserError as models.yaml.parser and models.profile.fit say.
+    Raises UserError as models.yaml.parser and models.profile.fit do.
     """
     composed = config.backbone or config.neck or config.fit
     if config.weights and composed and not config.cfg:
@@ -86,7 +78,7 @@ def model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
 
 
 def fill_backbone(model: Detector, name: str, *, allow_partial: bool) -> None:
-    """ImageNet weights into the backbone, and their normalisation; the report is said first.
+    """ImageNet weights into the backbone, and their normalisation, after a printed report.
 
     UserError for weights that cannot be read or do not fit, see models.weights.imagenet.
     """
@@ -102,10 +94,10 @@ def fill_backbone(model: Detector, name: str, *, allow_partial: bool) -> None:
 
 
 def network_size(size: int, stride: int) -> int:
-    """`size` rounded up to a multiple of `stride`, at least two of them; a change is said."""
+    """`size` rounded up to a multiple of `stride`, at least two of them; a change is reported."""
     rounded = max(-(-size // stride), 2) * stride
     if rounded != size and distributed.is_main():
-        sys.stderr.write(f"--imgsz {size} is no multiple of the stride {stride}: {rounded} used\n")
+        warn(f"--imgsz {size} is not a multiple of the stride {stride}: {rounded} is used")
     return rounded
 
 
@@ -133,7 +125,7 @@ def set_anchors(
 def batch_that_fits(
     config: TrainConfig, model: Detector, hyp: Hyperparameters, world: Distributed
 ) -> int:
-    """What `--batch-size -1` means here: measured on a GPU, a stated number on a CPU."""
+    """The batch of `--batch-size -1`: measured on a GPU, a fixed number on a CPU."""
     if world.device.type != "cuda":
         say(f"--batch-size -1 measures GPU memory; on a CPU the batch is {DEFAULT_BATCH}")
         return DEFAULT_BATCH
@@ -156,12 +148,17 @@ def autocast_type(config: TrainConfig, world: Distributed) -> torch.dtype | None
 
 def wrapped(
     model: Detector, config: TrainConfig, world: Distributed
-) -> Callable[[Tensor], list[Tensor]]:
-    """The model as it is called in a step: distributed over ranks, compiled, or as it is."""
+) -> tuple[Callable[[Tensor], list[Tensor]], Callable[[], AbstractContextManager[None]]]:
+    """The model as it is called in a step: distributed over ranks, compiled, or as it is.
+
+    Also the context in which a backward pass leaves its gradients on their rank.
+    """
     module: nn.Module = model
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     if config.sync_bn:
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # in place: same tensors
     if world.world_size > 1:
         devices = [world.device] if world.device.type == "cuda" else None
         module = DistributedDataParallel(module, device_ids=devices)
-    return torch.compile(module) if config.compile else module
+        no_sync = module.no_sync
+    return torch.compile(module) if config.compile else module, no_sync

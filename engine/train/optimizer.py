@@ -1,19 +1,86 @@
-"""Optimizers with YOLOv5's three parameter groups, and one update of the weights."""
+"""Which rows are trained and at which rate, YOLOv5's three parameter groups, and one update."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from engine.train.schedule import Rates
+from models.detector import Detector
+from models.spec import SECTIONS, ModelSpec
+from utils.errors import UserError, nearest
 from utils.hyp import Hyperparameters
 
 GROUPS = ("biases", "weights", "norms")  # also the order of x/lr0, x/lr1, x/lr2 in results.csv
 SCALE = "lr_scale"  # of a group
+
+
+def rows_to_freeze(spec: ModelSpec, items: Sequence[str]) -> list[int]:
+    """The rows that `--freeze` means, ascending.
+
+    One number N: the first N rows, as in YOLOv5; several: these very rows; a section (backbone,
+    neck, head) or a row's name: those rows.  UserError for a row that does not exist.
+    """
+    count = len(spec.layers)
+    if len(items) == 1 and items[0].isdigit():
+        if int(items[0]) > count:
+            raise UserError(f"--freeze {items[0]}: the model has only {count} rows")
+        return list(range(int(items[0])))
+    return sorted({row for item in items for row in _rows_named(spec, item, "--freeze")})
+
+
+def _rows_named(spec: ModelSpec, item: str, flag: str) -> list[int]:
+    """The rows of a section, of a name or of a number, ascending. UserError when there is none."""
+    found = [
+        index
+        for index, layer in enumerate(spec.layers)
+        if item in {layer.section, layer.name, str(index)}
+    ]
+    if not found:
+        known = [*SECTIONS, *(layer.name for layer in spec.layers if layer.name)]
+        raise UserError(
+            f"{flag} {item}: neither a row (0 to {len(spec.layers) - 1}) nor a name;"
+            f" known names: {', '.join(known)}{nearest(item, known)}"
+        )
+    return found
+
+
+def freeze(model: Detector, rows: Sequence[int]) -> None:
+    """Stop training the weights and batch statistics of `rows`; call after `model.train()`."""
+    for row in rows:
+        model.layers[row].requires_grad_(False).eval()
+    if rows and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("--freeze: every row is frozen, nothing is left to train")
+
+
+def rate_scales(model: Detector, items: Sequence[str]) -> dict[nn.Parameter, float]:
+    """The factors by which `--lr-scale NAME=FACTOR ...` multiplies the rates of parameters.
+
+    NAME is a section (backbone, neck, head), a row's name or its number; where two name a row, the
+    later one counts.  UserError for a row that does not exist, or a factor that is not positive.
+    """
+    scales: dict[nn.Parameter, float] = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        try:
+            factor = float(text)
+        except ValueError:
+            factor = math.nan
+        if not (name and 0 < factor < math.inf):
+            hint = f"; to leave rows untrained use --freeze {name}" if factor == 0 else ""
+            raise UserError(
+                f"--lr-scale {item}: expected NAME=FACTOR with a positive factor, e.g."
+                f" backbone=0.1{hint}"
+            )
+        for row in _rows_named(model.spec, name, "--lr-scale"):
+            scales.update(dict.fromkeys(model.layers[row].parameters(), factor))
+    return scales
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -45,8 +112,8 @@ def build_optimizer(
     """SGD with Nesterov momentum, Adam or AdamW (momentum is beta1) over three groups.
 
     `weight_decay` acts on the group `weights` only.  `scales` multiply the rate of single
-    parameters (1 where none is given); every scale but 1 adds three groups behind the first three.
-    The fused kernels do the whole update in one pass.  Raises ValueError for another name.
+    parameters (1 where none is given); every scale but 1 adds three groups after the first three.
+    The fused kernels do the whole update in one pass.
     """
     scales = scales or {}
     groups = [
@@ -58,19 +125,17 @@ def build_optimizer(
         for scale in (1.0, *sorted(set(scales.values()) - {1.0}))
         for kind, parameters in parameter_groups(model).items()
     ]
-    if name == "SGD":
-        momentum = hyp.momentum
-        sgd = SGD(groups, lr=hyp.lr0, momentum=momentum, nesterov=momentum > 0, fused=True)
-        if momentum > 0:
-            # The fused kernel leaves new buffers unwritten when fp16's first update overflows; from
-            # zero the first momentum is the gradient, as without a buffer.
-            for parameter in trainable(sgd):
-                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return sgd
-    if name in {"Adam", "AdamW"}:
-        kind = Adam if name == "Adam" else AdamW
+    if name != "SGD":
+        kind = {"Adam": Adam, "AdamW": AdamW}[name]
         return kind(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
-    raise ValueError(f"unknown optimizer {name!r}")
+    momentum = hyp.momentum
+    sgd = SGD(groups, lr=hyp.lr0, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if momentum > 0:
+        # The fused kernel leaves new buffers unwritten when fp16's first update overflows; from
+        # zero the first momentum is the gradient, as without a buffer.
+        for parameter in trainable(sgd):
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def apply_rates(optimizer: Optimizer, rates: Rates) -> None:
@@ -100,11 +165,21 @@ def update_weights(
     return norm
 
 
+def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Restore a `state_dict`; ValueError when it has other groups or tensors of another shape.
+
+    The weight decay stays the present one: a run with more epochs may accumulate more batches.
+    """
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for parameter, buffers in optimizer.state.items():
+        for name, buffer in buffers.items():
+            if buffer.ndim and buffer.shape != parameter.shape:
+                raise ValueError(f"{name} has the shape {tuple(buffer.shape)}")
+
+
 def trainable(optimizer: Optimizer) -> list[Tensor]:
     """All parameters the optimizer moves, in a fixed order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def gradients(parameters: Iterable[Tensor]) -> list[Tensor | None]:
-    """The gradients at hand, None where there is none."""
-    return [parameter.grad for parameter in parameters]

@@ -1,4 +1,4 @@
-"""What a training run leaves to read: console rows, results.csv and .png, settings, TensorBoard."""
+"""The log of a training run: console rows, results.csv, results.png, TensorBoard."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DRAWN = (*COLUMNS[1:4], *COLUMNS[4:6], *COLUMNS[8:11], *COLUMNS[6:8])
 
 
 def console_header() -> str:
-    """The heads of the columns of `console_row`."""
+    """The names of the columns of `console_row`."""
     return ("%11s" * len(CONSOLE)) % CONSOLE
 
 
@@ -57,11 +57,11 @@ def csv_text(rows: Iterable[Mapping[str, float]]) -> str:
 def _cell(value: float) -> str:
     if math.isnan(value):
         return ""
-    return str(int(value)) if value == int(value) and abs(value) < 1e9 else f"{value:.6g}"
+    return str(int(value)) if abs(value) < 1e9 and value == int(value) else f"{value:.6g}"
 
 
 def plot_results(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Losses and metrics over epochs as one picture; nothing without rows."""
+    """Losses and metrics over epochs as one plot; nothing without rows."""
     if not rows:
         return
     figure = Figure(figsize=(15, 6), layout="tight")
@@ -83,7 +83,7 @@ class TensorBoard:
     def __init__(
         self, folder: Path, *, enabled: bool = True, purge_from: int | None = None
     ) -> None:
-        """`purge_from`: the epoch a resumed run goes on with; later events of old are dropped."""
+        """`purge_from`: the epoch that a resumed run continues; old events from there on go."""
         self._writer: Any = None
         if enabled and importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter  # heavy, and optional

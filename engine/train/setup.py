@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,10 @@ from data.index.records import DataIndex
 from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
 from data.loading.sample import Batch
 from engine import distributed
-from engine.checkpoint import load_checkpoint
+from engine.checkpoint import detector_of, load_checkpoint
 from engine.distributed import Distributed
 from engine.train.config import TrainConfig, checkpoint_to_resume
 from engine.train.ema import ModelEma
-from engine.train.freeze import freeze, rows_to_freeze
-from engine.train.lr_scale import rate_scales
 from engine.train.model import (
     AMP_TYPES,
     autocast_type,
@@ -30,16 +28,18 @@ from engine.train.model import (
     set_anchors,
     wrapped,
 )
-from engine.train.optimizer import build_optimizer
+from engine.train.optimizer import build_optimizer, freeze, rate_scales, rows_to_freeze
 from engine.train.schedule import Schedule
 from engine.train.state import TrainState
 from engine.train.step import StepPlan
 from models.detector import Detector
 from models.losses.anchor import AnchorLoss
-from utils.errors import UserError
+from utils.errors import UserError, cause_of
+from utils.files import TEMPORARY, locked
 from utils.hyp import Hyperparameters, load_hyp
 from utils.paths import new_run_dir
 from utils.seeding import seed_everything
+from utils.terminal import warn
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class TrainRun:
     hyp: Hyperparameters
     world: Distributed
     folder: Path
+    resumed: bool
     train: DataIndex
     val: DataIndex
     loader: TrainLoader
@@ -57,19 +58,30 @@ class TrainRun:
     val_loss: AnchorLoss
     plan: StepPlan
     state: TrainState
-    facts: dict[str, Any]  # what a resumed run must find unchanged
+    data_info: dict[str, Any]  # what a resumed run must find unchanged, and the number of ranks
 
 
-def prepare(config: TrainConfig, world: Distributed) -> TrainRun:
-    """Read the data, build the model, and put a resumed run's state back. Raises UserError."""
-    saved = None
+def prepare_run(
+    config: TrainConfig, world: Distributed, locks: ExitStack, given: Collection[str] = ()
+) -> TrainRun:
+    """Read the data, build the model, and restore the state of a run to resume.
+
+    `locks` gets the lock of the run's folder, `given` is as in `engine.train.loop.fit`.  Raises
+    UserError.
+    """
+    folder, saved = None, None
     if config.resume is not None:
-        saved, config = _resumed(config)
+        path = checkpoint_to_resume(config.resume, config.project)
+        folder = path.parent.parent
+        if world.is_main:
+            _lock(folder, locks)
+        saved, config, hyp = _resumed(path, config, given)
+    else:
+        hyp = load_hyp(config.hyp)
     check_world(config, world)
-    hyp = load_hyp(config.hyp) if saved is None else Hyperparameters.from_dict(saved["hyp"])
     seed_everything(config.seed)
     train, val = _load_data(config, world)
-    model = build_model(config, train, saved)
+    model = build_model(config, train) if saved is None else detector_of(saved, path)
     config = replace(config, imgsz=network_size(config.imgsz, model.max_stride))
     model.to(world.device).to(memory_format=torch.channels_last).train()
     if saved is None and (not config.noautoanchor or isinstance(model.spec.anchors, int)):
@@ -87,25 +99,45 @@ def prepare(config: TrainConfig, world: Distributed) -> TrainRun:
         adaptive=config.optimizer != "SGD",
     )
     state = _new_state(config, hyp, world, model=model, schedule=schedule)
-    facts = {
+    data_info = {
         "train data": train.fingerprint,
         "validation data": val.fingerprint,
         "classes": list(train.names),
         "batches per epoch": len(loader),
+        "world size": world.world_size,
     }
-    if saved is not None:
-        _restore(state, saved["train_state"], facts=facts, world=world)
-    else:
+    if saved is None:
         state.start_epoch(0)
-    facts["world size"] = world.world_size
+    else:
+        _restore(state, saved["train_state"], data_info, schedule, path)
     if schedule.nominal_batch != hyp.nbs and world.is_main:
-        sys.stderr.write(f"a short run: {schedule.shortened()}\n")
-    folder = _run_folder(config, world)  # last, so that a mistake leaves none behind
-    plan = _step_plan(config, hyp, world, model=model, schedule=schedule)
-    val_loss = AnchorLoss(state.ema.model, hyp, image_size=config.imgsz)
+        warn(f"a short run: {schedule.shortened()}")
+    if folder is None and world.is_main:  # last, so that a mistake leaves none behind
+        folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
+        _lock(folder, locks)
+        (folder / "weights").mkdir(exist_ok=True)
     return TrainRun(
-        config, hyp, world, folder, train, val, loader, val_loader, val_loss, plan, state, facts
+        config=config,
+        hyp=hyp,
+        world=world,
+        folder=distributed.broadcast_object(folder) or Path(),
+        resumed=saved is not None,
+        train=train,
+        val=val,
+        loader=loader,
+        val_loader=val_loader,
+        val_loss=AnchorLoss(state.ema.model, hyp, image_size=config.imgsz),
+        plan=_step_plan(config, hyp, world, model=model, schedule=schedule),
+        state=state,
+        data_info=data_info,
     )
+
+
+def _lock(folder: Path, locks: ExitStack) -> None:
+    """Keep other training runs out of `folder`, and remove what killed ones left half written."""
+    locks.enter_context(locked(folder))
+    for leftover in folder.rglob(TEMPORARY):
+        leftover.unlink(missing_ok=True)
 
 
 def check_world(config: TrainConfig, world: Distributed) -> None:
@@ -126,32 +158,29 @@ def check_world(config: TrainConfig, world: Distributed) -> None:
         raise UserError("--rect and --multi-scale exclude each other: both choose the batch's size")
 
 
-def _resumed(config: TrainConfig) -> tuple[dict[str, Any], TrainConfig]:
-    path = checkpoint_to_resume(config)
+def _resumed(
+    path: Path, config: TrainConfig, given: Collection[str]
+) -> tuple[dict[str, Any], TrainConfig, Hyperparameters]:
+    """The checkpoint at `path`, and the settings to continue with."""
     saved = load_checkpoint(path)
-    if saved.get("train_state") is None:
+    state = saved.get("train_state")
+    if state is None:
         raise UserError(
-            f"{path}: this run is finished, or the file carries no state of training;"
-            f" for a new run from its weights use --weights {path}"
+            f"{path}: this run is finished, or the file has no training state; for a new run from"
+            f" its weights use --weights {path}"
         )
     try:
-        before = TrainConfig.from_dict(saved["config"])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: its settings do not fit this version: {error}") from error
-    return saved, replace(config.resumed_as(before), resume=str(path))
-
-
-def _run_folder(config: TrainConfig, world: Distributed) -> Path:
-    """The run's folder, made by rank 0 and told to all."""
-    folder = None
-    if config.resume is not None:
-        folder = Path(config.resume).resolve().parent.parent
-    elif world.is_main:
-        folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
-        (folder / "weights").mkdir(exist_ok=True)
-    told = distributed.broadcast_object(folder)
-    assert told is not None
-    return told
+        before = TrainConfig.from_dict(state.get("config") or saved["config"])
+        hyp = Hyperparameters.from_dict(saved["hyp"])
+        done = int(saved["epoch"])
+    except Exception as error:
+        raise UserError(
+            f"{path}: its settings do not fit this version: {cause_of(error)}"
+        ) from error
+    config = config.resumed_as(before, given)
+    if config.epochs < done:
+        raise UserError(f"--epochs {config.epochs}: {done} epochs of the run are done already")
+    return saved, replace(config, resume=str(path)), hyp
 
 
 def _load_data(config: TrainConfig, world: Distributed) -> tuple[DataIndex, DataIndex]:
@@ -171,7 +200,7 @@ def _load_data(config: TrainConfig, world: Distributed) -> tuple[DataIndex, Data
             f" {', '.join(train.names)} and {', '.join(val.names)}"
         )
     if not train.boxes:
-        raise UserError(f"{config.data}: no image of train has a box; nothing can be learnt")
+        raise UserError(f"{config.data}: no training image has a box; nothing can be learned")
     return train, val
 
 
@@ -220,22 +249,37 @@ def _new_state(
 
 
 def _restore(
-    state: TrainState, saved: dict[str, Any], *, facts: dict[str, Any], world: Distributed
+    state: TrainState,
+    saved: dict[str, Any],
+    data_info: dict[str, Any],
+    schedule: Schedule,
+    path: Path,
 ) -> None:
-    """Put the saved state back after checking that data and ranks are what they were."""
-    before = saved["facts"]
-    for name, value in facts.items():
-        if before.get(name) != value:
-            raise UserError(
-                f"--resume: {name} changed since the run was saved ({before.get(name)} -> {value});"
-                " put it back, or start a new run with --weights"
-            )
-    if before["world size"] != world.world_size and world.is_main:
-        sys.stderr.write(
-            f"the run was saved by {before['world size']} ranks and goes on with"
-            f" {world.world_size}: close to, but not bit for bit, what it would have been\n"
+    """Restore the state `saved` in `path` after checking that the data are what they were."""
+    try:
+        before = saved["data_info"] if "data_info" in saved else saved["facts"]  # its first name
+        ranks = int(before["world size"])
+        changed = [
+            f"{name} changed since the run was saved ({before[name]} -> {value})"
+            for name, value in data_info.items()
+            if before[name] != value and name != "world size"
+        ]
+        if not changed:
+            state.load_dict(saved, epochs=schedule.epochs, steps=schedule.steps_per_epoch)
+    except Exception as error:  # whatever a damaged file makes of the values in it
+        raise UserError(
+            f"{path}: its training state is damaged ({cause_of(error)}); for a new run from its"
+            f" weights use --weights {path}"
+        ) from error
+    if changed:
+        raise UserError(
+            f"--resume: {'; '.join(changed)}; restore it, or start a new run with --weights"
         )
-    state.load_dict(saved)
+    if ranks != data_info["world size"] and distributed.is_main():
+        warn(
+            f"the run was saved by {ranks} ranks and continues with {data_info['world size']}:"
+            " close to, but not bit for bit, what it would have been"
+        )
 
 
 def _step_plan(
@@ -246,8 +290,9 @@ def _step_plan(
     model: Detector,
     schedule: Schedule,
 ) -> StepPlan:
+    forward, no_sync = wrapped(model, config, world)
     return StepPlan(
-        forward=wrapped(model, config, world),
+        forward=forward,
         loss=AnchorLoss(
             model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing
         ),
@@ -259,4 +304,5 @@ def _step_plan(
         seed=config.seed,
         rank=world.rank,
         world_size=world.world_size,
+        no_sync=no_sync,
     )

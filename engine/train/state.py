@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from engine.train.ema import ModelEma
-from engine.train.optimizer import gradients, trainable
+from engine.train.optimizer import load_optimizer, trainable
 from models.detector import Detector
-from utils.errors import UserError
 
 
 @dataclass
@@ -50,13 +49,13 @@ class TrainState:
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain values; nothing is copied, so save it before the next step."""
-        waiting = self.pending > 0
+        gradients = [parameter.grad for parameter in trainable(self.optimizer)]
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "gradients": gradients(trainable(self.optimizer)) if waiting else None,
+            "gradients": gradients if self.pending else None,
             "epoch": self.epoch,
             "batches": self.batches,
             "pending": self.pending,
@@ -66,24 +65,26 @@ class TrainState:
             "rows": self.rows,
         }
 
-    def load_dict(self, saved: Mapping[str, Any]) -> None:
-        """The inverse of `to_dict`. UserError when the model or optimizer does not fit."""
-        try:
-            self.model.load_state_dict(saved["model"])
-            self.ema.load_state_dict(saved["ema"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            if saved["scaler"]:  # empty where the run was saved without fp16
-                self.scaler.load_state_dict(saved["scaler"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            cause = str(error).splitlines()[0]
-            raise UserError(f"the run cannot be resumed with this model: {cause}") from error
-        for name in ("epoch", "batches", "pending", "best_fitness", "best_epoch"):
+    def load_dict(self, saved: Mapping[str, Any], *, epochs: int, steps: int) -> None:
+        """The inverse of `to_dict`, for a run of `epochs` epochs of `steps` batches.
+
+        Raises an error of any kind when a value is missing, or has another type or size.
+        """
+        self.model.load_state_dict(saved["model"])
+        self.ema.load_state_dict(saved["ema"])
+        load_optimizer(self.optimizer, saved["optimizer"])
+        if saved["scaler"]:  # empty where the run was saved without fp16
+            self.scaler.load_state_dict(saved["scaler"])
+        for name, limit in (("epoch", epochs), ("batches", steps), ("pending", epochs * steps)):
+            if type(saved[name]) is not int or not 0 <= saved[name] <= limit:
+                raise ValueError(f"{name} is {saved[name]!r}, expected 0 to {limit}")
             setattr(self, name, saved[name])
-        self.losses = saved["losses"].to(self.device)
-        self.rows = [dict(row) for row in saved["rows"]]
+        self.best_fitness, self.best_epoch = float(saved["best_fitness"]), int(saved["best_epoch"])
+        self.losses = saved["losses"].to(self.device).reshape(3)
+        self.rows = [{str(k): float(v) for k, v in row.items()} for row in saved["rows"]]
         if bool(saved["scaler"]) != self.scaler.is_enabled():
             self.pending = 0  # gradients of another scale cannot be added to
-        elif saved["gradients"] is not None:
+        elif self.pending:
             parameters = trainable(self.optimizer)
             for parameter, gradient in zip(parameters, saved["gradients"], strict=True):
                 # the memory order travels with the tensor: a norm sums in that order
@@ -91,10 +92,7 @@ class TrainState:
 
     def all_finite(self) -> bool:
         """Whether every weight, statistic and average is a number; waits for the device."""
-        tensors = [
-            *self.model.state_dict().values(),
-            *self.ema.tensors(),
-        ]
+        tensors = [*self.model.state_dict().values(), *self.ema.tensors()]
         floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-        largest = torch.stack([tensor.detach().abs().amax().float() for tensor in floats])
-        return bool(torch.isfinite(largest).all())
+        peaks = torch.stack([tensor.detach().abs().amax().float() for tensor in floats])
+        return bool(torch.isfinite(peaks).all())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from data.loading.sample import Batch
 from engine import distributed
 from engine.train.interrupts import StopRequest
-from engine.train.optimizer import apply_rates, update_weights
+from engine.train.optimizer import apply_rates, trainable, update_weights
 from engine.train.runlog import console_row
 from engine.train.schedule import Schedule
 from engine.train.state import TrainState
@@ -24,7 +25,8 @@ from utils.errors import FeatherDetError
 from utils.seeding import generator, seed_step
 from utils.structures import Targets
 
-READ_EVERY = 10  # steps between looks at a GPU's results; each look waits for the device
+READ_EVERY = 10  # steps between readings of a GPU's results; each one waits for the device
+MIN_LOSS_SCALE = 1.0  # of fp16: under it 17 updates or more were skipped, and no weight moves
 SCALES = (0.5, 1.5)  # of multi-scale training
 
 
@@ -41,25 +43,26 @@ class StepPlan:
     schedule: Schedule
     device: torch.device
     autocast: torch.dtype | None = None  # fp16 or bf16 on CUDA
-    channels_last: bool = True
     grad_clip: float = 10.0
     multi_scale: int = 0  # the stride whose multiples are drawn; 0: every batch as it comes
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    # in this context a backward pass leaves its gradients on their rank
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def read_every(self) -> int:
-        """Steps between looks at results: on a CPU every step, where looking costs nothing."""
+        """Steps between readings of results: on a CPU every step, where reading costs nothing."""
         return READ_EVERY if self.device.type == "cuda" else 1
 
 
 @dataclass
 class StepClock:
-    """Where the time of training goes; a part that is not being profiled costs nothing.
+    """The time of each part of training; without `enabled` it costs nothing.
 
-    `waited` is always kept: what this process stood waiting for batches, since it was set to 0.
-    On CUDA the device may still be at work then.
+    `waited` is always kept: the seconds in which this process waited for batches, since it was set
+    to 0.  On CUDA the device may still be at work then.
     """
 
     device: torch.device
@@ -69,12 +72,12 @@ class StepClock:
     _last: float = 0.0
 
     def start(self) -> None:
-        """Begin a lap here."""
+        """The first part begins here."""
         if self.enabled:
             self._last = self._now()
 
-    def lap(self, part: str) -> None:
-        """Count the time since the last lap as `part`."""
+    def end(self, part: str) -> None:
+        """`part` ends and the next one begins here."""
         if self.enabled:
             now = self._now()
             self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
@@ -93,38 +96,48 @@ class StepClock:
 
 
 class FiniteGuard:
-    """Notes on the device whether something was not finite; looks only when asked."""
+    """Notes on the device which batches had a loss or gradient that is not finite.
 
-    def __init__(self, device: torch.device) -> None:
-        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+    `check` reads the notes, which waits for the device.
+    """
+
+    def __init__(self, device: torch.device, scaler: torch.amp.GradScaler) -> None:
+        self._scaler = scaler
+        self._first_bad = torch.full((2,), -1, dtype=torch.int64, device=device)
         self._noted: list[tuple[int, int, tuple[int | str, ...]]] = []
 
     def note(self, values: Tensor, *, epoch: int, batch: Batch, index: int) -> None:
-        """Remember a batch and whether all of `values` are numbers."""
-        unseen = self._first_bad < 0
-        bad = ~torch.isfinite(values).all()
-        self._first_bad = torch.where(unseen & bad, len(self._noted), self._first_bad)
+        """Remember a batch and its `values`, (2,): the loss, and the norm of an update or 0."""
+        new = (self._first_bad < 0) & ~torch.isfinite(values)
+        self._first_bad = torch.where(new, len(self._noted), self._first_bad)
         self._noted.append((epoch, index, batch.image_ids))
 
     def check(self) -> None:
-        """Raise NonFiniteError naming the first bad batch since the last look."""
-        first = int(self._first_bad)
+        """Raise NonFiniteError naming the first bad batch since the last check.
+
+        With fp16 the scaler skips an update whose gradient is not finite and lowers its scale; that
+        is normal until the scale falls under 1.
+        """
+        loss, norm = self._first_bad.tolist()
         noted, self._noted = self._noted, []
-        if first < 0:
+        self._first_bad = torch.full_like(self._first_bad, -1)
+        skipped = self._scaler.is_enabled() and self._scaler.get_scale() >= MIN_LOSS_SCALE
+        bad = [index for index in ((loss,) if skipped else (loss, norm)) if index >= 0]
+        if not bad:
             return
-        epoch, index, image_ids = noted[first]
+        epoch, index, image_ids = noted[min(bad)]
+        what = "loss" if min(bad) == loss else "gradient"
         names = ", ".join(map(str, image_ids[:16])) + (" ..." if len(image_ids) > 16 else "")
         raise NonFiniteError(
-            f"loss or gradient is not finite at epoch {epoch}, batch {index}, images {names};"
-            " stopped without saving: last.pt, if there is one, holds the last good state; try"
-            " a lower lr0, a longer warm-up, or --amp off"
+            f"the {what} is not finite at epoch {epoch}, batch {index}, images {names}; stopped"
+            " without saving: last.pt, if there is one, holds the last good state; try a lower lr0,"
+            " a longer warm-up, or --amp off"
         )
 
 
-def prepare(images: Tensor, *, channels_last: bool) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32 in [0, 1], in the model's memory format."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return images.to(dtype=torch.float32, memory_format=layout).div_(255)
+def to_network(images: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 -> float32 in [0, 1], channels last."""
+    return images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
 
 
 def rescale(images: Tensor, targets: Targets, size: tuple[int, int]) -> tuple[Tensor, Targets]:
@@ -138,8 +151,10 @@ def rescale(images: Tensor, targets: Targets, size: tuple[int, int]) -> tuple[Te
 
 
 def drawn_size(shape: tuple[int, int], *, stride: int, seed: int, step: int) -> tuple[int, int]:
-    """The size of batch `step` under multi-scale: the long side a multiple of `stride` within
-    half and one and a half of its own, the other side in proportion, rounded up."""
+    """The (height, width) of batch `step` with --multi-scale, multiples of `stride`.
+
+    The long side is 0.5 to 1.5 times that of `shape`, the other in proportion, rounded up.
+    """
     long_side = max(shape)
     low = math.ceil(long_side * SCALES[0] / stride)
     high = max(math.floor(long_side * SCALES[1] / stride), low)
@@ -153,37 +168,40 @@ def train_step(
 ) -> tuple[Losses, Tensor]:
     """Forward, loss, backward and, when enough batches have come together, an update.
 
-    Returns the losses and (1,) or (2,) values that must be finite; nothing waits for the device.
+    Returns the losses, and (2,) the loss and the norm of the update's gradient (0 without update).
+    Nothing waits for the device.
     """
     step = state.epoch * plan.schedule.steps_per_epoch + state.batches
     rates = plan.schedule.at(step)
     seed_step(plan.seed, step, plan.rank)  # for layers that draw: dropout
     batch = batch.to(plan.device)
-    images, targets = prepare(batch.images, channels_last=plan.channels_last), batch.targets
+    images, targets = to_network(batch.images), batch.targets
     if plan.multi_scale:
         height, width = images.shape[2:]
         size = drawn_size((height, width), stride=plan.multi_scale, seed=plan.seed, step=step)
         images, targets = rescale(images, targets, size)
-    clock.lap("copy")
-    with torch.autocast(plan.device.type, plan.autocast, enabled=plan.autocast is not None):
-        raw = plan.forward(images)
-    clock.lap("forward")
-    reduce = distributed.all_reduce_sum if plan.world_size > 1 else None
-    losses = plan.loss(raw, targets, reduce=reduce, world_size=plan.world_size)
-    clock.lap("loss")
-    state.scaler.scale(losses.total).backward()
-    clock.lap("backward")
+    clock.end("copy")
     state.pending += 1
-    watched = losses.total.detach()[None]
-    if state.pending >= rates.accumulate or step == plan.schedule.last_step:
+    updates = state.pending >= rates.accumulate or step == plan.schedule.last_step
+    reduce = distributed.all_reduce_sum if plan.world_size > 1 else None
+    with nullcontext() if updates else plan.no_sync():
+        with torch.autocast(plan.device.type, plan.autocast, enabled=plan.autocast is not None):
+            raw = plan.forward(images)
+        clock.end("forward")
+        losses = plan.loss(raw, targets, reduce=reduce, world_size=plan.world_size)
+        clock.end("loss")
+        state.scaler.scale(losses.total).backward()
+    clock.end("backward")
+    total = losses.total.detach()
+    norm = torch.zeros_like(total)
+    if updates:
         apply_rates(state.optimizer, rates)
         norm = update_weights(state.optimizer, state.scaler, max_norm=plan.grad_clip)
-        if not state.scaler.is_enabled():  # with fp16 the scaler sees to it
-            watched = torch.stack((losses.total.detach(), norm))
-        state.ema.update()
+        # fp16's scaler has skipped the update where the gradient is not finite
+        state.ema.update(torch.isfinite(norm) if state.scaler.is_enabled() else None)
         state.pending = 0
-    clock.lap("optimizer")
-    return losses, watched
+    clock.end("optimizer")
+    return losses, torch.stack((total, norm))
 
 
 def train_epoch(
@@ -198,9 +216,9 @@ def train_epoch(
 ) -> bool:
     """Run the epoch's remaining `batches`; False when any rank was asked to stop by its last one.
 
-    The state then stands between two steps, on all ranks alike.  Raises NonFiniteError.
+    The state is then between two steps, the same on all ranks.  Raises NonFiniteError.
     """
-    guard = FiniteGuard(plan.device)
+    guard = FiniteGuard(plan.device, state.scaler)
     stopped = False
     total = plan.schedule.steps_per_epoch
     bar = tqdm(total=total, initial=state.batches, dynamic_ncols=True, disable=not progress)
@@ -220,16 +238,27 @@ def train_epoch(
                 stopped = distributed.any_rank(request.signal != 0, plan.device)
                 if stopped:
                     break
-    if state.batches % plan.read_every and state.batches != total:
-        guard.check()
+    guard.check()
+    if state.pending and plan.world_size > 1:
+        average_gradients(trainable(state.optimizer), plan.world_size)
     return not stopped and state.batches == total
+
+
+def average_gradients(parameters: Iterable[Tensor], world_size: int) -> None:
+    """Give every rank the mean of the gradients that no backward pass has averaged yet.
+
+    So rank 0 can save them for all; the average of equal gradients changes nothing.
+    """
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = distributed.all_reduce_sum(parameter.grad) / world_size
 
 
 def _timed(batches: Iterable[Batch], clock: StepClock) -> Iterator[Batch]:
     asked = time.perf_counter()
     for batch in batches:
         clock.waited += time.perf_counter() - asked
-        clock.lap("data")
+        clock.end("data")
         yield batch
         asked = time.perf_counter()
 

@@ -120,7 +120,7 @@ def test_sigterm_to_torchrun_leaves_one_whole_checkpoint(train_flags, tmp_path):
     process.send_signal(signal.SIGTERM)
     code, _, errors = finish(process)
     assert code != 0
-    assert errors.count("go on with: --resume") == 1
+    assert errors.count("continue with: --resume") == 1
     saved = load_checkpoint(folder / "weights" / "last.pt")
     assert saved["train_state"] is not None
     assert not list((folder / "weights").glob("*tmp*"))

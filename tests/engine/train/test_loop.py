@@ -22,8 +22,8 @@ from engine.train.step import (
     StepClock,
     StepPlan,
     drawn_size,
-    prepare,
     rescale,
+    to_network,
     train_epoch,
 )
 from models.builder import build_detector
@@ -35,6 +35,7 @@ from utils.hyp import Hyperparameters
 from utils.structures import Targets
 
 CPU = torch.device("cpu")
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def batch_of(count, seed, boxes=3, size=64):
@@ -124,7 +125,7 @@ def test_mean_losses_are_over_the_batches_so_far(tiny_model):
     state, plan = new_run(tiny_model, flat_hyp(), steps=2)
     batches = [batch_of(2, seed) for seed in (1, 2)]
     model = plan.forward
-    first = plan.loss(model(prepare(batches[0].images, channels_last=True)), batches[0].targets)
+    first = plan.loss(model(to_network(batches[0].images)), batches[0].targets)
     run_epoch(state, plan, batches[:1])
     torch.testing.assert_close(state.mean_losses()[0], first.box, rtol=1e-4, atol=1e-6)
     assert state.batches == 1
@@ -185,16 +186,16 @@ def test_a_gradient_that_is_no_number_is_seen_at_the_same_step(tiny_model):
 
 
 def test_the_guard_finds_the_first_bad_batch_of_a_window():
-    guard = FiniteGuard(CPU)
+    guard = FiniteGuard(CPU, NO_SCALER)
     for index, value in enumerate([1.0, float("inf"), float("nan")]):
-        guard.note(torch.tensor([value]), epoch=3, batch=batch_of(1, index), index=index)
+        guard.note(torch.tensor([value, 0.0]), epoch=3, batch=batch_of(1, index), index=index)
     with pytest.raises(NonFiniteError, match="epoch 3, batch 1, images image-1-0"):
         guard.check()
 
 
 def test_pixels_become_floats_in_the_wanted_order():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 4, 5)
-    ready = prepare(images, channels_last=True)
+    ready = to_network(images)
     assert ready.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(ready[0, :, 0, 0], torch.tensor([0.0, 0.2, 1.0]))
 
@@ -225,11 +226,11 @@ def test_profile_names_the_parts():
     clock = StepClock(CPU, enabled=True)
     clock.start()
     for part in ("data", "forward", "data"):
-        clock.lap(part)
+        clock.end(part)
     assert list(clock.seconds) == ["data", "forward"]
     assert "forward" in clock.text()
     silent = StepClock(CPU)
-    silent.lap("data")
+    silent.end("data")
     assert silent.seconds == {}
 
 
@@ -386,7 +387,7 @@ def test_a_model_without_anchors_gets_those_of_the_data(train_flags, tiny_model,
 
 def test_odd_sizes_are_rounded_up_and_said(train_flags, tmp_path, capsys):
     fit(config(train_flags, "--imgsz", 70, "--epochs", 1))
-    assert "96 used" in capsys.readouterr().err
+    assert "96 is used" in capsys.readouterr().err
     opt = yaml.safe_load((tmp_path / "runs" / "exp" / "opt.yaml").read_text())
     assert opt["imgsz"] == 96
 

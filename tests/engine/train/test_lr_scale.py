@@ -11,10 +11,16 @@ from torch import nn
 from engine.checkpoint import load_checkpoint, load_detector
 from engine.train import loop
 from engine.train.config import TrainConfig
-from engine.train.freeze import freeze, rows_to_freeze
 from engine.train.loop import fit
-from engine.train.lr_scale import rate_scales
-from engine.train.optimizer import apply_rates, build_optimizer, trainable, update_weights
+from engine.train.optimizer import (
+    apply_rates,
+    build_optimizer,
+    freeze,
+    rate_scales,
+    rows_to_freeze,
+    trainable,
+    update_weights,
+)
 from engine.train.schedule import Rates, Schedule
 from models.builder import build_detector
 from models.yaml.parser import load_spec

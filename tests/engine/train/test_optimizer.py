@@ -96,11 +96,6 @@ def test_adam_takes_momentum_as_beta1_and_its_first_step_is_the_rate(name):
     torch.testing.assert_close(model[0].bias.detach(), before - 0.3)
 
 
-def test_unknown_optimizer():
-    with pytest.raises(ValueError, match="LAMB"):
-        build_optimizer(net(), "LAMB", HYP, weight_decay=0.0)
-
-
 def test_fused_sgd_equals_the_plain_one_from_the_first_update():
     torch.manual_seed(0)
     ours, plain = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from engine.train.freeze import freeze, rows_to_freeze
+from engine.train.optimizer import freeze, rows_to_freeze
 from models.builder import build_detector
 from models.yaml.parser import load_spec
 from utils.errors import UserError
