@@ -36,7 +36,8 @@ from models.builder import build_detector
 from models.detector import Detector
 from models.yaml.parser import parse_spec
 from utils.environment import run_environment
-from utils.errors import FeatherDetError, UserError
+from utils.errors import FeatherDetError, TerminatedError, UserError
+from utils.files import TEMPORARY
 
 YAML: dict[str, Any] = {
     "width_multiple": 0.25,
@@ -182,24 +183,19 @@ def test_c3_kill_between_saves(tmp_path: Path) -> None:
     assert load_checkpoint(path)["epoch"] == 1
 
 
-TORCH_SAVE = torch.save
+def open_and_write_half(path: Path, mode: str) -> Any:
+    class Half(io.FileIO):
+        def write(self, content: Any) -> int:
+            super().write(content[: len(content) // 2])
+            die()
+            return 0
 
-
-def write_half_and_die(content: Any, file: Any) -> None:
-    whole = io.BytesIO()
-    TORCH_SAVE(content, whole)
-    file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
-    file.flush()
-    die()
+    return Half(path, mode.replace("b", ""))
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "replacement"),
-    [
-        (torch, "save", write_half_and_die),
-        (os, "fsync", die),
-        (Path, "replace", die),
-    ],
+    [(Path, "open", open_and_write_half), (os, "fsync", die), (Path, "replace", die)],
     ids=["half", "before the disk", "before the name"],
 )
 def test_c4_kill_half_way_in_the_write(
@@ -212,14 +208,13 @@ def test_c4_kill_half_way_in_the_write(
     path = tmp_path / "last.pt"
     save_epoch(path, 1)
     assert in_child(work) == -signal.SIGKILL
-    temporary = path.with_name("last.pt.tmp")
+    (temporary,) = tmp_path.glob(TEMPORARY)  # a run removes it, see test_resume
     assert temporary.stat().st_size > 0  # the write had really begun
     found = load_checkpoint(path)
     assert found["epoch"] == 1
     assert torch.equal(found["w"], torch.ones(VALUES))
     save_epoch(path, 2)
     assert load_checkpoint(path)["epoch"] == 2
-    assert not temporary.exists()  # nothing is left behind for ever
 
 
 def test_c5_write_fails(tmp_path: Path) -> None:
@@ -246,16 +241,16 @@ def test_c5_write_fails(tmp_path: Path) -> None:
         save_epoch(path, 3)
 
     assert in_child(work) == 0
-    message = f"{path}: the checkpoint could not be written (File too large)"
-    expected = [f"{message}; the previous one is intact"] * len(limits)
+    message = f"{path}: could not be written (File too large)"
+    expected = [f"{message}; the previous file is intact"] * len(limits)
     assert log.read_text().splitlines() == expected
     assert load_checkpoint(path)["epoch"] == 3
 
 
-def test_a_killed_loader_is_no_fault_of_the_disk(
+def test_a_killed_loader_is_not_reported_as_a_write_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch tells of it by an exception at whatever place the program is."""
+    """torch raises it wherever the program is at that moment."""
 
     def killed(*_: Any) -> None:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
@@ -442,6 +437,41 @@ def test_compressed_zip_is_refused(tmp_path: Path) -> None:
         load_checkpoint(bomb)
 
 
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path: Path, reader: Any) -> None:
+    model = small()
+    content = bytearray(saved(tmp_path / "x.pt", model).read_bytes())
+    weight = model.model[1].conv.weight.detach().numpy().tobytes()
+    content[content.index(weight) + len(weight) // 2] ^= 1
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.pt: not a checkpoint: damaged, the checksum of .* is"):
+        reader(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("error", [TerminatedError(), KeyboardInterrupt()], ids=["term", "int"])
+def test_a_signal_while_a_checkpoint_is_read_is_not_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise error
+
+    path = saved(tmp_path / "x.pt", small())
+    for owner, name in ((torch, "load"), (zipfile.ZipFile, "testzip"), (zipfile.ZipFile, "open")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupted)
+            with pytest.raises(type(error)):
+                load_checkpoint(path)
+
+
+def test_no_path_of_this_machine_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    model = build_detector(parse_spec(YAML, str(file)), classes=2)
+    assert model.spec.source == str(file)
+    found = load_checkpoint(saved(tmp_path / "x.pt", model))["spec"]
+    assert found["source"] == "own.yaml"
+    assert str(tmp_path) not in str(found)
+
+
 def test_strip_takes_the_training_state_only(tmp_path: Path) -> None:
     state = {"optimizer": torch.zeros(100_000)}
     path = saved(tmp_path / "best.pt", small(), train_state=state, epoch=7)
@@ -478,7 +508,7 @@ class TestTransfer:
         assert report.missing == report.unused == ()
         after = model.state_dict()
         assert all(torch.equal(after[name], before[name]) for name in detection)
-        assert "  4 of another form: model.5.m.0.weight" in report.text()
+        assert "  4 of another shape: model.5.m.0.weight" in report.text()
 
     def test_same_shape_by_chance_does_not_fit(self, tmp_path: Path) -> None:
         """3 anchors x (5 + 5) and 2 anchors x (5 + 10) outputs: 30 each."""
@@ -510,7 +540,7 @@ class TestTransfer:
         lines = report.text().splitlines()
         assert [line.split(":")[0] for line in lines[1:]] == [
             f"  {len(report.missing)} not in the file",
-            f"  {len(report.unfit)} of another form",
+            f"  {len(report.unfit)} of another shape",
             f"  {len(report.unused)} in the file but not in the model",
         ]
 

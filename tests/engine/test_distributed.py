@@ -54,10 +54,58 @@ def test_a_world_of_one_needs_no_group(monkeypatch):
     distributed.cleanup()
 
 
-def test_the_environment_is_checked(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UserError, match="WORLD_SIZE"):
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a whole number, got 'two'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0, expected 1 to"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is -1"),
+        ({"RANK": "5"}, "RANK is 5, expected 0 to 0"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2, expected 0 to 1"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "-1"}, "LOCAL_RANK is -1"),
+    ],
+)
+def test_the_environment_is_checked(monkeypatch, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
         distributed.start("cpu")
+
+
+@pytest.mark.parametrize("device", ["0", "cuda:0", "CUDA:1"])
+def test_an_explicit_gpu_is_refused_under_torchrun(two_gpus, monkeypatch, device):
+    """Every rank would use that one."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="ranks choose"):
-        distributed.start("0")
+    with pytest.raises(UserError, match="every rank of torchrun would use this one GPU"):
+        distributed.start(device)
+
+
+@pytest.mark.parametrize(("name", "backend"), [("cpu", "gloo"), ("", "nccl"), ("cuda", "nccl")])
+def test_the_process_group_knows_the_gpu(two_gpus, monkeypatch, name, backend):
+    asked = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(
+        distributed.dist, "init_process_group", lambda *args, **keys: asked.update(keys, args=args)
+    )
+    world = distributed.start(name, timeout=5)
+    assert asked["args"] == (backend,)
+    assert asked["timeout"].total_seconds() == 5
+    assert asked["device_id"] == (None if backend == "gloo" else torch.device("cuda", 1))
+    assert world.device == (asked["device_id"] or torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (torch.distributed.DistBackendError("remote process exited"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 0"), True),
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:598] Connection closed by peer"), True),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_a_lost_rank_is_recognised_under_both_backends(monkeypatch, error, lost):
+    assert not distributed.is_lost_rank(error)  # a single process has none to lose
+    monkeypatch.setattr(distributed, "is_active", lambda: True)
+    assert distributed.is_lost_rank(error) == lost

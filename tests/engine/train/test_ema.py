@@ -1,42 +1,91 @@
+import copy
 import math
 
+import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.train.ema import ModelEma
 
 
-def model():
+def model(device="cpu"):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(2, 2).half())
+    layers = (nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(2, 2).half())
+    return nn.Sequential(*layers).to(device)
 
 
-def test_decay_is_the_published_ramp():
-    assert ModelEma.decay(1) == 0.9999 * (1 - math.exp(-1 / 2000))
-    assert ModelEma.decay(100_000) == 0.9999
+def changed(net, step):
+    with torch.no_grad():
+        for value in net.state_dict().values():
+            value.add_(step)
 
 
-def test_all_floating_state_is_averaged_and_counters_copied():
-    net = model()
+def states(ema):
+    return {key: value.clone() for key, value in ema.model.state_dict().items()}
+
+
+def decay(updates):
+    """Published: 0.9999 with a ramp of 2000 updates."""
+    return 0.9999 * (1 - math.exp(-updates / 2000))
+
+
+@pytest.mark.parametrize("before", [0, 100_000])
+def test_all_floating_state_is_averaged_and_counters_are_copied(device, before):
+    net = model(device)
     ema = ModelEma(net)
-    before = {key: value.clone() for key, value in ema.model.state_dict().items()}
+    ema.load_state_dict({"model": net.state_dict(), "updates": before})
+    expected = states(ema)
     for step in (1, 2):
-        with torch.no_grad():
-            for value in net.state_dict().values():
-                value.add_(step)
+        changed(net, step)
         ema.update()
-        decay = ModelEma.decay(step)
         for key, value in net.state_dict().items():
-            if value.is_floating_point():
-                before[key] = before[key] * decay + value * (1 - decay)
-            else:
-                before[key] = value.clone()
-    for key, value in ema.model.state_dict().items():
-        torch.testing.assert_close(
-            value, before[key], rtol=1e-3 if value.dtype == torch.half else 1e-6, atol=0
-        )
+            weight = 1 - decay(before + step) if value.is_floating_point() else 1
+            expected[key] = expected[key] + (value - expected[key]) * weight
+    for key, value in states(ema).items():
+        rtol = 1e-3 if value.dtype == torch.half else 1e-6
+        torch.testing.assert_close(value, expected[key].to(value.dtype), rtol=rtol, atol=0)
     assert ema.model[1].running_mean.abs().max() > 0
     assert int(ema.model[1].num_batches_tracked) == 3
+    assert ema.updates == before + 2
+
+
+def test_an_update_that_was_skipped_does_not_count(device):
+    net = model(device)
+    ema, twin = ModelEma(net), ModelEma(net)
+    changed(net, 1)
+    before = states(ema)
+    ema.update(torch.tensor(False, device=device))
+    floating = [key for key, value in before.items() if value.is_floating_point()]
+    assert all(torch.equal(states(ema)[key], before[key]) for key in floating)
+    assert ema.updates == 0
+    ema.update(torch.tensor(True, device=device))
+    twin.update()
+    assert all(torch.equal(states(ema)[key], value) for key, value in states(twin).items())
+
+
+class Count(TorchDispatchMode):
+    """The operators that are dispatched inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_is_a_handful_of_operators_for_any_number_of_layers():
+    counts = []
+    for layers in (2, 60):
+        net = nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(layers)))
+        ema = ModelEma(net)
+        with Count() as count:
+            ema.update()
+        assert not [name for name in count.names if "item" in name or "local_scalar" in name]
+        counts.append(len(count.names))
+    assert counts[0] == counts[1] < 20
 
 
 def test_the_average_does_not_learn_and_stays_in_eval():
@@ -45,11 +94,11 @@ def test_the_average_does_not_learn_and_stays_in_eval():
     assert not any(parameter.requires_grad for parameter in ema.model.parameters())
 
 
-def test_restored_average_goes_on_exactly():
-    net, other = model(), model()
+def test_a_restored_average_continues_exactly(device):
+    net = model(device)
+    other = copy.deepcopy(net)
     ema, restored = ModelEma(net), ModelEma(other)
-    with torch.no_grad():
-        net[0].weight.mul_(2)
+    changed(net, 1)
     ema.update()
     other.load_state_dict(net.state_dict())
     restored.load_state_dict(ema.state_dict())

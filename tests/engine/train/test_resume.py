@@ -73,7 +73,7 @@ def same(first, second, where="state"):
 
 def whole_state(folder):
     saved = load_checkpoint(folder / "weights" / "last.pt")
-    assert saved["train_state"] is not None
+    del saved["train_state"]["config"]  # the folders differ
     return {key: saved[key] for key in ("train_state", "model", "epoch", "names", "spec")}
 
 
@@ -213,11 +213,8 @@ def test_resume_refuses_changed_data(stopped_run, rectangles, tmp_path, monkeypa
     shutil.copytree(rectangles.parent, copy)
     text = (copy / "train.json").read_text()
     (copy / "train.json").write_text(text.replace('"category_id": 1', '"category_id": 2', 1))
-    saved = load_checkpoint(stopped_run / "weights" / "last.pt")
-    saved["config"]["data"] = str(copy / rectangles.name)
-    torch.save(saved, stopped_run / "weights" / "last.pt")
     with pytest.raises(UserError, match="train data changed"):
-        fit(TrainConfig(resume=str(stopped_run)))
+        fit(TrainConfig(resume=str(stopped_run), data=str(copy / rectangles.name)))
 
 
 def test_resume_of_a_finished_run(train_flags, hyp, tmp_path):
