@@ -222,7 +222,7 @@ for _ in range(2):
         camera.wait()
     shown = f"http://127.0.0.1:{port}/live"
     assert code == 4
-    assert f"{shown}: connection lost; trying again for 1 s" in err
+    assert f"{shown}: connection lost; retrying for 1 s" in err
     assert err.splitlines()[-1].startswith(f"error: {shown}: lost for 1 s, given up: ")
     assert f"stream 1/1 {shown}: frame " in out
     assert "Speed: " in out

@@ -12,8 +12,14 @@ import numpy as np
 
 from utils.images import MAX_PIXELS
 
-LOCAL_PROTOCOLS = "file"  # so that a play list disguised as a video reaches nothing else
+LOCAL_PROTOCOLS = "file"
 REMOTE_PROTOCOLS = "http,https,tcp,tls,crypto,rtsp,rtp,udp,httpproxy"
+# FFmpeg's names of formats that hold their own data. Playlists (HLS, DASH, ffconcat, SDP) are not
+# among them, whatever a file calls itself: they would make FFmpeg read other files and hosts.
+FORMATS = (
+    "asf,avi,flv,matroska,mov,mpeg,mpegts,mpegvideo,m4v,h264,hevc,ogg,gif,mjpeg,mpjpeg,rtsp,"
+    "jpeg_pipe,png_pipe,bmp_pipe,webp_pipe"
+)
 OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # read by OpenCV each time a capture is opened
 MILLISECONDS = 1000
 
@@ -21,7 +27,7 @@ _environment_lock = threading.Lock()
 
 
 class CaptureError(Exception):
-    """A video, camera or URL that cannot be opened; the text is the cause, without the place."""
+    """A video, camera or URL that cannot be opened; the text is the cause, without the name."""
 
 
 class Capture:
@@ -67,7 +73,7 @@ def open_video(path: Path) -> Capture:
         raise CaptureError(error.strerror or str(error)) from error
     capture = _open(str(path), LOCAL_PROTOCOLS, timeout=None)
     if not capture.isOpened():
-        raise CaptureError("no readable video (cut off, or of an unknown format)")
+        raise CaptureError("no readable video (truncated, or of an unknown format)")
     return Capture(capture)
 
 
@@ -91,7 +97,7 @@ def open_webcam(index: int) -> Capture:
     return Capture(capture)
 
 
-def _open(place: str, protocols: str, *, timeout: float | None) -> cv2.VideoCapture:
+def _open(name: str, protocols: str, *, timeout: float | None) -> cv2.VideoCapture:
     _quiet()
     limits = []
     if timeout is not None:
@@ -99,10 +105,10 @@ def _open(place: str, protocols: str, *, timeout: float | None) -> cv2.VideoCapt
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, wait, cv2.CAP_PROP_READ_TIMEOUT_MSEC, wait]
     with _environment_lock:
         before = os.environ.get(OPTIONS)
-        own = f"protocol_whitelist;{protocols}|max_redirects;0"
+        own = f"protocol_whitelist;{protocols}|format_whitelist;{FORMATS}|max_redirects;0"
         os.environ[OPTIONS] = f"{before or 'rtsp_transport;tcp'}|{own}"
         try:
-            return cv2.VideoCapture(place, cv2.CAP_FFMPEG, limits)
+            return cv2.VideoCapture(name, cv2.CAP_FFMPEG, limits)
         finally:
             if before is None:
                 del os.environ[OPTIONS]
@@ -111,6 +117,6 @@ def _open(place: str, protocols: str, *, timeout: float | None) -> cv2.VideoCapt
 
 
 def _quiet() -> None:
-    """No native chatter on stderr: every failure is reported here in one line."""
+    """Keep the libraries' own messages off stderr: every failure is reported here in one line."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

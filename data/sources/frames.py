@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,21 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from data.sources.capture import Capture, CaptureError, open_url, open_video, open_webcam
-from data.sources.locate import Place, resolve
+from data.sources.locate import SourceItem, resolve
 from data.sources.streams import LiveStream, StreamConfig
 from data.sources.urls import ask
 from utils.errors import SourceLostError, UserError
 from utils.images import ImageError, decode_image, image_format, read_bytes
+from utils.terminal import warn
 
 # Containers that store the number of frames; the others estimate it from the duration.
 EXACT_COUNTS = frozenset({".avi", ".m4v", ".mov", ".mp4"})
 LOCAL = frozenset({"image", "video"})
-WAKE = 1.0  # seconds after which a waiting loop looks up, so that Ctrl-C is heard
+WAKE = 1.0  # seconds after which a waiting loop wakes up, so that Ctrl-C works
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture and where it comes from."""
+    """One image and where it comes from."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     kind: str  # 'image', 'video' or 'stream'
@@ -40,7 +40,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Problem:
+class SourceProblem:
     """A source that was not, or not wholly, read."""
 
     label: str
@@ -49,11 +49,6 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.label}: {self.cause}"
-
-
-def to_stderr(line: str) -> None:
-    """Write one line to stderr."""
-    sys.stderr.write(line + "\n")
 
 
 class Sources:
@@ -75,28 +70,28 @@ class Sources:
         *,
         stride: int = 1,
         stream: StreamConfig | None = None,
-        report: Callable[[str], None] = to_stderr,
+        report: Callable[[str], None] = warn,
     ) -> None:
         if stride < 1:
             raise ValueError(f"Sources: the frame stride must be at least 1, got {stride}")
         values = [sources] if isinstance(sources, str | Path) else list(sources)
-        self.places, self._bad = resolve([str(value) for value in values], report)
-        self.problems: list[Problem] = []
+        self.items, self._bad = resolve([str(value) for value in values], report)
+        self.problems: list[SourceProblem] = []
         self._stride = stride
         self._stream = stream or StreamConfig()
         self._report = report
-        self._live: list[tuple[int, LiveStream]] = []
+        self._live: list[tuple[Callable[..., Frame], SourceItem, LiveStream]] = []
         self._changed = threading.Condition()
-        if not self.places and not self._bad:
+        if not self.items and not self._bad:
             raise UserError("no source given")
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.items)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that are to be read; they must not be written to."""
-        return tuple(Path(place.text) for place in self.places if place.kind in LOCAL)
+        return tuple(Path(item.text) for item in self.items if item.kind in LOCAL)
 
     def __iter__(self) -> Iterator[Frame]:
         self.problems = []
@@ -108,59 +103,39 @@ class Sources:
                 count += 1
                 yield frame
         finally:
-            for _, stream in self._live:
+            for *_, stream in self._live:
                 stream.close()
             self._live = []
         lost = [problem for problem in self.problems if problem.lost]
         if lost:
             raise SourceLostError("; ".join(map(str, lost)))
         if not count:
-            total = len(self.places) + len(self._bad)
+            total = len(self.items) + len(self._bad)
             raise UserError(f"nothing could be read: {len(self.problems)} of {total} failed")
 
     def _fail(self, label: str, cause: str, *, lost: bool = False) -> None:
-        problem = Problem(label, cause, lost)
+        problem = SourceProblem(label, cause, lost)
         self.problems.append(problem)
         self._report(f"{'lost' if lost else 'skipped'}: {problem}")
 
     def _all(self) -> Iterator[Frame]:
-        for item, place in enumerate(self.places, 1):
+        for number, item in enumerate(self.items, 1):
+            path = Path(item.text) if item.kind in LOCAL else None
+            make = partial(Frame, label=item.label, path=path, item=number, items=len(self.items))
             try:
-                if place.kind == "image":
-                    yield self._frame(item, _read_picture(Path(place.text)), "image")
-                elif place.kind == "video":
-                    yield from self._video(item, open_video(Path(place.text)))
+                if item.kind == "image":
+                    yield make(_read_image(Path(item.text)), "image", frames=1)
+                elif item.kind == "video":
+                    yield from self._video(make, item, open_video(Path(item.text)))
                 else:
-                    yield from self._remote(item, place)
+                    yield from self._remote(make, item)
             except (ImageError, CaptureError) as error:
-                self._fail(place.label, str(error))
+                self._fail(item.label, str(error))
         yield from self._streams()
 
-    def _frame(
-        self,
-        item: int,
-        image: np.ndarray,
-        kind: str,
-        *,
-        number: int = 1,
-        frames: int | None = 1,
-        fps: float | None = None,
-    ) -> Frame:
-        place = self.places[item - 1]
-        path = Path(place.text) if place.kind in LOCAL else None
-        return Frame(
-            image=image,
-            kind=kind,
-            label=place.label,
-            path=path,
-            item=item,
-            items=len(self.places),
-            number=number,
-            frames=frames,
-            fps=fps,
-        )
-
-    def _video(self, item: int, capture: Capture) -> Iterator[Frame]:
+    def _video(
+        self, make: Callable[..., Frame], item: SourceItem, capture: Capture
+    ) -> Iterator[Frame]:
         """Every frame whose turn it is; a shortfall against the header's count is a problem."""
         read = 0
         fps, frames = capture.fps, capture.frames
@@ -173,32 +148,33 @@ class Sources:
                 if image is None:
                     read -= 1
                     break
-                yield self._frame(item, image, "video", number=read, frames=frames, fps=fps)
+                yield make(image, "video", number=read, frames=frames, fps=fps)
         finally:
             capture.release()
-        place = self.places[item - 1]
-        exact = Path(place.text).suffix.lower() in EXACT_COUNTS
+        exact = Path(item.text).suffix.lower() in EXACT_COUNTS
         tolerance = 1 if exact else max(round(fps or 1), 1)
         if not read:
-            self._fail(place.label, f"read 0 of {frames} frames" if frames else "holds no frames")
+            self._fail(item.label, f"read 0 of {frames} frames" if frames else "holds no frames")
         elif frames is not None and read < frames - (tolerance if frames > tolerance else 0):
-            problem = Problem(place.label, f"read {read} of {frames} frames")
+            problem = SourceProblem(item.label, f"read {read} of {frames} frames")
             self.problems.append(problem)
             self._report(f"incomplete: {problem}")
 
-    def _remote(self, item: int, place: Place) -> Iterator[Frame]:
-        """A picture or a finite video behind a URL is read now, a live source is put aside."""
-        if place.kind == "webcam":
-            capture, reopen = open_webcam(int(place.text)), partial(open_webcam, int(place.text))
+    def _remote(self, make: Callable[..., Frame], item: SourceItem) -> Iterator[Frame]:
+        """An image or a finite video behind a URL is read now, a live source is kept for later."""
+        if item.kind == "webcam":
+            reopen = partial(open_webcam, int(item.text))
+            capture = reopen()
         else:
-            answer = ask(place.text, timeout=self._stream.timeout)
-            if answer.picture is not None:
-                yield self._frame(item, decode_image(answer.picture), "image")
+            limits = self._stream
+            answer = ask(item.text, timeout=limits.timeout, total=limits.give_up)
+            if answer.image is not None:
+                yield make(decode_image(answer.image), "image", frames=1)
                 return
-            capture = open_url(answer.url, timeout=self._stream.timeout)
-            reopen = partial(_reopen, place.text, self._stream.timeout)
+            capture = open_url(answer.url, timeout=limits.timeout)
+            reopen = partial(_reopen, item.text, limits)
         if capture.frames is not None:
-            yield from self._video(item, capture)
+            yield from self._video(make, item, capture)
             return
         stream = LiveStream(
             capture,
@@ -206,35 +182,34 @@ class Sources:
             self._stream,
             stride=self._stride,
             changed=self._changed,
-            report=lambda line: self._report(f"{place.label}: {line}"),
+            report=lambda line: self._report(f"{item.label}: {line}"),
         )
-        self._live.append((item, stream))
+        self._live.append((make, item, stream))
 
     def _streams(self) -> Iterator[Frame]:
         """The newest frame of each live stream in turn, until all are lost."""
         waiting = list(self._live)
         while waiting:
             with self._changed:
-                self._changed.wait_for(lambda: any(s.ready for _, s in waiting), timeout=WAKE)
+                self._changed.wait_for(lambda: any(s.ready for *_, s in waiting), timeout=WAKE)
             for entry in tuple(waiting):
-                item, stream = entry
+                make, item, stream = entry
                 newest = stream.take()
                 if newest is not None:
                     image, number = newest
-                    yield self._frame(
-                        item, image, "stream", number=number, frames=None, fps=stream.fps
-                    )
+                    yield make(image, "stream", number=number, fps=stream.fps)
                 elif stream.lost is not None:
                     waiting.remove(entry)
-                    self._fail(self.places[item - 1].label, stream.lost, lost=True)
+                    self._fail(item.label, stream.lost, lost=True)
 
 
-def _read_picture(path: Path) -> np.ndarray:
+def _read_image(path: Path) -> np.ndarray:
     data = read_bytes(path)
     if image_format(data) == "GIF" and path.suffix.lower() != ".gif":
         raise ImageError("GIF data under another name")
     return decode_image(data)
 
 
-def _reopen(url: str, timeout: float) -> Capture:
-    return open_url(ask(url, timeout=timeout).url, timeout=timeout)
+def _reopen(url: str, limits: StreamConfig) -> Capture:
+    answer = ask(url, timeout=limits.timeout, total=limits.give_up)
+    return open_url(answer.url, timeout=limits.timeout)

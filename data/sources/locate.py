@@ -9,31 +9,17 @@ from pathlib import Path
 
 from data.sources.urls import check_url, public
 from utils.errors import UserError
-from utils.images import IMAGE_SUFFIXES
+from utils.images import IMAGE_SUFFIXES, cause_of
 
-PICTURE_SUFFIXES = IMAGE_SUFFIXES | {".gif"}  # of a GIF the first picture
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".asf",
-        ".avi",
-        ".flv",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".ts",
-        ".webm",
-        ".wmv",
-    }
-)
+STILL_SUFFIXES = IMAGE_SUFFIXES | {".gif"}  # the first image of a GIF
+VIDEO_SUFFIXES = frozenset({".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4"})
+VIDEO_SUFFIXES |= {".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 LIST_SUFFIX = ".txt"
 NAMED = 5  # unknown files named in one line
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceItem:
     """One thing to read: its kind is 'image', 'video', 'url' or 'webcam'."""
 
     kind: str
@@ -50,38 +36,37 @@ class Place:
 
 def resolve(
     values: Sequence[str], report: Callable[[str], None]
-) -> tuple[tuple[Place, ...], tuple[tuple[str, str], ...]]:
-    """Source texts -> (places, bad ones as (label, cause)).
+) -> tuple[tuple[SourceItem, ...], tuple[tuple[str, str], ...]]:
+    """Source texts -> (items, bad ones as (label, cause)).
 
     A single bad value raises UserError; among several, or within a list file, it is only one of the
     bad ones.  `report` gets one line about files of unknown kind in a folder.
     """
-    places: list[Place] = []
+    items: list[SourceItem] = []
     bad: list[tuple[str, str]] = []
     for value in values:
         try:
-            if _is_list(value):
-                _add_list(Path(value), places, bad, report)
+            if value.lower().endswith(LIST_SUFFIX) and "://" not in value and _is_file(Path(value)):
+                _add_list(Path(value), items, bad, report)
             else:
-                places += _expand(value, report)
+                items += _expand(value, report)
         except UserError as error:
             if len(values) == 1:
                 raise
-            bad.append(_split(value, error))
-    return tuple(places), tuple(bad)
+            label = public(value)
+            bad.append((label, str(error).removeprefix(f"{label}: ")))
+    return tuple(items), tuple(bad)
 
 
-def _split(value: str, error: UserError) -> tuple[str, str]:
-    label = public(value)
-    return label, str(error).removeprefix(f"{label}: ")
-
-
-def _is_list(value: str) -> bool:
-    return value.lower().endswith(LIST_SUFFIX) and "://" not in value and Path(value).is_file()
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise UserError(f"{path}: {cause_of(path, error)}") from error
 
 
 def _add_list(
-    path: Path, places: list[Place], bad: list[tuple[str, str]], report: Callable[[str], None]
+    path: Path, items: list[SourceItem], bad: list[tuple[str, str]], report: Callable[[str], None]
 ) -> None:
     """Each line of a list file; relative paths start at its folder, or else at the current one."""
     try:
@@ -90,16 +75,15 @@ def _add_list(
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    lines = [line.strip() for line in lines]
-    if not any(lines):
+    if not any(map(str.strip, lines)):
         raise UserError(f"{path}: the list is empty; it holds one path or URL per line")
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(map(str.strip, lines), 1):
         if not line:
             continue
-        beside = path.parent / line
-        text = str(beside) if "://" not in line and _exists(beside) else line
         try:
-            places += _expand(text, report)  # a list within a list is of no known kind
+            nearby = path.parent / line
+            text = str(nearby) if "://" not in line and _exists(nearby) else line
+            items += _expand(text, report)  # a list within a list is of no known kind
         except UserError as error:
             bad.append((f"{path}:{number}", str(error)))
 
@@ -107,61 +91,60 @@ def _add_list(
 def _exists(path: Path) -> bool:
     try:
         return path.exists() or path.is_symlink()
-    except OSError:  # a name too long, a loop of links
+    except OSError:  # a name too long, a loop of links, a folder that may not be read
         return False
 
 
-def _expand(value: str, report: Callable[[str], None]) -> list[Place]:
+def _expand(value: str, report: Callable[[str], None]) -> list[SourceItem]:
     if "://" in value:
         check_url(value)
-        return [Place("url", value)]
+        return [SourceItem("url", value)]
     if value.isdecimal():
-        return [Place("webcam", value)]
-    path = Path(value)
+        return [SourceItem("webcam", value)]
+    try:
+        return _expand_path(Path(value), report)
+    except OSError as error:
+        raise UserError(f"{value}: {cause_of(Path(value), error)}") from error
+
+
+def _expand_path(path: Path, report: Callable[[str], None]) -> list[SourceItem]:
     if path.is_dir():
-        return _folder(path, report)
-    if _exists(path):
+        entries = sorted(path.iterdir())
+        folders = {entry for entry in entries if entry.is_dir()}
+        files = [entry for entry in entries if entry not in folders]
+        if any(map(_kind, files)):
+            return _files(files, str(path), report)
+        hint = f"; {len(folders)} folders in it are not searched" if folders else ""
+        raise UserError(f"{path}: no images or videos in this folder ({_known()}){hint}")
+    if path.exists() or path.is_symlink():
         kind = _kind(path)
         if kind is None:
-            raise UserError(f"{value}: of no known kind ({_known()})")
-        return [Place(kind, value)]
-    if any(char in value for char in "*?["):
-        found = [Path(name) for name in sorted(glob.glob(value, recursive=True))]  # noqa: PTH207  Path.glob takes no absolute pattern
+            raise UserError(f"{path}: of no known kind ({_known()})")
+        return [SourceItem(kind, str(path))]
+    if any(char in str(path) for char in "*?["):
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  Path.glob takes no absolute pattern
         files = [item for item in found if not item.is_dir()]
         if not files:
-            raise UserError(f"{value}: no file matches this pattern")
-        return _files(files, value, report)
-    raise UserError(f"{value}: no such file or folder")
-
-
-def _folder(path: Path, report: Callable[[str], None]) -> list[Place]:
-    try:
-        entries = sorted(path.iterdir())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    folders = [entry for entry in entries if entry.is_dir()]
-    files = [entry for entry in entries if entry not in set(folders)]
-    if any(_kind(entry) for entry in files):
+            raise UserError(f"{path}: no file matches this pattern")
         return _files(files, str(path), report)
-    hint = f"; {len(folders)} folders in it are not searched" if folders else ""
-    raise UserError(f"{path}: no images or videos in this folder ({_known()}){hint}")
+    raise UserError(f"{path}: no such file or folder")
 
 
-def _files(files: Sequence[Path], where: str, report: Callable[[str], None]) -> list[Place]:
+def _files(files: Sequence[Path], where: str, report: Callable[[str], None]) -> list[SourceItem]:
     kinds = [(path, _kind(path)) for path in files]
     unknown = [path.name for path, kind in kinds if kind is None]
     if unknown:
         names = ", ".join(unknown[:NAMED]) + (", ..." if len(unknown) > NAMED else "")
         report(f"{where}: {len(unknown)} files of other kinds are left out ({names})")
-    return [Place(kind, str(path)) for path, kind in kinds if kind is not None]
+    return [SourceItem(kind, str(path)) for path, kind in kinds if kind is not None]
 
 
 def _kind(path: Path) -> str | None:
     suffix = path.suffix.lower()
-    if suffix in PICTURE_SUFFIXES:
+    if suffix in STILL_SUFFIXES:
         return "image"
     return "video" if suffix in VIDEO_SUFFIXES else None
 
 
 def _known() -> str:
-    return " ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))
+    return " ".join(sorted(STILL_SUFFIXES | VIDEO_SUFFIXES))

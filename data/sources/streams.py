@@ -14,15 +14,15 @@ from data.sources.capture import Capture, CaptureError
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Seconds: to wait for a connection or a frame, and to go on trying once frames stop."""
+    """Seconds: to wait for a connection or a frame, and to retry after frames stop."""
 
     timeout: float = 5.0
     give_up: float = 30.0
     first_delay: float = 0.5  # between two attempts; doubled each time
-    longest_delay: float = 8.0
+    max_delay: float = 8.0
 
     def __post_init__(self) -> None:
-        for name in ("timeout", "give_up", "first_delay", "longest_delay"):
+        for name in ("timeout", "give_up", "first_delay", "max_delay"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"StreamConfig.{name} must be positive, got {getattr(self, name)}")
 
@@ -94,18 +94,18 @@ class LiveStream:
             if self._read_one():
                 last, delay = time.monotonic(), self._config.first_delay
                 if away:
-                    self._report("connected again")
+                    self._report("reconnected")
                 away = False
                 continue
             self._capture.release()
             if not away:
-                self._report(f"connection lost; trying again for {self._config.give_up:g} s")
+                self._report(f"connection lost; retrying for {self._config.give_up:g} s")
             away = True
             left = last + self._config.give_up - time.monotonic()
             if left <= 0:
                 return f"lost for {self._config.give_up:g} s, given up: {cause}"
             self._stop.wait(min(delay, left))
-            delay = min(delay * 2, self._config.longest_delay)
+            delay = min(delay * 2, self._config.max_delay)
             try:
                 self._capture = self._reopen()
             except CaptureError as error:

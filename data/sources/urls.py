@@ -6,7 +6,11 @@ import base64
 import email.message
 import http.client
 import ipaddress
+import queue
 import socket
+import ssl
+import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,19 +19,20 @@ from typing import IO
 
 from data.sources.capture import CaptureError
 from utils.errors import UserError, nearest
-from utils.images import MAX_BYTES
 
 SCHEMES = ("http", "https", "rtsp", "rtsps")
 PORTS = {"rtsp": 554, "rtsps": 322}
 UNAUTHORIZED = 401  # cameras ask for digest authentication, which the video library knows
+MAX_IMAGE_BYTES = 128 << 20  # of one image behind a URL
+PLAYLISTS = ("mpegurl", "dash+xml")  # in content types
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a URL turned out to be: where to read it, and the bytes if it is one picture."""
+    """What a URL turned out to be: where to read it, and the bytes if it is one image."""
 
     url: str
-    picture: bytes | None = None
+    image: bytes | None = None
 
 
 def check_url(url: str) -> None:
@@ -55,25 +60,41 @@ def public(url: str) -> str:
     return head + separator + authority.rpartition("@")[2] + slash + path
 
 
-def ask(url: str, *, timeout: float) -> Answer:
+def ask(url: str, *, timeout: float, total: float) -> Answer:
     """Connect to `url` once and follow its redirects under the rules of `_Redirects`.
 
-    Raises CaptureError when the host does not answer within `timeout` seconds, refuses, or
-    redirects to a forbidden place.
+    Raises CaptureError when the host does not answer within `timeout` seconds, when an image is not
+    complete after `total` seconds, and when the host refuses or redirects to a forbidden address.
     """
+    answers: queue.SimpleQueue[Answer | CaptureError] = queue.SimpleQueue()
+    deadline = time.monotonic() + total + 1  # when the thread ends, with nobody listening
+    # in a thread, since every byte of a slow answer would start the socket's timeout anew
+    work = threading.Thread(
+        target=lambda: answers.put(_try(url, timeout, deadline)), daemon=True, name="URL"
+    )
+    work.start()
+    try:
+        answer = answers.get(timeout=total)
+    except queue.Empty:
+        raise CaptureError(f"not complete within {total:g} s") from None
+    if isinstance(answer, CaptureError):
+        raise answer
+    return answer
+
+
+def _try(url: str, timeout: float, deadline: float) -> Answer | CaptureError:
     try:
         if urllib.parse.urlsplit(url).scheme.lower() in PORTS:
-            return _knock(url, timeout)
-        return _get(url, timeout)
+            return _describe(url, timeout)
+        return _get(url, timeout, deadline)
+    except CaptureError as error:
+        return error
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == UNAUTHORIZED:
-            return Answer(url)
-        raise CaptureError(f"HTTP {error.code} {error.reason}") from error
-    except urllib.error.URLError as error:
-        raise CaptureError(_cause(error.reason)) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise CaptureError(_cause(error)) from error
+        refused = CaptureError(f"HTTP {error.code} {error.reason}")
+        return Answer(url) if error.code == UNAUTHORIZED else refused
+    except Exception as error:  # whatever a foreign server makes the libraries raise
+        return CaptureError(_cause(getattr(error, "reason", error)))
 
 
 def _cause(reason: object) -> str:
@@ -82,14 +103,30 @@ def _cause(reason: object) -> str:
     return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
 
 
-def _knock(url: str, timeout: float) -> Answer:
+def _describe(url: str, timeout: float) -> Answer:
+    """Ask an RTSP server for the stream: FFmpeg would follow a redirect to any host."""
     parts = urllib.parse.urlsplit(url)
-    port = parts.port or PORTS[parts.scheme.lower()]
-    socket.create_connection((parts.hostname or "", port), timeout).close()
+    scheme, host = parts.scheme.lower(), parts.hostname or ""
+    connection = socket.create_connection((host, parts.port or PORTS[scheme]), timeout)
+    if scheme == "rtsps":
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # cameras sign their certificates themselves
+        connection = context.wrap_socket(connection, server_hostname=host)
+    request = f"DESCRIBE {public(url)} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\n\r\n"
+    with connection, connection.makefile("rb") as reply:
+        connection.sendall(request.encode())
+        status = reply.readline(1000).split()
+        headers = http.client.parse_headers(reply)
+    if status[1:2] and status[1].startswith(b"3"):
+        target = urllib.parse.urlsplit(headers.get("Location", "")).hostname or "another address"
+        raise CaptureError(
+            f"redirects to {target}, which RTSP may not; give that URL itself if it is meant"
+        )
     return Answer(url)
 
 
-def _get(url: str, timeout: float) -> Answer:
+def _get(url: str, timeout: float, deadline: float) -> Answer:
     parts = urllib.parse.urlsplit(url)
     request = urllib.request.Request(public(url), headers={"User-Agent": "FeatherDet"})
     if parts.username is not None:
@@ -99,12 +136,24 @@ def _get(url: str, timeout: float) -> Answer:
     opener = urllib.request.build_opener(_Redirects(parts.hostname or ""))
     with opener.open(request, timeout=timeout) as response:
         final = response.geturl()
+        if any(kind in response.headers.get_content_type() for kind in PLAYLISTS):
+            raise CaptureError("is a playlist, which may name any host; give the stream's own URL")
         if response.headers.get_content_maintype() == "image":
-            data = response.read(MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
-                raise CaptureError(f"more than {MAX_BYTES} bytes are not read")
-            return Answer(final, data)
+            return Answer(final, _read_image(response, deadline))
     return Answer(url if final == public(url) else final)
+
+
+def _read_image(response: http.client.HTTPResponse, deadline: float) -> bytes:
+    data = bytearray()
+    size = int(response.headers.get("Content-Length") or 0)
+    while max(len(data), size) <= MAX_IMAGE_BYTES:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        part = response.read1(1 << 16)
+        if not part:
+            return bytes(data)
+        data += part
+    raise CaptureError(f"more than {MAX_IMAGE_BYTES} bytes are not read")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -129,6 +178,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         """The request to follow, or CaptureError."""
+        fp.close()
         parts = urllib.parse.urlsplit(newurl)
         if parts.scheme.lower() not in {"http", "https"}:
             raise CaptureError(f"redirects to {parts.scheme}://, which is refused")

@@ -13,11 +13,12 @@ from typing import IO
 import cv2
 import numpy as np
 
-from data.sources.frames import Frame, to_stderr
+from data.sources.frames import Frame
 from engine.predict.predictor import Result
 from utils.drawing import write_image
 from utils.errors import UserError
 from utils.paths import new_run_dir
+from utils.terminal import warn
 
 # Copies keep their format; the rest (.gif) becomes JPEG.
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -62,7 +63,7 @@ class Outputs:
         *,
         inputs: Sequence[Path] = (),
         exist_ok: bool = False,
-        report: Callable[[str], None] = to_stderr,
+        report: Callable[[str], None] = warn,
     ) -> None:
         self.folder: Path | None = None
         self._place = (project, name, exist_ok)

@@ -24,7 +24,7 @@ from data.sources.streams import StreamConfig
 from data.sources.urls import check_url, public
 from utils.errors import SourceLostError, UserError
 
-QUICK = StreamConfig(timeout=1.0, give_up=2.0, first_delay=0.05, longest_delay=0.2)
+QUICK = StreamConfig(timeout=1.0, give_up=2.0, first_delay=0.05, max_delay=0.2)
 
 
 def picture(path: Path, value: int = 90, size: tuple[int, int] = (12, 16)) -> Path:
@@ -171,6 +171,54 @@ def test_no_source_at_all():
         Sources([])
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".txt", "x" * 300 + "*", "d/" * 2500])
+def test_a_name_too_long_is_named(tmp_path, name):
+    good = picture(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match=r"xxx|d/d"):
+        Sources(name)
+    (tmp_path / "list.txt").write_text(f"{name}\n{good}\n", encoding="utf-8")
+    for read in (Read([name, str(good)]), Read(str(tmp_path / "list.txt"))):
+        assert names(read) == ["a.jpg"]
+        assert len(read.problems) == 1
+
+
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Without root's right to read everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_what_may_not_be_read_is_named_and_passed_over(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("open") / "in"
+    for part in (folder.parent.parent.parent, folder.parent.parent, folder.parent):
+        part.chmod(0o755)
+    for name in ("closed", "locked", "listed"):
+        (folder / name).mkdir(parents=True)
+        picture(folder / name / "a.jpg")
+    picture(folder / "a.jpg").chmod(0)
+    video(folder / "b.avi", 2).chmod(0)
+    (folder / "list.txt").write_text("a.jpg\n", encoding="utf-8")
+    (folder / "list.txt").chmod(0)
+    good = picture(folder / "good.png")
+    (folder / "closed").chmod(0)
+    (folder / "locked").chmod(0o444)  # its names can be read, nothing behind them
+    bad = ["a.jpg", "b.avi", "list.txt", "closed", "closed/a.jpg", "closed/*.jpg", "locked"]
+    values = [str(folder / name) for name in bad]
+    with ordinary_user():
+        read = Read([*values, str(good)])
+    (folder / "closed").chmod(0o755)
+    (folder / "locked").chmod(0o755)
+    assert names(read) == ["good.png"]
+    assert sorted(p.label for p in read.sources.problems) == sorted(values)
+
+
 # bad images
 
 
@@ -305,6 +353,14 @@ def test_a_play_list_named_mp4_reaches_nothing_else(tmp_path):
         assert server.asked == []
 
 
+def test_a_list_of_files_named_mp4_plays_no_other_file(tmp_path):
+    video(tmp_path / "secret.avi", 5)
+    (tmp_path / "a.mp4").write_text("ffconcat version 1.0\nfile secret.avi\n", encoding="utf-8")
+    read = Read(tmp_path / "a.mp4")
+    assert isinstance(read.error, UserError)
+    assert not read.frames
+
+
 def test_the_environment_is_left_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setenv(OPTIONS, "threads;1")
     Read(video(tmp_path / "a.avi", 1))
@@ -414,8 +470,8 @@ def test_stream_drops_comes_back_then_is_lost_for_good():  # D10
     assert len(numbers) >= 10
     assert numbers == sorted(set(numbers))
     assert [line.split(": ")[-1] for line in lines[:2]] == [
-        "connection lost; trying again for 2 s",
-        "connected again",
+        "connection lost; retrying for 2 s",
+        "reconnected",
     ]
     assert sources.problems[0].lost
 
@@ -520,6 +576,94 @@ def test_redirects_lead_into_no_other_private_network(target, allowed):  # S19
             assert server.asked == ["/cam"]
 
 
+@pytest.mark.parametrize("path", ["/list.m3u8", "/live"])
+def test_a_play_list_behind_a_url_reaches_no_other_host(path):
+    with serve({"/secret.ts": b"x"}) as other:
+        lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:5", "#EXTINF:5,", other.url("/secret.ts")]
+        files = {path: "\n".join([*lines, "#EXT-X-ENDLIST", ""]).encode()}
+        with serve(files) as server:
+            read = Read(server.url(path), stream=QUICK)
+        assert isinstance(read.error, UserError)
+        assert other.asked == []
+
+
+def test_rtsp_redirects_are_refused():
+    asked = []
+
+    def answer(server: socket.socket, reply: bytes) -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                asked.append(reply)
+                while connection.recv(4096):
+                    connection.sendall(reply)
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as first,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
+        target = f"rtsp://127.0.0.1:{other.getsockname()[1]}/x"
+        reply = f"RTSP/1.0 302 Moved\r\nCSeq: 1\r\nLocation: {target}\r\n\r\n".encode()
+        for server, text in ((first, reply), (other, b"RTSP/1.0 404 Not Found\r\n\r\n")):
+            threading.Thread(target=answer, args=(server, text), daemon=True).start()
+        read = Read(f"rtsp://127.0.0.1:{first.getsockname()[1]}/cam", stream=QUICK)
+        for server in (first, other):
+            server.shutdown(socket.SHUT_RDWR)
+    assert isinstance(read.error, UserError)
+    assert "redirects to 127.0.0.1" in read.problems[0]
+    assert set(asked) == {reply}
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n"])
+def test_an_image_that_drips_ends_in_time(head):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(head or b"HTTP/1.0 200 OK\r\nX: ")
+                for _ in range(100):
+                    try:
+                        connection.sendall(b"x")
+                    except OSError:
+                        return
+                    time.sleep(0.1)
+
+        threading.Thread(target=drip, daemon=True).start()
+        start = time.monotonic()
+        read = Read(f"http://127.0.0.1:{server.getsockname()[1]}/a.jpg", stream=QUICK)
+    assert time.monotonic() - start < 4
+    assert "not complete within 2 s" in read.problems[0]
+
+
+@pytest.mark.parametrize("length", [b"", b"Content-Length: 1000000000\r\n"])
+def test_a_flood_is_refused_early(length, monkeypatch):
+    monkeypatch.setattr("data.sources.urls.MAX_IMAGE_BYTES", 1 << 20)
+    sent = [0]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def flood() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n" + length)
+                connection.sendall(b"\r\n")
+                while sent[0] < 50 << 20:
+                    try:
+                        sent[0] += connection.send(bytes(1 << 16))
+                    except OSError:
+                        return
+
+        threading.Thread(target=flood, daemon=True).start()
+        read = Read(f"http://127.0.0.1:{server.getsockname()[1]}/a.jpg", stream=QUICK)
+    assert "more than 1048576 bytes" in read.problems[0]
+    assert sent[0] < 20 << 20
+
+
 def test_credentials_are_sent_but_never_shown():
     url = "rtsp://user:pa%40ss@cam.local:554/a@b"
     assert public(url) == "rtsp://cam.local:554/a@b"
@@ -538,7 +682,7 @@ def test_missing_webcam_is_named():
     assert isinstance(read.error, UserError)
 
 
-@pytest.mark.parametrize("field", ["timeout", "give_up", "first_delay", "longest_delay"])
+@pytest.mark.parametrize("field", ["timeout", "give_up", "first_delay", "max_delay"])
 def test_stream_times_must_be_positive(field):
     with pytest.raises(ValueError, match=field):
         StreamConfig(**{field: 0})
