@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.profile.kernels import ACTIVATIONS, BATCH_NORM, KINDS, Kernel, describe
+from models.profile.kernels import ACTIVATIONS, BATCH_NORM, Kernel, describe
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,8 @@ class Cost:
         return dict(Counter(f"aten.{k.name}" for k in self.kernels if k.kind == "other"))
 
     @property
-    def access(self) -> int:
-        """Memory access cost of the convolutions alone, in elements (see Convolution)."""
-        return sum(k.convolution.access for k in self.kernels if k.convolution)
-
-    @property
     def access_bytes(self) -> int:
-        """The same in bytes."""
+        """Memory access cost of the convolutions alone (see Convolution), in bytes."""
         return sum(k.convolution.access * k.itemsize for k in self.kernels if k.convolution)
 
     @property
@@ -80,12 +75,9 @@ class Cost:
         """FLOP per byte; 0 where nothing is moved."""
         return self.flops / self.bytes if self.bytes else 0.0
 
-    def by_kind(self) -> dict[str, int]:
-        """Elements read and written by each of KINDS."""
-        counter = Counter(dict.fromkeys(KINDS, 0))
-        for kernel in self.kernels:
-            counter[kernel.kind] += kernel.elements
-        return dict(counter)
+    def elements_of(self, *kinds: str) -> int:
+        """Read and written by kernels of these kinds."""
+        return sum(kernel.elements for kernel in self.kernels if kernel.kind in kinds)
 
 
 class ShapesOnly(TorchDispatchMode):
@@ -123,8 +115,8 @@ class Recorder(ShapesOnly):
         self._storages: dict[int, weakref.ref] = {}  # of live results
         self._depths: dict[int, int] = {}  # of the part's results, by storage
 
-    def enter(self, label: int | None) -> None:
-        """What follows belongs to this part."""
+    def enter(self, label: int | None, *_: Any) -> None:
+        """What follows belongs to this part; usable as a hook."""
         self._label = label
         self._depths.clear()
         self._update_peak()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -46,11 +46,10 @@ class Part:
 class ModelProfile:
     """Cost of a batch of square images through a model; `outside` is the cost of no row."""
 
+    spec: GraphSpec
     image_size: int
-    batch: int
     rows: tuple[RowProfile, ...]
     outside: Cost
-    unused: tuple[int, ...]  # rows whose output nobody reads
 
     @property
     def params(self) -> int:
@@ -80,10 +79,8 @@ class ModelProfile:
 
     def notes(self) -> list[str]:
         """Unused rows, and operators without a count."""
-        lines = []
-        for index in self.unused:
-            spec = self.rows[index].spec
-            lines.append(f"row {index} ({spec.name or spec.block}) is used by no other row")
+        unused = [(index, self.spec.layers[index]) for index in self.spec.unused_rows()]
+        lines = [f"row {i} ({row.name or row.block}) is used by no other row" for i, row in unused]
         calls = ", ".join(f"{name} ({n} calls)" for name, n in self.cost.uncounted.items())
         return [*lines, f"not counted: {calls}"] if calls else lines
 
@@ -110,31 +107,21 @@ def profile(model: RowGraph, image_size: int = 640, *, batch: int = 1) -> ModelP
     recorder = Recorder()
     shapes: dict[int, tuple[int, int, int]] = {}
 
-    def leave(index: int) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-            recorder.enter(None)
-            if isinstance(output, torch.Tensor) and output.ndim == 4:
-                shapes[index] = (output.shape[1], output.shape[2], output.shape[3])
+    def leave(index: int, _: nn.Module, inputs: Any, output: Any) -> None:
+        recorder.enter(None)
+        if isinstance(output, torch.Tensor) and output.ndim == 4:
+            shapes[index] = (output.shape[1], output.shape[2], output.shape[3])
 
-        return hook
-
-    def enter(index: int) -> Callable[..., None]:
-        return lambda *_: recorder.enter(index)
-
-    handles: list[Any] = []
-    for index, layer in enumerate(model.layers):
-        handles.append(layer.register_forward_pre_hook(enter(index)))
-        handles.append(layer.register_forward_hook(leave(index)))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for index, layer in enumerate(model.layers):
+            hooks.enter_context(layer.register_forward_pre_hook(partial(recorder.enter, index)))
+            hooks.enter_context(layer.register_forward_hook(partial(leave, index)))
         record(model, recorder, (batch, IMAGE_CHANNELS, image_size, image_size))
-    finally:
-        for handle in handles:
-            handle.remove()
     rows = tuple(
         RowProfile(index, spec, parameters(layer), recorder.cost(index), shapes.get(index))
         for index, (spec, layer) in enumerate(zip(model.spec.layers, model.layers, strict=True))
     )
-    return ModelProfile(image_size, batch, rows, recorder.cost(), tuple(model.spec.unused_rows()))
+    return ModelProfile(model.spec, image_size, rows, recorder.cost())
 
 
 def profile_spec(spec: GraphSpec, *, image_size: int, classes: int) -> ModelProfile:

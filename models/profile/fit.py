@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 
@@ -32,7 +31,7 @@ LEVEL_3 = 256  # channels of YOLOv5-l's out3: width 1
 
 @dataclass(frozen=True)
 class Budget:
-    """What a detector may cost: `value` FLOPs, MACs or parameters, of an image of `image_size`."""
+    """Cost that a detector may have: `value` FLOPs, MACs or parameters, at `image_size` pixels."""
 
     kind: str
     value: float
@@ -74,21 +73,21 @@ def read_budget(text: str, *, image_size: int) -> Budget:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A detector of a budget, and how its parts were scaled."""
+    """A detector near a budget, and how its parts were scaled."""
 
     spec: ModelSpec
-    profile: ModelProfile
+    cost: float  # in the budget's kind
+    error: float  # distance from the budget, as a part of the budget
     backbone_width: float  # of the section's own unit: the paper's multiplier, or times as written
     neck_width: float
     neck_depth: float
     skew: float  # how far the neck is out of step with the backbone, as a logarithm
 
     def text(self, budget: Budget) -> str:
-        """One line for people."""
-        cost = budget.cost(self.profile)
+        """One line for the user."""
         return (
             f"--fit {budget.text(budget.value)} at {budget.image_size} px: "
-            f"{budget.text(cost)} ({cost / budget.value - 1:+.1%}) with backbone width "
+            f"{budget.text(self.cost)} ({self.cost / budget.value - 1:+.1%}) with backbone width "
             f"{self.backbone_width:g}, neck width {self.neck_width:g}, neck depth "
             f"{self.neck_depth:g}"
         )
@@ -98,45 +97,39 @@ def fit(draft: Draft, budget: Budget, *, classes: int) -> Fitted:
     """Scale backbone and neck in step, then the neck alone, to within 2 % of the budget.
 
     The backbone's width is the paper's multiplier where its file has one, else all widths times w
-    (multiples of 8); the neck's depth follows its width as YOLOv5's sizes do.  UserError with the
-    nearest reachable cost where none is within 2 %.
+    (multiples of 8); the neck's depth follows its width as YOLOv5's sizes do.  The image size is
+    rounded up to a multiple of the largest stride, as in training.  UserError with the nearest
+    reachable cost where none is within 2 %.
     """
-    follows = _follows_taps(draft)
-    budget = _whole_cells(draft, budget, classes)
-    search = _Search(draft, budget, classes, follows)
-    search.attempt(1.0, 1.0)  # as it is, where that costs what is asked
+    with torch.device("meta"):
+        stride = build_detector(draft.resolve(), classes=classes).max_stride
+    budget = replace(budget, image_size=-(-budget.image_size // stride) * stride)
+    search = _Search(draft, budget, classes, follows=_follows_taps(draft))
+    search.attempt(1.0)  # as it is, where that costs what is asked
     if not search.done():
-        low, high = search.bisect(lambda x: (x, 1.0 if follows else x), SMALLEST, LARGEST)
-        for backbone in (low, high):
+        for backbone in search.bisect(SMALLEST, LARGEST):
             if not search.done():
-                centre = 1.0 if follows else backbone
-                search.bisect(partial(_pair, backbone), centre / NECK_RANGE, centre * NECK_RANGE)
+                centre = 1.0 if search.follows else backbone
+                search.bisect(centre / NECK_RANGE, centre * NECK_RANGE, backbone)
     if not search.done():
-        for factor in (SMALLEST, LARGEST):  # what to say of the ends
-            search.attempt(factor, 1.0 if follows else factor)
+        for factor in (SMALLEST, LARGEST):  # the ends, for the message
+            search.attempt(factor)
     if not search.found:
         raise UserError(f"--fit: {draft.source} cannot be built: {search.cause}")
-    best = search.best()
-    if search.error(best) > TOLERANCE:
-        cost = budget.cost(best.profile)
-        end = "lowest" if cost > budget.value else "highest"
+    # within the tolerance the one most in step, else the nearest
+    best = min(search.found, key=lambda x: (x.error > TOLERANCE, search.done() * x.skew, x.error))
+    if best.error > TOLERANCE:
+        end = "lowest" if best.cost > budget.value else "highest"
         raise UserError(
             f"--fit {budget.text(budget.value)}: {draft.source} cannot be fitted at "
-            f"{budget.image_size} px; the {end} reachable cost is {budget.text(cost)}"
+            f"{budget.image_size} px; the {end} reachable cost is {budget.text(best.cost)}"
         )
     return best
 
 
-def _whole_cells(draft: Draft, budget: Budget, classes: int) -> Budget:
-    """The budget at a size that is a multiple of the largest stride, as training rounds it up."""
-    with torch.device("meta"):
-        stride = build_detector(draft.resolve(), classes=classes).max_stride
-    return replace(budget, image_size=-(-budget.image_size // stride) * stride)
-
-
 @dataclass
 class _Search:
-    """What was tried, and how near it came."""
+    """Attempts at a budget so far."""
 
     draft: Draft
     budget: Budget
@@ -146,40 +139,33 @@ class _Search:
     cause: str = ""  # why the last one could not be built
 
     def done(self) -> bool:
-        """Whether something is within the tolerance."""
-        return any(self.error(item) <= TOLERANCE for item in self.found)
+        """Whether one is within the tolerance."""
+        return any(item.error <= TOLERANCE for item in self.found)
 
-    def best(self) -> Fitted:
-        """Within the tolerance, what keeps backbone and neck most in step; else the nearest."""
-        within = [item for item in self.found if self.error(item) <= TOLERANCE]
-        return min(
-            within or self.found, key=lambda item: (bool(within) * item.skew, self.error(item))
-        )
+    def bisect(self, low: float, high: float, backbone: float | None = None) -> tuple[float, float]:
+        """Where the cost of a factor crosses the budget, bisected on a logarithmic scale.
 
-    def error(self, item: Fitted) -> float:
-        """Distance from the budget, of the budget."""
-        return abs(self.budget.cost(item.profile) / self.budget.value - 1)
-
-    def bisect(
-        self, factors: Callable[[float], tuple[float, float]], low: float, high: float
-    ) -> tuple[float, float]:
-        """Where the cost of `factors(x)` crosses the budget, bisected on a logarithmic scale.
-
+        The factor is that of both parts, or of the neck alone where the `backbone` has its own.
         Ends early where the cost is near enough; what cannot be built counts as too small.
         """
         for _ in range(STEPS):
             middle = math.sqrt(low * high)
-            item = self.attempt(*factors(middle))
-            if item is not None and self.error(item) <= GOOD:
+            item = self.attempt(middle) if backbone is None else self.attempt(backbone, middle)
+            if item is not None and item.error <= GOOD:
                 return middle, middle
-            if item is None or self.budget.cost(item.profile) < self.budget.value:
+            if item is None or item.cost < self.budget.value:
                 low = middle
             else:
                 high = middle
         return low, high
 
-    def attempt(self, backbone: float, neck: float) -> Fitted | None:
-        """Both parts at so many times their widths; None where a block cannot be so narrow."""
+    def attempt(self, backbone: float, neck: float | None = None) -> Fitted | None:
+        """Both parts at these multiples of their widths; None where a block cannot be so narrow.
+
+        Without its own factor the neck stays in step: by itself where its widths follow the taps.
+        """
+        in_step = 1.0 if self.follows else backbone
+        neck = in_step if neck is None else neck
         widths = (
             _rounded(_width(self.draft, ("backbone",)) * backbone),
             _rounded(_width(self.draft, NECK) * neck),
@@ -192,8 +178,10 @@ class _Search:
         except UserError as error:
             self.cause = str(error)
             return None
-        skew = abs(math.log(neck / (1.0 if self.follows else backbone)))
-        self.found.append(Fitted(spec, profile, *widths, depth, skew))
+        cost = self.budget.cost(profile)
+        distance = abs(cost / self.budget.value - 1)
+        skew = abs(math.log(neck / in_step))
+        self.found.append(Fitted(spec, cost, distance, *widths, depth, skew))
         return self.found[-1]
 
 
@@ -210,10 +198,6 @@ def _resized(draft: Draft, backbone: float, neck: float, *, depth: float) -> Dra
         if key in draft.sections
     }
     return replace(draft, sections=sections)
-
-
-def _pair(backbone: float, neck: float) -> tuple[float, float]:
-    return backbone, neck
 
 
 def _rows(draft: Draft, parts: Sequence[str]) -> list[Row]:

@@ -12,6 +12,8 @@ from models.profile.cost import Cost
 from models.profile.counting import ModelProfile
 from models.profile.kernels import Convolution
 
+LIGHT = ("element-wise", "depthwise")  # kernels of few operations per element
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -34,16 +36,12 @@ def findings(cost: Cost) -> Findings:
         groups=_ratio(grouped, [c.ungrouped.access for c in grouped]),
         kernels=len(cost.kernels),
         branches=cost.branches,
-        elementwise=_light_elements(cost) / cost.elements if cost.elements else 0.0,
+        elementwise=cost.elements_of(*LIGHT) / cost.elements if cost.elements else 0.0,
     )
 
 
 def _ratio(convolutions: Sequence[Convolution], best: Sequence[float]) -> float | None:
     return sum(c.access for c in convolutions) / sum(best) if convolutions else None
-
-
-def _light_elements(cost: Cost) -> int:
-    return sum(k.elements for k in cost.kernels if k.kind in {"element-wise", "depthwise"})
 
 
 def sentences(model: ModelProfile) -> tuple[str, str, str, str]:
@@ -64,7 +62,7 @@ def sentences(model: ModelProfile) -> tuple[str, str, str, str]:
             f"the same FLOPs; most {label}, {value:.2f}"
         )
     label, most = max(rows, key=lambda item: item[1].kernels)
-    light = max(model.rows, key=lambda row: _light_elements(row.cost))
+    light = max(model.rows, key=lambda row: row.cost.elements_of(*LIGHT))
     return (
         widths,
         groups,

@@ -20,9 +20,6 @@ from typing import Any
 
 from torch import Tensor
 
-# dense, group and depthwise convolutions; operators that compute each element by itself; windows
-# and means; operators that only move data (concatenation, shuffle, upsampling); unknown ones
-KINDS = ("dense", "group", "depthwise", "linear", "element-wise", "pool", "copy", "other")
 BATCH_NORM = "native_batch_norm"
 ACTIVATIONS = (
     "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "sigmoid", "silu", "tanh",
@@ -116,7 +113,11 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One operator that reads or writes memory; `depth`: its position in the longest chain."""
+    """One operator that reads or writes memory; `depth`: its position in the longest chain.
+
+    Kinds: dense, group and depthwise convolutions; linear; element-wise; pool (windows and means);
+    copy (operators that only move data: concatenation, shuffle, upsampling); other (unknown).
+    """
 
     name: str
     kind: str

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -20,34 +19,39 @@ from utils.errors import UserError
 from utils.terminal import say, warn
 
 
-@dataclass(frozen=True)
-class _Result:
-    name: str
-    spec: GraphSpec
-    profile: ModelProfile
-
-
 def report(options: Any) -> None:
-    """Print the profiles that the parsed `options` name; UserError for a model that cannot be."""
+    """Print the profiles that the parsed `options` ask for, and plot them."""
     results = list(_results(options))
     if options.plot:
         parts = {
-            section: [2 * result.profile.part(section).macs / GIGA for result in results]
+            section: [2 * profile.part(section).macs / GIGA for _, profile in results]
             for section in SECTIONS
         }
-        plot_shares([result.name for result in results], parts, unit="GFLOPs", path=options.plot)
-    _print(results, options)
-    for result in results:
-        for note in result.profile.notes():
-            show = warn if options.json or options.yaml else say
-            show(f"{result.name}: {note}")
+        plot_shares([name for name, _ in results], parts, unit="GFLOPs", path=options.plot)
+    if options.json:
+        plain = [{**item.to_dict(name), "notes": list(item.spec.notes)} for name, item in results]
+        say(json.dumps(plain, indent=2))
+    elif options.yaml:
+        for name, profile in results:
+            say(_yaml(name, profile.spec))
+    elif len(results) == 1 or not (options.backbone or options.neck or options.classify):
+        for name, profile in results:
+            say(row_table(profile))
+            say("; ".join((summary(profile, name), *profile.spec.notes)))
+    else:
+        say(f"at {options.img} px, {options.classes} classes; GFLOPs = 2 GMACs")
+        say(matrix(results))
+    for name, profile in results:
+        for note in profile.notes():
+            (warn if options.json or options.yaml else say)(f"{name}: {note}")
 
 
-def _results(options: Any) -> Iterator[_Result]:
+def _results(options: Any) -> Iterator[tuple[str, ModelProfile]]:
+    """A name for the tables, and the profile; UserError for a model that cannot be built."""
     size, classes = options.img, options.classes
     for name in options.classify:
         spec: GraphSpec = load_classifier(name, classes=classes)
-        yield _Result(name, spec, profile_spec(spec, image_size=size, classes=classes))
+        yield name, profile_spec(spec, image_size=size, classes=classes)
     budget = read_budget(options.fit, image_size=size) if options.fit else None
     several = options.backbone or [None], options.neck or [None]
     for file, backbone, neck in product(options.files, *several):
@@ -59,31 +63,12 @@ def _results(options: Any) -> Iterator[_Result]:
             fitted = fit(draft, budget, classes=classes)
             spec = fitted.spec
             warn(f"{name}: {fitted.text(budget)}")
-        yield _Result(name, spec, profile_spec(spec, image_size=size, classes=classes))
+        yield name, profile_spec(spec, image_size=size, classes=classes)
 
 
-def _print(results: Sequence[_Result], options: Any) -> None:
-    if options.json:
-        plain = [
-            {**result.profile.to_dict(result.name), "notes": list(result.spec.notes)}
-            for result in results
-        ]
-        say(json.dumps(plain, indent=2))
-    elif options.yaml:
-        for result in results:
-            _print_yaml(result)
-    elif len(results) == 1 or not (options.backbone or options.neck or options.classify):
-        for result in results:
-            say(row_table(result.profile))
-            say("; ".join((summary(result.profile, result.name), *result.spec.notes)))
-    else:
-        say(f"at {options.img} px, {options.classes} classes; GFLOPs = 2 GMACs")
-        say(matrix([(item.name, "; ".join(item.spec.notes), item.profile) for item in results]))
-
-
-def _print_yaml(result: _Result) -> None:
-    if not isinstance(result.spec, ModelSpec):
+def _yaml(name: str, spec: GraphSpec) -> str:
+    if not isinstance(spec, ModelSpec):
         raise UserError("--yaml prints detectors; a classifier has no model file")
-    comments = "".join(f"# {line}\n" for line in (result.name, *result.spec.notes))
-    content = result.spec.to_yaml_dict()
-    say(comments + yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
+    comments = "".join(f"# {line}\n" for line in (name, *spec.notes))
+    content = spec.to_yaml_dict()
+    return comments + yaml.safe_dump(content, sort_keys=False, default_flow_style=None)

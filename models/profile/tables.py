@@ -37,14 +37,15 @@ def summary(profile: ModelProfile, model: str) -> str:
     )
 
 
-def matrix(profiles: Sequence[tuple[str, str, ModelProfile]]) -> str:
-    """(name, note, profile) as one line each: parameters and GFLOPs, whole and by part."""
+def matrix(profiles: Sequence[tuple[str, ModelProfile]]) -> str:
+    """(name, profile) as one line each: parameters and GFLOPs, whole and by part."""
     lines = []
-    for name, note, profile in profiles:
+    for name, profile in profiles:
         parts = [profile.part(section) for section in SECTIONS]
         params = [f"{value:,}" for value in (profile.params, *(part.params for part in parts))]
         macs = (profile.macs, *(part.macs for part in parts))
-        lines.append((name, *params, *(f"{2 * value / GIGA:.3f}" for value in macs), note))
+        flops = [f"{2 * value / GIGA:.3f}" for value in macs]
+        lines.append((name, *params, *flops, "; ".join(profile.spec.notes)))
     return _aligned(MATRIX_HEADING, lines)
 
 

@@ -28,7 +28,7 @@ def test_within_two_percent(backbone, neck, text) -> None:
     profile = cost(fitted.spec)
     found = {"gflops": profile.flops, "params": profile.params, "macs": profile.macs}[budget.kind]
     assert abs(found / budget.value - 1) <= TOLERANCE
-    assert found == budget.cost(fitted.profile)
+    assert found == fitted.cost
     name = backbone or "yolov5n"
     note = f"backbone {name} at width {fitted.backbone_width:g}, not published"
     assert fitted.spec.notes == (note,)

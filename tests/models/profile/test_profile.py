@@ -183,7 +183,7 @@ class TestDetector:
         result = profile_file(name, image_size=320, classes=3)
         assert result.cost.uncounted == {}
         assert result.outside.macs == 0
-        assert result.unused == ()
+        assert result.spec.unused_rows() == []
         assert result.notes() == []
 
     def test_model_is_left_as_it_was(self) -> None:
@@ -221,7 +221,7 @@ class TestDetector:
             "  - [[-1], 1, Detect, [nc, anchors]]\n"
         )
         result = profile_file(str(file), image_size=64, classes=2)
-        assert result.unused == (1,)
+        assert result.spec.unused_rows() == [1]
         assert result.notes() == ["row 1 (forgotten) is used by no other row"]
 
 
