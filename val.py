@@ -10,9 +10,7 @@ from utils.errors import run_script
 def main(argv: list[str] | None = None) -> int:
     """Parse `argv` (sys.argv by default), evaluate, return 0."""
     config = parse(ValConfig, argv, prog="val.py", description=__doc__ or "")
-    from engine.evaluate.run import (
-        run,  # imports torch: --help and a typing mistake need not wait for it
-    )
+    from engine.evaluate.run import run  # imports torch: --help need not wait for it
 
     run(config)
     return 0

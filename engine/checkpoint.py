@@ -116,8 +116,9 @@ def load_detector(
 ) -> Detector:
     """The detector of a FeatherDet or genuine YOLOv5 checkpoint, whole, in eval mode, on `device`.
 
+    The weights are channels_last, as the images are, so that no forward pass converts them.
     Every tensor is loaded, or UserError lists what does not fit; weights that are not finite are
-    refused. With `fuse` the BatchNorms are folded into the convolutions.
+    refused.  With `fuse` the BatchNorms are folded into the convolutions.
     """
     path = Path(weights)
     content = _own_content(path)
@@ -125,7 +126,7 @@ def load_detector(
     require_finite(model.state_dict(), str(path))
     if fuse:
         model.fuse()
-    return model.to(device).eval()
+    return model.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def transfer(model: Detector, weights: str | Path) -> TransferReport:

@@ -78,6 +78,13 @@ class Detector(RowGraph):
                     part.eps = epsilon
         self.spec = replace(self.spec, layers=tuple(layers))
 
+    def to_half(self) -> Detector:
+        """Weights in float16, for inference; decoding stays in float32, with exact anchors."""
+        anchors = self.head.anchors
+        self.half()
+        self.head.anchors = anchors
+        return self
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images in [0, 1] -> raw maps; see the class."""
         raw: list[Tensor] = self._run(self._normalised(images), {})

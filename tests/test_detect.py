@@ -277,7 +277,7 @@ def test_data_gives_the_names(call, tmp_path):
     )
     code, _, err = call("--source", a, "--nosave", "--data", "two.yaml")
     assert code == 2
-    assert "2 class names given, the model knows 3" in err
+    assert "2 class names given, the model has 3" in err
 
 
 @pytest.mark.parametrize(

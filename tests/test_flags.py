@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from detect import DetectConfig
 from engine.evaluate.config import ValConfig
+from engine.predict.config import DetectConfig
 from utils.config import parse
 
 VAL = [

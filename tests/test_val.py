@@ -157,7 +157,7 @@ def test_study(small, tmp_path, capsys):
     assert [int(row["size"]) for row in rows] == [64, 96]
     assert all(float(row["inference ms"]) > 0 for row in rows)
     assert cv2.imread(str(tmp_path / "runs" / "exp" / "study.png")) is not None
-    assert "90 is no multiple of the stride 32: 96 used" in capsys.readouterr().err
+    assert "90 is not a multiple of the stride 32: 96 is used" in capsys.readouterr().err
 
 
 def test_single_class_of_a_model_with_three(small, tmp_path):

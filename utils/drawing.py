@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import cv2
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
@@ -115,15 +115,16 @@ def draw_boxes(
     for row in [] if hide_labels else reversed(order):  # the best ones have the first choice
         text = _text(classes[row], names, None if values is None or hide_conf else values[row])
         patch = _fitting_label(text, color(classes[row]), font_size, image.shape[1])
-        place = _place(patch, pixels[row], line // 2, taken, (image.shape[0], image.shape[1]))
-        taken = np.vstack((taken, place))
-        left, top, right, bottom = place
+        left, top, right, bottom = _position(
+            patch, pixels[row], line // 2, taken, (image.shape[0], image.shape[1])
+        )
+        taken = np.vstack((taken, (left, top, right, bottom)))
         canvas[top:bottom, left:right] = patch[: bottom - top, : right - left]
     return canvas
 
 
 def _whole(boxes: np.ndarray, height: int, width: int) -> list[Pixels]:
-    """Boxes as pixels of the image; what is not finite collapses to the border."""
+    """Boxes as pixels of the image; what is not finite goes to the border."""
     limits = np.array([width - 1, height - 1, width - 1, height - 1])
     rows = np.clip(np.nan_to_num(np.round(boxes), nan=0, posinf=1e9, neginf=0), 0, limits)
     return [(int(a), int(b), int(c), int(d)) for a, b, c, d in rows]
@@ -146,36 +147,35 @@ def _fitting_label(text: str, shade: Color, font_size: int, width: int) -> np.nd
     return patch
 
 
-def _place(
+def _position(
     patch: np.ndarray, box: Pixels, outer: int, taken: np.ndarray, shape: tuple[int, int]
 ) -> Pixels:
     """Where a label goes: above the box if that is inside the image and free of other labels.
 
-    Else inside its top, below it, or at its right end; the place that hides least of `taken`.
+    Else inside its top, below it, or at its right end; the position that hides least of `taken`.
     """
     height, width = shape
     rows, columns = min(patch.shape[0], height), min(patch.shape[1], width)
     above, inside, below = box[1] - outer - rows, box[1], box[3] + outer + 1
     left, right = box[0] - outer, box[2] + outer + 1 - columns
-    best, least = (0, 0, columns, rows), math.inf
+    best, min_hidden = (0, 0, columns, rows), math.inf
     for x, y in ((left, above), (left, inside), (left, below), (right, above), (right, inside)):
         if not (0 <= y <= height - rows) and y != inside:
             continue
         x, y = min(max(x, 0), width - columns), min(max(y, 0), height - rows)
-        place = (x, y, x + columns, y + rows)
-        low, high = np.maximum(taken[:, :2], place[:2]), np.minimum(taken[:, 2:], place[2:])
+        area = (x, y, x + columns, y + rows)
+        low, high = np.maximum(taken[:, :2], area[:2]), np.minimum(taken[:, 2:], area[2:])
         hidden = float((high - low).clip(min=0).prod(1).sum())
-        if hidden < least:
-            best, least = place, hidden
+        if hidden < min_hidden:
+            best, min_hidden = area, hidden
     return best
 
 
 @lru_cache(maxsize=512)
 def _label(text: str, font_size: int, shade: Color) -> np.ndarray:
     """The filled label box with its text: (h, w, 3) uint8, never to be written to."""
-    fonts = {_font_for(char) for char in text if _font_for(char) is not None}
-    name = next((font for font in fonts if font != _latin()), None) or _latin()
-    font = _font(name, font_size)
+    fonts = [font for font in map(_font_for, text) if font not in {None, _latin()}]
+    font = _font((fonts[0] if fonts else None) or _latin(), font_size)
     ascent, descent = font.getmetrics()
     margin = max(font_size // 5, 2)
     size = (math.ceil(font.getlength(text)) + 2 * margin, ascent + descent + margin // 2)
@@ -186,8 +186,11 @@ def _label(text: str, font_size: int, shade: Color) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _latin() -> str:
-    """DejaVu Sans (Latin, Cyrillic, Greek and more), which matplotlib brings along."""
-    return str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    """DejaVu Sans (Latin, Cyrillic, Greek and more) of matplotlib, which is not imported."""
+    package = importlib.util.find_spec("matplotlib")
+    assert package is not None
+    assert package.origin is not None
+    return str(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 @lru_cache(maxsize=64)

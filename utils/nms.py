@@ -1,14 +1,15 @@
-"""Non-maximum suppression of decoded maps."""
+"""Non-maximum suppression of decoded boxes, the same rows on every device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torchvision
 from torch import Tensor
-from torchvision.ops import batched_nms
 
-from utils.structures import Decoded, Detections
+from utils.structures import Detections
 
 MAX_CANDIDATES = 30_000  # by score, before suppression; YOLOv5's limit
 FIRST_CANDIDATES = 2_000  # enough to fill max_det on most images
@@ -34,17 +35,21 @@ class NmsConfig:
 
 
 @torch.no_grad()
-def nms(decoded: Decoded, config: NmsConfig) -> list[Detections]:
+def nms(boxes: Tensor, scores: Tensor, config: NmsConfig) -> list[Detections]:
     """Suppress overlapping boxes class by class -> one `Detections` per image, network pixels.
 
-    Every (box, class) pair over `conf` is a candidate (with `multi_label` off only the best class
-    of a box); at most 30,000 by score enter, at most `max_det` leave, best first.  Nothing depends
-    on the clock or on the other images of the batch.
+    `boxes` (B, N, 4) xyxy network pixels and `scores` (B, N, classes) in [0, 1] are what a head
+    decodes.  Every (box, class) pair over `conf` is a candidate (with `multi_label` off only the
+    best class of a box); at most 30,000 by score enter, at most `max_det` leave, best first.
+    Nothing depends on the clock, the device or the other images of the batch.
     """
-    return [
-        _one(boxes, scores, config)
-        for boxes, scores in zip(decoded.boxes, decoded.scores, strict=True)
-    ]
+    return [_one(*image, config) for image in zip(boxes, scores, strict=True)]
+
+
+def non_finite(boxes: Tensor, scores: Tensor) -> list[int]:
+    """The images of a decoded batch with a box or score that is not finite."""
+    sums = boxes.sum((1, 2)) + scores.sum((1, 2))
+    return [row for row, finite in enumerate(sums.isfinite().tolist()) if not finite]
 
 
 def _one(boxes: Tensor, scores: Tensor, config: NmsConfig) -> Detections:
@@ -66,14 +71,21 @@ def _one(boxes: Tensor, scores: Tensor, config: NmsConfig) -> Detections:
 
 
 def _suppress(boxes: Tensor, score: Tensor, groups: Tensor, config: NmsConfig) -> Tensor:
-    """Rows kept of candidates sorted by score, best first, at most `max_det`.
+    """Indices kept of candidates sorted by score, best first, at most `max_det`.
 
-    Greedy suppression never looks at a worse box to judge a better one, so that the best candidates
-    alone give the first rows exactly; more are taken only while these do not fill `max_det`.
+    Each group is moved to a place of its own, in float64: torchvision's batched_nms moves in
+    float32, which blurs high classes by whole hundredths of a pixel, and only up to a number of
+    boxes that is another one on each device.  Greedy suppression never uses a worse box to decide
+    on a better one, so the best candidates alone give the first rows exactly; more are taken only
+    while these do not fill `max_det`.
     """
+    apart = boxes.double()
+    if len(boxes):
+        apart = apart + (groups * (apart.max() - apart.min() + 1))[:, None]
+    iou = float(np.float32(config.iou))  # what the CUDA kernel compares with
     count = min(FIRST_CANDIDATES, len(score))
     while True:
-        kept = batched_nms(boxes[:count], score[:count], groups[:count], config.iou)
+        kept = torchvision.ops.nms(apart[:count], score[:count].double(), iou)
         if len(kept) >= config.max_det or count == len(score):
             return kept[: config.max_det]
         count = min(count * 4, len(score))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Targets:
-    """The true boxes of a batch."""
+    """The ground-truth boxes of a batch."""
 
     image_index: Tensor  # (M,) int64, row of the batch
     labels: Tensor  # (M,) int64
@@ -35,14 +36,6 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """What a head says of a batch, before non-maximum suppression."""
-
-    boxes: Tensor  # (B, N, 4) xyxy network pixels
-    scores: Tensor  # (B, N, classes) in [0, 1]
-
-
-@dataclass(frozen=True)
 class Detections:
     """The detections of one image, best first."""
 
@@ -53,19 +46,14 @@ class Detections:
     def __len__(self) -> int:
         return int(self.labels.shape[0])
 
-    def cpu(self) -> Detections:
-        """The same detections in main memory."""
-        return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())
-
     def with_boxes(self, boxes: Tensor) -> Detections:
-        """The same detections at other places, e.g. after `Letterbox.to_image`."""
+        """The same detections with other boxes, e.g. after `Letterbox.to_image`."""
         return Detections(boxes, self.scores, self.labels)
 
     @staticmethod
-    def empty(device: torch.device | str = "cpu") -> Detections:
-        """No detections."""
-        return Detections(
-            torch.zeros(0, 4, device=device),
-            torch.zeros(0, device=device),
-            torch.zeros(0, dtype=torch.int64, device=device),
-        )
+    def to_cpu(images: Sequence[Detections]) -> list[Detections]:
+        """The same detections in main memory, by one copy for all images."""
+        columns = [(item.boxes, item.scores[:, None], item.labels[:, None]) for item in images]
+        together = torch.cat([torch.cat([part.float() for part in row], 1) for row in columns])
+        rows = together.cpu().split([len(item) for item in images])
+        return [Detections(row[:, :4], row[:, 4], row[:, 5].long()) for row in rows]

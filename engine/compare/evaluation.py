@@ -21,7 +21,8 @@ from engine.compare.report.tables import Finished
 from engine.compare.runs import Workshop
 from engine.compare.setup import Comparison, require_one_training
 from engine.distributed import select_device
-from engine.evaluate.evaluator import EvalConfig, evaluate
+from engine.evaluate.config import EvalConfig
+from engine.evaluate.evaluator import evaluate
 from engine.evaluate.results import DetectionMetrics
 from models.detector import Detector
 from utils.environment import run_environment

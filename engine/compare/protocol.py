@@ -18,7 +18,7 @@ import torch
 from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex
 from engine.compare.config import PROFILE, TRAIN, CompareConfig
-from engine.evaluate.evaluator import EvalConfig
+from engine.evaluate.config import EvalConfig
 from utils.environment import run_environment
 from utils.errors import UserError
 from utils.files import write_text

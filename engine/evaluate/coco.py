@@ -2,23 +2,31 @@
 
 hotcoco (Rust, MIT) does the work: bit-identical to pycocotools in the tests and in a fuzz of random
 cases, and the fastest of those compared (docs/metrics.md; benchmarks/coco_engines.py measures).
+Where it cannot be imported, pycocotools takes its place.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 from dataclasses import dataclass
+from typing import Any
 
-import hotcoco
 import numpy as np
 
 from engine.evaluate.box_table import BoxTable, to_xywh
 from engine.evaluate.matching import MAX_DETECTIONS
 
-NOT_DEFINED = -1.0  # COCO's figure where there is no true box
+try:
+    import hotcoco
+except ImportError:  # no build for this machine
+    hotcoco = None  # type: ignore[assignment]
+
+NOT_DEFINED = -1.0  # COCO's value without ground truth
 AREAS = ("all", "small", "medium", "large")
 MAX_DETS = (1, 10, MAX_DETECTIONS)  # for each image and class
 
-# key: (average precision, not recall; IoU or None for the mean over .50:.95; area; position in
+# key: (average precision, not recall; IoU or None for the mean over .50:.95; area; index in
 # MAX_DETS), in COCO's order
 METRICS: dict[str, tuple[bool, float | None, int, int]] = {
     "AP": (True, None, 0, 2),
@@ -38,21 +46,39 @@ METRICS: dict[str, tuple[bool, float | None, int, int]] = {
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """COCO's figures of one set of detections."""
+    """COCO's metrics of one set of detections."""
 
-    twelve: dict[str, float]  # keys of METRICS, in COCO's order; -1 where there is no true box
-    ap: np.ndarray  # (classes,) mean over IoU .50:.95; NaN for a class without true boxes
+    twelve: dict[str, float]  # keys of METRICS, in COCO's order; -1 without ground truth
+    ap: np.ndarray  # (classes,) mean over IoU .50:.95; NaN for a class without ground truth
     ap50: np.ndarray  # (classes,) at IoU .50; NaN likewise
-    recall_axis: np.ndarray  # (101,)
-    precision50: np.ndarray  # (classes, 101) interpolated, at IoU .50; NaN likewise
+    precision50: np.ndarray  # (classes, 101 recalls) interpolated, at IoU .50; NaN likewise
 
 
-def coco_metrics(found: BoxTable, truth: BoxTable, *, images: int, classes: int) -> CocoMetrics:
+def coco_metrics(
+    detections: BoxTable, truth: BoxTable, *, images: int, classes: int
+) -> CocoMetrics:
     """COCO's protocol on all `images` (numbered from 0) and `classes`.
 
     Of each image and class the 100 best detections count.  Ties of score are broken by the image's
-    number, then by the order given, so number the images in the order of their ids.
+    index, then by the order given, so index the images in the order of their ids.
     """
+    engine = _pycocotools if hotcoco is None else _hotcoco
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+        evaluation = engine(detections, truth, images, classes)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision, recall = (np.asarray(evaluation.eval[key]) for key in ("precision", "recall"))
+    ious = np.linspace(0.5, 0.95, len(precision))
+    ap = precision[:, :, :, 0, 2]  # IoU, recall, class
+    return CocoMetrics(
+        {key: _metric(precision, recall, ious, *what) for key, what in METRICS.items()},
+        _defined(ap.mean((0, 1))),
+        _defined(ap[0].mean(0)),
+        _defined(ap[0].T),
+    )
+
+
+def _hotcoco(detections: BoxTable, truth: BoxTable, images: int, classes: int) -> Any:
     reference = hotcoco.COCO.from_arrays(
         [{"id": number} for number in range(images)],
         [{"id": number, "name": str(number)} for number in range(classes)],
@@ -62,30 +88,45 @@ def coco_metrics(found: BoxTable, truth: BoxTable, *, images: int, classes: int)
         area=truth.areas.astype(np.float64),
         iscrowd=truth.crowd.astype(bool),
     )
-    columns = (found.image, to_xywh(found.boxes), found.scores, found.labels)
-    rows = np.column_stack([column.astype(np.float64) for column in columns])
-    judge = hotcoco.COCOeval(reference, reference.load_res(rows), "bbox")
-    judge.evaluate()
-    judge.accumulate()
-    result = judge.eval
-    if result is None:
-        raise RuntimeError("hotcoco accumulated nothing")
-    precision, recall = np.asarray(result["precision"]), np.asarray(result["recall"])
-    thresholds = np.asarray(judge.params.iou_thrs)
-    ap = precision[:, :, :, 0, 2]  # IoU, recall, class
-    return CocoMetrics(
-        {key: _metric(precision, recall, thresholds, *what) for key, what in METRICS.items()},
-        _defined(ap.mean((0, 1))),
-        _defined(ap[0].mean(0)),
-        np.asarray(judge.params.rec_thrs),
-        _defined(ap[0].T),
-    )
+    return hotcoco.COCOeval(reference, reference.load_res(_rows(detections)), "bbox")
+
+
+def _rows(detections: BoxTable) -> np.ndarray:
+    """(N, 7) float64: image, x, y, w, h, score, class."""
+    columns = (detections.image, to_xywh(detections.boxes), detections.scores, detections.labels)
+    return np.column_stack([column.astype(np.float64) for column in columns])
+
+
+def _pycocotools(detections: BoxTable, truth: BoxTable, images: int, classes: int) -> Any:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    head = {
+        "images": [{"id": number} for number in range(images)],
+        "categories": [{"id": number} for number in range(classes)],
+    }
+    columns = (truth.image, truth.labels, to_xywh(truth.boxes), truth.areas, truth.crowd)
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    known = [{"id": n, **dict(zip(keys, row, strict=True))} for n, row in enumerate(rows, 1)]
+    found = [
+        {"id": n, "image_id": int(image), "category_id": int(label), "bbox": box, "score": score}
+        | {"area": box[2] * box[3], "iscrowd": 0}
+        for n, (image, *box, score, label) in enumerate(_rows(detections).tolist(), 1)
+    ]
+    tables = []
+    for rows_of_table in (known, found):
+        table = COCO()
+        table.dataset = {**head, "annotations": rows_of_table}
+        table.createIndex()
+        tables.append(table)
+    return COCOeval(*tables, "bbox")
 
 
 def _metric(
     precision: np.ndarray,
     recall: np.ndarray,
-    thresholds: np.ndarray,
+    ious: np.ndarray,
     is_precision: bool,
     iou: float | None,
     area: int,
@@ -93,7 +134,7 @@ def _metric(
 ) -> float:
     values = precision[:, :, :, area, limit] if is_precision else recall[:, :, area, limit]
     if iou is not None:
-        values = values[np.isclose(thresholds, iou)]
+        values = values[np.isclose(ious, iou)]
     values = values[values > NOT_DEFINED]
     return float(values.mean()) if values.size else NOT_DEFINED
 
@@ -103,7 +144,7 @@ def _defined(values: np.ndarray) -> np.ndarray:
 
 
 def twelve_lines(twelve: dict[str, float]) -> str:
-    """The twelve figures as pycocotools prints them."""
+    """The twelve metrics as pycocotools prints them."""
     lines = []
     for key, (is_precision, iou, area, limit) in METRICS.items():
         title = "Average Precision  (AP)" if is_precision else "Average Recall     (AR)"

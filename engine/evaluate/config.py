@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import MISSING, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from utils.config import MAX_PIXELS, MAX_WORKERS, check_options, default_workers, option
-
-if TYPE_CHECKING:
-    from engine.evaluate.evaluator import EvalConfig
 
 TASKS = ("val", "train", "test", "speed", "study")
 STUDY_SIZES = tuple(range(256, 1537, 128))
 SPEED_CONF, SPEED_IOU = 0.25, 0.45  # what detection uses
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Settings that change the metrics; the defaults are those of published YOLOv5 results."""
+
+    conf: float = 0.001
+    iou: float = 0.6  # of NMS
+    max_det: int = 300  # of an image; COCO counts the best 100 of each image and class
+    augment: bool = False  # test-time augmentation, engine/evaluate/tta.py
+    single_cls: bool = False  # boxes count, classes do not; the index must have one class
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class ValConfig:
         "val",
         choices=TASKS,
         help="the split to evaluate, or: speed = time at conf 0.25 and IoU 0.45; "
-        "study = figures over image sizes (both on the val split)",
+        "study = metrics over image sizes (both on the val split)",
     )
     study_sizes: tuple[int, ...] = option(
         STUDY_SIZES, metavar="PIXELS", min=1, max=MAX_PIXELS, help="image sizes of --task study"
@@ -51,7 +59,7 @@ class ValConfig:
     save_json: bool = option(False, help="write the detections as COCO results, predictions.json")
     verbose: bool = option(False, help="list also the classes that have no object in the data")
     single_cls: bool = option(False, help="treat all classes as one")
-    noplots: bool = option(False, help="write no pictures")
+    noplots: bool = option(False, help="write no plots and no images")
     workers: int = option(
         default_workers(), min=0, max=MAX_WORKERS, help="loading processes per rank; 0: none"
     )
@@ -77,25 +85,17 @@ class ValConfig:
     @property
     def evaluation(self) -> EvalConfig:
         """What the evaluator needs of these settings."""
-        from engine.evaluate.evaluator import EvalConfig  # it imports torch
-
         speed = self.task == "speed"
         return EvalConfig(
             conf=SPEED_CONF if speed else self.conf_thres,
             iou=SPEED_IOU if speed else self.iou_thres,
             max_det=self.max_det,
             augment=self.augment,
-            half=self.half,
             single_cls=self.single_cls,
         )
 
     def changed(self) -> dict[str, Any]:
         """The settings that differ from the defaults, and those without one."""
         fields = dataclasses.fields(self)
-        values = {field.name: getattr(self, field.name) for field in fields}
-        defaults = {field.name: field.default for field in fields}
-        return {
-            name: value
-            for name, value in values.items()
-            if defaults[name] is MISSING or value != defaults[name]
-        }
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields}
+        return {name: value for name, (value, default) in values.items() if value != default}

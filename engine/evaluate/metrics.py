@@ -1,43 +1,39 @@
-"""From what the processes found to the figures, and their plots."""
+"""From the detections of all processes to the metrics of one evaluation."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from data.index.records import DataIndex, ImageRecord
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.coco import CocoMetrics, coco_metrics
-from engine.evaluate.curves import plot_confusion, plot_curves, plot_precision_recall
-from engine.evaluate.matching import Curves, confidence_curves, confusion_matrix
-from engine.evaluate.results import ClassMetrics, DetectionMetrics, LossMeans, Speed
+from engine.evaluate.matching import Curves, confidence_curves
+from engine.evaluate.results import ClassMetrics, DetectionMetrics, LossMeans
+from engine.measure.bench import Speed
+from utils.terminal import warn
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What one process found."""
+    """The detections of one process."""
 
-    parts: dict[int, BoxTable]  # by image number; a second delivery of an image replaces the first
-    images: int  # delivered
+    detections: BoxTable
+    images: int  # delivered by its loader
     losses: tuple[float, ...]  # box, obj, cls: sums over `images`; empty without a loss
     seconds: tuple[float, ...]  # pre-process, inference, NMS: sums likewise
 
 
 def by_id(index: DataIndex) -> tuple[ImageRecord, ...]:
-    """The records by their ids: an image's number is its place here, for COCO's order of ties."""
-    return tuple(sorted(index.records, key=lambda record: _sort_key(record.image_id)))
-
-
-def _sort_key(image_id: int | str) -> tuple[bool, int | str]:
-    return isinstance(image_id, str), image_id
+    """The records by their ids, for COCO's order of ties: `BoxTable.image` is an index of these."""
+    records = index.records
+    return tuple(sorted(records, key=lambda item: (isinstance(item.image_id, str), item.image_id)))
 
 
 def truth_of(records: Sequence[ImageRecord]) -> BoxTable:
-    """All true boxes of `records`, numbered by their place."""
+    """The ground truth of `records`."""
     counts = [len(record.labels) for record in records]
 
     def joined(name: str, empty: np.ndarray) -> np.ndarray:
@@ -53,48 +49,43 @@ def truth_of(records: Sequence[ImageRecord]) -> BoxTable:
 
 
 def metrics_of(
-    shards: Sequence[Shard],
-    records: Sequence[ImageRecord],
-    index: DataIndex,
-    *,
-    plots: Path | None,
+    shards: Sequence[Shard], records: Sequence[ImageRecord], index: DataIndex
 ) -> DetectionMetrics:
-    """All figures of `records` (numbered by place); draws them into the folder `plots`.
+    """All metrics of `records`, which are those of `by_id(index)`.
 
-    Raises RuntimeError when an image was never delivered.
+    Raises RuntimeError unless each image was delivered once.
     """
-    parts = {number: part for shard in shards for number, part in shard.parts.items()}
-    if len(parts) < len(records):
-        raise RuntimeError(f"the loader delivered {len(parts)} of {len(records)} images")
-    found = BoxTable.concatenate([parts[number] for number in sorted(parts)])
+    delivered = sum(shard.images for shard in shards)
+    if delivered != len(records):
+        raise RuntimeError(f"the loader delivered {delivered} of {len(records)} images")
+    found = BoxTable.concatenate([shard.detections for shard in shards])
+    found = found.take(np.argsort(found.image, kind="stable"))
     truth = truth_of(records)
     coco = coco_metrics(found, truth, images=len(records), classes=len(index.names))
     curves = confidence_curves(found, truth)
-    if plots is not None:
-        _plot(coco, curves, confusion_matrix(found, truth, len(index.names)), index.names, plots)
-    if not len(curves.classes):
-        sys.stderr.write("warning: no true box in this data; mAP, P and R are given as 0\n")
-    delivered = max(sum(shard.images for shard in shards), 1)
-    losses = [sum(part) / delivered for part in zip(*(s.losses for s in shards), strict=True)]
-    stages = [
-        sum(part) / delivered * 1000 for part in zip(*(s.seconds for s in shards), strict=True)
-    ]
+    some = len(curves.classes) > 0
+    if not some:
+        warn("warning: no ground-truth box in this data; mAP, P and R are given as 0")
+    losses = np.sum([shard.losses for shard in shards], 0) / max(delivered, 1)
+    milliseconds = np.sum([shard.seconds for shard in shards], 0) / max(delivered, 1) * 1000
     best = curves.best
     return DetectionMetrics(
         map50=max(coco.twelve["AP50"], 0.0),
         map=max(coco.twelve["AP"], 0.0),
-        precision=float(curves.precision[:, best].mean()) if len(curves.classes) else 0.0,
-        recall=float(curves.recall[:, best].mean()) if len(curves.classes) else 0.0,
+        precision=float(curves.precision[:, best].mean()) if some else 0.0,
+        recall=float(curves.recall[:, best].mean()) if some else 0.0,
         confidence=float(curves.confidence[best]),
         images=len(records),
         instances=int((~truth.crowd).sum()),
         per_class=_per_class(coco, curves, truth, index.names),
         coco=coco.twelve,
-        losses=LossMeans(*losses) if losses else None,
-        speed=Speed(*stages),
+        losses=LossMeans(*losses.tolist()) if len(losses) else None,
+        speed=Speed(*milliseconds.tolist()),
         detections=found,
         image_ids=tuple(record.image_id for record in records),
         category_ids=index.category_ids,
+        curves=curves,
+        precision50=coco.precision50,
     )
 
 
@@ -109,28 +100,6 @@ def _per_class(
     recall = precision.copy()
     precision[curves.classes] = curves.precision[:, curves.best]
     recall[curves.classes] = curves.recall[:, curves.best]
-    return tuple(
-        ClassMetrics(
-            name,
-            int(images[label]),
-            int(instances[label]),
-            float(precision[label]),
-            float(recall[label]),
-            float(coco.ap50[label]),
-            float(coco.ap[label]),
-        )
-        for label, name in enumerate(names)
-    )
-
-
-def _plot(
-    coco: CocoMetrics, curves: Curves, matrix: np.ndarray, names: Sequence[str], folder: Path
-) -> None:
-    plot_curves(curves, names, folder)
-    plot_precision_recall(
-        coco.recall_axis,
-        coco.precision50[curves.classes],
-        names=[names[label] for label in curves.classes],
-        path=folder / "PR_curve.png",
-    )
-    plot_confusion(matrix, names, folder / "confusion_matrix.png")
+    columns = (names, images, instances, precision, recall, coco.ap50, coco.ap)
+    rows = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
+    return tuple(ClassMetrics(*row) for row in rows)

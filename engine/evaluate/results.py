@@ -1,4 +1,4 @@
-"""What an evaluation says, as values, as text and as files."""
+"""The results of an evaluation, as values, as text and as files."""
 
 from __future__ import annotations
 
@@ -15,24 +15,13 @@ import numpy as np
 from data.index.records import DataIndex, ImageRecord
 from engine.evaluate.box_table import BoxTable, to_xywh
 from engine.evaluate.coco import twelve_lines
+from engine.evaluate.matching import Curves
+from engine.measure.bench import Speed
+from utils.errors import UserError
+from utils.files import write_text
 from utils.terminal import printable
 
 NAME_WIDTH = 22
-
-
-class Speed(NamedTuple):
-    """Milliseconds per image."""
-
-    pre: float
-    inference: float
-    nms: float
-
-    def text(self) -> str:
-        """The speed line."""
-        return (
-            f"Speed: {self.pre:.1f} ms pre-process, {self.inference:.1f} ms inference, "
-            f"{self.nms:.1f} ms NMS per image"
-        )
 
 
 class LossMeans(NamedTuple):
@@ -45,11 +34,11 @@ class LossMeans(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class; NaN where it has no true box."""
+    """One class; NaN where it has no ground truth."""
 
     name: str
     images: int  # that have at least one instance
-    instances: int  # true boxes, crowd regions not counted
+    instances: int  # ground-truth boxes, crowd regions not counted
     precision: float
     recall: float
     ap50: float
@@ -58,9 +47,9 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class DetectionMetrics:
-    """All figures of one evaluation; the means are over the classes that have true boxes."""
+    """All metrics of one evaluation; the means are over the classes that have ground truth."""
 
-    map50: float  # COCO's AP50; 0 where there is no true box at all
+    map50: float  # COCO's AP50; 0 without any ground truth
     map: float  # COCO's AP over IoU .50:.95
     precision: float  # at `confidence`
     recall: float
@@ -68,12 +57,14 @@ class DetectionMetrics:
     images: int
     instances: int
     per_class: tuple[ClassMetrics, ...]
-    coco: dict[str, float]  # the twelve, keys of engine.evaluate.coco.FIGURES; -1: no true box
+    coco: dict[str, float]  # the twelve, keys of engine.evaluate.coco.METRICS; -1: no ground truth
     losses: LossMeans | None
     speed: Speed
     detections: BoxTable  # sorted by image
-    image_ids: tuple[int | str, ...]  # of the image numbers in `detections`
+    image_ids: tuple[int | str, ...]  # of the image indices in `detections`
     category_ids: tuple[int, ...]  # of the labels in `detections`
+    curves: Curves | None = None  # for the plots
+    precision50: np.ndarray | None = None  # (classes, 101 recalls) of COCO, for the plots
 
     @property
     def fitness(self) -> float:
@@ -81,7 +72,7 @@ class DetectionMetrics:
         return 0.1 * self.map50 + 0.9 * self.map
 
     def table(self, *, absent: bool = False) -> str:
-        """The class table, 'all' first; with `absent` also the classes without a true box."""
+        """The class table, 'all' first; with `absent` also the classes without ground truth."""
         rows = [item for item in self.per_class if item.instances or absent]
         total = ClassMetrics(
             "all",
@@ -96,8 +87,8 @@ class DetectionMetrics:
         heads = ("Images", "Instances", "P", "R", "mAP50", "mAP50-95")
         lines = [f"{'Class':>{width}}" + "".join(f"{head:>11}" for head in heads)]
         for item in (total, *rows):
-            figures = (item.precision, item.recall, item.ap50, item.ap)
-            cells = "".join(f"{'-' if math.isnan(x) else f'{x:.3f}':>11}" for x in figures)
+            values = (item.precision, item.recall, item.ap50, item.ap)
+            cells = "".join(f"{'-' if math.isnan(x) else f'{x:.3f}':>11}" for x in values)
             lines.append(
                 f"{printable(item.name):>{width}}{item.images:>11}{item.instances:>11}{cells}"
             )
@@ -108,33 +99,22 @@ class DetectionMetrics:
         return twelve_lines(self.coco)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values without the detections; None where a figure is not defined."""
+        """Plain values without the detections; None where a metric is not defined."""
+        names = ("map50", "map", "precision", "recall", "confidence", "fitness", "images")
+        classes = [vars(item).items() for item in self.per_class]
         return {
-            "map50": self.map50,
-            "map": self.map,
-            "precision": self.precision,
-            "recall": self.recall,
-            "confidence": self.confidence,
-            "fitness": self.fitness,
-            "images": self.images,
-            "instances": self.instances,
+            **{name: getattr(self, name) for name in (*names, "instances")},
             "coco": dict(self.coco),
-            "per_class": [
-                {key: _plain(value) for key, value in vars(item).items()} for item in self.per_class
-            ],
+            "per_class": [{key: None if v != v else v for key, v in item} for item in classes],
             "losses": self.losses._asdict() if self.losses else None,
             "speed_ms": self.speed._asdict(),
         }
 
 
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def save_metrics(metrics: DetectionMetrics, path: Path, settings: Mapping[str, Any]) -> None:
-    """Write the figures and the settings they were measured with as JSON."""
+    """Write the metrics and the settings they were measured with as JSON."""
     document = {**metrics.to_dict(), "settings": dict(settings)}
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(document, indent=2) + "\n")
 
 
 def coco_predictions(metrics: DetectionMetrics) -> list[dict[str, Any]]:
@@ -156,7 +136,7 @@ def coco_predictions(metrics: DetectionMetrics) -> list[dict[str, Any]]:
 
 def save_predictions(metrics: DetectionMetrics, path: Path) -> None:
     """Write the detections as COCO results JSON."""
-    path.write_text(json.dumps(coco_predictions(metrics)), encoding="utf-8")
+    write_text(path, json.dumps(coco_predictions(metrics)))
 
 
 def save_labels(
@@ -164,8 +144,9 @@ def save_labels(
 ) -> None:
     """Write one YOLO label file per image: class cx cy w h, normalised, and the score if asked.
 
-    Each image gets a file, empty where nothing was found.  Images of several folders keep their
-    folders below the common one, so that equal names do not meet.
+    Each image gets a file, empty without detections.  Images of several folders keep their
+    folders below the common one, so that equal names do not meet.  UserError names a file that
+    cannot be written.
     """
     found = metrics.detections
     numbers = {image_id: number for number, image_id in enumerate(metrics.image_ids)}
@@ -184,8 +165,11 @@ def save_labels(
             for label, line in zip(found.labels[rows].tolist(), values.tolist(), strict=True)
         ]
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(lines), encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(lines), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot write: {error.strerror}") from error
 
 
 def _label_names(records: Sequence[ImageRecord]) -> list[Path]:
@@ -195,10 +179,10 @@ def _label_names(records: Sequence[ImageRecord]) -> list[Path]:
     """
     if not records:
         return []
-    places = [Path(os.path.normpath(record.path.absolute())) for record in records]
-    common = os.path.commonpath([place.parent for place in places])
-    paths = [place.relative_to(common) for place in places]
+    absolute = [Path(os.path.normpath(record.path.absolute())) for record in records]
+    common = os.path.commonpath([path.parent for path in absolute])
+    paths = [path.relative_to(common) for path in absolute]
     names = [path.with_suffix(".txt") for path in paths]
-    if len(set(names)) < len(names):  # a.jpg beside a.png
+    if len(set(names)) < len(names):  # a.jpg and a.png
         names = [path.with_name(path.name + ".txt") for path in paths]
     return names

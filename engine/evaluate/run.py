@@ -1,10 +1,10 @@
-"""What val.py does: one evaluation, a timing, or a study over image sizes; and the files left."""
+"""What val.py does: one evaluation, a timing, or a study over image sizes; and its files."""
 
 from __future__ import annotations
 
 import csv
-import sys
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,17 @@ from data.loading.workers import dead_workers_named
 from engine import distributed
 from engine.checkpoint import load_detector
 from engine.distributed import Distributed
+from engine.evaluate.batch_images import BatchImages
 from engine.evaluate.config import ValConfig
-from engine.evaluate.curves import plot_study
 from engine.evaluate.evaluator import check, evaluate
 from engine.evaluate.results import DetectionMetrics, save_labels, save_metrics, save_predictions
 from models.detector import Detector
 from utils.errors import UserError
+from utils.files import write_text
 from utils.paths import new_run_dir
-from utils.terminal import say
+from utils.terminal import say, warn
 
-WARM_UPS = 3  # passes before a timing
+WARM_UPS = 3  # forward passes on CUDA before a timing
 STUDY_COLUMNS = ("size", "mAP50", "mAP50-95", "pre-process ms", "inference ms", "NMS ms")
 
 
@@ -43,15 +44,15 @@ class Validation:
 
 
 def run(config: ValConfig) -> None:
-    """Carry out `config.task`, print the results and say where the files are.
+    """Carry out `config.task`, print the results and where the files are.
 
     Works under torchrun, too: each rank takes its share, rank 0 prints and writes.
     Raises UserError for what cannot be read or does not fit together.
     """
     world = distributed.start(config.device)
     try:
-        task = prepare(config, world)
-        tell = say if world.is_main else _mute
+        task = load(config, world)
+        tell = say if world.is_main else _silent
         tell("val.py: " + ", ".join(f"{key}={value}" for key, value in config.changed().items()))
         with dead_workers_named():
             if config.task == "study":
@@ -62,20 +63,24 @@ def run(config: ValConfig) -> None:
             tell(f"results: {task.folder}")
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"GPU memory ran out: batch {config.batch_size} at {config.imgsz} px is too much for"
+            f"out of GPU memory: batch {config.batch_size} at {config.imgsz} px is too much for"
             f" {world.device}; try half the --batch-size or --half"
         ) from error
     finally:
         distributed.cleanup()
 
 
-def _mute(text: str) -> None:
+def _silent(text: str) -> None:
     """What the other ranks print."""
 
 
-def prepare(config: ValConfig, world: Distributed) -> Validation:
-    """Read weights and data (rank 0 first, who leaves the cache to the others), make the folder."""
+def load(config: ValConfig, world: Distributed) -> Validation:
+    """Read weights and data (rank 0 first, the others use its cache), make the folder."""
+    if config.half and world.device.type != "cuda":
+        raise UserError(f"--half needs CUDA; on {world.device.type} leave it out")
     model = load_detector(config.weights, device=world.device, fuse=True)
+    if config.half:
+        model.to_half()
     if not world.is_main:
         distributed.barrier()
     index = load_split(
@@ -84,18 +89,17 @@ def prepare(config: ValConfig, world: Distributed) -> Validation:
         progress=world.is_main,
         single_cls=config.single_cls,
     )
-    check(model, index, config=config.evaluation, device=world.device)
-    folder = None
+    check(model, index, config.evaluation)
+    folder = Path(config.project)
     if world.is_main:
         distributed.barrier()
         if config.task != "speed":
             folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
-    told = distributed.broadcast_object(folder)
-    return Validation(config, world, model, index, told or Path(config.project))
+    return Validation(config, world, model, index, distributed.broadcast_object(folder))
 
 
-def measure(task: Validation, size: int, *, plots: Path | None = None) -> DetectionMetrics:
-    """One evaluation at `size` pixels (a multiple of the stride), after a short warm-up."""
+def measure(task: Validation, size: int, images: BatchImages | None = None) -> DetectionMetrics:
+    """One evaluation at `size` pixels (a multiple of the stride); a short warm-up on CUDA."""
     config, world = task.config, task.world
     loader = LoaderConfig(
         image_size=size,
@@ -108,45 +112,43 @@ def measure(task: Validation, size: int, *, plots: Path | None = None) -> Detect
         rect=config.rect,
         pin_memory=world.device.type == "cuda",
     )
-    warm_up(task.model, size, batch_size=config.batch_size, half=config.half)
+    if world.device.type == "cuda":
+        warm_up(task.model, size, config.batch_size)
     return evaluate(
         task.model,
         ValLoader(task.index, loader),
         task.index,
         config=config.evaluation,
         device=world.device,
-        plots=plots if world.is_main else None,
+        images=images,
     )
 
 
 @torch.inference_mode()
-def warm_up(model: Detector, size: int, *, batch_size: int, half: bool) -> None:
+def warm_up(model: Detector, size: int, batch_size: int) -> None:
     """Let allocators and libraries settle, so that the first batch is timed like the others."""
-    device = next(model.parameters()).device
-    images = torch.zeros(batch_size, 3, size, size, device=device)
-    passes = WARM_UPS if device.type == "cuda" else 1
-    with torch.autocast(device.type, torch.float16, enabled=half and device.type == "cuda"):
-        for _ in range(passes):
-            model.head.decode(model(images))
+    like = next(model.parameters())
+    images = torch.zeros(batch_size, 3, size, size, device=like.device, dtype=like.dtype)
+    for _ in range(WARM_UPS):
+        model.head.decode(model(images.contiguous(memory_format=torch.channels_last)))
 
 
 def network_size(size: int, stride: int) -> int:
-    """`size`, or the next multiple of `stride` (said on stderr)."""
+    """`size`, or the next multiple of `stride` (reported on stderr)."""
     rounded = -(-size // stride) * stride
     if rounded != size and distributed.is_main():
-        sys.stderr.write(
-            f"image size {size} is no multiple of the stride {stride}: {rounded} used\n"
-        )
+        warn(f"image size {size} is not a multiple of the stride {stride}: {rounded} is used")
     return rounded
 
 
 def validate(task: Validation, tell: Callable[[str], None]) -> DetectionMetrics:
-    """Evaluate once; print tables and speed, write figures, pictures and detections as asked."""
-    config = task.config
+    """Evaluate once; print tables and speed, write metrics, detections and plots as asked."""
+    config, index, folder = task.config, task.index, task.folder
     size = network_size(config.imgsz, task.model.max_stride)
     timing = config.task == "speed"
-    plots = None if config.noplots or timing else task.folder
-    metrics = measure(task, size, plots=plots)
+    writes = task.world.is_main and not timing
+    images = BatchImages(index.names) if writes and not config.noplots else None
+    metrics = measure(task, size, images)
     tell(metrics.table(absent=config.verbose))
     if not timing:
         tell(metrics.coco_text())
@@ -154,13 +156,21 @@ def validate(task: Validation, tell: Callable[[str], None]) -> DetectionMetrics:
     shown = "conf iou max_det image_size rect augment half batch_size device"
     tell(metrics.speed.text())
     tell("at " + ", ".join(f"{key} {settings[key]}" for key in shown.split()))
-    if task.world.is_main and not timing:
-        _save(task, metrics, settings)
+    if writes:  # the plots come last: should the disk be full, the numbers are there
+        save_metrics(metrics, folder / "metrics.json", settings)
+        if config.save_json:
+            save_predictions(metrics, folder / "predictions.json")
+        if config.save_txt:
+            save_labels(metrics, index, folder / "labels", scores=config.save_conf)
+    if images is not None:
+        from engine.evaluate.plots import save_plots  # imports matplotlib
+
+        save_plots(metrics, index, images, folder)
     return metrics
 
 
 def settings_of(task: Validation, size: int) -> dict[str, Any]:
-    """What a figure depends on, as plain values."""
+    """What the metrics depend on, as plain values."""
     config, evaluation = task.config, task.config.evaluation
     device = task.world.device
     return {
@@ -170,7 +180,7 @@ def settings_of(task: Validation, size: int) -> dict[str, Any]:
         "image_size": size,
         "rect": config.rect,
         "augment": evaluation.augment,
-        "half": evaluation.half,
+        "half": config.half,
         "single_cls": evaluation.single_cls,
         "batch_size": config.batch_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -182,15 +192,6 @@ def settings_of(task: Validation, size: int) -> dict[str, Any]:
     }
 
 
-def _save(task: Validation, metrics: DetectionMetrics, settings: dict[str, Any]) -> None:
-    config, folder = task.config, task.folder
-    save_metrics(metrics, folder / "metrics.json", settings)
-    if config.save_json:
-        save_predictions(metrics, folder / "predictions.json")
-    if config.save_txt:
-        save_labels(metrics, task.index, folder / "labels", scores=config.save_conf)
-
-
 def study(task: Validation, tell: Callable[[str], None]) -> None:
     """Evaluate at each of the sizes; print a line for each, write study.csv and study.png."""
     rows: list[tuple[float, ...]] = []
@@ -200,17 +201,14 @@ def study(task: Validation, tell: Callable[[str], None]) -> None:
         metrics = measure(task, size)
         rows.append((size, metrics.map50, metrics.map, *metrics.speed))
         tell(f"{size:>16}" + "".join(f"{value:>16.4g}" for value in rows[-1][1:]))
-        if task.world.is_main:
-            save_study(rows, task.folder, plots=not task.config.noplots)
+        if not task.world.is_main:
+            continue
+        table = io.StringIO()
+        csv.writer(table).writerows([STUDY_COLUMNS, *rows])
+        write_text(task.folder / "study.csv", table.getvalue())
+        if not task.config.noplots:
+            from engine.evaluate.plots import plot_study  # imports matplotlib
 
-
-def save_study(rows: Sequence[tuple[float, ...]], folder: Path, *, plots: bool) -> None:
-    """Write the rows (STUDY_COLUMNS) as study.csv, and as study.png when asked."""
-    with (folder / "study.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(STUDY_COLUMNS)
-        writer.writerows(rows)
-    if plots:
-        columns = dict(zip(STUDY_COLUMNS, zip(*rows, strict=True), strict=True))
-        sizes = [int(size) for size in columns.pop("size")]
-        plot_study(sizes, columns, folder / "study.png")
+            columns = dict(zip(STUDY_COLUMNS, zip(*rows, strict=True), strict=True))
+            sizes_so_far = [int(value) for value in columns.pop("size")]
+            plot_study(sizes_so_far, columns, task.folder / "study.png")

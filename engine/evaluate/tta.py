@@ -10,24 +10,24 @@ from torch.nn import functional as F
 
 from models.detector import Detector
 from utils.letterbox import GREY
-from utils.structures import Decoded
 
 # (scale, mirrored left-right), YOLOv5's; the first is the plain pass
 VIEWS = ((1.0, False), (0.83, True), (0.67, False))
 
 
-def decode_augmented(model: Detector, images: Tensor, plain: Decoded) -> Decoded:
-    """Add the other views' boxes and scores to those of the plain pass.
+def decode_augmented(
+    model: Detector, images: Tensor, boxes: Tensor, scores: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add the other views' boxes and scores to those of the plain pass, (B, N, 4) and (B, N, C).
 
     `images` (B, 3, H, W) in [0, 1]; boxes come back in their pixels, to be merged by one NMS.
     """
-    views = [plain, *(_view(model, images, *view) for view in VIEWS[1:])]
-    return Decoded(
-        torch.cat([view.boxes for view in views], 1), torch.cat([view.scores for view in views], 1)
-    )
+    views = [(boxes, scores), *(_view(model, images, *view) for view in VIEWS[1:])]
+    all_boxes, all_scores = zip(*views, strict=True)
+    return torch.cat(all_boxes, 1), torch.cat(all_scores, 1)
 
 
-def _view(model: Detector, images: Tensor, scale: float, mirrored: bool) -> Decoded:
+def _view(model: Detector, images: Tensor, scale: float, mirrored: bool) -> tuple[Tensor, Tensor]:
     height, width = images.shape[2:]
     inner = (max(int(height * scale), 1), max(int(width * scale), 1))
     stride = model.max_stride
@@ -36,10 +36,10 @@ def _view(model: Detector, images: Tensor, scale: float, mirrored: bool) -> Deco
         images.flip(3) if mirrored else images, size=inner, mode="bilinear", align_corners=False
     )
     padding = (0, outer[1] - inner[1], 0, outer[0] - inner[0])
-    decoded = model.head.decode(model(F.pad(scaled, padding, value=GREY / 255)))
+    boxes, scores = model.head.decode(model(F.pad(scaled, padding, value=GREY / 255)))
     x, y = width / inner[1], height / inner[0]
-    boxes = decoded.boxes * decoded.boxes.new_tensor((x, y, x, y))
+    boxes = boxes * boxes.new_tensor((x, y, x, y))
     if mirrored:
         left, top, right, bottom = boxes.unbind(-1)
         boxes = torch.stack((width - right, top, width - left, bottom), -1)
-    return Decoded(boxes, decoded.scores)
+    return boxes, scores

@@ -1,11 +1,14 @@
-"""What all measurements on a device share: the model made ready, images, clock and waiting."""
+"""What all measurements on a device share: a prepared model, images, clock and waiting."""
 
 from __future__ import annotations
 
 import copy
 import gc
+import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +41,7 @@ def sample_images(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait until the device has finished all work given to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type != "cpu":
@@ -56,3 +59,61 @@ def no_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+class Marks:
+    """Instants in the order of the device's work, without making CUDA wait in between."""
+
+    def __init__(self, device: torch.device, clock: Clock = time.perf_counter) -> None:
+        self.device = device
+        self._clock = clock
+
+    def mark(self) -> Any:
+        """This instant: a CUDA event in the device's current stream, else a clock reading."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            return event
+        synchronize(self.device)
+        return self._clock()
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two marks, after `synchronize`."""
+        if self.device.type == "cuda":
+            return float(start.elapsed_time(end)) / 1000
+        return float(end - start)
+
+
+class Speed(NamedTuple):
+    """Milliseconds per image: letterbox and copy, network and decoding, suppression."""
+
+    pre: float
+    inference: float
+    nms: float
+
+    def text(self) -> str:
+        """The speed line."""
+        return (
+            f"Speed: {self.pre:.1f} ms pre-process, {self.inference:.1f} ms inference, "
+            f"{self.nms:.1f} ms NMS per image"
+        )
+
+
+class Stopwatch:
+    """Sums the durations between marks over many rounds of the same `stages`."""
+
+    def __init__(self, device: torch.device, stages: int) -> None:
+        self._stages = stages
+        self._marks = Marks(device)
+        self._taken: list[Any] = []
+
+    def mark(self) -> None:
+        """The start of a round, the end of a stage, and so on through the stages."""
+        self._taken.append(self._marks.mark())
+
+    def seconds(self) -> tuple[float, ...]:
+        """The sum for each stage over the rounds, which must be complete; waits for the device."""
+        synchronize(self._marks.device)
+        durations = [self._marks.seconds(a, b) for a, b in itertools.pairwise(self._taken)]
+        round_length = self._stages + 1  # the last duration of a round lies between two rounds
+        return tuple(sum(durations[stage::round_length]) for stage in range(self._stages))

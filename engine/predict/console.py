@@ -1,4 +1,4 @@
-"""What detection tells on the terminal: results on stdout, problems and bars on stderr."""
+"""What detection prints: results on stdout, problems and bars on stderr."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engine.predict.predictor import Result, Speed
-from utils.terminal import readable
+from engine.measure.bench import Speed
+from engine.predict.predictor import Result
+from utils.terminal import readable, say
 
 
 class Console:
@@ -37,29 +38,18 @@ class Console:
     ) -> None:
         self._end_video()
         if self._count:
-            mean = Speed(*(value / self._count for value in self._sums))
-            self.line(
-                f"Speed: {mean.pre_process:.1f} ms pre-process, {mean.inference:.1f} ms inference, "
-                f"{mean.nms:.1f} ms NMS per image"
-            )
-
-    def line(self, text: str) -> None:
-        """One line on stdout, seen at once."""
-        sys.stdout.write(readable(text) + "\n")
-        sys.stdout.flush()
+            say(Speed(*(value / self._count for value in self._sums)).text())
 
     def problem(self, text: str) -> None:
-        """One line on stderr that does not tear a bar."""
+        """One line on stderr that does not break a progress bar."""
         self._end_video()
         tqdm.write(readable(text), file=sys.stderr)
 
     def show(self, result: Result) -> None:
-        """Tell of one frame."""
+        """Report one frame."""
         frame = result.frame
-        if frame is None:
-            raise ValueError("Console.show needs a result that knows its frame")
-        times = (result.speed.pre_process, result.speed.inference, result.speed.nms)
-        self._sums = [total + value for total, value in zip(self._sums, times, strict=True)]
+        assert frame is not None  # of a source
+        self._sums = [total + value for total, value in zip(self._sums, result.speed, strict=True)]
         self._count += 1
         head = f"{frame.kind} {frame.item}/{frame.items} {frame.label}:"
         if frame.kind == "video":
@@ -71,12 +61,12 @@ class Console:
         self._end_video()
         number = f" frame {frame.number}" if frame.kind == "stream" else ""
         size = "x".join(map(str, result.network_size))
-        self.line(f"{head}{number} {size} {result.text}, {result.speed.inference:.1f}ms")
+        say(f"{head}{number} {size} {result.text}, {result.speed.inference:.1f}ms")
 
     def _end_video(self) -> None:
         if self._video is not None:
             text, self._video = self._video.end(), None
-            self.line(text)
+            say(text)
 
 
 class _Video:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -14,67 +13,38 @@ import cv2
 import numpy as np
 
 from data.sources.frames import Frame
+from engine.predict.config import DetectConfig
 from engine.predict.predictor import Result
 from utils.drawing import write_image
 from utils.errors import UserError
 from utils.paths import new_run_dir
-from utils.terminal import warn
+from utils.terminal import say
 
 # Copies keep their format; the rest (.gif) becomes JPEG.
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 CODEC = "mp4v"  # in every OpenCV build; H.264 is not
 USUAL_FPS = 30.0  # where a source names none
 COLUMNS = ("source", "frame", "class", "name", "confidence", "x1", "y1", "x2", "y2")
-
-
-@dataclass(frozen=True)
-class OutputConfig:
-    """Which files are written, and how boxes are drawn."""
-
-    save: bool = True
-    txt: bool = False
-    conf: bool = False
-    csv: bool = False
-    crop: bool = False
-    thickness: int | None = None
-    hide_labels: bool = False
-    hide_conf: bool = False
-    stride: int = 1  # of video frames, so that a copy plays as long as its source
-
-    @property
-    def any(self) -> bool:
-        """Whether there is anything to write."""
-        return self.save or self.txt or self.csv or self.crop
+NAME_BYTES = 200  # of a file name's stem; file systems allow 255 with numbers and suffix
 
 
 class Outputs:
     """The files of one run, in project/name, a folder made when the first one is due.
 
-    A context manager: leaving it, by an error too, finishes videos and the table.  `inputs` are the
-    files to be read; an existing run folder that holds one of them is refused (UserError).
-    `report` is told where the results are.
+    A context manager: leaving it, by an error too, finishes videos and the table and prints where
+    the results are.  `inputs` are the files to be read; an existing run folder that contains one of
+    them is refused (UserError).
     """
 
-    def __init__(
-        self,
-        project: str,
-        name: str,
-        config: OutputConfig,
-        *,
-        inputs: Sequence[Path] = (),
-        exist_ok: bool = False,
-        report: Callable[[str], None] = warn,
-    ) -> None:
+    def __init__(self, config: DetectConfig, *, inputs: Sequence[Path] = ()) -> None:
         self.folder: Path | None = None
-        self._place = (project, name, exist_ok)
         self._config = config
-        self._report = report
         self._stems: dict[int, str] = {}
         self._taken: set[str] = set()
         self._videos: dict[int, _Video] = {}
         self._table: IO[str] | None = None
-        if exist_ok and config.any:
-            _refuse_inputs_in(Path(project) / name, inputs)
+        if config.exist_ok and config.writes:
+            _refuse_inputs_in(Path(config.project) / config.name, inputs)
 
     def __enter__(self) -> Outputs:
         return self
@@ -89,60 +59,59 @@ class Outputs:
         self._videos.clear()
         for video in videos:
             video.close()
-        if self._table is not None:
-            self._table.close()
-            self._table = None
+        table, self._table = self._table, None
+        if table is not None:
+            try:
+                table.close()
+            except OSError as cause:
+                if error is None:
+                    raise _cannot_write(Path(table.name), cause) from cause
         if self.folder is not None:
-            self._report(f"Results saved to {self.folder}")
+            say(f"Results saved to {self.folder}")
         if error is None:
             for video in videos:
                 video.check()
 
     def write(self, result: Result, *, draw: bool = False) -> np.ndarray:
-        """Write everything asked for about one frame.
+        """Write everything asked for about one frame of a source.
 
-        Back comes the annotated image if it is saved, or asked for by `draw`; else the plain one.
+        Returns the annotated image if it is saved, or asked for by `draw`; else the plain one.
+        UserError names a file that cannot be written.
         """
-        frame = result.frame
-        if frame is None:
-            raise ValueError("Outputs.write needs a result that knows its frame")
-        drawn = self._draw(result) if draw or self._config.save else result.image
-        if self._config.any:
-            self._write(self._make_folder(), frame, result, drawn)
-        return drawn
-
-    def _write(self, folder: Path, frame: Frame, result: Result, drawn: np.ndarray) -> None:
+        frame, config = result.frame, self._config
+        assert frame is not None  # of a source
+        drawn = result.image
+        if draw or not config.nosave:
+            drawn = result.draw(
+                thickness=config.line_thickness,
+                hide_labels=config.hide_labels,
+                hide_conf=config.hide_conf,
+            )
+        if not config.writes:
+            return drawn
+        if self.folder is None:
+            self.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         stem = self._stem(frame)
         name = stem if frame.kind == "image" else self._unique(f"{stem}_{frame.number}")
-        if self._config.save:
-            self._save(folder, stem, frame, drawn)
-        if self._config.txt:
-            text = label_rows(result, conf=self._config.conf)
-            (_subfolder(folder, "labels") / f"{name}.txt").write_text(text, encoding="utf-8")
-        if self._config.csv:
-            self._append(folder, result, frame)
-        if self._config.crop:
-            _write_crops(_subfolder(folder, "crops"), name, result)
-
-    def _draw(self, result: Result) -> np.ndarray:
-        config = self._config
-        return result.draw(
-            thickness=config.thickness,
-            hide_labels=config.hide_labels,
-            hide_conf=config.hide_conf,
-        )
-
-    def _make_folder(self) -> Path:
-        if self.folder is None:
-            project, name, exist_ok = self._place
-            self.folder = new_run_dir(project, name, exist_ok=exist_ok)
-        return self.folder
+        if not config.nosave:
+            self._save(self.folder, stem, frame, drawn)
+        if config.save_txt:
+            path = _subfolder(self.folder, "labels") / f"{name}.txt"
+            try:
+                path.write_text(label_rows(result, conf=config.save_conf), encoding="utf-8")
+            except OSError as error:
+                raise _cannot_write(path, error) from error
+        if config.save_csv:
+            self._append(self.folder, result, frame)
+        if config.save_crop:
+            _write_crops(_subfolder(self.folder, "crops"), name, result)
+        return drawn
 
     def _stem(self, frame: Frame) -> str:
         """The name of a source's files, different for each source of the run."""
         if frame.item not in self._stems:
             wanted = frame.path.stem if frame.path else safe_name(frame.label.split("://")[-1])
-            self._stems[frame.item] = self._unique(wanted)
+            self._stems[frame.item] = self._unique(_short(wanted))
         return self._stems[frame.item]
 
     def _unique(self, wanted: str) -> str:
@@ -158,31 +127,33 @@ class Outputs:
             suffix = frame.path.suffix.lower() if frame.path else ".jpg"
             write_image(folder / (stem + (suffix if suffix in SUFFIXES else ".jpg")), image)
             return
-        if frame.kind == "video":  # the ones before it are complete; streams run side by side
+        if frame.kind == "video":  # the ones before it are complete; streams run in parallel
             for item in [item for item in self._videos if item != frame.item]:
                 video = self._videos.pop(item)
                 video.close()
                 video.check()
         if frame.item not in self._videos:
-            fps = (frame.fps or USUAL_FPS) / self._config.stride
+            fps = (frame.fps or USUAL_FPS) / self._config.vid_stride  # as long as its source
             self._videos[frame.item] = _Video(folder / f"{stem}.mp4", fps, image.shape[:2])
         self._videos[frame.item].write(image)
 
     def _append(self, folder: Path, result: Result, frame: Frame) -> None:
-        if self._table is None:
-            path = folder / "predictions.csv"
-            self._table = path.open("w", newline="", encoding="utf-8")
-            csv.writer(self._table).writerow(COLUMNS)
+        path = folder / "predictions.csv"
         found = result.detections
-        csv.writer(self._table).writerows(
-            (
-                *(frame.label, frame.number, label, result.names[label], f"{score:.5f}"),
-                *(f"{value:.2f}" for value in box),
+        columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
+        try:
+            if self._table is None:
+                self._table = path.open("w", newline="", encoding="utf-8")
+                csv.writer(self._table).writerow(COLUMNS)
+            csv.writer(self._table).writerows(
+                (
+                    *(frame.label, frame.number, label, result.names[label], f"{score:.5f}"),
+                    *(f"{value:.2f}" for value in box),
+                )
+                for box, score, label in zip(*columns, strict=True)
             )
-            for box, score, label in zip(
-                found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-            )
-        )
+        except OSError as error:
+            raise _cannot_write(path, error) from error
 
 
 class _Video:
@@ -206,7 +177,7 @@ class _Video:
         self._writer.release()
 
     def check(self) -> None:
-        """Read it back. UserError for a file without end: OpenCV says nothing of a full disk."""
+        """Read it back. UserError for an incomplete file: OpenCV does not report a full disk."""
         written = cv2.VideoCapture(str(self._path))
         whole = written.isOpened() and written.read()[0]
         written.release()
@@ -234,7 +205,13 @@ def label_rows(result: Result, *, conf: bool) -> str:
 
 def safe_name(text: str) -> str:
     """`text` as one part of a path: letters, digits, '-', '.', ' ' and '_' only."""
-    return re.sub(r"[^\w\-. ]+", "_", text).strip("._ ")[:100] or "unnamed"
+    return _short(re.sub(r"[^\w\-. ]+", "_", text).strip("._ ")[:100]) or "unnamed"
+
+
+def _short(name: str) -> str:
+    """`name`, cut to what every file system takes with a number and a suffix behind it."""
+    data = name.encode("utf-8", "surrogateescape")
+    return name if len(data) <= NAME_BYTES else data[:NAME_BYTES].decode("utf-8", "ignore")
 
 
 def _write_crops(folder: Path, name: str, result: Result) -> None:
@@ -246,14 +223,21 @@ def _write_crops(folder: Path, name: str, result: Result) -> None:
     ):
         left, top = min(box[0], width - 1), min(box[1], height - 1)
         right, bottom = max(box[2], left + 1), max(box[3], top + 1)
-        place = _subfolder(folder, safe_name(result.names[label]))
-        write_image(place / f"{name}_{number}.jpg", result.image[top:bottom, left:right])
+        path = _subfolder(folder, safe_name(result.names[label])) / f"{name}_{number}.jpg"
+        write_image(path, result.image[top:bottom, left:right])
 
 
 def _subfolder(folder: Path, name: str) -> Path:
     path = folder / name
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     return path
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot write: {error.strerror}")
 
 
 def _refuse_inputs_in(folder: Path, inputs: Sequence[Path]) -> None:
@@ -261,6 +245,6 @@ def _refuse_inputs_in(folder: Path, inputs: Sequence[Path]) -> None:
     for path in inputs:
         if home in path.resolve().parents or home in path.absolute().parents:
             raise UserError(
-                f"{folder}: the run folder holds the source {path}; choose another --project or "
+                f"{folder}: the run folder contains the source {path}; choose another --project or "
                 "--name, so that nothing is overwritten"
             )

@@ -1,4 +1,4 @@
-"""From a picture to its objects:
+"""From an image to its detections:
 
 from engine.predict.predictor import Predictor
 predictor = Predictor("best.pt")
@@ -8,7 +8,6 @@ print(predictor("image.jpg").text)
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,37 +21,23 @@ from data.sources.streams import StreamConfig
 from engine.checkpoint import load_detector
 from engine.distributed import select_device
 from engine.evaluate.tta import decode_augmented
+from engine.measure.bench import Speed, Stopwatch
 from models.detector import Detector
 from utils.drawing import draw_boxes, write_image
 from utils.errors import UserError, nearest
 from utils.images import ImageError, read_image
 from utils.letterbox import Letterbox
-from utils.nms import NmsConfig, nms
-from utils.structures import Decoded, Detections
+from utils.nms import NmsConfig, nms, non_finite
+from utils.structures import Detections
 
-# One name per object, unlike evaluation, where every class over the threshold counts.
+# One class per object, unlike evaluation, where every class over the threshold counts.
 DETECT_NMS = NmsConfig(conf=0.25, iou=0.45, max_det=1000, multi_label=False)
-WARM_UPS = 3  # forward passes before the first timing on CUDA
-MILLISECONDS = 1000
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Milliseconds for one image: letterbox and copy, network and decoding, suppression."""
-
-    pre_process: float
-    inference: float
-    nms: float
-
-    @property
-    def total(self) -> float:
-        """All three."""
-        return self.pre_process + self.inference + self.nms
+WARM_UPS = 3  # forward passes on CUDA before the first timing
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one image."""
+    """The detections of one image."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB, as read
     detections: Detections  # xyxy pixels of `image`, on the CPU, best first
@@ -97,10 +82,10 @@ class Predictor:
     """A detector with everything between an image and its detections.
 
     `weights` is a checkpoint of this project, a genuine YOLOv5 one, or a built Detector (copied).
-    `image_size` is what the long side becomes, a multiple of the largest stride; the canvas is the
-    least one round it, or a square with `square`.  `device` is '' (CUDA if present), 'cpu' or a GPU
-    number.  `half` computes in float16, on CUDA only; `augment` adds scaled and mirrored views;
-    `names` replace the class names in the checkpoint.
+    The image's long side is scaled to `image_size`, a multiple of the largest stride, and padded
+    to multiples of that stride, or to a square with `square`.  `device` is '' (CUDA if present),
+    'cpu' or a GPU number.  `half` computes in float16, on CUDA only; `augment` adds scaled and
+    mirrored views; `names` replace the class names in the checkpoint.
     Raises UserError for unusable weights or settings.
     """
 
@@ -121,6 +106,7 @@ class Predictor:
             raise UserError(f"half precision needs a CUDA device, this is {self.device.type}")
         if isinstance(weights, Detector):
             model = copy.deepcopy(weights).to(self.device).fuse()
+            model = model.to(memory_format=torch.channels_last)
         else:
             model = load_detector(str(weights), device=self.device, fuse=True)
         self.model = model.eval().requires_grad_(False)
@@ -128,39 +114,36 @@ class Predictor:
         self.nms = nms
         self._size = image_size
         self._stride = self.model.max_stride
-        self._type = torch.float16 if half else torch.float32
         self._augment = augment
         self._square = square
         if image_size < self._stride or image_size % self._stride:
             lower = max(image_size // self._stride, 1) * self._stride
             raise UserError(
-                f"image size {image_size} is no multiple of the model's largest stride "
-                f"{self._stride}; the nearest are {lower} and {lower + self._stride}"
+                f"image size {image_size} is not a multiple of the model's largest "
+                f"stride {self._stride}; the nearest are {lower} and {lower + self._stride}"
             )
         if len(self.names) != len(self.model.names):
             raise UserError(
-                f"{len(self.names)} class names given, the model knows {len(self.model.names)}"
+                f"{len(self.names)} class names given, the model has {len(self.model.names)}"
             )
         self.only(nms.classes or ())
         if half:
-            anchors = self.model.head.anchors  # stays exact: decoding is in float32
-            self.model.half()
-            self.model.head.anchors = anchors
+            self.model.to_half()
         if self.device.type == "cuda":
             self._warm_up()
 
     def only(self, classes: Sequence[int | str]) -> None:
         """Report these classes alone, by number or name; all of them when empty.
 
-        Raises UserError for a class the model does not know, with the nearest name.
+        Raises UserError for an unknown class, with the nearest name.
         """
         indices = tuple(_class_index(item, self.names) for item in classes)
         self.nms = replace(self.nms, classes=indices or None)
 
     def __call__(self, image: np.ndarray | str | Path) -> Result:
-        """An (H, W, 3) uint8 RGB array or an image file -> its objects.
+        """An (H, W, 3) uint8 RGB array or an image file -> its detections.
 
-        Raises UserError for a file that is no whole image, ValueError for another array.
+        Raises UserError for a file that is not a whole image, ValueError for another array.
         """
         return self.batch([image])[0]
 
@@ -171,9 +154,9 @@ class Predictor:
         vid_stride: int = 1,
         stream: StreamConfig | None = None,
     ) -> Iterator[Result]:
-        """The results of all frames of `source`, as `--source` of detect.py, one after another.
+        """The results of all frames of `source`, as for `--source` of detect.py, one after another.
 
-        See data.sources.frames.Sources for what it may be, what is skipped and which errors end it.
+        See data.sources.frames.Sources for the kinds, what is skipped and which errors end it.
         """
         if not isinstance(source, Sources):
             source = Sources(source, stride=vid_stride, stream=stream)
@@ -196,8 +179,10 @@ class Predictor:
         results: dict[int, Result] = {}
         for shape in dict.fromkeys(box.dst for box in boxes):
             rows = [row for row, box in enumerate(boxes) if box.dst == shape]
+            named = {row: frame.label for row, frame in enumerate(origins) if frame is not None}
+            titles = [named.get(row, f"image {row + 1} of {len(arrays)}") for row in rows]
             detections, speed = self._run(
-                [arrays[row] for row in rows], [boxes[row] for row in rows]
+                [arrays[row] for row in rows], [boxes[row] for row in rows], titles
             )
             for row, found in zip(rows, detections, strict=True):
                 results[row] = Result(arrays[row], found, self.names, speed, shape, origins[row])
@@ -213,41 +198,41 @@ class Predictor:
 
     @torch.inference_mode()
     def _run(
-        self, images: Sequence[np.ndarray], boxes: Sequence[Letterbox]
+        self, images: Sequence[np.ndarray], boxes: Sequence[Letterbox], titles: Sequence[str]
     ) -> tuple[list[Detections], Speed]:
-        times = [self._now()]
+        watch = Stopwatch(self.device, stages=3)
+        watch.mark()
         canvases = [box.apply(image) for box, image in zip(boxes, images, strict=True)]
         batch = self._to_device(np.stack(canvases))
-        times.append(self._now())
+        watch.mark()
         decoded = self._decode(batch)
-        times.append(self._now())
+        watch.mark()
+        for bad in non_finite(*decoded):
+            cure = "" if batch.dtype == torch.float32 else "; try without --half"
+            raise UserError(f"{titles[bad]}: the model's outputs are not finite{cure}")
         found = [
-            row.with_boxes(box.to_image(row.boxes)).cpu()
-            for row, box in zip(nms(decoded, self.nms), boxes, strict=True)
+            item.with_boxes(box.to_image(item.boxes))
+            for item, box in zip(Detections.to_cpu(nms(*decoded, self.nms)), boxes, strict=True)
         ]
-        times.append(self._now())
-        laps = np.diff(times) * MILLISECONDS / len(images)
-        return found, Speed(*(float(lap) for lap in laps))
+        watch.mark()
+        return found, Speed(*(1000 * value / len(images) for value in watch.seconds()))
 
     def _to_device(self, pixels: np.ndarray) -> Tensor:
         """(B, H, W, 3) bytes -> (B, 3, H, W) in [0, 1]; a quarter of the bytes cross the bus."""
         images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
-        return images.to(self._type).div_(255)
+        return images.to(next(self.model.parameters()).dtype).div_(255)
 
-    def _decode(self, images: Tensor) -> Decoded:
-        decoded = self.model.head.decode(self.model(images))
-        return decode_augmented(self.model, images, decoded) if self._augment else decoded
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+    def _decode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores = self.model.head.decode(self.model(images))
+        if self._augment:
+            return decode_augmented(self.model, images, boxes, scores)
+        return boxes, scores
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
         blank = np.zeros((1, self._size, self._size, 3), np.uint8)
         for _ in range(WARM_UPS):
-            nms(self._decode(self._to_device(blank)), self.nms)
+            nms(*self._decode(self._to_device(blank)), self.nms)
 
 
 def _class_index(wanted: int | str, names: Sequence[str]) -> int:

@@ -17,7 +17,10 @@ from data.loading.sample import Batch
 from data.loading.workers import dead_workers_named
 from engine import distributed
 from engine.checkpoint import load_checkpoint, strip_checkpoint
-from engine.evaluate.evaluator import EvalConfig, evaluate
+from engine.evaluate.batch_images import BatchImages
+from engine.evaluate.config import EvalConfig
+from engine.evaluate.evaluator import evaluate
+from engine.evaluate.plots import save_plots
 from engine.evaluate.results import DetectionMetrics
 from engine.train.config import TrainConfig
 from engine.train.files import announce, draw_batch, save
@@ -172,10 +175,12 @@ def _validate(run: TrainRun) -> DetectionMetrics | None:
     distributed.broadcast_tensors(run.state.ema.tensors())  # the statistics are those of rank 0
     if run.config.noval and not last:
         return None
-    return _evaluate(run, loss=run.val_loss, plots=None)
+    return _evaluate(run, loss=run.val_loss)
 
 
-def _evaluate(run: TrainRun, *, loss: AnchorLoss | None, plots: Path | None) -> DetectionMetrics:
+def _evaluate(
+    run: TrainRun, *, loss: AnchorLoss | None, images: BatchImages | None = None
+) -> DetectionMetrics:
     return evaluate(
         run.state.ema.model,
         run.val_loader,
@@ -183,7 +188,7 @@ def _evaluate(run: TrainRun, *, loss: AnchorLoss | None, plots: Path | None) -> 
         config=EvalConfig(single_cls=run.config.single_cls),
         device=run.world.device,
         loss=loss,
-        plots=plots,
+        images=images,
         progress=run.world.is_main,
     )
 
@@ -255,16 +260,20 @@ def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> No
 def _finish(run: TrainRun) -> DetectionMetrics:
     """Evaluate the best weights, draw the plots, and print where everything is."""
     weights = run.folder / "weights"
-    plots = run.folder if run.world.is_main and not run.config.noplots else None
+    drawn = run.world.is_main and not run.config.noplots
+    images = BatchImages(run.val.names) if drawn else None
     if run.world.is_main:
         best = load_checkpoint(weights / "best.pt")
         run.state.ema.model.load_state_dict(best["model"])
-        if plots is not None:
+        if drawn:
             plot_results(run.state.rows, run.folder / "results.png")
     distributed.broadcast_tensors(run.state.ema.tensors())
-    metrics = _evaluate(run, loss=None, plots=plots)
+    metrics = _evaluate(run, loss=None, images=images)
     if run.world.is_main:
         strip_checkpoint(weights / "last.pt")  # a finished run needs no optimizer any more
         say(metrics.table())
+    if images is not None:
+        save_plots(metrics, run.val, images, run.folder)
+    if run.world.is_main:
         say(f"best.pt is from epoch {best['epoch'] - 1} of {run.state.epoch}; all in {run.folder}")
     return metrics

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.structures import Decoded
-
 PRIOR_OBJECTS = 8.0  # objects expected in a 640 px image, for the first biases
 PRIOR_CLASS = 0.6
 
@@ -77,9 +75,10 @@ class Detect(nn.Module):
             bias[:, 4] += math.log(PRIOR_OBJECTS / (640 / stride) ** 2)
             bias[:, 5:] += math.log(PRIOR_CLASS / (self.classes - 0.99999))
 
-    def decode(self, raw: Sequence[Tensor]) -> Decoded:
-        """Raw maps -> boxes in network pixels and scores = objectness * class, in float32.
+    def decode(self, raw: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Raw maps -> boxes (B, N, 4), xyxy network pixels, and scores (B, N, classes), in float32.
 
+        score = objectness * class,
         centre = (2 sigmoid(t_xy) - 0.5 + cell) * stride, size = (2 sigmoid(t_wh))^2 * anchor.
         """
         boxes, scores = [], []
@@ -94,7 +93,7 @@ class Detect(nn.Module):
             )
             boxes.append(torch.cat((centre - half, centre + half), -1).reshape(batch, -1, 4))
             scores.append((y[..., 5:] * y[..., 4:5]).reshape(batch, -1, self.classes))
-        return Decoded(torch.cat(boxes, 1), torch.cat(scores, 1))
+        return torch.cat(boxes, 1), torch.cat(scores, 1)
 
 
 def cell_grid(height: int, width: int, device: torch.device) -> Tensor:

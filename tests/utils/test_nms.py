@@ -1,60 +1,92 @@
-"""Suppression rules by hand."""
+"""Suppression rules by hand and against a plain loop, on every device."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from utils.nms import NmsConfig, nms
-from utils.structures import Decoded
-
-
-def decoded(boxes: list[list[float]], scores: list[list[float]]) -> Decoded:
-    return Decoded(torch.tensor([boxes]), torch.tensor([scores]))
-
+from utils.nms import NmsConfig, nms, non_finite
 
 BOXES = [[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 60.0, 60.0]]
 SCORES = [[0.9, 0.1], [0.8, 0.7], [0.05, 0.6]]
 
 
-def result(config: NmsConfig) -> list[tuple[float, int]]:
-    found = nms(decoded(BOXES, SCORES), config)[0]
-    return [
-        (round(s, 3), k) for s, k in zip(found.scores.tolist(), found.labels.tolist(), strict=True)
-    ]
+def result(
+    config: NmsConfig, scores: list[list[float]] = SCORES, device: torch.device | str = "cpu"
+) -> list[tuple[float, int]]:
+    found = nms(torch.tensor([BOXES], device=device), torch.tensor([scores], device=device), config)
+    rows = zip(found[0].scores.tolist(), found[0].labels.tolist(), strict=True)
+    return [(round(score, 3), label) for score, label in rows]
 
 
-def test_classes_do_not_suppress_each_other() -> None:
+def test_classes_do_not_suppress_each_other(device: torch.device) -> None:
     # boxes 0 and 1 overlap by 9/11: class 0 keeps the better, class 1 of box 1 stays
-    assert result(NmsConfig(conf=0.25, iou=0.5)) == [(0.9, 0), (0.7, 1), (0.6, 1)]
+    found = result(NmsConfig(conf=0.25, iou=0.5), device=device)
+    assert found == [(0.9, 0), (0.7, 1), (0.6, 1)]
 
 
 def test_low_threshold_gives_every_class_of_a_box() -> None:
-    found = nms(
-        decoded(BOXES, [[0.9, 0.1], [0.02, 0.03], [0.05, 0.6]]), NmsConfig(conf=0.04, iou=0.5)
-    )
-    assert found[0].scores.tolist() == pytest.approx([0.9, 0.6, 0.1, 0.05])
-    assert found[0].labels.tolist() == [0, 1, 1, 0]
+    scores = [[0.9, 0.1], [0.02, 0.03], [0.05, 0.6]]
+    found = result(NmsConfig(conf=0.04, iou=0.5), scores)
+    assert found == [(0.9, 0), (0.6, 1), (0.1, 1), (0.05, 0)]
 
 
-def test_single_label_agnostic_classes_and_limit() -> None:
-    assert result(NmsConfig(conf=0.25, iou=0.5, multi_label=False)) == [(0.9, 0), (0.6, 1)]
-    assert result(NmsConfig(conf=0.25, iou=0.5, agnostic=True)) == [(0.9, 0), (0.6, 1)]
-    assert result(NmsConfig(conf=0.25, iou=0.5, classes=(1,))) == [(0.7, 1), (0.6, 1)]
-    assert result(NmsConfig(conf=0.25, iou=0.5, max_det=1)) == [(0.9, 0)]
-
-
-def test_nothing_over_the_threshold() -> None:
-    for multi in (True, False):
-        found = nms(decoded(BOXES, SCORES), NmsConfig(conf=0.95, multi_label=multi))[0]
-        assert (len(found), found.boxes.shape) == (0, (0, 4))
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"multi_label": False}, [(0.9, 0), (0.6, 1)]),
+        ({"agnostic": True}, [(0.9, 0), (0.6, 1)]),
+        ({"classes": (1,)}, [(0.7, 1), (0.6, 1)]),
+        ({"max_det": 1}, [(0.9, 0)]),
+        ({"conf": 0.95}, []),
+        ({"conf": 0.95, "multi_label": False}, []),
+    ],
+)
+def test_options(options: dict, expected: list[tuple[float, int]]) -> None:
+    assert result(NmsConfig(**{"conf": 0.25, "iou": 0.5, **options})) == expected
 
 
 def test_images_do_not_touch_each_other() -> None:
-    both = Decoded(torch.tensor([BOXES, BOXES]), torch.tensor([SCORES, [[0.0, 0.0]] * 3]))
-    first, second = nms(both, NmsConfig())
-    assert len(first) == 3
-    assert len(second) == 0
+    scores = torch.tensor([SCORES, [[0.0, 0.0]] * 3])
+    first, second = nms(torch.tensor([BOXES, BOXES]), scores, NmsConfig())
+    assert (len(first), len(second), second.boxes.shape) == (3, 0, (0, 4))
+
+
+def by_a_plain_loop(boxes: Tensor, scores: Tensor, config: NmsConfig) -> list[tuple[int, int]]:
+    """(box, class) pairs kept, best first; IoU in float64, compared with float32 `iou`."""
+    corners, values = boxes.double().numpy(), scores.numpy()
+    pairs = sorted(
+        np.argwhere(values > config.conf).tolist(), key=lambda pair: -values[tuple(pair)]
+    )
+    kept: list[tuple[int, int]] = []
+    for box, label in pairs:
+        a, same = corners[box], [other for other, other_label in kept if other_label == label]
+        b = corners[same].reshape(-1, 4)
+        shared = np.minimum(a[2:], b[:, 2:]) - np.maximum(a[:2], b[:, :2])
+        inner = shared.clip(min=0).prod(1)
+        union = (a[2:] - a[:2]).prod() + (b[:, 2:] - b[:, :2]).prod(1) - inner
+        if not (inner / union > np.float32(config.iou).astype(np.float64)).any():
+            kept.append((box, label))
+    return kept[: config.max_det]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_as_a_plain_loop(seed: int, device: torch.device) -> None:
+    """Dense boxes of the last of 80 classes, some left of the image, around the IoU threshold."""
+    rng = torch.Generator().manual_seed(seed)
+    centre, size = torch.rand(10, 2, generator=rng) * 600, torch.rand(10, 2, generator=rng) * 20 + 4
+    dense = torch.cat((centre - size / 2, centre + size / 2), 1)
+    boxes = dense[torch.randint(0, 10, (150,), generator=rng)]
+    boxes = boxes + torch.rand(150, 4, generator=rng) * 4 - 5
+    scores = torch.zeros(150, 80)
+    scores[:, 74:] = torch.rand(150, 6, generator=rng)
+    config = NmsConfig(conf=0.3, iou=0.6, max_det=2000)
+    found = nms(boxes[None].to(device), scores[None].to(device), config)[0]
+    expected = by_a_plain_loop(boxes, scores, config)
+    assert found.labels.tolist() == [label for _, label in expected]
+    assert torch.equal(found.boxes.cpu(), boxes[[box for box, _ in expected]])
 
 
 @pytest.mark.parametrize("max_det", [5, 300, 5000])
@@ -64,14 +96,20 @@ def test_taking_candidates_by_and_by_changes_nothing(
     rng = torch.Generator().manual_seed(0)
     corner = torch.rand(1, 3000, 2, generator=rng) * 200
     boxes = torch.cat((corner, corner + 5 + torch.rand(1, 3000, 2, generator=rng) * 60), 2)
-    crowd = Decoded(boxes, torch.rand(1, 3000, 3, generator=rng))
+    scores = torch.rand(1, 3000, 3, generator=rng)
     config = NmsConfig(conf=0.1, iou=0.5, max_det=max_det)
-    by_and_by = nms(crowd, config)[0]
+    by_and_by = nms(boxes, scores, config)[0]
     monkeypatch.setattr("utils.nms.FIRST_CANDIDATES", 10**9)
-    at_once = nms(crowd, config)[0]
+    at_once = nms(boxes, scores, config)[0]
     assert torch.equal(by_and_by.boxes, at_once.boxes)
     assert torch.equal(by_and_by.labels, at_once.labels)
     assert len(at_once) == min(max_det, len(at_once))
+
+
+def test_non_finite_outputs_are_found_by_image(device: torch.device) -> None:
+    boxes, scores = torch.ones(4, 5, 4, device=device), torch.ones(4, 5, 2, device=device)
+    boxes[1, 2, 3], scores[3, 0, 1] = torch.inf, torch.nan
+    assert non_finite(boxes, scores) == [1, 3]
 
 
 @pytest.mark.parametrize("values", [{"conf": 1.5}, {"iou": -0.1}, {"max_det": 0}])

@@ -6,12 +6,14 @@ import numpy as np
 import torch
 
 from data.sources.frames import Frame
+from engine.measure.bench import Speed
 from engine.predict.console import Console
-from engine.predict.predictor import Result, Speed
+from engine.predict.predictor import Result
 from utils.structures import Detections
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
 ONE = Detections(torch.zeros(1, 4), torch.ones(1), torch.zeros(1, dtype=torch.int64))
+NONE = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
 def result(kind: str, *, number: int = 1, item: int = 1, found: Detections = ONE) -> Result:
@@ -22,7 +24,7 @@ def result(kind: str, *, number: int = 1, item: int = 1, found: Detections = ONE
 def test_lines_and_mean_times(capsys):
     with Console() as console:
         console.show(result("image"))
-        console.show(result("image", item=2, found=Detections.empty()))
+        console.show(result("image", item=2, found=NONE))
         for number in range(1, 5):
             console.show(result("video", item=3, number=number))
     captured = capsys.readouterr()
@@ -44,10 +46,10 @@ def test_stream_frames_have_numbers_and_problems_go_to_stderr(capsys):
     assert captured.err == "skipped: x: empty file\n"
 
 
-def test_two_videos_are_told_apart_and_nothing_is_said_of_nothing(capsys):
+def test_two_videos_have_a_line_each_and_no_frames_have_none(capsys):
     with Console() as console:
         console.show(result("video", item=1))
-        console.show(result("video", item=2, found=Detections.empty()))
+        console.show(result("video", item=2, found=NONE))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" 480x640 ")[0] for line in lines[:2]] == [
         "video 1/3 in/1: 1 frames",

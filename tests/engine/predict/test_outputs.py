@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 
 from data.sources.frames import Frame, Sources
-from engine.predict.outputs import OutputConfig, Outputs, label_rows, safe_name
-from engine.predict.predictor import Result, Speed
+from engine.measure.bench import Speed
+from engine.predict.config import DetectConfig
+from engine.predict.outputs import Outputs, label_rows, safe_name
+from engine.predict.predictor import Result
 from utils.errors import UserError
 from utils.structures import Detections
 
@@ -35,6 +38,11 @@ def result(
     return Result(image, FOUND, NAMES, Speed(1, 2, 3), (64, 32), frame)
 
 
+def outputs_in(folder: Path, *, inputs: tuple[Path, ...] = (), **options: object) -> Outputs:
+    options = {"weights": "w.pt", "source": ("x",), "project": str(folder), **options}
+    return Outputs(DetectConfig(**options), inputs=inputs)  # type: ignore[arg-type]
+
+
 def files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
@@ -44,13 +52,14 @@ def test_label_rows_are_normalised_and_zero_based():
         "0 0.500000 0.500000 0.500000 0.500000\n1 0.012500 0.006250 0.005000 0.002500\n"
     )
     assert label_rows(result(), conf=True).splitlines()[0].endswith(" 0.500000 0.875000")
-    nothing = Result(result().image, Detections.empty(), NAMES, Speed(1, 2, 3), (64, 32))
+    none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    nothing = Result(result().image, none, NAMES, Speed(1, 2, 3), (64, 32))
     assert label_rows(nothing, conf=True) == ""
 
 
 def test_all_files_of_an_image(tmp_path):
-    config = OutputConfig(txt=True, conf=True, csv=True, crop=True)
-    with Outputs(str(tmp_path / "runs"), "exp", config) as outputs:
+    everything = dict.fromkeys(("save_txt", "save_conf", "save_csv", "save_crop"), True)
+    with outputs_in(tmp_path / "runs", **everything) as outputs:
         outputs.write(result())
     run = tmp_path / "runs" / "exp"
     assert outputs.folder == run
@@ -73,8 +82,7 @@ def test_all_files_of_an_image(tmp_path):
 
 
 def test_equal_names_from_different_folders_do_not_meet(tmp_path):
-    config = OutputConfig(txt=True, crop=True)
-    with Outputs(str(tmp_path), "exp", config) as outputs:
+    with outputs_in(tmp_path, save_txt=True, save_crop=True) as outputs:
         for item, label in enumerate(["x/a.jpg", "y/a.jpg", "z/a.png", "z/A.bmp", "z/a_2.gif"], 1):
             outputs.write(result(label, item=item))
     assert files(tmp_path / "exp")[:1] == ["A_4.bmp"]
@@ -87,9 +95,8 @@ def test_equal_names_from_different_folders_do_not_meet(tmp_path):
 
 @pytest.mark.parametrize(("stride", "fps"), [(1, 10), (2, 5)])
 def test_video_becomes_mp4_of_the_same_duration(tmp_path, stride, fps):
-    config = OutputConfig(txt=True, stride=stride)
     numbers = range(1, 7, stride)
-    with Outputs(str(tmp_path), "exp", config) as outputs:
+    with outputs_in(tmp_path, save_txt=True, vid_stride=stride) as outputs:
         for number in numbers:
             outputs.write(result("v/clip.avi", kind="video", number=number))
         outputs.write(result("v/other.jpg", item=2))
@@ -105,7 +112,7 @@ def test_video_becomes_mp4_of_the_same_duration(tmp_path, stride, fps):
 
 
 def test_two_streams_are_recorded_side_by_side(tmp_path):
-    with Outputs(str(tmp_path), "exp", OutputConfig()) as outputs:
+    with outputs_in(tmp_path) as outputs:
         for number in (1, 2, 3):
             for item, label in ((1, "rtsp://cam:554/a?b=c"), (2, "webcam 0")):
                 outputs.write(result(label, item=item, kind="stream", number=number))
@@ -118,7 +125,7 @@ def test_two_streams_are_recorded_side_by_side(tmp_path):
 
 def test_a_video_is_whole_after_an_error(tmp_path):
     def interrupted() -> None:
-        with Outputs(str(tmp_path), "exp", OutputConfig()) as outputs:
+        with outputs_in(tmp_path) as outputs:
             outputs.write(result("clip.avi", kind="video"))
             raise KeyboardInterrupt
 
@@ -129,19 +136,19 @@ def test_a_video_is_whole_after_an_error(tmp_path):
     capture.release()
 
 
-def test_folders_are_numbered_and_made_only_when_needed(tmp_path):
-    lines: list[str] = []
+def test_folders_are_numbered_and_made_only_when_needed(tmp_path, capsys):
     for _ in range(2):
-        with Outputs(str(tmp_path), "exp", OutputConfig(), report=lines.append) as outputs:
+        with outputs_in(tmp_path) as outputs:
             outputs.write(result())
+    lines = capsys.readouterr().out.splitlines()
     assert lines == [f"Results saved to {tmp_path / name}" for name in ("exp", "exp2")]
-    with Outputs(str(tmp_path), "exp", OutputConfig(save=False), report=lines.append) as outputs:
+    with outputs_in(tmp_path, nosave=True) as outputs:
         plain = outputs.write(result())
         drawn = outputs.write(result(), draw=True)
     assert np.array_equal(plain, result().image)
     assert not np.array_equal(drawn, plain)
     assert outputs.folder is None
-    assert len(lines) == 2
+    assert capsys.readouterr().out == ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["exp", "exp2"]
 
 
@@ -150,14 +157,11 @@ def test_the_source_is_never_overwritten(tmp_path):
     path.parent.mkdir(parents=True)
     Image.new("RGB", (20, 20)).save(path)
     inputs = Sources(path).files
-    for name in ("exp", "exp/images", "."):
-        with pytest.raises(UserError, match="holds the source"):
-            Outputs(str(tmp_path), name, OutputConfig(), inputs=inputs, exist_ok=True)
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "exp" / "images")
-    with pytest.raises(UserError, match="holds the source"):
-        Outputs(str(tmp_path), "link", OutputConfig(), inputs=inputs, exist_ok=True)
-    with Outputs(str(tmp_path), "exp", OutputConfig(), inputs=inputs) as outputs:
+    (tmp_path / "link").symlink_to(tmp_path / "exp" / "images")
+    for name in ("exp", "exp/images", ".", "link"):
+        with pytest.raises(UserError, match="contains the source"):
+            outputs_in(tmp_path, name=name, inputs=inputs, exist_ok=True)
+    with outputs_in(tmp_path, inputs=inputs) as outputs:
         outputs.write(result())
     assert outputs.folder == tmp_path / "exp2"
 
@@ -166,9 +170,35 @@ def test_an_impossible_folder_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with (
         pytest.raises(UserError, match="cannot create the run folder"),
-        Outputs(str(tmp_path / "file"), "exp", OutputConfig()) as outputs,
+        outputs_in(tmp_path / "file") as outputs,
     ):
         outputs.write(result())
+
+
+def test_names_too_long_for_the_file_system_are_cut(tmp_path):
+    config = dict.fromkeys(("save_txt", "save_crop"), True)
+    with outputs_in(tmp_path, **config) as outputs:
+        for item, name in enumerate(["a" * 251 + ".gif", "a" * 250 + "b.gif", "行" * 83 + ".png"]):
+            outputs.write(replace(result(name, item=item), names=("行" * 100, "b", "c")))
+    images = sorted(path.name for path in (tmp_path / "exp").glob("*.*"))
+    assert images == [f"{'a' * 200}.jpg", f"{'a' * 200}_2.jpg", f"{'行' * 66}.png"]
+    assert len(list((tmp_path / "exp" / "crops").rglob("*.jpg"))) == 6
+    assert len(list((tmp_path / "exp" / "labels").iterdir())) == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("name", ["labels/a.txt", "predictions.csv"])
+def test_a_full_disk_names_the_file(tmp_path, name):
+    """The disk is full for one file: its name leads to a device without room."""
+    (tmp_path / "exp" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "exp" / name).symlink_to("/dev/full")
+
+    def run() -> None:
+        with outputs_in(tmp_path, save_txt=True, save_csv=True, exist_ok=True) as outputs:
+            outputs.write(result())
+
+    with pytest.raises(UserError, match=rf"{name}: cannot write: No space left"):
+        run()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +218,7 @@ def test_safe_name(text, name):
 
 def test_a_video_that_the_disk_cut_off_is_named(tmp_path):
     def cut_off() -> None:
-        with Outputs(str(tmp_path), "exp", OutputConfig()) as outputs:
+        with outputs_in(tmp_path) as outputs:
             outputs.write(result("clip.avi", kind="video"))
             path = tmp_path / "exp" / "clip.mp4"
             path.unlink()  # what is written from here on is lost, as on a full disk

@@ -11,13 +11,14 @@ from PIL import Image
 from torchvision.ops import box_convert
 
 from engine.checkpoint import load_detector, save_checkpoint
-from engine.predict.predictor import Predictor, Result, Speed
+from engine.measure.bench import Speed
+from engine.predict.predictor import Predictor, Result
 from models.builder import build_detector
 from models.detector import Detector
 from models.yaml.parser import load_spec
 from utils.errors import UserError
 from utils.nms import NmsConfig
-from utils.structures import Decoded, Detections
+from utils.structures import Detections
 
 NAMES = ("person", "bus", "traffic light")
 
@@ -44,11 +45,9 @@ def answer(predictor: Predictor, boxes: list[list[float]], scores: list[list[flo
         shapes.append(tuple(images.shape))
         return [images]
 
-    def decode(raw: list[torch.Tensor]) -> Decoded:
+    def decode(raw: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         size = len(raw[0])
-        return Decoded(
-            torch.tensor(boxes).expand(size, -1, -1), torch.tensor(scores).expand(size, -1, -1)
-        )
+        return torch.tensor([boxes] * size), torch.tensor([scores] * size)
 
     predictor.model.forward = forward
     predictor.model.head.decode = decode
@@ -79,7 +78,7 @@ def test_the_network_sees_rgb_over_255_on_grey(detector):
     predictor = Predictor(detector, image_size=64, device="cpu", square=True)
     seen = []
     predictor.model.forward = lambda images: seen.append(images) or [images]
-    predictor.model.head.decode = lambda raw: Decoded(torch.zeros(1, 0, 4), torch.zeros(1, 0, 3))
+    predictor.model.head.decode = lambda raw: (torch.zeros(1, 0, 4), torch.zeros(1, 0, 3))
     image = np.zeros((32, 64, 3), np.uint8)
     image[:] = (255, 51, 0)
     predictor(image)
@@ -146,7 +145,7 @@ def test_the_given_model_is_left_alone_and_fusing_keeps_the_answer(detector):
     image = noise(64, 64)
     with torch.no_grad():
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
-        expected = detector.head.decode(detector(pixels)).scores.amax()
+        expected = detector.head.decode(detector(pixels))[1].amax()
     assert torch.allclose(predictor(image).detections.scores[0], expected, atol=1e-4)
 
 
@@ -167,12 +166,12 @@ def test_augmented_views_agree_on_where_things_are(detector):
     image = np.zeros((128, 128, 3), np.uint8)
     image[32:64, 16:48] = 255
 
-    def decode(raw: list[torch.Tensor]) -> Decoded:
+    def decode(raw: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         bright = raw[0][0].mean(0) > 0.7
         rows, columns = torch.nonzero(bright, as_tuple=True)
         low, high = (columns.min(), rows.min()), (columns.max() + 1, rows.max() + 1)
         boxes = torch.stack((*low, *high)).float()[None, None]
-        return Decoded(boxes, torch.tensor([[[0.9, 0.0, 0.0]]]))
+        return boxes, torch.tensor([[[0.9, 0.0, 0.0]]])
 
     predictor.model.forward = lambda images: [images]
     predictor.model.head.decode = decode
@@ -190,10 +189,8 @@ def test_text_counts_with_plurals_in_order_of_certainty():
     blank = np.zeros((4, 4, 3), np.uint8)
     result = Result(blank, found, NAMES, Speed(1, 2, 3), (32, 32))
     assert result.text == "3 persons, 2 buses, 1 traffic light"
-    assert result.speed.total == 6
-    assert Result(blank, Detections.empty(), NAMES, Speed(1, 2, 3), (32, 32)).text == (
-        "(no detections)"
-    )
+    none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert Result(blank, none, NAMES, Speed(1, 2, 3), (32, 32)).text == "(no detections)"
 
 
 def test_draw_and_save_leave_the_image_alone(detector, tmp_path):
@@ -212,10 +209,10 @@ def test_draw_and_save_leave_the_image_alone(detector, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 100}, "no multiple of the model's largest stride 32; .* 96 and 128"),
-        ({"image_size": 0}, "no multiple"),
+        ({"image_size": 100}, "not a multiple of the model's largest stride 32; .* 96 and 128"),
+        ({"image_size": 0}, "not a multiple"),
         ({"half": True}, "needs a CUDA device"),
-        ({"names": ["a", "b"]}, "2 class names given, the model knows 3"),
+        ({"names": ["a", "b"]}, "2 class names given, the model has 3"),
         ({"nms": NmsConfig(classes=(3,))}, "class '3' is unknown .0 to 2"),
         ({"device": "gpu0"}, "--device gpu0"),
     ],

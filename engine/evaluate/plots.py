@@ -1,7 +1,8 @@
-"""Curves and the confusion matrix as PNG files, without pyplot and its global state."""
+"""Curves, confusion matrix and drawn batches as files, without pyplot and its global state."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,14 +12,42 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from engine.evaluate.matching import Curves
+from data.index.records import DataIndex
+from engine.evaluate.batch_images import BatchImages
+from engine.evaluate.matching import Curves, confusion_matrix
+from engine.evaluate.metrics import by_id, truth_of
+from engine.evaluate.results import DetectionMetrics
+from utils.errors import UserError
+from utils.terminal import warn
 
 LEGEND_CLASSES = 20  # more lines than this have no legend
 NUMBERED_CLASSES = 30  # a larger matrix has no numbers in its cells
+PLOTTED_CLASSES = 1000  # a matrix of 30,000 classes would take gigabytes
 DPI = 200
 POINTS_PER_INCH = 72  # of letters
 MEAN_COLOR = "#1f3fbf"
 GRID_COLOR = "#d9d9d9"
+
+
+def save_plots(
+    metrics: DetectionMetrics, index: DataIndex, images: BatchImages, folder: Path
+) -> None:
+    """Write curves, confusion matrix and the drawn batches of an evaluation (rank 0's metrics).
+
+    Raises UserError when a file cannot be written.
+    """
+    images.save(folder)
+    if len(index.names) > PLOTTED_CLASSES:
+        warn(f"{len(index.names)} classes: curves are drawn up to {PLOTTED_CLASSES}")
+        return
+    curves, precision50 = metrics.curves, metrics.precision50
+    assert curves is not None
+    assert precision50 is not None
+    plot_curves(curves, index.names, folder)
+    names = [index.names[label] for label in curves.classes]
+    plot_precision_recall(precision50[curves.classes], names=names, path=folder / "PR_curve.png")
+    matrix = confusion_matrix(metrics.detections, truth_of(by_id(index)), len(index.names))
+    plot_confusion(matrix, index.names, folder / "confusion_matrix.png")
 
 
 def plot_curves(curves: Curves, names: Sequence[str], folder: Path) -> None:
@@ -30,8 +59,8 @@ def plot_curves(curves: Curves, names: Sequence[str], folder: Path) -> None:
     ):
         figure, axes = _axes(f"{title} and confidence", "Confidence", title)
         label = f"all classes {_at_best(values, curves, title)}"
-        called = [names[index] for index in curves.classes]
-        _lines(axes, curves.confidence, values, names=called, label=label)
+        some = [names[index] for index in curves.classes]
+        _lines(axes, curves.confidence, values, names=some, label=label)
         _save(figure, folder / file)
 
 
@@ -39,22 +68,21 @@ def _at_best(values: np.ndarray, curves: Curves, title: str) -> str:
     if not len(values):
         return "(none)"
     mean = values.mean(0)
-    place = curves.best if title == "F1" else 0 if title == "Recall" else int(mean.argmax())
-    return f"{mean[place]:.2f} at {curves.confidence[place]:.3f}"
+    best = curves.best if title == "F1" else 0 if title == "Recall" else int(mean.argmax())
+    return f"{mean[best]:.2f} at {curves.confidence[best]:.3f}"
 
 
-def plot_precision_recall(
-    recall: np.ndarray, precision: np.ndarray, *, names: Sequence[str], path: Path
-) -> None:
-    """Write precision (K, R) over recall (R,) of K named classes at IoU 0.5.
+def plot_precision_recall(precision: np.ndarray, *, names: Sequence[str], path: Path) -> None:
+    """Write precision (K, R) of K named classes at IoU 0.5 over R recalls from 0 to 1.
 
-    The area under each line, as COCO takes it (the mean over the points), is in the legend.
+    The area under each line, as COCO takes it (the mean over the recalls), is in the legend.
     """
+    recall = np.linspace(0, 1, precision.shape[1])
     figure, axes = _axes("Precision and recall, IoU 0.5", "Recall", "Precision")
     area = precision.mean(1)
-    called = [f"{name} {value:.3f}" for name, value in zip(names, area, strict=True)]
+    some = [f"{name} {value:.3f}" for name, value in zip(names, area, strict=True)]
     label = f"all classes {area.mean():.3f} mAP50" if len(area) else "all classes (none)"
-    _lines(axes, recall, precision, names=called, label=label)
+    _lines(axes, recall, precision, names=some, label=label)
     _save(figure, path)
 
 
@@ -94,7 +122,7 @@ def _lines(
 
 
 def _short(name: str) -> str:
-    """A name that fits beside a plot and that matplotlib does not read as a formula or hides."""
+    """A name that fits next to a plot and that matplotlib does not read as a formula or hides."""
     text = name if len(name) <= 28 else name[:27] + "…"
     text = text.replace("$", r"\$")
     return " " + text if text.startswith("_") else text
@@ -103,8 +131,8 @@ def _short(name: str) -> str:
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
     """Write a (K + 1, K + 1) matrix of counts, row = predicted, column = true, last = background.
 
-    The colour is the share of the column: of the true boxes of a class (of the false detections, in
-    the last column).  Up to 30 classes have share and count in their cells.
+    The colour is the share of the column: of the ground truth of a class (in the last column, of
+    the false detections).  Up to 30 classes have share and count in their cells.
     """
     total = matrix.sum(0, keepdims=True)
     share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
@@ -156,4 +184,9 @@ def plot_study(sizes: Sequence[int], series: Mapping[str, Sequence[float]], path
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI)
+    try:
+        with warnings.catch_warnings():  # of names in scripts that the font lacks
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure.savefig(path, dpi=DPI)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}") from error

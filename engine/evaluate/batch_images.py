@@ -1,0 +1,56 @@
+"""val_batch*_labels.jpg and val_batch*_pred.jpg: ground truth and detections of a few images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.loading.sample import Batch
+from utils.drawing import draw_boxes, grid, write_image
+from utils.structures import Detections
+
+DRAWN_BATCHES = 3
+DRAWN_IMAGES = 16  # of a batch
+DRAWN_CONF = 0.25
+LONGEST_SIDE = 1920  # pixels of a whole grid
+
+
+class BatchImages:
+    """Draws the first batches it is shown, and writes them at the end."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._done: list[dict[str, np.ndarray]] = []
+
+    def add(self, batch: Batch, detections: Sequence[Detections]) -> None:
+        """Draw a batch with its boxes and with `detections`, on the CPU, in network pixels."""
+        if len(self._done) == DRAWN_BATCHES:
+            return
+        images = batch.images[:DRAWN_IMAGES].cpu().numpy().transpose(0, 2, 3, 1)
+        targets = (batch.targets.image_index, batch.targets.boxes, batch.targets.labels)
+        owner, boxes, labels = (item.cpu().numpy() for item in targets)
+        asked, found = [], []
+        for number, (image, item) in enumerate(zip(images, detections, strict=False)):
+            mine = owner == number
+            asked.append(draw_boxes(image, boxes[mine], labels[mine], names=self._names))
+            sure = (item.scores >= DRAWN_CONF).numpy()
+            columns = (item.boxes, item.labels, item.scores)
+            corners, classes, scores = (column.numpy()[sure] for column in columns)
+            found.append(draw_boxes(image, corners, classes, names=self._names, scores=scores))
+        self._done.append({"labels": _grid(asked), "pred": _grid(found)})
+
+    def save(self, folder: Path) -> None:
+        """Write what was drawn into `folder`. UserError when a file cannot be written."""
+        for number, grids in enumerate(self._done):
+            for kind, image in grids.items():
+                write_image(folder / f"val_batch{number}_{kind}.jpg", image)
+
+
+def _grid(images: Sequence[np.ndarray]) -> np.ndarray:
+    columns = int(np.ceil(np.sqrt(len(images))))
+    height, width = images[0].shape[:2]
+    shrink = min(LONGEST_SIDE / (columns * max(height, width)), 1)
+    cell = (max(round(height * shrink), 1), max(round(width * shrink), 1))
+    return grid(images, columns, cell)

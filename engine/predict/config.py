@@ -1,0 +1,69 @@
+"""The settings of detect.py as flags, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from utils.config import MAX_PIXELS, check_options, option
+
+MAX_DETECTIONS = 30_000  # as many candidates enter suppression at most
+
+
+@dataclass(frozen=True)
+class DetectConfig:
+    """One run of detect.py; the defaults are those of the YOLO ecosystem."""
+
+    weights: str = option(help="checkpoint: of train.py, or a YOLOv5 .pt; it names the classes")
+    source: tuple[str, ...] = option(
+        help="image, video, folder, 'glob*', list file (.txt), webcam number, http(s) or rtsp URL"
+    )
+    data: str = option("", help="data set YAML whose class names are shown instead")
+    imgsz: int = option(
+        640,
+        flags=("--img", "--img-size"),
+        min=1,
+        max=MAX_PIXELS,
+        help="long side of the network's input",
+    )
+    conf_thres: float = option(0.25, min=0, max=1, help="confidence threshold")
+    iou_thres: float = option(0.45, min=0, max=1, help="IoU threshold of non-maximum suppression")
+    max_det: int = option(
+        1000, min=1, max=MAX_DETECTIONS, help="maximum number of detections per image"
+    )
+    device: str = option("", help="cpu or a GPU's number; the default is a GPU if present")
+    view_img: bool = option(False, help="show the results in a window (q or Escape ends the run)")
+    save_txt: bool = option(False, help="write labels/*.txt, YOLO's format")
+    save_conf: bool = option(False, help="append the confidence to the rows of --save-txt")
+    save_csv: bool = option(False, help="write predictions.csv")
+    save_crop: bool = option(False, help="write every object to crops/<class>/")
+    nosave: bool = option(False, help="write no annotated copies")
+    classes: tuple[str, ...] = option((), help="only these classes, by number or name")
+    agnostic_nms: bool = option(False, help="suppress overlaps across classes")
+    augment: bool = option(False, help="test-time augmentation: two more views of each image")
+    line_thickness: int | None = option(
+        None, min=1, max=1000, help="of the boxes, in pixels; else by image size"
+    )
+    hide_labels: bool = option(False, help="draw boxes only")
+    hide_conf: bool = option(False, help="draw names without confidences")
+    half: bool = option(False, help="compute in float16 (CUDA only)")
+    vid_stride: int = option(
+        1, min=1, max=10_000, help="take every n-th frame of videos and streams"
+    )
+    stream_timeout: float = option(
+        30.0, min=0.1, max=86_400, help="seconds for which a lost stream is tried again"
+    )
+    project: str = option("runs/detect", help="folder of the runs")
+    name: str = option("exp", help="name of the run: project/name, then name2, name3, ...")
+    exist_ok: bool = option(False, help="write into an existing project/name")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if not all(self.source):
+            raise ValueError("--source has an empty name; . is the current folder")
+        if self.save_conf and not self.save_txt:
+            raise ValueError("--save-conf does nothing without --save-txt")
+
+    @property
+    def writes(self) -> bool:
+        """Whether any file is asked for."""
+        return not self.nosave or self.save_txt or self.save_csv or self.save_crop

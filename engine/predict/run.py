@@ -1,0 +1,60 @@
+"""What detect.py does: every frame of the sources through the model, on the screen, into files."""
+
+from __future__ import annotations
+
+from data.index.dataset import load_dataset_config
+from data.sources.frames import Sources
+from data.sources.streams import StreamConfig
+from engine.predict import display
+from engine.predict.config import DetectConfig
+from engine.predict.console import Console
+from engine.predict.outputs import Outputs
+from engine.predict.predictor import Predictor
+from utils.errors import PartlyDoneError, UserError
+from utils.nms import NmsConfig
+
+
+def run(config: DetectConfig) -> None:
+    """Detect as `config` asks; UserError, PartlyDoneError or SourceLostError where that fails."""
+    if config.view_img:
+        display.require_display()
+    console = Console(stride=config.vid_stride)
+    sources = Sources(
+        config.source,
+        stride=config.vid_stride,
+        stream=StreamConfig(give_up=config.stream_timeout),
+        report=console.problem,
+    )
+    predictor = build_predictor(config)
+    with Outputs(config, inputs=sources.files) as outputs, console:
+        for result in predictor.stream(sources):
+            console.show(result)
+            drawn = outputs.write(result, draw=config.view_img)
+            if config.view_img and not display.show(result, drawn):
+                break
+    if sources.problems:
+        raise PartlyDoneError(f"{len(sources.problems)} sources skipped or cut short, see above")
+
+
+def build_predictor(config: DetectConfig) -> Predictor:
+    """The model with its thresholds, for the classes asked for."""
+    names = load_dataset_config(config.data).names if config.data else None
+    if config.data and names is None:
+        raise UserError(f"--data {config.data}: it names no classes itself; leave it out")
+    predictor = Predictor(
+        config.weights,
+        image_size=config.imgsz,
+        device=config.device,
+        nms=NmsConfig(
+            conf=config.conf_thres,
+            iou=config.iou_thres,
+            max_det=config.max_det,
+            agnostic=config.agnostic_nms,
+            multi_label=False,
+        ),
+        half=config.half,
+        augment=config.augment,
+        names=names,
+    )
+    predictor.only(config.classes)
+    return predictor
