@@ -142,6 +142,22 @@ def test_runs_get_folders_of_their_own(small, tmp_path):
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"exp", "exp2"}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_names_the_plot_and_keeps_the_numbers(small, tmp_path):
+    folder = tmp_path / "runs" / "exp"
+    folder.mkdir(parents=True)
+    (folder / "F1_curve.png").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"F1_curve\.png: cannot write: No space left"):
+        val.main([*small, "--exist-ok", "--save-json"])
+    assert json.loads((folder / "metrics.json").read_text())["images"] == 5
+    assert isinstance(json.loads((folder / "predictions.json").read_text()), list)
+
+
+def test_a_cpu_needs_no_warm_up(small, monkeypatch):
+    monkeypatch.setattr("engine.evaluate.run.warm_up", None)  # calling it would fail
+    val.main([*small, "--task", "speed"])
+
+
 def test_speed(small, tmp_path, capsys):
     val.main([*small, "--task", "speed"])
     out = capsys.readouterr().out

@@ -24,7 +24,8 @@ from engine.compare.record import (
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.coco import coco_metrics
 from engine.evaluate.matching import coco_order
-from engine.evaluate.results import ClassMetrics, DetectionMetrics, Speed
+from engine.evaluate.results import ClassMetrics, DetectionMetrics
+from engine.measure.bench import Speed
 from models.spec import ModelSpec
 from models.yaml.parser import load_spec
 from utils.errors import UserError

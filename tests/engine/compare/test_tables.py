@@ -154,9 +154,7 @@ def metrics_of_found(found, truth):
             )
         )  # fmt: skip
     index = DataIndex(tuple(records), ("a", "b"), (1, 2), (), "0123456789abcdef")
-    parts = {number: found.take(found.image == number) for number in range(IMAGES)}
-    shard = Shard(parts, IMAGES, (), (0.1, 0.2, 0.3))
-    return metrics_of([shard], records, index, plots=None)
+    return metrics_of([Shard(found, IMAGES, (), (0.1, 0.2, 0.3))], records, index)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.ops import box_convert
 
-from engine.checkpoint import load_detector, save_checkpoint
+from engine.checkpoint import load_detector, model_payload, save_checkpoint
 from engine.measure.bench import Speed
 from engine.predict.predictor import Predictor, Result
 from models.builder import build_detector
@@ -147,6 +148,34 @@ def test_the_given_model_is_left_alone_and_fusing_keeps_the_answer(detector):
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
         expected = detector.head.decode(detector(pixels))[1].amax()
     assert torch.allclose(predictor(image).detections.scores[0], expected, atol=1e-4)
+
+
+def test_weights_are_converted_once_at_loading(detector, tmp_path):
+    """Images are channels_last; other weights would be converted in every forward pass."""
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, {"format": "featherdet-1", **model_payload(detector)})
+    for given in (detector, path):
+        model = Predictor(given, image_size=64, device="cpu").model
+        kernels = [p for p in model.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1]
+        assert kernels
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+def test_half_keeps_the_anchors_exact(detector):
+    half = copy.deepcopy(detector).to_half()
+    assert {p.dtype for p in half.parameters()} == {torch.float16}
+    assert torch.equal(half.head.anchors, detector.head.anchors)
+
+
+def test_outputs_that_are_not_finite_name_the_image(detector, tmp_path):
+    predictor = Predictor(detector, image_size=64, device="cpu")
+    answer(predictor, [[0.0, 0.0, 9.0, 9.0]], [[0.1, float("nan"), 0.0]])
+    with pytest.raises(UserError, match="image 1 of 1: the model's outputs are not finite"):
+        predictor(noise(64, 64))
+    path = tmp_path / "a.png"
+    Image.fromarray(noise(64, 64)).save(path)
+    with pytest.raises(UserError, match=r"a\.png: the model's outputs are not finite"):
+        next(predictor.stream(path))
 
 
 def test_own_checkpoint_by_path(detector, tmp_path):

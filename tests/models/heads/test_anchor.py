@@ -23,14 +23,14 @@ def test_decode_by_hand() -> None:
     raw[1][0, 1, 1, 2] = torch.tensor(
         [0.0, math.log(3), 0.0, math.log(3), 0.0, math.log(3), -math.log(3)]
     )
-    decoded = detect.decode(raw)
-    assert decoded.boxes.shape == (1, 2 * 20 + 2 * 6, 4)
+    boxes, scores = detect.decode(raw)
+    assert boxes.shape == (1, 2 * 20 + 2 * 6, 4)
     index = 40 + 6 + 1 * 3 + 2
     # centre: x = (2*.5 - .5 + 2)*16 = 40, y = (2*.75 - .5 + 1)*16 = 32
     # size: w = (2*.5)^2*100 = 100, h = (2*.75)^2*90 = 202.5
     expected = torch.tensor([40 - 50, 32 - 101.25, 40 + 50, 32 + 101.25])
-    assert torch.allclose(decoded.boxes[0, index], expected)
-    assert torch.allclose(decoded.scores[0, index], torch.tensor([0.5 * 0.75, 0.5 * 0.25]))
+    assert torch.allclose(boxes[0, index], expected)
+    assert torch.allclose(scores[0, index], torch.tensor([0.5 * 0.75, 0.5 * 0.25]))
 
 
 def test_raw_maps_are_the_convolutions_values() -> None:
