@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all a fresh machine needs; the rest are their parts.
+# A fresh machine needs only `make demo` and `make test`; the other targets are their parts.
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,7 +40,7 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 setup: $(VENV)/.runtime
 setup-dev: $(VENV)/.dev
 
-# The demo's folders are its own: each run starts afresh.
+# Each run starts afresh: runs/demo is removed first.
 demo: $(VENV)/.runtime
 	rm -rf $(DEMO)
 	$(BIN)/python -m data.shapes
@@ -58,8 +58,10 @@ demo: $(VENV)/.runtime
 test: lint type
 	$(BIN)/python -m pytest --durations=20 --durations-min=1
 
+# Under a minute: the parts without training, worker processes or whole models.
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -x -q tests/utils tests/models tests/test_architecture.py tests/test_readme.py
+	$(BIN)/python -m pytest -x -q tests/test_architecture.py tests/test_readme.py tests/utils \
+	    tests/data/index tests/data/convert tests/models/yaml tests/models/heads tests/models/losses
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
