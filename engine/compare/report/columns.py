@@ -294,7 +294,10 @@ def table_of(results: Plain) -> dict[str, Any]:
             {**asdict(found), "best": best is not None and value == best}
             for found, value in zip(cells, known, strict=True)
         ]
-        columns.append({**asdict(one), "title": one.axis, "scale": one.scale, "cells": marked})
+        shown = {"title": one.axis, "scale": one.scale, "cells": marked}
+        if one.format == DURATION:
+            shown["unit"] = ""  # every text names its own
+        columns.append({**asdict(one), **shown})
         if distinct:
             values[one.path] = known
     return {"columns": columns, "fronts": fronts(values)}

@@ -62,9 +62,6 @@ def test_the_file_holds_the_record_value_by_value(results, tmp_path):
     assert path == tmp_path / "report.html"
     elements = Elements(path.read_text(encoding="utf-8"))
     assert json.loads(elements.texts["results-json"]) == results
-
-
-def test_record_of_awkward_numbers_and_signs_comes_back(results):
     awkward = {**results, "protocol": {"a": 0.1 + 0.2, "b": 1e-300, "c": 2**53 - 1, "d": HOSTILE}}
     assert json.loads(Elements(page(awkward)).texts["results-json"]) == awkward
 
@@ -158,12 +155,8 @@ def test_every_asset_is_used_and_the_library_is_what_its_note_says():
     version = re.search(r"# uPlot ([\d.]+)", note)[1]
     assert f"(v{version})" in (ASSETS / "uplot/uPlot.iife.min.js").read_text()[:100]
     assert {path.name for path in ASSETS.glob("*.js")} == set(SCRIPTS)
-
-
-def test_no_script_can_be_ended_early_by_an_asset():
-    for path in ASSETS.rglob("*.js"):
-        assert "</script" not in path.read_text().lower()
-        assert "<!--" not in path.read_text()
+    for path in ASSETS.rglob("*.js"):  # none can end its script element early
+        assert not re.search("</script|<!--", path.read_text(), re.IGNORECASE)
 
 
 def numbers(record, path):

@@ -27,8 +27,8 @@ class Page:
     def open(self, path, *, width=1280, scheme="light"):
         """The report at a width and in a colour scheme, with the logs empty before."""
         self.resize(width)
-        scheme = {"name": "prefers-color-scheme", "value": scheme}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         self.driver.get("about:blank")
         self.complaints(), self.asked()
         self.driver.get(path.as_uri())
@@ -50,35 +50,32 @@ class Page:
     def find(self, selector):
         """An element, scrolled to the middle, where the mouse reaches it."""
         node = self.driver.find_element("css selector", selector)
-        self.driver.execute_script(
-            "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", node
-        )
+        scroll = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
+        self.driver.execute_script(scroll, node)
         return node
 
     def click(self, selector):
-        self.run(f"document.querySelector({json.dumps(selector)}).click()")
+        self.find(selector).click()
         self.settle()
 
     def enter(self, identifier, value, event="change"):
         """Put a value into a field or a select, as a reader does."""
-        node = f"document.getElementById({json.dumps(identifier)})"
-        self.run(
-            f"({node}.value = {json.dumps(value)}, {node}.dispatchEvent(new Event('{event}')))"
+        script = "[node, node.value, type] = arguments; node.dispatchEvent(new Event(type))"
+        self.driver.execute_script(
+            f"let node, type; {script}", self.find(f"#{identifier}"), value, event
         )
         self.settle()
 
     def texts(self, selector):
-        return self.run(
-            f"[...document.querySelectorAll({json.dumps(selector)})].map((node) => node.textContent)"
-        )
+        nodes = f"document.querySelectorAll({json.dumps(selector)})"
+        return self.run(f"Array.from({nodes}, (node) => node.textContent)")
 
     def models(self):
         """The names in the table of results, from top to bottom."""
         return self.texts("#results-table tbody .label")
 
     def front(self):
-        text = self.find("#pareto-front").text.removeprefix("Pareto front: ")
-        return text.split(", ")
+        return self.find("#pareto-front").text.removeprefix("Pareto front: ").split(", ")
 
     def complaints(self):
         """What the console has reported since the last call."""
@@ -86,10 +83,10 @@ class Page:
 
     def asked(self):
         """The addresses requested since the last call."""
-        entries = self.driver.get_log("performance")
-        messages = [json.loads(entry["message"])["message"] for entry in entries]
-        sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-        return [params["request"]["url"] for params in sent]
+        log = self.driver.get_log("performance")
+        events = [json.loads(entry["message"])["message"] for entry in log]
+        sent = [event for event in events if event["method"] == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in sent]
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +118,7 @@ def variant(row, name, *, ap, milliseconds, flops):
 
 
 @pytest.fixture(scope="session")
-def record(root):
+def results(root):
     """The sample, and rows at known positions: fast, slow, and beaten by all."""
     sample = json.loads((root / "tests/engine/compare/data_compare_sample.json").read_text())
     model = sample["rows"][1]
@@ -129,37 +126,32 @@ def record(root):
         variant(model, "fast", ap=0.3, milliseconds=5.0, flops=800_000_000),
         variant(model, "slow", ap=0.5, milliseconds=40.0, flops=900_000_000),
         variant(model, "beaten", ap=0.2, milliseconds=50.0, flops=990_000_000),
-        {**variant(model, "costs only", ap=0.0, milliseconds=9.0, flops=1), "status": "profiled"},
+        variant(model, "costs only", ap=0.0, milliseconds=9.0, flops=1),
     ]
     sample["rows"][4]["difference"]["AP"].update(delta=0.09, low=0.05, high=0.12)
-    sample["rows"][-1].update(accuracy=None, classes=None, difference=None, errors=None)
-    sample["rows"][-1].update(training=None, runs=[], seeds=[])
-    return sample
+    untrained = dict.fromkeys(("accuracy", "classes", "difference", "errors", "training"))
+    sample["rows"][-1].update(untrained, runs=[], seeds=[], status="profiled")
+    return complete(sample)
 
 
-def write(record, folder, *, image="a.jpg"):
-    """The report of a record, with one image: two ground-truth boxes, two detections per model."""
+def write(results, folder, *, image="a.jpg"):
+    """The report of results, with one image: two ground-truth boxes, two detections per model."""
     boxes = np.array([[5.0, 5.0, 40.0, 40.0], [30.0, 20.0, 70.0, 55.0]])
     table = BoxTable.detections(np.zeros(2, int), np.array([0, 2]), boxes, np.array([0.9, 0.1]))
-    found = {row["name"]: table for row in record["rows"] if row["accuracy"]}
+    found = {row["name"]: table for row in results["rows"] if row["accuracy"]}
     grey = np.full((60, 80, 3), 128, dtype=np.uint8)
-    return write_report(complete(record), folder, examples=[Example(image, grey, table, found)])
+    return write_report(complete(results), folder, examples=[Example(image, grey, table, found)])
 
 
 @pytest.fixture(scope="session")
-def results(record):
-    """The record with columns, cells and fronts."""
-    return complete(record)
-
-
-@pytest.fixture(scope="session")
-def written(record, tmp_path_factory):
-    """The path of the report of `record`."""
-    return write(record, tmp_path_factory.mktemp("compare"))
+def written(results, tmp_path_factory):
+    """The path of the report of `results`."""
+    return write(results, tmp_path_factory.mktemp("compare"))
 
 
 @pytest.fixture
 def opened(page, written):
-    """The tab with the report opened anew."""
+    """The tab with the report opened anew; at the end the console must have stayed silent."""
     page.open(written)
-    return page
+    yield page
+    assert page.complaints() == []
