@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = tuple(sorted(path.name for path in ROOT.glob("*.py")))
+MODULES = ("models.profile.__main__", "data.shapes.__main__", "data.convert.__main__")
 ROOMS = ("engine", "models", "data", "utils")
 # Who may import whom; benchmarks are scripts in a folder.
 ALLOWED = {
@@ -22,6 +25,9 @@ ALLOWED = {
     "benchmarks": {"benchmarks", "engine", "models", "data", "utils"},
 }
 LONGEST_FILE = 320
+LARGEST_FOLDER = 16  # Python files
+LINES = 23_100  # Python outside tests/; goes down, and up only with a capability
+SCRIPT_LINES = 1_100  # JavaScript, CSS and HTML of our own
 # What runs text or bytes from outside as code.
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}
 UNSAFE_LOADERS = {
@@ -89,6 +95,74 @@ def test_imports_go_one_way(name: str) -> None:
     assert own <= allowed, f"{name} imports {', '.join(sorted(own - allowed))}"
     stems = {Path(script).stem for script in SCRIPTS}
     assert not {target.split(".")[0] for target in imported(tree(name))} & stems
+
+
+def test_no_import_circles() -> None:
+    """Neither at import, nor in functions, nor for types alone."""
+    modules = {name.removesuffix(".py").replace("/", "."): name for name in SOURCES}
+    modules = {name.removesuffix(".__init__"): file for name, file in modules.items()}
+    graph: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        targets = set()
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.ImportFrom):
+                inner = {f"{node.module}.{alias.name}" for alias in node.names} & set(modules)
+                targets |= inner or {node.module or ""}
+            elif isinstance(node, ast.Import):
+                targets |= {alias.name for alias in node.names}
+        graph[module] = targets & set(modules)
+    while leaves := [module for module, targets in graph.items() if not targets & set(graph)]:
+        for module in leaves:
+            del graph[module]
+    assert sorted(graph) == []
+
+
+@pytest.mark.parametrize("room", ["engine", "models", "data"])
+def test_rooms_have_no_loose_files_and_are_small(room: str) -> None:
+    loose = {
+        "engine": {"checkpoint.py", "distributed.py"},
+        "models": {
+            "spec.py",
+            "builder.py",
+            "graph.py",
+            "detector.py",
+            "registry.py",
+            "arguments.py",
+        },
+        "data": set(),
+    }[room]
+    assert {path.name for path in (ROOT / room).glob("*.py")} == {"__init__.py", *loose}
+    for folder in {path.parent for path in (ROOT / room).rglob("*.py")}:
+        assert len(list(folder.glob("*.py"))) <= LARGEST_FOLDER, folder.name
+
+
+def test_the_house_does_not_grow() -> None:
+    """Size is a budget: a line is added where a reader would miss it."""
+    assert sum(len((ROOT / name).read_text("utf-8").splitlines()) for name in SOURCES) <= LINES
+    assets = (ROOT / "engine" / "compare" / "report" / "assets").glob("*.*")
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in assets) <= SCRIPT_LINES
+
+
+def loaded_after(code: str) -> set[str]:
+    """The modules that a fresh Python has loaded after `code`."""
+    script = f"import contextlib, io, sys\n{code}\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "module", [*(Path(name).stem for name in SCRIPTS if name != "detect.py"), *MODULES]
+)
+def test_help_needs_no_torch(module: str) -> None:
+    """So that it prints at once."""
+    loaded = loaded_after(
+        f"from {module} import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "    main(['--help'])"
+    )
+    assert not loaded & {"torch", "matplotlib"}
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import numpy as np
-import torch
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
@@ -15,6 +14,8 @@ def generator(seed: int, *key: int) -> np.random.Generator:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices), for weights' initial values."""
+    import torch  # `generator` is used where torch is not needed
+
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  third-party code may draw from the global state
     torch.manual_seed(seed)
@@ -22,4 +23,6 @@ def seed_everything(seed: int) -> None:
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Seed torch by (seed, step, rank), so that what a step draws does not depend on its past."""
+    import torch
+
     torch.manual_seed(int(generator(seed, step, rank).integers(2**63)))
