@@ -1,8 +1,8 @@
 """Joules per image, from the device's own counters or not at all.
 
 NVIDIA: the board's total since the driver was loaded (NVML).  CPU: RAPL's packages and their DRAM
-where the system lets them be read.  Both count the whole device, idle power and neighbours
-included, so compare runs of the same quiet machine.
+where the system lets them be read.  Both count the whole device, idle power and other
+processes included, so compare runs of the same quiet machine.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from engine.measure.bench import Clock, synchronize
 
 POWERCAP = Path("/sys/class/powercap")
 NOT_MEASURED = "not measured"
+MAX_UNREAD = 60.0  # seconds; no counter wraps around twice in that time
 MICRO, MILLI = 1e-6, 1e-3
 
 
@@ -35,7 +36,7 @@ class Meter(Protocol):
 
 @dataclass(frozen=True)
 class Energy:
-    """What running `images` took."""
+    """The energy and time of running `images`."""
 
     joules: float
     seconds: float
@@ -44,7 +45,7 @@ class Energy:
 
     @property
     def joules_per_image(self) -> float:
-        """The figure that rows are compared by."""
+        """The value that models are compared by."""
         return self.joules / self.images
 
     @property
@@ -71,7 +72,7 @@ class RaplZone:
 
 
 class RaplMeter:
-    """The sum of several zones; read at least once in each lap of a counter (minutes)."""
+    """The sum of several zones; to be read at least once in each round of a counter (minutes)."""
 
     def __init__(self, zones: Sequence[RaplZone]) -> None:
         self._zones = tuple(zones)
@@ -85,11 +86,10 @@ class RaplMeter:
 
     def joules(self) -> float:
         """Joules since the meter was made."""
-        for place, zone in enumerate(self._zones):
-            value = zone.read()
-            step = value - self._last[place]
-            self._total += step if step >= 0 else step + zone.limit
-            self._last[place] = value
+        values = [zone.read() for zone in self._zones]
+        for zone, last, value in zip(self._zones, self._last, values, strict=True):
+            self._total += value - last + (zone.limit if value < last else 0)
+        self._last = values
         return self._total * MICRO
 
 
@@ -117,7 +117,7 @@ class NvmlMeter:
 def rapl_meter(root: Path = POWERCAP) -> RaplMeter | None:
     """The meter of all packages and their DRAM under `root`; None where one cannot be read.
 
-    Cores and graphics are inside a package's figure, the platform's (psys) contains it, and the
+    A package includes cores and graphics, the platform (psys) includes packages, and the
     intel-rapl-mmio tree counts the same package again: these are left out.
     """
     try:
@@ -188,18 +188,15 @@ def measure_energy(
     synchronize(device)
     try:
         before, begun, steps = meter.joules(), clock(), 0
-        while True:
+        now = read = begun
+        while now - begun < seconds:
             step()
             synchronize(device)
-            steps += 1
-            joules, elapsed = meter.joules() - before, clock() - begun
-            if elapsed >= seconds:
-                break
+            steps, now = steps + 1, clock()
+            if now - read > MAX_UNREAD:  # reading costs time and wakes the processor
+                meter.joules()
+                read = now
+        joules = meter.joules() - before
     except (OSError, ValueError):
         return None
-    return Energy(joules, elapsed, steps * images, meter.source) if joules > 0 else None
-
-
-def energy_text(energy: Energy | None) -> str:
-    """'0.412 J' per image, or 'not measured'."""
-    return NOT_MEASURED if energy is None else f"{energy.joules_per_image:.3g} J"
+    return Energy(joules, now - begun, steps * images, meter.source) if joules > 0 else None

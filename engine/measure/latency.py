@@ -1,8 +1,8 @@
-"""Latency of several models on one device, measured side by side.
+"""Latency of several models on one device, measured in turn.
 
-The rounds go through all models in turn, each time beginning with another one, so that a clock that
-falls, a cache that warms or a neighbour's load hits all alike.  Timed is the network alone, from
-images on the device to raw maps: decoding and suppression are the same for all.
+Each round goes through all models, beginning with the next one, so that a falling clock, a warming
+cache or the load of other processes affects all alike.  The network alone is timed, from images on
+the device to raw maps: decoding and suppression are the same for all.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from engine.measure.bench import Clock, no_collection, prepare, sample_images, synchronize
 from models.profile.cost import count
 from utils.environment import device_name
 from utils.errors import cause_of
 
-LEAST_ROUNDS = 5
+MIN_ROUNDS = 5
 FAULTS = (RuntimeError, MemoryError)  # torch's own, out of memory among them: of one model
 MEASURED = "torch.cuda.max_memory_allocated"
 MODELLED = "modelled: weights and live activations"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,16 @@ class LatencyConfig:
     """
 
     batches: tuple[int, ...] = (1, 32)
-    warm_up: int = 3  # forwards of each model before the rounds
+    warm_up: int = 3  # forward passes of each model before the rounds
     rounds: int = 50
     seconds: float = 60.0
     fused: bool = True  # BN folded into the convolutions, as for inference
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        least = {"warm_up": 1, "rounds": LEAST_ROUNDS}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
+        for name, low in {"warm_up": 1, "rounds": MIN_ROUNDS}.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if not self.batches or min(self.batches) < 1:
             raise ValueError(f"batches must be positive numbers, got {self.batches}")
         if not self.seconds > 0:
@@ -63,19 +63,19 @@ class LatencyConfig:
 
 @dataclass(frozen=True)
 class Latency:
-    """One model at one batch size; `laps` are the seconds of each forward of a batch."""
+    """One model at one batch size; `durations` are the seconds of each forward pass of a batch."""
 
     model: str
     image_size: int
     batch: int
-    laps: tuple[float, ...]
+    durations: tuple[float, ...]
     flops: int  # of one image, 2 * MACs
-    memory_bytes: int  # weights, images and the most that lived beside them
+    memory_bytes: int  # weights, images and peak activations
     memory_source: str  # MEASURED or MODELLED
 
     def milliseconds(self, percentile: float) -> float:
         """Of one image."""
-        return float(np.percentile(self.laps, percentile)) * 1000 / self.batch
+        return float(np.percentile(self.durations, percentile)) * 1000 / self.batch
 
     @property
     def p50(self) -> float:
@@ -84,12 +84,12 @@ class Latency:
 
     @property
     def p90(self) -> float:
-        """Milliseconds of one image that nine of ten forwards stay under."""
+        """Milliseconds of one image that nine of ten forward passes stay under."""
         return self.milliseconds(90)
 
     @property
     def least(self) -> float:
-        """Milliseconds of one image in the fastest forward: what a busy machine spoils least."""
+        """Milliseconds of one image in the fastest pass, which a busy machine affects least."""
         return self.milliseconds(0)
 
     @property
@@ -108,7 +108,7 @@ class Latency:
             "model": self.model,
             "image_size": self.image_size,
             "batch": self.batch,
-            "rounds": len(self.laps),
+            "rounds": len(self.durations),
             "p50_ms": self.p50,
             "p90_ms": self.p90,
             "least_ms": self.least,
@@ -130,7 +130,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """All figures of one measurement, by batch and then in the order given."""
+    """All latencies of one measurement, by batch and then in the order given."""
 
     measured: tuple[Latency, ...]
     failed: tuple[Failure, ...]
@@ -139,7 +139,7 @@ class LatencyReport:
     threads: int | None  # of torch on a CPU
 
     def of(self, model: str, batch: int) -> Latency | None:
-        """One figure, None where it failed."""
+        """One latency, None where it failed."""
         found = (item for item in self.measured if (item.model, item.batch) == (model, batch))
         return next(found, None)
 
@@ -163,58 +163,102 @@ def measure_latency(
 ) -> LatencyReport:
     """Time all candidates on `device`, interleaved, at each batch size.
 
-    A candidate that cannot run at a batch size is reported as failed there and the rest goes on.
+    A candidate that cannot run at a batch size is reported as failed there; the rest is measured.
     ValueError when two have the same name.
     """
     if len({candidate.name for candidate in candidates}) < len(candidates):
         raise ValueError(f"names must differ, got {[item.name for item in candidates]}")
-    layout = {"fused": config.fused, "channels_last": config.channels_last}
     measured: list[Latency] = []
     failed: list[Failure] = []
-    models: list[tuple[Candidate, nn.Module]] = []
-    for item in candidates:
-        try:
-            models.append((item, prepare(item.model, device, **layout)))
-        except FAULTS as error:
-            failed += [Failure(item.name, batch, cause_of(error)) for batch in config.batches]
-            _let_go(device)
+    runs = [_Run(item, config, device) for item in candidates]
     for batch in config.batches:
-        begun = [_start(item, model, batch, config, device) for item, model in models]
-        runs = [run for run in begun if isinstance(run, _Run)]
-        laps = interleave(runs, config, device=device, clock=clock)
-        found = [_figures(run, seconds, device) for run, seconds in zip(runs, laps, strict=True)]
-        for one in (*begun, *found):
-            if isinstance(one, Failure):
-                failed.append(one)
-            elif isinstance(one, Latency):
-                measured.append(one)
+        for run in runs:
+            run.start(batch)
+        able = [run for run in runs if run.cause is None]
+        durations = interleave(able, config, device=device, clock=clock)
+        results = [run.result(seconds) for run, seconds in zip(able, durations, strict=True)]
+        measured += [item for item in results if item is not None]
+        failed += [Failure(run.candidate.name, batch, run.cause) for run in runs if run.cause]
     threads = torch.get_num_threads() if device.type == "cpu" else None
     return LatencyReport(tuple(measured), tuple(failed), config, device_name(device), threads)
 
 
-@dataclass
 class _Run:
-    candidate: Candidate
-    model: nn.Module  # prepared
-    images: Tensor
-    device: torch.device
-    cause: str | None = None  # of a failure in the rounds, after which it does nothing
+    """A prepared model with its images; calling it is one forward pass.
+
+    `cause` is that of a failure at this batch size, after which it does nothing.
+    """
+
+    def __init__(self, candidate: Candidate, config: LatencyConfig, device: torch.device) -> None:
+        self.candidate = candidate
+        self.cause: str | None = None
+        self._config = config
+        self._device = device
+        self._images = torch.empty(0)
+        layout = {"fused": config.fused, "channels_last": config.channels_last}
+        self._model = self._attempt(lambda: prepare(candidate.model, device, **layout))
+        self._unusable = self.cause
+
+    def start(self, batch: int) -> None:
+        """Make the images and warm up: allocators and libraries settle."""
+        self.cause = self._unusable
+        model, size, layout = self._model, self.candidate.image_size, self._config.channels_last
+        if model is None:
+            return
+        images = self._attempt(
+            lambda: sample_images(batch, size, self._device, like=model, channels_last=layout)
+        )
+        if images is not None:
+            self._images = images
+        for _ in range(self._config.warm_up):
+            self()
 
     def __call__(self) -> None:
-        if self.cause is not None:
-            return
+        if self.cause is None and self._model is not None:
+            model = self._model
+            self._attempt(lambda: model(self._images))
+
+    def result(self, durations: Sequence[float]) -> Latency | None:
+        """The latency; None after a failure."""
+        measured = self._attempt(self._cost) if self.cause is None else None
+        if measured is None:
+            return None
+        flops, memory, source = measured
+        name, size = self.candidate.name, self.candidate.image_size
+        batch = len(self._images)
+        return Latency(name, size, batch, tuple(durations), flops, memory, source)
+
+    def _attempt(self, step: Callable[[], T]) -> T | None:
+        """What `step` returns, None for a failure, which leaves its memory to the other models."""
         try:
-            self.model(self.images)
-            synchronize(self.device)
+            result = step()
+            synchronize(self._device)
         except FAULTS as error:
             self.cause = cause_of(error)
-            _let_go(self.device)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            return None
+        return result
 
+    def _cost(self) -> tuple[int, int, str]:
+        """FLOPs of an image; bytes of weights, images and peak activations; their source.
 
-def _let_go(device: torch.device) -> None:
-    """After a model that did not fit: leave the memory to the others."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+        All models of a comparison are on the device at once, so the rise over the present use
+        counts.
+        """
+        model, images, device = self._model, self._images, self._device
+        assert model is not None
+        flops = count(model, (1, *images.shape[1:])).flops
+        tensors = (*model.parameters(), *model.buffers())
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if device.type != "cuda":
+            return flops, weights + count(model, tuple(images.shape)).peak_bytes, MODELLED
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        model(images)
+        synchronize(device)
+        rise = torch.cuda.max_memory_allocated(device) - before
+        return flops, weights + images.numel() * images.element_size() + rise, MEASURED
 
 
 def interleave(
@@ -225,84 +269,17 @@ def interleave(
     clock: Clock = time.perf_counter,
 ) -> list[list[float]]:
     """Seconds of each step, one list per step, equally long: round r begins with step r mod n."""
-    laps: list[list[float]] = [[] for _ in steps]
+    durations: list[list[float]] = [[] for _ in steps]
     begun = clock()
     with no_collection():
         for turn in range(config.rounds if steps else 0):
-            if turn >= LEAST_ROUNDS and clock() - begun > config.seconds:
+            if turn >= MIN_ROUNDS and clock() - begun > config.seconds:
                 break
-            for place in range(len(steps)):
-                index = (turn + place) % len(steps)
+            for offset in range(len(steps)):
+                index = (turn + offset) % len(steps)
                 synchronize(device)
                 start = clock()
                 steps[index]()
                 synchronize(device)
-                laps[index].append(clock() - start)
-    return laps
-
-
-def _start(
-    candidate: Candidate,
-    model: nn.Module,
-    batch: int,
-    config: LatencyConfig,
-    device: torch.device,
-) -> _Run | Failure:
-    """Make the images and warm up: allocators and libraries settle."""
-    try:
-        images = sample_images(
-            batch,
-            candidate.image_size,
-            device,
-            like=model,
-            channels_last=config.channels_last,
-        )
-    except FAULTS as error:
-        _let_go(device)
-        return Failure(candidate.name, batch, cause_of(error))
-    run = _Run(candidate, model, images, device)
-    for _ in range(config.warm_up):
-        run()
-    return run if run.cause is None else Failure(candidate.name, batch, run.cause)
-
-
-def _figures(run: _Run, laps: Sequence[float], device: torch.device) -> Latency | Failure:
-    one = (1, *run.images.shape[1:])
-    name, batch = run.candidate.name, len(run.images)
-    if run.cause is not None:
-        return Failure(name, batch, run.cause)
-    try:
-        memory, source = _memory(run, device)
-        flops = count(run.model, one).flops
-    except FAULTS as error:
-        return Failure(name, batch, cause_of(error))
-    if run.cause is not None:  # it ran once more for its memory
-        return Failure(name, batch, run.cause)
-    return Latency(
-        model=name,
-        image_size=run.candidate.image_size,
-        batch=batch,
-        laps=tuple(laps),
-        flops=flops,
-        memory_bytes=memory,
-        memory_source=source,
-    )
-
-
-def _memory(run: _Run, device: torch.device) -> tuple[int, str]:
-    """Weights, images and the most beside them, and how that is known.
-
-    All models of a comparison lie on the device at once, so the rise over what lies there counts.
-    """
-    tensors = (*run.model.parameters(), *run.model.buffers())
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if device.type != "cuda":
-        return weights + count(run.model, run.images.shape).peak_bytes, MODELLED
-    synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
-    synchronize(device)
-    rise = torch.cuda.max_memory_allocated(device) - before
-    images = run.images.numel() * run.images.element_size()
-    return weights + images + rise, MEASURED
+                durations[index].append(clock() - start)
+    return durations

@@ -1,4 +1,4 @@
-"""What a device can do at best: FLOP/s, bytes/s and kernels/s, measured."""
+"""The peaks of a device: FLOP/s, bytes/s and kernels/s, measured."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Roof:
         return self.flops_per_second / self.bytes_per_second
 
     def seconds(self, kernel: Kernel) -> float:
-        """The least time of a kernel: max(flops / peak, bytes / bandwidth)."""
+        """The minimum time of a kernel: max(flops / peak, bytes / bandwidth)."""
         return max(kernel.flops / self.flops_per_second, kernel.bytes / self.bytes_per_second)
 
     def bound(self, kernel: Kernel) -> str:
@@ -47,7 +47,7 @@ class Roof:
 
 @dataclass(frozen=True)
 class Task:
-    """Sizes of what finds the roof: a matmul, a 3x3 convolution of 256 channels, a copy."""
+    """Sizes of what measures the peaks: a matmul, a 3x3 convolution of 256 channels, a copy."""
 
     side: int
     pixels: int
@@ -56,7 +56,7 @@ class Task:
 
     @classmethod
     def for_device(cls, device: torch.device) -> Task:
-        """Large enough to fill it and its caches; each repeat short, to fit between neighbours."""
+        """Large enough to fill it and its caches; each repeat is short."""
         if device.type == "cpu":
             return cls(side=512, pixels=32, copy_bytes=64 * MIB)
         return cls(side=4096, pixels=256, copy_bytes=256 * MIB)
@@ -101,11 +101,11 @@ def _best_seconds(
     step: Callable[[], Any], repeats: int, device: torch.device, clock: Clock
 ) -> float:
     step()
-    laps = []
+    durations = []
     for _ in range(repeats):
         synchronize(device)
         start = clock()
         step()
         synchronize(device)
-        laps.append(clock() - start)
-    return min(laps)
+        durations.append(clock() - start)
+    return min(durations)

@@ -1,4 +1,4 @@
-"""Why fewer FLOPs are not faster: what the device could do at best, and what each row took.
+"""Why fewer FLOPs are not faster: the limits of the device, and the time of each row.
 
 The roofline model: a kernel takes at least flops / peak and bytes / bandwidth, whichever is longer;
 kernels run one after another, so a row takes at least the sum over its own.  Where a row takes far
@@ -16,34 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.measure.bench import Clock, synchronize
+from engine.measure.bench import Clock, Marks, synchronize
 from engine.measure.peak import COMPUTE, MEMORY, Roof
 from models.graph import RowGraph
 from models.profile.counting import RowProfile, profile
-
-GIGA, MILLI = 1e9, 1e-3
-
-
-class _Marks:
-    """Instants in the order of the device's work, without making CUDA wait in between."""
-
-    def __init__(self, device: torch.device, clock: Clock) -> None:
-        self._device = device
-        self._clock = clock
-
-    def mark(self) -> Any:
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self._device))
-            return event
-        synchronize(self._device)
-        return self._clock()
-
-    def seconds(self, start: Any, end: Any) -> float:
-        """Between two marks, after the device is done."""
-        if self._device.type == "cuda":
-            return float(start.elapsed_time(end)) * MILLI
-        return float(end - start)
 
 
 @torch.inference_mode()
@@ -55,19 +31,19 @@ def time_rows(
     warm_up: int = 2,
     clock: Clock = time.perf_counter,
 ) -> tuple[float, ...]:
-    """Median seconds of each row over several forwards of a prepared model on its device.
+    """Median seconds of each row over several forward passes of a prepared model on its device.
 
     CUDA: events in the stream, so a row's time includes the wait for kernels to be launched.
     """
-    marks = _Marks(images.device, clock)
-    laps: list[list[tuple[Any, Any]]] = [[] for _ in model.layers]
+    marks = Marks(images.device, clock)
+    durations: list[list[tuple[Any, Any]]] = [[] for _ in model.layers]
     opened: list[Any] = []
 
     def enter(*_: Any) -> None:
         opened.append(marks.mark())
 
     def leave(index: int) -> Callable[..., None]:
-        return lambda *_: laps[index].append((opened.pop(), marks.mark()))
+        return lambda *_: durations[index].append((opened.pop(), marks.mark()))
 
     for _ in range(warm_up):
         model(images)
@@ -86,7 +62,7 @@ def time_rows(
         for handle in handles:
             handle.remove()
     synchronize(images.device)
-    return tuple(statistics.median(marks.seconds(*lap) for lap in row) for row in laps)
+    return tuple(statistics.median(marks.seconds(*pair) for pair in row) for row in durations)
 
 
 @dataclass(frozen=True)
@@ -108,11 +84,6 @@ class Times:
         """COMPUTE where most of the predicted time is, else MEMORY."""
         return COMPUTE if 2 * self.compute_bound > self.predicted else MEMORY
 
-    @property
-    def slower(self) -> float:
-        """Measured over predicted."""
-        return self.measured / self.predicted if self.predicted else float("inf")
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**vars(self), "rows": list(self.rows), "bound": self.bound}
@@ -120,7 +91,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Rows of a model under the roof of the device they ran on."""
+    """Rows of a model and the peaks of the device they ran on."""
 
     image_size: int
     batch: int
@@ -135,62 +106,15 @@ class Roofline:
         sums = [_sum(block, rows) for block, rows in kinds.items()]
         return tuple(sorted(sums, key=lambda item: item.measured, reverse=True))
 
-    def total(self) -> Times:
-        """All rows."""
-        return _sum("all", self.rows)
-
-    def table(self) -> str:
-        """The blocks as text, one line each, with a heading; milliseconds of a batch."""
-        lines = [HEADING, *(_cells(item) for item in (*self.by_block(), self.total()))]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            for line in lines
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "image_size": self.image_size,
-            "batch": self.batch,
-            "roof": self.roof.to_dict(),
-            "rows": [row.to_dict() for row in self.rows],
-            "blocks": [block.to_dict() for block in self.by_block()],
-            "total": self.total().to_dict(),
-        }
-
-
-HEADING = (
-    "block", "rows", "GFLOPs", "MB", "FLOP/B", "bound", "kernels",
-    "launch ms", "predicted ms", "measured ms", "measured/predicted",
-)  # fmt: skip
-
-
-def _cells(item: Times) -> tuple[str, ...]:
-    return (
-        item.block, str(len(item.rows)), f"{item.flops / GIGA:.3f}", f"{item.bytes / 1e6:.1f}",
-        f"{item.flops / item.bytes if item.bytes else 0:.1f}", item.bound, str(item.kernels),
-        *(f"{seconds / MILLI:.3f}" for seconds in (item.launch, item.predicted, item.measured)),
-        f"{item.slower:.1f}",
-    )  # fmt: skip
-
 
 def _sum(block: str, rows: Sequence[Times]) -> Times:
-    return Times(
-        block=block,
-        rows=tuple(index for row in rows for index in row.rows),
-        flops=sum(row.flops for row in rows),
-        bytes=sum(row.bytes for row in rows),
-        kernels=sum(row.kernels for row in rows),
-        predicted=sum(row.predicted for row in rows),
-        compute_bound=sum(row.compute_bound for row in rows),
-        launch=sum(row.launch for row in rows),
-        measured=sum(row.measured for row in rows),
-    )
+    names = ("flops", "bytes", "kernels", "predicted", "compute_bound", "launch", "measured")
+    sums = {name: sum(getattr(row, name) for row in rows) for name in names}
+    return Times(block, tuple(index for row in rows for index in row.rows), **sums)
 
 
 def predict(row: RowProfile, roof: Roof, measured: float) -> Times:
-    """A row's times under a roof, beside what it took (seconds)."""
+    """A row's predicted times on a device of these peaks, and its measured one (seconds)."""
     kernels = row.cost.kernels
     compute = [kernel for kernel in kernels if roof.bound(kernel) == COMPUTE]
     return Times(
@@ -214,7 +138,7 @@ def roofline(
     rounds: int = 10,
     clock: Clock = time.perf_counter,
 ) -> Roofline:
-    """Predict and time each row of a prepared model (`latency.prepare`) on square images."""
+    """Predict and time each row of a prepared model (`bench.prepare`) on square images."""
     batch, _, height, width = images.shape
     if height != width:
         raise ValueError(f"images must be square, got {height}x{width}")

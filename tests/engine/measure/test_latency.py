@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from engine.measure.bench import prepare, sample_images
 from engine.measure.latency import (
-    LEAST_ROUNDS,
     MEASURED,
+    MIN_ROUNDS,
     MODELLED,
     Candidate,
     Latency,
@@ -64,9 +64,9 @@ def test_drift_hits_all_alike():
     assert max(laps[0]) > 4 * min(laps[0])  # there was drift
 
 
-def test_the_budget_ends_the_rounds_but_not_before_the_least():
+def test_the_budget_ends_the_rounds_but_not_before_the_minimum():
     assert len(timed(FakeClock(), 50, seconds=10.5, a=0.5, b=0.5)[0]) == 11
-    assert len(timed(FakeClock(), 50, seconds=1.0, a=10.0)[0]) == LEAST_ROUNDS
+    assert len(timed(FakeClock(), 50, seconds=1.0, a=10.0)[0]) == MIN_ROUNDS
     assert timed(FakeClock(), 50) == []
 
 
@@ -74,7 +74,7 @@ def test_the_budget_ends_the_rounds_but_not_before_the_least():
     "wrong",
     [
         {"warm_up": 0},
-        {"rounds": LEAST_ROUNDS - 1},
+        {"rounds": MIN_ROUNDS - 1},
         {"batches": ()},
         {"batches": (0,)},
         {"seconds": 0.0},
@@ -117,12 +117,8 @@ def test_all_models_and_batches_are_measured():
     models = [Candidate("a", Waits(clock, 0.5), 8), Candidate("b", Waits(clock, 0.25), 16)]
     config = LatencyConfig(batches=(1, 4), rounds=7, warm_up=1)
     report = measure_latency(models, config, device=CPU, clock=clock)
-    assert [(item.model, item.batch) for item in report.measured] == [
-        ("a", 1),
-        ("b", 1),
-        ("a", 4),
-        ("b", 4),
-    ]
+    order = [(item.model, item.batch) for item in report.measured]
+    assert order == [("a", 1), ("b", 1), ("a", 4), ("b", 4)]
     assert [item.p50 for item in report.measured] == pytest.approx([500, 250, 500, 250])
     a, b = report.of("a", 4), report.of("b", 4)
     assert a is not None
@@ -130,7 +126,7 @@ def test_all_models_and_batches_are_measured():
     assert (a.flops, b.flops) == (2 * 64 * 12, 2 * 256 * 12)
     assert a.memory_source == MODELLED
     assert a.memory_bytes == 4 * (16 + 4 * 64 * (3 + 4))  # weights, bias; images and result
-    assert len(a.laps) == 7
+    assert len(a.durations) == 7
     data = report.to_dict()
     assert json.loads(json.dumps(data)) == data
     assert data["settings"]["device"].startswith("cpu")
@@ -142,11 +138,8 @@ def test_one_that_cannot_run_does_not_end_the_rest():
     models = [Candidate("big", Waits(clock, 1, full=4), 8), Candidate("ok", Waits(clock, 1), 8)]
     config = LatencyConfig(batches=(1, 4), rounds=5)
     report = measure_latency(models, config, device=CPU, clock=clock)
-    assert [(item.model, item.batch) for item in report.measured] == [
-        ("big", 1),
-        ("ok", 1),
-        ("ok", 4),
-    ]
+    order = [(item.model, item.batch) for item in report.measured]
+    assert order == [("big", 1), ("ok", 1), ("ok", 4)]
     (failure,) = report.failed
     assert (failure.model, failure.batch) == ("big", 4)
     assert failure.cause == "OutOfMemoryError: CUDA out of memory."
@@ -170,7 +163,7 @@ def test_one_that_fails_on_the_way_does_not_end_the_rest(call, monkeypatch):
     report = measure_latency(models, config, device=CPU, clock=clock)
     assert [item.model for item in report.measured] == ["ok"]
     assert [item.cause for item in report.failed] == ["RuntimeError: CUDA error: no more"]
-    assert len(report.measured[0].laps) == 5
+    assert len(report.measured[0].durations) == 5
 
 
 def test_one_that_cannot_be_made_ready_does_not_end_the_rest():

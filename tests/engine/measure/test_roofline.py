@@ -98,15 +98,10 @@ def test_blocks_are_sums_of_rows_the_longest_first(monkeypatch):
     kernel = count(nn.Conv2d(3, 3, 1), (2, 3, 8, 8)).kernels[0]
     assert blocks[0].predicted == pytest.approx(2 * ROOF.seconds(kernel))
     assert blocks[0].launch == pytest.approx(2 * ROOF.launch_seconds)
-    assert found.total().measured == 9.0
-    assert found.total().flops == 3 * kernel.flops
-    data = found.to_dict()
+    assert blocks[0].flops == 2 * kernel.flops
+    data = blocks[0].to_dict()
     assert json.loads(json.dumps(data)) == data
-    assert [row["bound"] for row in data["rows"]] == [MEMORY] * 3
-    lines = found.table().splitlines()
-    assert len(lines) == 4
-    assert lines[1].split()[0] == "Conv"
-    assert "4000.000" in lines[2]
+    assert [row.bound for row in found.rows] == [MEMORY] * 3
 
 
 def test_a_row_is_predicted_kernel_by_kernel():
@@ -119,7 +114,6 @@ def test_a_row_is_predicted_kernel_by_kernel():
     assert found.predicted >= max(found.flops / 1e9, found.bytes / 1e8)
     compute = sum(k.flops / 1e9 for k in kernels if k.flops / 1e9 > k.bytes / 1e8)
     assert found.compute_bound == pytest.approx(compute)
-    assert found.slower == pytest.approx(0.5 / found.predicted)
     assert (found.kernels, found.rows, found.block) == (len(kernels), (2,), "C3")
 
 
@@ -144,8 +138,8 @@ def test_a_real_model_on_this_device():
     found = roofline(model, images, roof, rounds=3)
     assert len(found.rows) == len(model.layers)
     assert all(row.measured > 0 for row in found.rows)
-    assert sum(row.flops for row in found.rows) == found.total().flops > 0
-    assert found.total().predicted > 0
+    assert sum(row.flops for row in found.rows) > 0
+    assert sum(row.predicted for row in found.rows) > 0
 
 
 def test_images_must_be_square():
@@ -171,4 +165,4 @@ def test_rows_of_a_gpu_add_up_to_the_forward():
         end.record()
     torch.cuda.synchronize(device)
     whole = start.elapsed_time(end) / 20 / 1000
-    assert whole / 2 < found.total().measured < whole * 3  # hooks cost time, too
+    assert whole / 2 < sum(row.measured for row in found.rows) < whole * 3  # hooks cost time, too
