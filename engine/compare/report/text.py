@@ -258,8 +258,9 @@ def summary(results: Plain) -> list[dict[str, str]]:
         flops, bandwidth = (
             measured["roof"][f"{key}_per_second"] / GIGA for key in ("flops", "bytes")
         )
-        detail = f"{bandwidth:.3g} GB/s, ridge {flops / bandwidth:.3g} FLOP/B"
-        facts.append(("Device peak", f"{flops:.3g} GFLOP/s", detail))
+        ridge = f"ridge {flops / bandwidth:.3g} FLOP/B"
+        peaks = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (flops, bandwidth)]
+        facts.append(("Device peak", f"{peaks[0]} GFLOP/s", f"{peaks[1]} GB/s, {ridge}"))
     if measured:
         facts.append(("Energy", measured["energy_source"] or NOT_MEASURED, ""))
     return [{"name": name, "value": value, "detail": detail} for name, value, detail in facts]

@@ -199,6 +199,11 @@ def test_the_report_has_columns_cells_and_fronts_of_the_results(sample):
     facts = {fact["name"]: (fact["value"], fact["detail"]) for fact in made["summary"]}
     assert facts["Models"] == ("3", "1 failed")
     assert facts["Device peak"] == ("100 GFLOP/s", "20 GB/s, ridge 5 FLOP/B")
+    gpu = copy.deepcopy(sample)
+    gpu["measurement"]["roof"].update(flops_per_second=247.2857e12, bytes_per_second=2.845e12)
+    assert ("247,286 GFLOP/s", "2,845 GB/s, ridge 86.9 FLOP/B") in [
+        (fact["value"], fact["detail"]) for fact in complete(gpu)["summary"]
+    ]
     assert made["notes"][0].startswith("bccd, 87 validation images")
     json.dumps(made, allow_nan=False)
 

@@ -24,7 +24,8 @@ class CurvesChart {
     const shown = this.report.shown();
     const lines = this.runs.filter(({ model, run }) => shown.includes(model) && run.curves[this.name]);
     this.host.setAttribute("aria-label", `${this.name} over the epochs, one line per run`);
-    if (!lines.length) return this.host.replaceChildren(h("p", { class: "muted" }, "No row of the table has this curve."));
+    this.host.replaceChildren(h("p", { class: "muted" }, "No model of the table has this curve."));
+    if (!lines.length) return;
     const epochs = [...new Set(lines.flatMap(({ run }) => run.curves.epoch))].sort((a, b) => a - b);
     const data = [epochs, ...lines.map(({ run }) => {
       const known = new Map(run.curves.epoch.map((epoch, index) => [epoch, run.curves[this.name][index]]));
@@ -39,7 +40,7 @@ class CurvesChart {
     const follow = (plot, index, { show }) => first.forEach((leader, line) => {
       if (show !== undefined && leader === index - 1 && line !== leader) plot.setSeries(line + 1, { show });
     });
-    return chart(this.host, 0.4, [260, 400], {
+    const plot = chart(this.host, 0.4, [260, 400], {
       legend: { markers: { fill: (plot, index) => plot.series[index].stroke() } },
       cursor: { y: false, points: { size: 6 } },
       scales: { x: { time: false } },
@@ -51,5 +52,8 @@ class CurvesChart {
       }))],
       hooks: { setSeries: [follow] },
     }, data);
+    for (const entry of plot.root.querySelectorAll(".u-legend .model th")) {
+      Object.assign(entry, { tabIndex: 0, role: "button", onkeydown: (event) => { if (event.key === "Enter") entry.click(); } });
+    }
   }
 }

@@ -12,10 +12,8 @@ from engine.compare.report.text import complete
 from engine.evaluate.box_table import BoxTable
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+FLAGS = "headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-sync"
+QUIET = "disable-background-networking disable-component-update"
 
 
 class Page:
@@ -100,8 +98,8 @@ def page():
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for flag in FLAGS:
-        options.add_argument(flag)
+    for flag in f"{FLAGS} {QUIET}".split():
+        options.add_argument(f"--{flag}")
     service = webdriver.ChromeService(executable_path=program)  # so that none is downloaded
     driver = webdriver.Chrome(options=options, service=service)
     yield Page(driver)
