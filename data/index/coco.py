@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ import numpy as np
 from data.index.labels import Entry, Labels, Parsed, make_labels
 from data.index.records import NOTE, SKIPPED_IMAGE, SKIPPED_ROW, Problem
 from utils.errors import UserError
+from utils.images import ImageError, read_bytes
 
 _MIN_POLYGON = 6  # numbers: three points
 _MAX_CLASSES = 10_000
+_MAX_BYTES = 8 << 30
 _FAR = 1e9  # pixels; no image is that large, and float32 holds it
 
 
@@ -52,12 +55,12 @@ def read_coco(
     `known` is returned when it was read from the same bytes. Annotations that cannot be used are
     listed in `problems`. Raises UserError when the file as a whole cannot be.
     """
+    if not os.path.isdir(source.images):  # noqa: PTH112  Path.is_dir raises without permission
+        raise UserError(f"{source.where}: no such folder of images: {source.images}")
     try:
-        if not source.images.is_dir():
-            raise UserError(f"{source.where}: no such folder of images: {source.images}")
-        content = source.annotations.read_bytes()
-    except OSError as error:
-        raise UserError(f"{source.where}: {source.annotations}: {error.strerror}") from error
+        content = read_bytes(source.annotations, limit=_MAX_BYTES)
+    except ImageError as error:
+        raise UserError(f"{source.where}: {source.annotations}: {error.cause}") from error
     digest = hashlib.blake2b(content, digest_size=16)
     digest.update(f"{source.images}\n{source.annotations}".encode("utf-8", "surrogateescape"))
     if known is not None and known.digest == digest.hexdigest():
@@ -163,18 +166,14 @@ def _entries(
             problems.append(Problem(where, cause, NOTE if same else SKIPPED_IMAGE))
         else:
             index[number] = len(entries)
-            size = image.get("height"), image.get("width")
-            entries.append(Entry(source.images / name, number, _size(size)))
-            if size != (None, None) and entries[-1].size is None:
-                problems.append(Problem(where, f"height, width {size} are no pixels", NOTE))
+            height, width = image.get("height"), image.get("width")
+            usable = all(type(side) is int and side > 0 for side in (height, width))
+            size = (int(height), int(width)) if usable else None  # type: ignore[arg-type]
+            entries.append(Entry(source.images / name, number, size))
+            if not usable and (height, width) != (None, None):
+                cause = f"height and width {(height, width)} are not numbers of pixels"
+                problems.append(Problem(where, cause, NOTE))
     return entries, index, problems
-
-
-def _size(size: tuple[Any, Any]) -> tuple[int, int] | None:
-    height, width = size
-    if type(height) is int and type(width) is int and height > 0 and width > 0:
-        return height, width
-    return None
 
 
 def _columns(
@@ -227,7 +226,7 @@ def _number(value: Any) -> float:
 
 
 def _causes(columns: _Columns, images: Mapping[int | str, int]) -> dict[int, str]:
-    """Why an annotation is rejected, by row. Later lines matter less than earlier ones."""
+    """Why an annotation is rejected, by row; of several causes the first one."""
     causes: dict[int, str] = {}
 
     def add(wrong: np.ndarray, describe: Callable[[dict[str, Any]], str]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from data.index.cache import cache_file, load_cache, save_cache
 from data.index.coco import CocoSource, read_coco
-from data.index.labels import Parsed, build_index
-from data.index.records import DataIndex, ImageRecord, Problem
+from data.index.labels import build_index
+from data.index.records import DataIndex
 from data.index.scan import report_problems, scan_images
 from data.index.yolo import YoloSource, read_yolo
 from data.shapes.files import ensure_shapes
@@ -19,15 +19,6 @@ from utils.errors import UserError, nearest
 from utils.paths import find_config
 from utils.ranks import warn_main
 from utils.yamlio import Document, load_yaml
-
-__all__ = [
-    "DataIndex",
-    "DatasetConfig",
-    "ImageRecord",
-    "Problem",
-    "load_dataset_config",
-    "load_split",
-]
 
 SPLITS = ("train", "val", "test")
 MAX_BAD = 0.5  # share of a split's images that may be unusable before it is refused
@@ -44,11 +35,6 @@ class DatasetConfig:
     root: Path
     splits: Mapping[str, YoloSource | CocoSource]
     names: tuple[str, ...] | None  # None: they come from the COCO JSON
-
-    def __post_init__(self) -> None:
-        unknown = set(self.splits) - set(SPLITS)
-        if unknown:
-            raise ValueError(f"DatasetConfig.splits: unknown {sorted(unknown)}")
 
 
 def load_dataset_config(name_or_path: str) -> DatasetConfig:
@@ -67,7 +53,7 @@ def load_dataset_config(name_or_path: str) -> DatasetConfig:
             )
         if key not in _KEYS:
             raise UserError(f"{document.at(key)}: unknown key {key!r}{nearest(str(key), _KEYS)}")
-    root = _join(file.parent.resolve(), _text(document, data.get("path", "."), "path"))
+    root = _path(document, file.parent.resolve(), data.get("path", "."), "path")
     splits = {
         key: _source(document, root, data[key], key) for key in SPLITS if data.get(key) is not None
     }
@@ -75,9 +61,17 @@ def load_dataset_config(name_or_path: str) -> DatasetConfig:
         raise UserError(f"{file}: none of the keys {', '.join(SPLITS)} names any images")
     names = _names(document)
     if names is None and any(isinstance(item, YoloSource) for item in splits.values()):
-        raise UserError(f"{file}: no key 'names'; YOLO label files do not tell the classes' names")
+        raise UserError(
+            f"{file}: no key 'names'; YOLO label files do not hold the names of the classes"
+        )
     if "generate" in data:
-        _generate(document, root)
+        generate = data["generate"]
+        if generate not in list(_GENERATORS):
+            known = ", ".join(_GENERATORS)
+            raise UserError(
+                f"{document.at('generate')}: generate: {generate!r}; the only value is {known}"
+            )
+        _GENERATORS[generate](root)
     return DatasetConfig(file, root, splits, names)
 
 
@@ -89,7 +83,7 @@ def load_split(
     single_cls: bool = False,
     max_bad: float = MAX_BAD,
 ) -> DataIndex:
-    """Scan a split: read all labels, check all images, leave out and report what is wrong.
+    """Scan a split: read all labels, check all images, skip and report what is wrong.
 
     With `single_cls` all objects are of one class 'object'. The result of the scan is kept in the
     user's cache folder. Raises UserError when nothing is usable, or more than the share `max_bad`
@@ -101,7 +95,11 @@ def load_split(
     name = f"{config.file.stem}-{split}"
     file = cache_file(name, f"{config.root}\n{split}\n{source}")
     cached = load_cache(file)
-    parsed = _parse(source, config, cached.parsed)
+    if isinstance(source, CocoSource):
+        parsed = read_coco(source, config.names, known=cached.parsed)
+    else:
+        assert config.names is not None  # load_dataset_config has seen to it
+        parsed = read_yolo(source, config.names, known=cached.parsed)
     checks = scan_images(parsed.entries, cached.checks, progress=progress)
     index = build_index(parsed, checks, single_cls=single_cls)
     # what could not even be read has no hash: it is not kept, and looked at each time
@@ -113,49 +111,38 @@ def load_split(
         save_cache(file, parsed, checks)
     report = file.with_suffix(".txt")
     report_problems(index.problems, report)
-    _judge(index, where=f"{config.file}: {split}", max_bad=max_bad)
+    _check_usable(index, where=f"{config.file}: {split}", max_bad=max_bad)
     warn_main(f"{name}: {index.describe()}")
     return index
 
 
-def _parse(source: YoloSource | CocoSource, config: DatasetConfig, known: Parsed | None) -> Parsed:
-    if isinstance(source, CocoSource):
-        return read_coco(source, config.names, known=known)
-    if config.names is None:
-        raise UserError(f"{config.file}: no key 'names'")
-    return read_yolo(source, config.names, known=known)
-
-
-def _judge(index: DataIndex, *, where: str, max_bad: float) -> None:
-    """Refuse a split of which too little is left; say loudly when it has no box."""
+def _check_usable(index: DataIndex, *, where: str, max_bad: float) -> None:
+    """Refuse a split with too few usable images; warn when it has no box."""
     skipped = index.skipped()
     total = skipped + len(index.records)
     first = next((p.text for p in index.problems if p.kind == "image"), "")
     if not total:
         raise UserError(f"{where}: no images found")
-    if not index.records:
-        raise UserError(f"{where}: none of {total} images is usable; the first: {first}")
-    if skipped / total > max_bad:
+    if skipped / total > max_bad or not index.records:
         raise UserError(
-            f"{where}: {skipped} of {total} images are not usable, more than the share {max_bad:g} "
-            f"that is borne; the first: {first}"
+            f"{where}: {skipped} of {total} images are unusable (limit {max_bad:.0%}); the first:"
+            f" {first}"
         )
     if not index.boxes:
         warn_main(
-            f"WARNING: {where}: NOT ONE BOX in {len(index.records)} images. Are the labels where "
-            "they are looked for (docs/data-formats.md)?"
+            f"WARNING: {where}: NOT ONE BOX in {len(index.records)} images. Are the labels in the"
+            " right folder (docs/data-formats.md)?"
         )
 
 
-def _join(base: Path, relative: str) -> Path:
-    return Path(os.path.normpath(base / Path(relative).expanduser()))
-
-
-def _text(document: Document, value: Any, *key: str | int) -> str:
+def _path(document: Document, base: Path, value: Any, *key: str | int) -> Path:
+    name = ".".join(map(str, key))
     if not isinstance(value, str) or not value.strip() or "\0" in value:
-        name = ".".join(map(str, key))
         raise UserError(f"{document.at(*key)}: {name}: expected a path, found {value!r}")
-    return value
+    try:
+        return Path(os.path.normpath(base / Path(value).expanduser()))
+    except RuntimeError as error:  # ~ of a user who does not exist
+        raise UserError(f"{document.at(*key)}: {name}: {value}: {error}") from error
 
 
 def _source(document: Document, root: Path, value: Any, key: str) -> YoloSource | CocoSource:
@@ -165,7 +152,7 @@ def _source(document: Document, root: Path, value: Any, key: str) -> YoloSource 
                 hint = nearest(str(name), _COCO_KEYS)
                 raise UserError(f"{document.at(key, name)}: unknown key {key}.{name}{hint}")
         images, annotations = (
-            _join(root, _text(document, value.get(name), key, name)) for name in _COCO_KEYS
+            _path(document, root, value.get(name), key, name) for name in _COCO_KEYS
         )
         return CocoSource(images, annotations, f"{document.at(key)}: {key}")
     items = value if isinstance(value, list) else [value]
@@ -173,11 +160,8 @@ def _source(document: Document, root: Path, value: Any, key: str) -> YoloSource 
         raise UserError(f"{document.at(key)}: {key}: an empty list")
     keys = [(key, i) if isinstance(value, list) else (key,) for i in range(len(items))]
     return YoloSource(
-        places=tuple(
-            _join(root, _text(document, item, *place))
-            for item, place in zip(items, keys, strict=True)
-        ),
-        where=tuple(f"{document.at(*place)}: {key}" for place in keys),
+        paths=tuple(_path(document, root, item, *at) for item, at in zip(items, keys, strict=True)),
+        where=tuple(f"{document.at(*at)}: {key}" for at in keys),
         root=root,
     )
 
@@ -221,13 +205,3 @@ def _unique(document: Document, found: Mapping[int, tuple[Any, str | int]]) -> t
             raise UserError(f"{where}: names: {value!r} names both {names[str(value)]} and {i}")
         names[str(value)] = i
     return tuple(names)
-
-
-def _generate(document: Document, root: Path) -> None:
-    value = document.mapping()["generate"]
-    if not isinstance(value, str) or value not in _GENERATORS:
-        known = ", ".join(_GENERATORS)
-        raise UserError(
-            f"{document.at('generate')}: generate: {value!r}; the only value is {known}"
-        )
-    _GENERATORS[value](root)

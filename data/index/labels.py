@@ -1,4 +1,4 @@
-"""Labels in columns, as they stand in the files, and the step from there to records."""
+"""Labels in columns, as the files state them, and the step from there to records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLIP_TOLERANCE = 0.1  # pixels; what rounding in label files causes is not count
 
 @dataclass(frozen=True)
 class Entry:
-    """An image a split names, before anybody has looked at it."""
+    """An image that a split names, before its file has been opened."""
 
     path: Path
     image_id: int | str
@@ -37,20 +37,10 @@ class Labels:
     points: np.ndarray  # (P, 2) float32, all polygons one after another
     starts: np.ndarray  # (N + 1,) int64: polygon i is points[starts[i]:starts[i + 1]], maybe empty
 
-    def __post_init__(self) -> None:
-        count = len(self.image)
-        columns = (self.classes, self.crowd, self.areas, self.sources)
-        if any(column.shape != (count,) for column in columns) or self.boxes.shape != (count, 4):
-            raise ValueError("columns of unequal length")
-        if self.starts.shape != (count + 1,) or self.points.shape != (self.starts[-1], 2):
-            raise ValueError("polygons do not fit the columns")
-        if self.starts[0] != 0 or (np.diff(self.starts) < 0).any():
-            raise ValueError("polygon offsets must rise from 0")
-
 
 @dataclass(frozen=True)
 class Parsed:
-    """All that the label files of a split say; images have not been opened."""
+    """The content of a split's label files; images have not been opened."""
 
     entries: tuple[Entry, ...]
     labels: Labels
@@ -62,18 +52,10 @@ class Parsed:
     annotations: Path | None  # the COCO JSON; None for YOLO, whose boxes are fractions
     digest: str  # of the bytes all this was read from
 
-    def __post_init__(self) -> None:
-        count = len(self.entries)
-        if self.rejected.shape != (count,) or self.unreadable.shape != (count,):
-            raise ValueError("one count of rejected rows for each image is needed")
-        for column, limit in ((self.labels.image, count), (self.labels.classes, len(self.names))):
-            if len(column) and not 0 <= column.min() <= column.max() < limit:
-                raise ValueError("an index points outside its table")
-
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """What is known of an image file: its identity, and its size or why it cannot be used."""
+    """An image file's identity, and its size or why it cannot be used."""
 
     size: int  # bytes
     mtime_ns: int
@@ -81,17 +63,7 @@ class ImageCheck:
     height: int = 0
     width: int = 0
     cause: str | None = None
-
-
-def empty_labels() -> Labels:
-    """No annotations."""
-    return make_labels(
-        image=np.zeros(0, np.int64),
-        classes=np.zeros(0, np.int64),
-        boxes=np.zeros((0, 4)),
-        sources=np.zeros(0, np.int64),
-        polygons=(),
-    )
+    note: str | None = None  # what is wrong with an image that is used nevertheless
 
 
 def make_labels(
@@ -125,7 +97,7 @@ def build_index(
     """Bring labels and image sizes together: pixels, clipping, duplicates, one record an image.
 
     Boxes with nothing left inside the image are rejected. An image whose annotations were all
-    rejected is skipped: it shows objects, so it must not be taught as background.
+    rejected is skipped: it shows objects, so it must not be trained as background.
     """
     sizes = np.array([(item.width, item.height) for item in checks], np.float64).reshape(-1, 2)
     usable = np.array([item.cause is None for item in checks], bool) & ~parsed.unreadable
@@ -148,7 +120,10 @@ def build_index(
         *parsed.problems,
         *_image_problems(parsed, checks),
         *(_outside(parsed, int(row), pixels[row]) for row in np.flatnonzero(outside)),
-        *_spoilt_images(parsed, rejected, spoilt),
+        *(
+            Problem(str(parsed.entries[i].path), f"none of its {rejected[i]} annotations is usable")
+            for i in np.flatnonzero(spoilt)
+        ),
     )
     beyond = (np.abs(np.clip(pixels, 0, limits) - pixels) > CLIP_TOLERANCE).any(1)
     return DataIndex(
@@ -162,14 +137,6 @@ def build_index(
         clipped=int(beyond[first].sum()),
         duplicates=int(candidates.sum()) - len(first),
     )
-
-
-def place(parsed: Parsed, image: int, source: int) -> str:
-    """Where an annotation stands, as a user finds it."""
-    entry = parsed.entries[image]
-    if parsed.annotations is None:
-        return f"{entry.label_file}:{source}"
-    return f"{parsed.annotations}: annotation {source} ({entry.path.name})"
 
 
 def _first_of_equals(labels: Labels, boxes: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -240,7 +207,10 @@ def _image_problems(parsed: Parsed, checks: Sequence[ImageCheck]) -> list[Proble
         if check.cause is not None:
             kind = NOTE if parsed.unreadable[i] else SKIPPED_IMAGE  # skipped once is enough
             problems.append(Problem(str(entry.path), check.cause, kind))
-        elif entry.size is not None and entry.size != (check.height, check.width):
+            continue
+        if check.note is not None:
+            problems.append(Problem(str(entry.path), f"{check.note}; used as decoded", NOTE))
+        if entry.size is not None and entry.size != (check.height, check.width):
             cause = (
                 f"is {check.width}x{check.height} pixels, but {entry.size[1]}x{entry.size[0]} in "
                 f"{parsed.annotations}; boxes are used as they stand"
@@ -250,16 +220,12 @@ def _image_problems(parsed: Parsed, checks: Sequence[ImageCheck]) -> list[Proble
 
 
 def _outside(parsed: Parsed, row: int, box: np.ndarray) -> Problem:
-    where = place(parsed, int(parsed.labels.image[row]), int(parsed.labels.sources[row]))
+    entry, source = parsed.entries[parsed.labels.image[row]], parsed.labels.sources[row]
+    where = f"{parsed.annotations}: annotation {source} ({entry.path.name})"
+    if parsed.annotations is None:
+        where = f"{entry.label_file}:{source}"
     corners = ", ".join(f"{value:.1f}" for value in box)
     return Problem(where, f"box ({corners}) has no area inside the image", SKIPPED_ROW)
-
-
-def _spoilt_images(parsed: Parsed, rejected: np.ndarray, spoilt: np.ndarray) -> list[Problem]:
-    return [
-        Problem(str(parsed.entries[i].path), f"none of its {rejected[i]} annotations is usable")
-        for i in np.flatnonzero(spoilt)
-    ]
 
 
 def _fingerprint(parsed: Parsed, checks: Sequence[ImageCheck], single_cls: bool) -> str:

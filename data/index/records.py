@@ -1,4 +1,4 @@
-"""What a scan delivers: one record per usable image, and what was wrong with the others."""
+"""The result of a scan: one record per usable image, and what was wrong with the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 SKIPPED_IMAGE = "image"
 SKIPPED_ROW = "row"
-NOTE = "note"  # said, but nothing was left out
+NOTE = "note"  # reported, but nothing was left out
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,6 @@ class Problem:
     where: str  # file, file:line, or 'file: annotation 7 (image.jpg)'
     cause: str
     kind: str = SKIPPED_IMAGE  # or SKIPPED_ROW, NOTE
-
-    def __post_init__(self) -> None:
-        if self.kind not in {SKIPPED_IMAGE, SKIPPED_ROW, NOTE}:
-            raise ValueError(f"Problem.kind {self.kind!r} is none of image, row, note")
 
     @property
     def text(self) -> str:
@@ -48,14 +44,6 @@ class ImageRecord:
         default_factory=lambda: np.zeros(0, np.int64)  # empty when the boxes have no source
     )
 
-    def __post_init__(self) -> None:
-        count = len(self.labels)
-        shapes = [item.shape for item in (self.crowd, self.areas)]
-        if self.boxes.shape != (count, 4) or any(shape != (count,) for shape in shapes):
-            raise ValueError(f"{self.path}: {count} labels, boxes {self.boxes.shape}, {shapes}")
-        if len(self.segments) != count:
-            raise ValueError(f"{self.path}: {count} labels but {len(self.segments)} segments")
-
 
 @dataclass(frozen=True)
 class DataIndex:
@@ -68,10 +56,6 @@ class DataIndex:
     fingerprint: str  # of names, labels and image contents; equal data have equal fingerprints
     clipped: int = 0  # boxes cut at the image's edge
     duplicates: int = 0  # boxes removed because the same box stands there already
-
-    def __post_init__(self) -> None:
-        if len(self.names) != len(self.category_ids):
-            raise ValueError(f"{len(self.names)} names, {len(self.category_ids)} category ids")
 
     def __len__(self) -> int:
         return len(self.records)

@@ -1,4 +1,4 @@
-"""Look at every image of a split: is it whole, how large is it; and say what was wrong."""
+"""Check every image of a split: is it complete, how large is it; and report what was wrong."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data.index.labels import Entry, ImageCheck
 from data.index.records import Problem
+from utils.decoder_log import INCOMPLETE, DecoderLog
 from utils.images import ImageError, cause_of, decode_image, image_format, read_bytes
 from utils.ranks import is_main_rank, warn_main
 
@@ -27,20 +29,42 @@ def scan_images(
 ) -> list[ImageCheck]:
     """One check for each entry, in order; `known` ones (by path) are not decoded again.
 
-    Every other image is decoded as a whole, in threads (OpenCV and Pillow release the lock).
+    Every other image is decoded as a whole, in threads (OpenCV and Pillow release the lock).  What
+    libjpeg complained about meanwhile is decoded once more, alone, to learn which image it is.
     """
+
+    def check(entry: Entry) -> tuple[ImageCheck, bool]:
+        before, kept = log.size(), known.get(str(entry.path))
+        found = check_image(entry.path, kept)
+        return found, found is not kept and log.size() != before
+
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        checks = pool.map(lambda item: check_image(item.path, known.get(str(item.path))), entries)
+    with DecoderLog() as log, ThreadPoolExecutor(threads) as pool:
         bar = tqdm(
-            checks,
+            pool.map(check, entries),
             total=len(entries),
             desc="scan",
             unit="img",
             dynamic_ncols=True,
             disable=not progress or not is_main_rank(),
+            file=log.stderr,
         )
-        return list(bar)
+        found = list(bar)
+        return [
+            _check_alone(entry.path, log) if suspect else check
+            for entry, (check, suspect) in zip(entries, found, strict=True)
+        ]
+
+
+def _check_alone(path: Path, log: DecoderLog) -> ImageCheck:
+    before = log.size()
+    check = check_image(path)
+    complaint = log.complaint(before)
+    if complaint is None or check.cause is not None:
+        return check
+    if INCOMPLETE in complaint:
+        return replace(check, height=0, width=0, cause=complaint)
+    return replace(check, note=complaint)
 
 
 def check_image(path: Path, known: ImageCheck | None = None) -> ImageCheck:
@@ -60,9 +84,7 @@ def check_image(path: Path, known: ImageCheck | None = None) -> ImageCheck:
                 if known.edges == _hash_ends(head, file.read(_EDGE)):
                     return known
         data = read_bytes(path)
-    except ImageError as error:
-        return ImageCheck(0, 0, "", cause=error.cause)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
         return ImageCheck(0, 0, "", cause=cause_of(path, error))
     edges = _hash_ends(data[:_EDGE], data[max(0, len(data) - _EDGE) :])
     height, width, cause = _inspect(data)
@@ -95,16 +117,11 @@ def report_problems(problems: Sequence[Problem], report: Path) -> None:
         return
     for problem in problems[:SHOWN]:
         warn_main(problem.text)
-    written = _write_report(problems, report)
-    if len(problems) > SHOWN:
-        more = f"all in {report}" if written else f"{report} cannot be written"
-        warn_main(f"... and {len(problems) - SHOWN} more; {more}")
-
-
-def _write_report(problems: Sequence[Problem], report: Path) -> bool:
-    text = "".join(f"{problem.text}\n" for problem in problems)
+    more = f"all in {report}"
     try:
+        text = "".join(f"{problem.text}\n" for problem in problems)
         report.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        more = f"{report} cannot be written: {error.strerror}"
+    if len(problems) > SHOWN:
+        warn_main(f"... and {len(problems) - SHOWN} more; {more}")

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.index.labels import Entry, Labels, Parsed, empty_labels, make_labels
+from data.index.labels import Entry, Labels, Parsed, make_labels
 from data.index.records import NOTE, SKIPPED_ROW, Problem
-from data.index.yolo_rows import LabelError, LabelRows, parse_label, split_lines
+from data.index.yolo_rows import LabelRows, parse_label, split_lines
 from utils.errors import UserError
 from utils.images import IMAGE_SUFFIXES, ImageError, read_bytes
 
 MAX_LABEL_BYTES = 32 << 20
 _MAX_LIST_BYTES = 1 << 30
-# Images by name, in formats that are not read: said, rather than silently left out.
+# Images by name, in formats that are not read: reported, rather than silently left out.
 _OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg"})
 
 
@@ -27,8 +27,8 @@ _OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", 
 class YoloSource:
     """A split in YOLO's form, as a data set YAML names it."""
 
-    places: tuple[Path, ...]  # folders and list files (.txt)
-    where: tuple[str, ...]  # file:line of the YAML, one for each place
+    paths: tuple[Path, ...]  # folders and list files (.txt)
+    where: tuple[str, ...]  # file:line of the YAML, one for each path
     root: Path  # image ids that need a path are relative to it
 
 
@@ -37,7 +37,7 @@ def read_yolo(source: YoloSource, names: tuple[str, ...], *, known: Parsed | Non
 
     `known` is returned when it was read from the same bytes of the same files. Rows that cannot
     be used are listed in `problems`; a file that cannot be read spoils its image. Raises UserError
-    for a place that does not exist and for a label path that is a directory.
+    for a path that does not exist and for a label path that is a directory.
     """
     paths, problems = list_images(source)
     entries = _entries(paths, source.root)
@@ -55,7 +55,7 @@ def read_yolo(source: YoloSource, names: tuple[str, ...], *, known: Parsed | Non
     for i, (entry, content) in enumerate(zip(entries, contents, strict=True)):
         if content is None:
             continue
-        parsed = _parse(content, len(names))
+        parsed = parse_label(content, len(names)) if isinstance(content, bytes) else content
         if isinstance(parsed, str):
             problems.append(Problem(str(entry.label_file), parsed))
             unreadable[i] = True
@@ -81,8 +81,8 @@ def list_images(source: YoloSource) -> tuple[list[Path], list[Problem]]:
     """All images of a split in a fixed order, each once, and what was passed over."""
     problems: list[Problem] = []
     found: dict[str, None] = {}
-    for place, where in zip(source.places, source.where, strict=True):
-        for path, origin in _listed(place, where, problems):
+    for start, where in zip(source.paths, source.where, strict=True):
+        for path, origin in _listed(start, where, problems):
             suffix = path.suffix.lower()
             if suffix not in IMAGE_SUFFIXES:
                 if suffix in _OTHER_SUFFIXES or origin != str(path):
@@ -95,19 +95,19 @@ def list_images(source: YoloSource) -> tuple[list[Path], list[Problem]]:
     return [Path(path) for path in found], problems
 
 
-def _listed(place: Path, where: str, problems: list[Problem]) -> Iterator[tuple[Path, str]]:
+def _listed(path: Path, where: str, problems: list[Problem]) -> Iterator[tuple[Path, str]]:
     """Paths in a folder or a list file, each with where it was found."""
     try:
-        if place.is_dir():
-            return ((path, str(path)) for path in _walk(place, problems))
-        if place.is_file() and place.suffix == ".txt":
-            return _read_list(place)
-        found = place.exists()
+        if path.is_dir():
+            return ((file, str(file)) for file in _walk(path, problems))
+        if path.is_file() and path.suffix == ".txt":
+            return _read_list(path)
+        found = path.exists()
     except OSError as error:
-        raise UserError(f"{where}: {place}: {error.strerror}") from error
+        raise UserError(f"{where}: {path}: {error.strerror}") from error
     if found:
-        raise UserError(f"{where}: {place} is neither a folder nor a list file (.txt)")
-    raise UserError(f"{where}: no such folder or list file: {place}")
+        raise UserError(f"{where}: {path} is neither a folder nor a list file (.txt)")
+    raise UserError(f"{where}: no such folder or list file: {path}")
 
 
 def _walk(folder: Path, problems: list[Problem]) -> Iterator[Path]:
@@ -173,7 +173,7 @@ def _label_folder(folder: Path) -> Path:
         return folder
     last = len(parts) - 1 - parts[::-1].index("images")
     labels = Path(*parts[:last], "labels", *parts[last + 1 :])
-    return labels if labels.is_dir() else folder
+    return labels if os.path.isdir(labels) else folder  # noqa: PTH112  is_dir may raise
 
 
 def _content(path: Path | None) -> bytes | str | None:
@@ -189,25 +189,13 @@ def _content(path: Path | None) -> bytes | str | None:
         return error.cause
 
 
-def _parse(content: bytes | str, classes: int) -> LabelRows | str:
-    """The rows of a label file, or why there are none."""
-    if isinstance(content, str):
-        return content
-    try:
-        return parse_label(content, classes)
-    except LabelError as error:
-        return str(error)
-
-
 def _columns(found: dict[int, LabelRows]) -> Labels:
-    if not found:
-        return empty_labels()
     rows = list(found.values())
-    counts = [len(item.lines) for item in rows]
+    none = np.zeros(0, np.int64)
     return make_labels(
-        image=np.repeat(np.fromiter(found, np.int64, len(found)), counts),
-        classes=np.concatenate([item.classes for item in rows]),
-        boxes=np.concatenate([item.boxes for item in rows]),
-        sources=np.concatenate([item.lines for item in rows]),
+        image=np.repeat(np.array(list(found), np.int64), [len(item.lines) for item in rows]),
+        classes=np.concatenate([none, *(item.classes for item in rows)]),
+        boxes=np.concatenate([np.zeros((0, 4)), *(item.boxes for item in rows)]),
+        sources=np.concatenate([none, *(item.lines for item in rows)]),
         polygons=[polygon for item in rows for polygon in item.polygons],
     )

@@ -13,10 +13,6 @@ _MIN_POLYGON = 7  # columns of the shortest polygon row: the class and three poi
 _TOLERANCE = 1e-3  # of rounding in files; what reaches over the image's edge is clipped anyway
 
 
-class LabelError(Exception):
-    """A label file that cannot be read as a whole."""
-
-
 @dataclass(frozen=True)
 class LabelRows:
     """The N usable rows of one label file, and what is wrong with the others."""
@@ -33,20 +29,20 @@ def split_lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def parse_label(data: bytes, classes: int) -> LabelRows:
+def parse_label(data: bytes, classes: int) -> LabelRows | str:
     """Bytes of a label file -> its rows, each box or polygon by its own number of columns.
 
-    Raises LabelError when it is not text or has more than MAX_ROWS rows.
+    Returns the cause when it is not text or has more than MAX_ROWS rows.
     """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise LabelError(f"not UTF-8 text (byte {error.start})") from error
+        return f"not UTF-8 text (byte {error.start})"
     if "\0" in text:
-        raise LabelError("binary data, not text")
+        return "binary data, not text"
     rows = [(n, line.split()) for n, line in enumerate(split_lines(text), start=1) if line.strip()]
     if len(rows) > MAX_ROWS:
-        raise LabelError(f"{len(rows)} rows; more than {MAX_ROWS} are not read")
+        return f"{len(rows)} rows; more than {MAX_ROWS} are not read"
     problems: dict[int, str] = {}
     usable = []
     for line, row in rows:
@@ -93,7 +89,8 @@ def _convert(
         try:
             numbers = np.array(row, np.float64)
         except ValueError:
-            problems[line] = f"{_first_text(row)!r} is not a number"
+            text = next((item for item in row if not _is_number(item)), row[0])
+            problems[line] = f"{text[:40]!r} is not a number"
             continue
         points = None if len(row) == _BOX else numbers[1:].reshape(-1, 2)
         lines.append(line)
@@ -103,13 +100,12 @@ def _convert(
     return lines, np.array(classes, np.float64), np.array(shapes).reshape(-1, 4), polygons
 
 
-def _first_text(row: Sequence[str]) -> str:
-    for item in row:
-        try:
-            float(item)
-        except ValueError:
-            return item[:40]
-    return row[0][:40]
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _box_of(points: np.ndarray) -> np.ndarray:
@@ -133,7 +129,7 @@ def _causes(classes: np.ndarray, shapes: np.ndarray, count: int) -> dict[int, st
     for i in np.flatnonzero(~(known & area & fraction)).tolist():
         x, y, w, h = (f"{value:g}" for value in shapes[i])
         if not finite[i]:
-            causes[i] = "nan or inf is not a place"
+            causes[i] = "nan or inf is not a position"
         elif not whole[i]:
             causes[i] = f"class {classes[i]:g} is not a whole number"
         elif not known[i]:

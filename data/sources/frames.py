@@ -14,6 +14,7 @@ from data.sources.capture import Capture, CaptureError, open_url, open_video, op
 from data.sources.locate import SourceItem, resolve
 from data.sources.streams import LiveStream, StreamConfig
 from data.sources.urls import ask
+from utils.decoder_log import INCOMPLETE, DecoderLog
 from utils.errors import SourceLostError, UserError
 from utils.images import ImageError, decode_image, image_format, read_bytes
 from utils.terminal import warn
@@ -207,7 +208,12 @@ def _read_image(path: Path) -> np.ndarray:
     data = read_bytes(path)
     if image_format(data) == "GIF" and path.suffix.lower() != ".gif":
         raise ImageError("GIF data under another name")
-    return decode_image(data)
+    with DecoderLog() as log:
+        image = decode_image(data)
+        complaint = log.complaint(0) or ""
+    if INCOMPLETE in complaint:
+        raise ImageError(complaint)
+    return image
 
 
 def _reopen(url: str, limits: StreamConfig) -> Capture:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from data.index.dataset import DataIndex, load_dataset_config, load_split
+from data.index.dataset import load_dataset_config, load_split
+from data.index.records import DataIndex
 from utils.errors import UserError
 
 Make = Callable[..., Path]
@@ -255,3 +257,18 @@ def test_bccd_has_one_box_without_area_in_each_split(shared: Path, tmp_path: Pat
         ]
     )
     assert count == 1138
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_annotations_are_a_regular_file(coco_set: Make, tmp_path: Path, kind: str) -> None:
+    file = coco_set([])
+    path = tmp_path / "coco" / "ann.json"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"coco.yaml:2: train: .*ann\.json: not a regular file"):
+        scan(file)

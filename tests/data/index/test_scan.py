@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.index.dataset import DataIndex, load_dataset_config, load_split
+from data.index.dataset import load_dataset_config, load_split
+from data.index.records import DataIndex
 from data.index.scan import check_image
+from utils.decoder_log import DecoderLog
 from utils.errors import UserError
 
 Make = Callable[..., Path]
@@ -36,7 +38,7 @@ def good(count: int) -> dict[str, str]:
 
 
 @pytest.fixture
-def pictures(yolo_set: Make) -> tuple[Path, Path]:
+def images(yolo_set: Make) -> tuple[Path, Path]:
     """A set of eight good images, and the folder they lie in."""
     file = yolo_set(good(8))
     return file, file.parent / "set" / "images" / "train"
@@ -45,6 +47,10 @@ def pictures(yolo_set: Make) -> tuple[Path, Path]:
 def whole_jpeg() -> bytes:
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     return cv2.imencode(".jpg", noise)[1].tobytes()
+
+
+def zeroed(jpeg: bytes) -> bytes:
+    return jpeg[:1200] + bytes(2000) + jpeg[3200:]
 
 
 def huge_png() -> bytes:
@@ -69,6 +75,7 @@ def huge_png() -> bytes:
             cv2.imencode(".png", np.zeros((50, 50, 3), np.uint8))[1].tobytes()[:90],
             "cut off",
         ),
+        ("bad.jpg", whole_jpeg()[:1500] + b"\xff\xd9", "premature end of data segment"),
         ("bad.png", huge_png(), "11000x11000 pixels; more than 100000000"),
     ],
     ids=[
@@ -81,17 +88,18 @@ def huge_png() -> bytes:
         "heic",
         "1x1",
         "half png",
+        "half with an end",
         "huge",
     ],
 )
 def test_a_bad_image_is_skipped_named_and_left_alone(
-    pictures: tuple[Path, Path],
+    images: tuple[Path, Path],
     name: str,
     data: bytes,
     cause: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file, folder = pictures
+    file, folder = images
     (folder / name).write_bytes(data)
     before = digests(file.parent)
     index = scan(file)
@@ -107,8 +115,35 @@ def test_a_bad_image_is_skipped_named_and_left_alone(
     assert scan(file).problems == index.problems  # again, from the cache
 
 
-def test_links_that_lead_nowhere(pictures: tuple[Path, Path]) -> None:
-    file, folder = pictures
+@pytest.mark.parametrize("change", [zeroed, lambda jpeg: jpeg[:-2] + b"extra" * 20 + jpeg[-2:]])
+def test_a_jpeg_with_bytes_left_over_is_named_and_used(
+    images: tuple[Path, Path],
+    capfd: pytest.CaptureFixture[str],
+    change: Callable[[bytes], bytes],
+) -> None:
+    file, folder = images
+    (folder / "odd.jpg").write_bytes(change(whole_jpeg()))
+    index = scan(file)
+    assert len(index.records) == 9
+    (problem,) = index.problems
+    assert problem.text.startswith(f"{folder / 'odd.jpg'}: Corrupt JPEG data: ")
+    assert problem.text.endswith(" extraneous bytes before marker 0xd9; used as decoded")
+    assert not [line for line in capfd.readouterr().err.splitlines() if line.startswith("Corrupt")]
+    assert scan(file).problems == index.problems  # again, from the cache
+
+
+def test_what_others_print_during_a_scan_is_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    with DecoderLog() as log:
+        os.write(2, b"first\n")
+        start = log.size()
+        os.write(2, b"Corrupt JPEG data: premature end of data segment\nlast\n")
+        assert log.complaint(start) == "Corrupt JPEG data: premature end of data segment"
+        assert log.complaint(log.size()) is None
+    assert capfd.readouterr().err == "first\nlast\n"
+
+
+def test_links_that_lead_nowhere(images: tuple[Path, Path]) -> None:
+    file, folder = images
     (folder / "loop.jpg").symlink_to("loop.jpg")
     (folder / "gone.jpg").symlink_to("nothing.jpg")
     os.mkfifo(folder / "pipe.jpg")
@@ -120,10 +155,19 @@ def test_links_that_lead_nowhere(pictures: tuple[Path, Path]) -> None:
     ]
 
 
+def test_a_name_too_long_in_a_list_is_named(images: tuple[Path, Path]) -> None:
+    file, folder = images
+    (file.parent / "set" / "list.txt").write_text(f"{folder}/good0.jpg\n{'x' * 300}.jpg\n")
+    file.write_text(file.read_text().replace("train: images/train", "train: list.txt"))
+    index = scan(file)
+    assert len(index.records) == 1
+    assert index.problems[0].cause == "File name too long"
+
+
 def test_a_folder_that_cannot_be_read_is_named(
-    pictures: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    images: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, folder = pictures
+    file, folder = images
     (folder / "locked").mkdir()
     listing = os.scandir
 
@@ -156,8 +200,8 @@ def test_long_thin_images_and_strange_names_are_used(tmp_path: Path, write_image
     assert not index.problems
 
 
-def test_names_that_are_no_text(pictures: tuple[Path, Path], write_image: Make) -> None:
-    file, folder = pictures
+def test_names_that_are_no_text(images: tuple[Path, Path], write_image: Make) -> None:
+    file, folder = images
     name = os.fsdecode(b"\xff\xfe.jpg")
     (folder / name).write_bytes(b"")
     index = scan(file)
@@ -167,20 +211,22 @@ def test_names_that_are_no_text(pictures: tuple[Path, Path], write_image: Make) 
     assert len(scan(file).records) == 9
 
 
-def test_other_files_are_passed_over(pictures: tuple[Path, Path]) -> None:
-    file, folder = pictures
+def test_other_files_are_passed_over(images: tuple[Path, Path]) -> None:
+    file, folder = images
     (folder / "Thumbs.db").write_bytes(b"x")
     (folder / "notes.txt").write_text("x")
     assert not scan(file).problems
 
 
-def test_many_bad_files_stop_unless_borne(
-    pictures: tuple[Path, Path], cache_home: Path, capsys: pytest.CaptureFixture[str]
+def test_many_bad_files_stop_unless_allowed(
+    images: tuple[Path, Path], cache_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, folder = pictures
+    file, folder = images
     for i in range(200):
         (folder / f"bad{i:03}.jpg").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"200 of 208 images are not usable.*bad000\.jpg"):
+    with pytest.raises(
+        UserError, match=r"200 of 208 images are unusable \(limit 50%\); the first: .*bad000\.jpg"
+    ):
         scan(file)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11
@@ -191,8 +237,8 @@ def test_many_bad_files_stop_unless_borne(
     assert len(scan(file, max_bad=0.97).records) == 8
 
 
-def test_limit_is_a_share(pictures: tuple[Path, Path]) -> None:
-    file, folder = pictures
+def test_limit_is_a_share(images: tuple[Path, Path]) -> None:
+    file, folder = images
     (folder / "bad.jpg").write_bytes(b"")
     assert len(scan(file, max_bad=1 / 9).records) == 8
     with pytest.raises(UserError, match="1 of 9 images"):
@@ -206,7 +252,7 @@ def test_nothing_usable_stops(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train: no images found"):
         scan(file)
     (tmp_path / "t" / "a.jpg").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"none of 1 images is usable; the first: .*a\.jpg: not an"):
+    with pytest.raises(UserError, match=r"1 of 1 images are unusable .*a\.jpg: not an"):
         scan(file)
 
 
@@ -217,9 +263,9 @@ def test_no_box_at_all_is_said_loudly(yolo_set: Make, capsys: pytest.CaptureFixt
 
 
 def test_a_report_goes_when_its_problems_have_gone(
-    pictures: tuple[Path, Path], cache_home: Path
+    images: tuple[Path, Path], cache_home: Path
 ) -> None:
-    file, folder = pictures
+    file, folder = images
     (folder / "bad.jpg").write_bytes(b"")
     scan(file)
     assert len(list((cache_home / "featherdet").glob("*.txt"))) == 1
@@ -229,9 +275,9 @@ def test_a_report_goes_when_its_problems_have_gone(
 
 
 def test_only_the_first_rank_speaks(
-    pictures: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, folder = pictures
+    file, folder = images
     (folder / "bad.jpg").write_bytes(b"")
     monkeypatch.setenv("RANK", "1")
     assert len(load_split(load_dataset_config(str(file)), "train").records) == 8
@@ -239,9 +285,9 @@ def test_only_the_first_rank_speaks(
 
 
 def test_progress_bar_counts_images(
-    pictures: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    images: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    load_split(load_dataset_config(str(pictures[0])), "train")
+    load_split(load_dataset_config(str(images[0])), "train")
     assert "8/8" in capsys.readouterr().err
 
 

@@ -234,6 +234,7 @@ def test_bad_images_are_named_with_their_cause_and_passed_over(tmp_path):  # D1 
     (tmp_path / "g.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "h.jpg").symlink_to(tmp_path / "h.jpg")
     (tmp_path / "i.jpg").write_text("hello", encoding="utf-8")
+    (tmp_path / "k.jpg").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
     picture(tmp_path / "j.png")
     start = time.process_time()
     read = Read(tmp_path)
@@ -242,7 +243,7 @@ def test_bad_images_are_named_with_their_cause_and_passed_over(tmp_path):  # D1 
     assert read.error is None
     causes = {Path(p.label).name: p.cause for p in read.sources.problems}
     assert set(causes) == {
-        f"{letter}.{'png' if letter in 'ef' else 'jpg'}" for letter in "bcdefghi"
+        f"{letter}.{'png' if letter in 'ef' else 'jpg'}" for letter in "bcdefghik"
     }
     assert causes["b.jpg"] == "empty file"
     assert "cut off" in causes["c.jpg"] or "corrupt" in causes["c.jpg"]
@@ -251,6 +252,7 @@ def test_bad_images_are_named_with_their_cause_and_passed_over(tmp_path):  # D1 
     assert "33500x33500 pixels" in causes["f.png"]
     assert causes["g.jpg"] == causes["h.jpg"] == "dangling or looping symbolic link"
     assert "not an image" in causes["i.jpg"]
+    assert causes["k.jpg"] == "Corrupt JPEG data: premature end of data segment"
     assert read.lines == [f"skipped: {problem}" for problem in read.problems]
 
 
