@@ -17,14 +17,13 @@ from models.weights.leaves import Leaf, grouped, leaves_of, run_order
 from models.weights.sources import Source
 from utils.errors import UserError
 
-LEAST = 0.95  # of the backbone's parameters, below which a transfer is likely a mistake
+MIN_SHARE = 0.95  # of the backbone's parameters; below it a transfer is likely a mistake
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's and the authors' input
 LISTED = 4  # layers named of a longer list
-EPSILON = "eps"
-AFTER_TAPS = "after"  # the stage of rows behind the last tap
+AFTER_TAPS, ALL = "after", "all"  # the stage of rows after the last tap; the last line
 
-# Names of layers that tell in which of two forms of equal shapes weights were made: a part of the
-# name, one that must not occur, the argument of our rows, and its value.
+# Names of layers that decide between two forms of equal shapes: a part of the name, one that must
+# not occur, the argument of our rows, and its value.
 FORMS = (
     ("branch_main", "", "shuffle", "start"),  # ShuffleNetV2 of its authors
     ("branch2", "", "shuffle", "end"),  # of torchvision
@@ -37,7 +36,7 @@ Pairs = tuple[tuple[Leaf, Leaf], ...]
 
 @dataclass(frozen=True)
 class Transfer:
-    """What of a source goes where in a backbone; nothing is changed before `apply`.
+    """Which layers of a source go where in a backbone; nothing is changed before `apply`.
 
     In pairs the model's layer comes first.  Every layer of the backbone is in `loaded`, `unfit`
     (the source has another shape in its place) or `missing`.
@@ -53,9 +52,14 @@ class Transfer:
 
     @property
     def share(self) -> float:
-        """Which part of the backbone's parameters is loaded."""
-        loaded = _parameters(leaf for leaf, _ in self.loaded)
-        return loaded / max(loaded + _parameters(self._left_out()), 1)
+        """Loaded part of the backbone's parameters."""
+        loaded, *rest = map(_parameters, self._groups())
+        return loaded / max(loaded + sum(rest), 1)
+
+    def _groups(self) -> tuple[list[Leaf], list[Leaf], list[Leaf]]:
+        """Layers of the backbone: loaded, missing, unfit."""
+        loaded, unfit = ([leaf for leaf, _ in pairs] for pairs in (self.loaded, self.unfit))
+        return loaded, list(self.missing), unfit
 
     def apply(self, model: Detector, *, allow_partial: bool = False) -> None:
         """Copy the weights into `model` and set its normalisation.
@@ -63,46 +67,41 @@ class Transfer:
         Raises UserError, and changes nothing, when under 95 % of the parameters would be loaded
         (with `allow_partial`: none), or when some are not finite.
         """
-        if not self.loaded or (self.share < LEAST and not allow_partial):
-            remedy = (
-                "another --backbone" if allow_partial else "another --backbone, --allow-partial"
-            )
+        where = f"--backbone-weights {self.source}"
+        if not self.loaded or (self.share < MIN_SHARE and not allow_partial):
+            remedy = "" if allow_partial else ", --allow-partial"
             raise UserError(
-                f"--backbone-weights {self.source}: {_percent(self.share)} of the backbone's"
-                f" parameters would be loaded, under {LEAST:.0%}: not the same network; {remedy}"
+                f"{where}: {_percent(self.share)} of the backbone's parameters would be loaded,"
+                f" under {MIN_SHARE:.0%}: not the same network; another --backbone{remedy}"
                 " or other weights"
             )
         for _, leaf in self.loaded:
             for key, value in leaf.tensors.items():
                 if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                    raise UserError(
-                        f"--backbone-weights {self.source}: {leaf.name}.{key} is not finite"
-                    )
+                    raise UserError(f"{where}: {leaf.name}.{key} is not finite")
         with torch.no_grad():
             for target, leaf in self.loaded:
                 for key, value in target.tensors.items():
                     if key in leaf.tensors:  # old files have no counter of batches
                         value.copy_(leaf.tensors[key].reshape(value.shape))
-        for epsilon in dict.fromkeys(self._epsilons().values()):
+        if (epsilon := self._epsilon()) is not None:
             model.set_backbone_epsilon(epsilon)
         model.set_normalisation(*self.normalisation)
 
     def text(self) -> str:
-        """A table of tensors and parameters by stage, and what else is worth knowing."""
-        left_out = self._left_out()
-        groups = ([leaf for leaf, _ in self.loaded], self.missing, [leaf for leaf, _ in self.unfit])
-        total = _parameters((*groups[0], *left_out))
+        """A table of tensors and parameters by stage, and everything else worth knowing."""
+        groups = self._groups()
         lines = [
-            f"{self.source} into the backbone: {_percent(self.share)} of {total:,} parameters",
+            f"{self.source} into the backbone: {_percent(self.share)} of"
+            f" {sum(map(_parameters, groups)):,} parameters",
             f"  {'stage':<7}" + "".join(f"{head:>26}" for head in ("loaded", "missing", "unfit")),
         ]
-        for stage in dict.fromkeys(self.stages.values()):
+        for stage in (*dict.fromkeys(self.stages.values()), ALL):
             cells = (
-                _amount([leaf for leaf in group if self.stages[leaf.name] == stage])
+                _amount([leaf for leaf in group if stage in {self.stages[leaf.name], ALL}])
                 for group in groups
             )
             lines.append(f"  {stage:<7}" + "".join(f"{cell:>26}" for cell in cells))
-        lines.append(f"  {'all':<7}" + "".join(f"{_amount(group):>26}" for group in groups))
         if self.missing:
             lines.append(f"  missing: {_listed([leaf.name for leaf in self.missing])}")
         if self.unfit:
@@ -110,42 +109,33 @@ class Transfer:
             lines.append(f"  unfit: {_listed(found)}")
         if self.unused:
             names = list(dict.fromkeys(leaf.name for leaf in self.unused))
-            lines.append(f"  not used of it: {_amount(self.unused)} ({_listed(names)})")
-        lines += [f"  otherwise than here: {text}" for text in self._differences()]
-        for epsilon in dict.fromkeys(self._epsilons().values()):
-            lines.append(f"  BatchNorm: epsilon {epsilon:g}, as the weights have it")
+            lines.append(f"  not used: {_amount(self.unused)} ({_listed(names)})")
+        lines += [f"  different here: {text}" for text in self._differences()]
+        if (epsilon := self._epsilon()) is not None:
+            lines.append(f"  BatchNorm: epsilon {epsilon:g}, as in the weights")
         mean, std = (" ".join(f"{value:g}" for value in item) for item in self.normalisation)
         return "\n".join([*lines, f"  input: (image - mean) / std, mean {mean}, std {std}"])
 
-    def _left_out(self) -> list[Leaf]:
-        return [*self.missing, *(leaf for leaf, _ in self.unfit)]
-
     def _differences(self) -> list[str]:
-        """Settings that the source has otherwise, e.g. its padding."""
+        """Settings with another value in the source, e.g. its padding."""
         found: dict[str, list[str]] = {}
-        taken = self._epsilons()
         for ours, theirs in self.loaded:
             for key, value in ours.settings.items():
                 other = theirs.settings.get(key, value)
-                if other != value and not (key == EPSILON and _row(ours) in taken):
+                if other != value and (key != "eps" or self._epsilon() is None):
                     found.setdefault(key, []).append(f"{ours.name} {other}, here {value}")
         return [f"{key}: {_listed(layers)}" for key, layers in found.items()]
 
-    def _epsilons(self) -> dict[int, float]:
-        """The epsilon of BN by row, where the source has another one in the whole row."""
-        found: dict[int, set[float]] = {}
-        changed: set[int] = set()
-        for ours, theirs in self.loaded:
-            if EPSILON in ours.settings and EPSILON in theirs.settings:
-                row, epsilon = _row(ours), theirs.settings[EPSILON]
-                found.setdefault(row, set()).add(epsilon)
-                if epsilon != ours.settings[EPSILON]:
-                    changed.add(row)
-        return {row: found[row].pop() for row in sorted(changed) if len(found[row]) == 1}
+    def _epsilon(self) -> float | None:
+        """The epsilon of the source's BN, where it has one for all and ours is another."""
+        pairs = {(a.settings.get("eps"), b.settings.get("eps")) for a, b in self.loaded}
+        pairs = {pair for pair in pairs if None not in pair}
+        theirs = {pair[1] for pair in pairs}
+        return theirs.pop() if len(theirs) == 1 and any(a != b for a, b in pairs) else None
 
 
 def plan_transfer(model: Detector, source: Source) -> Transfer:
-    """Find a place in the backbone of `model` for the layers of `source`.
+    """Match the layers of `source` with those of the backbone of `model`.
 
     Layers correspond in order, by kind and shape; where the two sequences disagree, the longest
     runs that agree are used.  Both orders, of registration and of execution, are tried, with
@@ -162,7 +152,7 @@ def plan_transfer(model: Detector, source: Source) -> Transfer:
     executed = run_order(found, model, 2 * model.max_stride)
     registered = tuple(found.values())
     stages = _stages(model.spec)
-    named = {leaf.name: stages[_row(leaf)] for leaf in registered}
+    named = {leaf.name: stages[int(leaf.name.split(".")[0])] for leaf in registered}
     best: Transfer | None = None
     for ours, theirs in ((executed, source.executed), (registered, source.registered)):
         for leaves in (theirs, grouped(theirs)):
@@ -241,10 +231,6 @@ def _refuse_other_form(spec: GraphSpec, source: Source) -> None:
                     f" {argument}: {value}, {row.where or f'row {index}'} has {here}; the shapes"
                     " agree, the results would not: take the form of the backbone that has it"
                 )
-
-
-def _row(leaf: Leaf) -> int:
-    return int(leaf.name.split(".")[0])
 
 
 def _parameters(leaves: Iterable[Leaf]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
-PROBE = 64  # pixels of the picture that shows the order of execution
-# what decides, beside the weights, what a layer computes
+PROBE = 64  # pixels of the image that shows the order of execution
+# what decides, besides the weights, what a layer computes
 SETTINGS = ("stride", "padding", "dilation", "groups", "eps")
 COUNTER = "num_batches_tracked"  # of BN; no result depends on it
 STATISTICS = ("running_mean", "running_var", COUNTER)
@@ -54,7 +54,7 @@ KNOWN_ORDER = tuple(row.split() for row in (
 
 @dataclass(frozen=True)
 class Leaf:
-    """A layer with weights of its own: a convolution, a linear layer, a normalisation or other."""
+    """A layer with weights of its own: a convolution, a linear layer, a normalisation, other."""
 
     name: str  # the module's, dotted
     tensors: Mapping[str, Tensor]  # by name in the module: weight, bias, running_mean, ...
@@ -79,12 +79,12 @@ class Leaf:
 
     @property
     def count(self) -> int:
-        """How many tensors it has that matter."""
+        """Number of tensors that matter."""
         return sum(key != COUNTER for key in self.tensors)
 
     @property
     def parameters(self) -> int:
-        """How many values are trained: all but running statistics."""
+        """Number of trained values: all but running statistics."""
         return sum(value.numel() for key, value in self.tensors.items() if key not in STATISTICS)
 
 
@@ -103,7 +103,7 @@ def leaves_of(module: nn.Module, prefix: str = "") -> dict[nn.Module, Leaf]:
 def run_order(
     found: Mapping[nn.Module, Leaf], network: nn.Module, size: int = PROBE
 ) -> tuple[Leaf, ...]:
-    """The layers in the order in which `network` calls them for one picture, the rest behind."""
+    """The layers in the order in which `network` calls them for one image, the rest at the end."""
     called: dict[nn.Module, Leaf] = {}
 
     def note(part: nn.Module, *_: Any) -> None:
@@ -130,61 +130,56 @@ def grouped(leaves: Sequence[Leaf]) -> tuple[Leaf, ...]:
     """
     result: list[Leaf] = []
     run: list[Leaf] = []
-    for leaf in (*leaves, None):
-        if leaf is not None and _continues(run, leaf):
+    for leaf in leaves:
+        if _continues(run, leaf):
             run.append(leaf)
-            continue
-        if run:
-            result.append(run[0] if len(run) == 1 else _as_one(run))
-        run = [] if leaf is None else [leaf]
-    return tuple(result)
+        else:
+            result += _joined(run)
+            run = [leaf]
+    return (*result, *_joined(run))
 
 
 def _continues(run: Sequence[Leaf], leaf: Leaf) -> bool:
     if not run or run[0].signature != leaf.signature or "weight" not in leaf.tensors:
         return False
     parent, _, number = run[0].name.rpartition(".")
-    return (
-        number == "0" and leaf.name == f"{parent}.{len(run)}" and leaf.shape("weight")[2:] == (1, 1)
-    )
+    pointwise = leaf.shape("weight")[2:] == (1, 1)
+    return pointwise and number == "0" and leaf.name == f"{parent}.{len(run)}"
 
 
-def _as_one(run: Sequence[Leaf]) -> Leaf:
+def _joined(run: Sequence[Leaf]) -> Sequence[Leaf]:
+    if len(run) < 2:
+        return run
     tensors = {key: torch.cat([leaf.tensors[key] for leaf in run]) for key in run[0].tensors}
     settings = {**run[0].settings}
     if "groups" in settings:
         settings["groups"] = (len(run), len(run))
-    return Leaf(run[0].name.rpartition(".")[0], tensors, settings)
+    return [Leaf(run[0].name.rpartition(".")[0], tensors, settings)]
 
 
-def torn(modules: Sequence[str]) -> str | None:
-    """The first module that lies apart from its neighbours, or before a lower-numbered one."""
-    before: list[str] = []
-    left: set[str] = set()  # modules that the list has gone out of
-    for module in modules:
-        path = module.split(".")
-        shared = 0
-        while shared < min(len(path), len(before)) and path[shared] == before[shared]:
-            shared += 1
-        left.update(".".join(before[: depth + 1]) for depth in range(shared, len(before)))
-        if any(".".join(path[: depth + 1]) in left for depth in range(shared, len(path))):
-            return module
-        numbers = [parts[shared] for parts in (before, path) if shared < len(parts)]
-        if (
-            len(numbers) > 1
-            and all(map(str.isdigit, numbers))
-            and int(numbers[0]) > int(numbers[1])
-        ):
-            return module
-        before = path
+def misplaced(names: Iterable[str]) -> str | None:
+    """The first dotted name apart from its siblings, or after a higher-numbered one."""
+    current: dict[str, str] = {}  # by parent, the child that the list is in
+    left: set[str] = set()
+    for name in names:
+        path = name.split(".")
+        for depth, child in enumerate(path):
+            parent = ".".join(path[:depth])
+            before = current.get(parent, child)
+            numbers = before.isdigit() and child.isdigit()
+            if f"{parent}.{child}" in left or (numbers and int(before) > int(child)):
+                return name
+            if before != child:
+                left.add(f"{parent}.{before}")
+            current[parent] = child
     return None
 
 
 def walk(tree: Mapping[str, Any], where: str, *, ordered: bool, executed: bool) -> Iterator[str]:
-    """Dotted names of all nodes of a tree of modules, neighbours in order.
+    """Dotted names of all nodes of a tree of modules, siblings in order.
 
-    `ordered`: the tree is as it was registered, else known names tell (UserError where they do
-    not); `executed`: in order of execution, else of registration.
+    `ordered`: the tree is as it was registered, else known names decide (UserError for others);
+    `executed`: in order of execution, else of registration.
     """
     names = list(tree) if ordered else _by_name(list(tree), where)
     for name in _run_order(names) if executed else names:

@@ -1,6 +1,6 @@
 """Layers of a pretrained network, with their weights, in the order in which they run.
 
-A source is a network of timm's, or a file of tensors; of a file no code is ever run.
+A source is a network of timm's, or a file of tensors; no code of a file is ever run.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.weights.leaves import PROBE, Leaf, leaves_of, run_order, torn, walk
-from utils.errors import UserError, nearest
+from models.weights.leaves import PROBE, Leaf, leaves_of, misplaced, run_order, walk
+from utils.errors import UserError, cause_of, nearest
 
 TIMM = "timm:"
 SUFFIXES = (".pth", ".pt", ".safetensors")
-WRAPPERS = ("state_dict", "model")  # where training scripts put the tensors in their checkpoints
+WRAPPERS = ("state_dict", "model")  # keys of the tensors in training scripts' checkpoints
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from: the same layers in the order of registration and of execution."""
+    """Pretrained layers, in the order of registration and of execution."""
 
     name: str  # as the user gave it
     registered: tuple[Leaf, ...]
     executed: tuple[Leaf, ...]
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # where it says one
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # where known
 
 
 def read_source(name: str) -> Source:
-    """The weights that `timm:NAME`, or a .pth, .pt or .safetensors file, means.
+    """The weights of `timm:NAME`, or of a .pth, .pt or .safetensors file.
 
     Raises UserError for a missing file or package, an unknown name, a failed download, values that
     are not tensors, and tensors in no order.
@@ -63,10 +63,10 @@ def source_of_module(
     found = leaves_of(module)
     try:
         executed = run_order(found, module)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:
         raise UserError(
-            f"{name}: cannot run on a picture of {PROBE} px, so its order is unknown: {cause}"
+            f"{name}: cannot run on an image of {PROBE} px, so its order is unknown: "
+            f"{cause_of(error)}"
         ) from error
     return Source(name, tuple(found.values()), executed, normalisation)
 
@@ -76,31 +76,25 @@ def source_of_tensors(name: str, state: Mapping[str, Tensor], *, ordered: bool =
 
     Raises UserError where neither the file nor the names give an order.
     """
-    groups: dict[str, dict[str, Tensor]] = {}
-    astray, last = None, ""
-    for key, value in state.items():
-        module, _, tensor = key.removeprefix("module.").rpartition(".")
-        if module in groups and module != last:
-            astray = module
-        groups.setdefault(module, {})[tensor] = value
-        last = module
-    stored = list(groups)
-    if ordered and (astray := astray or torn(stored)):
+    wrong = misplaced(state) if ordered else None
+    if wrong:
         raise UserError(
-            f"{name}: {astray} is not where a network has it, so the file's order is not that of"
+            f"{name}: {wrong} is not where a network has it, so the file's order is not that of"
             " its layers; save the state_dict() of the model as it is"
         )
+    groups: dict[str, dict[str, Tensor]] = {}
     tree: dict[str, Any] = {}
-    for module in groups:
+    for key, value in state.items():
+        module, _, tensor = key.removeprefix("module.").rpartition(".")
+        groups.setdefault(module, {})[tensor] = value
         node = tree
         for part in module.split("."):
             node = node.setdefault(part, {})
-    leaves = {module: Leaf(module, groups[module]) for module in stored}
     registered, executed = (
         tuple(
-            leaves[module]
+            Leaf(module, groups[module])
             for module in walk(tree, name, ordered=ordered, executed=executed)
-            if module in leaves
+            if module in groups
         )
         for executed in (False, True)
     )
@@ -120,10 +114,9 @@ def _timm_source(name: str) -> Source:
         with _tensors_only():
             network = timm.create_model(model_name, pretrained=True)
     except Exception as error:  # of any of the libraries that timm downloads and reads with
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--backbone-weights {name}: timm could not load the weights ({cause}); they are"
-            " downloaded once and kept in timm's cache: check name and network, or give a file"
+            f"--backbone-weights {name}: timm could not load the weights ({cause_of(error)}); they"
+            " are downloaded once into timm's cache: check the name and the network, or give a file"
         ) from error
     config = network.pretrained_cfg
     mean, std = (tuple(map(float, config[key])) for key in ("mean", "std"))
@@ -159,17 +152,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     safetensors = _optional("safetensors.torch", str(path))
     try:
         tensors: dict[str, Tensor] = safetensors.load_file(path)
-    except Exception as error:  # its own kinds, and OSError
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a .safetensors file: {cause}") from error
+    except Exception as error:
+        raise UserError(f"{path}: not a .safetensors file: {cause_of(error)}") from error
     return tensors
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling fails in many ways
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:
+        cause = cause_of(error)
         if type(error).__name__ == "UnpicklingError":  # torch's text advises to trust the file
             cause = "it holds other objects, or is damaged"
         raise UserError(
