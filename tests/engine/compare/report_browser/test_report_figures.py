@@ -110,7 +110,7 @@ def test_points_are_where_the_numbers_are_a_drag_zooms_and_bars_can_be_hidden(op
 
 
 def test_a_point_shows_its_numbers_and_a_click_its_model(opened):
-    point = opened.find(".point[data-row='4']")
+    point = opened.find(".point[data-row='4']")  # 'slow'
     webdriver.ActionChains(opened.driver).move_to_element(point).perform()
     tip = point.find_element("css selector", ".tip").text  # '' while it is hidden
     point.click()
@@ -171,7 +171,6 @@ def test_head_protocol_and_commands_are_those_of_the_record_and_can_be_copied(op
     assert opened.texts(".command code") == commands
     granted = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
     opened.driver.execute_cdp_cmd("Browser.grantPermissions", granted)
-    opened.find(".command .copy").click()
-    opened.settle()
+    opened.click(".command .copy")
     assert opened.find(".command .copy").text == "Copied"
     assert opened.run("navigator.clipboard.readText()") == results["command"]
