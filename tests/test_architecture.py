@@ -152,9 +152,7 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize(
-    "module", [*(Path(name).stem for name in SCRIPTS if name != "detect.py"), *MODULES]
-)
+@pytest.mark.parametrize("module", [*(Path(name).stem for name in SCRIPTS), *MODULES])
 def test_help_needs_no_torch(module: str) -> None:
     """So that it prints at once."""
     loaded = loaded_after(
@@ -163,6 +161,11 @@ def test_help_needs_no_torch(module: str) -> None:
         "    main(['--help'])"
     )
     assert not loaded & {"torch", "matplotlib"}
+
+
+def test_the_predictor_needs_neither_plots_nor_the_training_loader() -> None:
+    loaded = loaded_after("from engine.predict.predictor import Predictor")
+    assert not loaded & {"matplotlib", "data.loading.loader"}
 
 
 @pytest.mark.parametrize("name", SOURCES)
