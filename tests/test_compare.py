@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,11 +22,12 @@ from engine.compare import runs as compare_runs
 from engine.compare.config import CompareConfig
 from engine.compare.record import load_record
 from engine.compare.runs import state_of
+from engine.compare.schema import LatencyAt
 from engine.measure.peak import Task
 from engine.train.config import TrainConfig
 from engine.train.loop import fit
 from utils.config import parse
-from utils.errors import PartlyDoneError, UserError
+from utils.errors import PartlyDoneError, TerminatedError, UserError
 
 FLAGS = (
     "--cfg --weights --backbone --neck --data --img --epochs --seeds --baseline --device --project"
@@ -94,11 +96,11 @@ def fake(monkeypatch, both_trained):
         def __init__(self):
             self.titles, self.scripts, self.sources = [], {}, {}
 
-        def command(self, shop, plan, device):
+        def command(self, session, plan, device):
             self.titles.append(plan.title)
             script = self.scripts.get(plan.title, COPY)
-            source = self.sources.get(plan.title, both_trained[plan.contender.name])
-            return [sys.executable, "-S", "-c", script, str(source), str(shop.run_folder(plan))]
+            source = self.sources.get(plan.title, both_trained[plan.entry.name])
+            return [sys.executable, "-S", "-c", script, str(source), str(session.run_folder(plan))]
 
     made = Fake()
     monkeypatch.setattr(compare_runs, "training_command", made.command)
@@ -246,6 +248,40 @@ def test_dry_run_lists_and_leaves_nothing(flags, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_split_that_chose_nothing_can_be_evaluated(flags, fake, rectangles, tmp_path):
+    """best.pt is chosen on val; the table is made on test."""
+    data = tmp_path / "with_test.yaml"
+    test = "test: {images: train, annotations: train.json}\n"
+    data.write_text(f"path: {rectangles.parent}\n{rectangles.read_text()}{test}")
+    flags = [*flags, "--data", str(data), "--seeds", "0", "--split", "test"]
+    assert compare.main(flags) == 0
+    folder = tmp_path / "runs" / "exp"
+    protocol = json.loads((folder / "protocol.json").read_text())["protocol"]
+    assert (protocol["split"], protocol["data"]["test_images"]) == ("test", 10)
+    assert protocol["data"]["val_images"] == 5
+    assert ", 10 test images, 64 px" in (folder / "table.md").read_text()
+    record = load_record(next((folder / "records").glob("*tiny*.json")))
+    assert (record.images, record.metrics["images"]) == (10, 10)
+    assert record.fingerprint == protocol["data"]["test"]
+    records = ["--records", str(folder / "records"), "--project", str(tmp_path / "alone")]
+    compare.main([*records, "--latency-batches", "1", "--latency-seconds", "0.05"])
+    assert accuracy(results_in(tmp_path / "alone" / "exp")) == accuracy(results_in(folder))
+    with pytest.raises(UserError, match="split: test and val"):
+        compare.main([*flags, "--split", "val", "--exist-ok"])
+
+
+def test_a_signal_while_a_checkpoint_is_read_is_no_damage(trained, monkeypatch):
+    """The run must not begin again because compare.py was stopped at that moment."""
+
+    def stopped(*args, **more):
+        raise TerminatedError
+
+    assert state_of(trained) == "trained"
+    monkeypatch.setattr(torch, "load", stopped)
+    with pytest.raises(TerminatedError):
+        state_of(trained)
+
+
 def test_profile_only_needs_no_data(tiny_model, wide_model, tmp_path):
     words = ["--cfg", str(tiny_model), str(wide_model), "--profile-only", "--img", "64"]
     words += ["--classes", "3", "--device", "cpu", "--data", "there is none"]
@@ -265,8 +301,7 @@ def test_a_latency_that_failed_is_named_and_ends_with_3(tiny_model, tmp_path, mo
 
     def out_of_memory(row, *more):
         row = measured(row, *more)
-        row["latency"][1].update(p50_ms=None, cause="no memory")
-        return row
+        return replace(row, latency=[row.latency[0], LatencyAt(2, "no memory")])
 
     monkeypatch.setattr(comparison, "with_measured", out_of_memory)
     words = ["--cfg", str(tiny_model), "--profile-only", "--img", "64", "--device", "cpu"]
@@ -329,7 +364,7 @@ def test_a_record_is_of_what_was_trained(flags, fake, both_trained, tmp_path):
     with pytest.raises(PartlyDoneError, match="2 of 2 models failed"):
         compare.main(flags)
     tiny, wide = results_in(tmp_path / "runs" / "exp")["rows"]
-    assert "it holds another model" in tiny["runs"][0]["cause"]
+    assert "it has another model" in tiny["runs"][0]["cause"]
     assert "training.epochs: 1 and 9" in tiny["runs"][1]["cause"]
     assert "training.hyp.lr0: 0.01 and 0.5" in wide["runs"][0]["cause"]
     assert "versions.torch" in wide["runs"][1]["cause"]
@@ -400,7 +435,7 @@ def test_detections_of_other_images_are_no_part_of_a_record(flags, fake, tmp_pat
     assert told.out.count(": done;") == 3
 
 
-def test_true_boxes_are_of_the_images_and_classes_of_the_records(flags, fake, tmp_path):
+def test_ground_truth_is_of_the_images_and_classes_of_the_records(flags, fake, tmp_path):
     compare.main(flags)
     records = tmp_path / "runs" / "exp" / "records"
     (path,) = records.glob("truth-*.npz")
@@ -408,7 +443,7 @@ def test_true_boxes_are_of_the_images_and_classes_of_the_records(flags, fake, tm
         arrays = dict(file)
     for name, number in (("image", 5), ("image", -1), ("labels", 3)):
         np.savez(path, **{**arrays, name: np.full_like(arrays[name], number)})
-        with pytest.raises(UserError, match="true boxes beyond its 5 images, 3 classes"):
+        with pytest.raises(UserError, match="ground truth beyond its 5 images, 3 classes"):
             compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
 
 
@@ -456,15 +491,15 @@ def test_one_record_twice_is_refused(flags, fake, tmp_path):
         compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
 
 
-def test_a_fault_in_judging_one_run_is_its_own(flags, fake, tmp_path, monkeypatch):
-    judge = comparison.judge
+def test_a_fault_in_evaluating_one_run_is_its_own(flags, fake, tmp_path, monkeypatch):
+    evaluate_run = comparison.evaluate_run
 
-    def broken(plan, shop, run, device, **more):
+    def broken(session, run, device, **more):
         if run.title == "wide seed 1":
             raise ZeroDivisionError("division by zero")
-        return judge(plan, shop, run, device, **more)
+        return evaluate_run(session, run, device, **more)
 
-    monkeypatch.setattr(comparison, "judge", broken)
+    monkeypatch.setattr(comparison, "evaluate_run", broken)
     with pytest.raises(PartlyDoneError):
         compare.main(flags)
     tiny, wide = results_in(tmp_path / "runs" / "exp")["rows"]
@@ -472,7 +507,7 @@ def test_a_fault_in_judging_one_run_is_its_own(flags, fake, tmp_path, monkeypatc
     assert wide["cause"] == "seed 1: ZeroDivisionError: division by zero"
 
 
-def test_the_cause_is_of_this_sitting(flags, fake, tmp_path):
+def test_the_cause_is_of_this_start(flags, fake, tmp_path):
     fake.scripts = {"wide seed 0": COMPLAIN}
     with pytest.raises(PartlyDoneError):
         compare.main(flags)
@@ -550,7 +585,7 @@ def test_two_at_a_time(flags, fake, tmp_path):
     ],
 )
 def test_stopped_and_started_again(rectangles, tiny_model, tmp_path, monkeypatch, number, code):
-    """Real processes: the half run is saved when compare.py is stopped, and gone on with."""
+    """Real processes: the half run is saved when compare.py is stopped, and resumed."""
     # The protocol has the number of threads: in this process it must be what the other one has.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -576,17 +611,17 @@ def test_stopped_and_started_again(rectangles, tiny_model, tmp_path, monkeypatch
             os.killpg(process.pid, signal.SIGKILL)  # the run, too, where the test failed
         process.communicate()
     assert process.returncode == code
-    assert "the same command goes on" in errors
+    assert "the same command continues" in errors
     assert "Traceback" not in errors
     (folder,) = runs.iterdir()
     assert state_of(folder) == "half"
     config = parse(CompareConfig, [*flags, "--dry-run"], prog="x", description="")
-    assert "half done" in comparison._listing(comparison.prepare(config))
+    assert "half done" in comparison._listing(comparison.plan_comparison(config))
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", {**os.environ, "TQDM_DISABLE": "1"})
         assert compare.main(flags) == 0
     (log,) = (tmp_path / "runs" / "exp" / "logs").iterdir()
-    assert "go on with: --resume" in log.read_text()
+    assert "continue with: --resume" in log.read_text()
     with (folder / "results.csv").open() as file:
         assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(20))
     (row,) = results_in(tmp_path / "runs" / "exp")["rows"]

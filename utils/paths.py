@@ -61,14 +61,19 @@ def shown(path: Path) -> Path:
         return path
 
 
+def run_folder(project: str, name: str) -> Path:
+    """project/name; UserError where that is not inside the project."""
+    if not Path(name).name or ".." in Path(name).parts or Path(name).is_absolute():
+        raise UserError(f"--name {name!r} must be a folder inside --project")
+    return Path(project) / name
+
+
 def new_run_dir(project: str, name: str, *, exist_ok: bool = False) -> Path:
     """Make and return project/name, or name2, name3, ... when it exists.
 
     Creation is the test, so that two runs started at once never share a folder.
     """
-    base = Path(project) / name
-    if not Path(name).name or ".." in Path(name).parts or Path(name).is_absolute():
-        raise UserError(f"--name {name!r} must be a folder inside --project")
+    base = run_folder(project, name)
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
         if exist_ok:

@@ -1,4 +1,4 @@
-"""Is one model's AP really higher? A paired bootstrap over the images of one data set.
+"""Whether one model's AP is really higher: a paired bootstrap over the images of one data set.
 
 Images are drawn with replacement, the same ones for every model, and AP is computed anew each time
 (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13).  Which detection
@@ -8,8 +8,7 @@ draw then only counts how often each image is in it.  The ranking stays, too: so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from utils.seeding import generator
 
 IOUS = np.linspace(0.5, 0.95, 10)  # COCO's thresholds, with COCO's last digits
 RECALLS = np.linspace(0, 1, 101)
-FIGURES: dict[str, slice] = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}  # of IOUS
+METRICS: dict[str, slice] = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}  # of IOUS
 ELEMENTS_AT_ONCE = 1 << 18  # of the weights: some MB, which fit in the cache
 
 
@@ -27,7 +26,7 @@ def interpolated_ap(hits: np.ndarray, seen: np.ndarray, total: np.ndarray) -> np
     """COCO's average precision at 101 recalls, for B rankings at once: (B,), 0 where `total` is 0.
 
     hits, seen: (B, M) right detections, and all that count, up to and with each of the M right
-    ones in the ranking; total: (B,) true boxes.
+    ones in the ranking; total: (B,) ground-truth boxes.
     """
     precision = hits / seen.clip(min=1)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -41,12 +40,12 @@ class _ClassRanking:
     """One class of one detector, ready for weights on the images."""
 
     image: np.ndarray  # (N,) number of the image of each detection, best first
-    right: tuple[np.ndarray, ...]  # for each threshold the places of the right ones
+    right: tuple[np.ndarray, ...]  # for each threshold the positions of the right ones
     ignored: tuple[np.ndarray, ...]  # and of those that count nowhere
-    boxes: np.ndarray  # (images,) true boxes
+    boxes: np.ndarray  # (images,) ground-truth boxes
 
     def ap(self, times: np.ndarray) -> np.ndarray:
-        """(B, images) how often each image is there -> (B, T); NaN where there is no true box.
+        """(B, images) how often each image is there -> (B, T); NaN without a ground-truth box.
 
         A detection of weight k stands for k equal ones in a row.  Only the last of them matters:
         among right ones precision rises, among wrong ones recall stays.
@@ -88,9 +87,9 @@ def _rankings(
 def weighted_ap(found: BoxTable, truth: BoxTable, times: np.ndarray) -> np.ndarray:
     """AP at each of IOUS, (B, 10), of B data sets that hold image i `times[b, i]` times.
 
-    As in COCO the mean over the classes that have a true box; NaN where none has.  With all ones it
-    is COCO's AP.  Ties of score between the detections of one image are the only place where the
-    order could differ from that of a data set with copied images.
+    As in COCO the mean over the classes that have ground-truth boxes; NaN where none has.  With all
+    ones it is COCO's AP.  Only detections of one image with equal scores could be ordered
+    differently than in a data set with copied images.
     """
     found = found.take(coco_order(found))
     tables = _rankings(found, match(found, truth, IOUS), truth, times.shape[1])
@@ -117,10 +116,6 @@ class Draw:
     resamples: int = 1000
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.images < 1 or self.resamples < 1:
-            raise ValueError(f"Draw needs images and resamples of at least 1, got {self}")
-
     def times(self) -> np.ndarray:
         """(resamples, images) int32: how often each image was drawn; each row sums to `images`."""
         random = generator(self.seed)
@@ -131,74 +126,49 @@ class Draw:
         return result
 
 
-@dataclass(frozen=True)
-class ResampledAp:
-    """The AP of one model, the mean over its seeds, at each of IOUS."""
+def resample_ap(found: BoxTable, truth: BoxTable, draw: Draw) -> np.ndarray:
+    """The AP of one trained model at each of IOUS: (1 + resamples, 10).
 
-    whole: np.ndarray  # (10,) on all images once: COCO's
-    samples: np.ndarray  # (resamples, 10); NaN where a resample has no true box
-    seeds: int
-    draw: Draw
-
-
-def resample_ap(seeds: Sequence[BoxTable], truth: BoxTable, draw: Draw) -> ResampledAp:
-    """The AP of one model on the resamples of `draw`.
-
-    seeds: the detections of each trained copy of the model on the same `draw.images` images, each
-    as the evaluator keeps it (`DetectionMetrics.detections`); their AP is averaged in each
-    resample.  truth: `truth_of(by_id(index))`.  Raises ValueError without seeds or
-    true boxes, and for image numbers beyond `draw.images`.
+    The first row is of all images once, COCO's; the others are of the resamples of `draw`, NaN
+    where one has no ground-truth box.  found: the detections on the `draw.images` images, as the
+    evaluator keeps them; truth: `truth_of(by_id(index))`.  Raises ValueError without ground-truth
+    boxes, and for image numbers beyond `draw.images`.
     """
-    if not len(seeds):
-        raise ValueError("no detections: resample_ap needs at least one seed")
     if truth.crowd.all():
-        raise ValueError("AP is not defined: the images have no true box")
-    numbers = [truth.image, *(found.image for found in seeds)]
-    highest = max(int(image.max(initial=0)) for image in numbers)
+        raise ValueError("AP is not defined: the images have no ground-truth box")
+    highest = max(int(table.image.max(initial=0)) for table in (found, truth))
     if highest >= draw.images:
         raise ValueError(f"image number {highest}, but the draw is of {draw.images} images")
     times = np.concatenate((np.ones((1, draw.images), dtype=np.int32), draw.times()))
-    values = np.mean([weighted_ap(found, truth, times) for found in seeds], axis=0)
-    return ResampledAp(values[0], values[1:], len(seeds), draw)
+    return weighted_ap(found, truth, times)
 
 
 @dataclass(frozen=True)
-class ApDifference:
-    """A model's AP less the baseline's, with its percentile interval over the resamples."""
+class Difference:
+    """A metric minus the baseline's, with its percentile interval over the resamples."""
 
-    figure: str  # of FIGURES
     delta: float  # on all images once
     low: float
     high: float
     level: float  # share of the resamples between low and high
-    resamples: int  # that have a true box
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+    significant: bool  # the interval excludes 0
+    resamples: int  # that have a ground-truth box
+    seeds: list[int | None] = field(default_factory=list)  # those that were averaged
 
 
 def difference(
-    model: ResampledAp, baseline: ResampledAp, *, figure: str = "AP", level: float = 0.95
-) -> ApDifference:
-    """The paired difference of a figure ("AP", "AP50" or "AP75").
+    model: np.ndarray, baseline: np.ndarray, *, metric: str = "AP", level: float = 0.95
+) -> Difference:
+    """The paired difference of a metric ("AP", "AP50" or "AP75") of METRICS.
 
-    The interval tells how sure the difference between *these* trained copies is on other images of
-    the same kind; how much other seeds would differ, it does not tell.  Raises ValueError for
-    different draws or numbers of seeds (compare the seeds that both models have).
+    model, baseline: (1 + resamples, 10) of `resample_ap` by the same draw; for several seeds the
+    mean over them, the same seeds for both.  The interval shows how certain the difference between
+    *these* trained models is on other images of the same kind, not how much other seeds would
+    differ.  Raises ValueError where no resample has a ground-truth box.
     """
-    if model.draw != baseline.draw:
-        raise ValueError(f"not the same resamples: {model.draw} and {baseline.draw}")
-    if model.seeds != baseline.seeds:
-        raise ValueError(f"not the same number of seeds: {model.seeds} and {baseline.seeds}")
-    if not 0 < level < 1:
-        raise ValueError(f"level is a share between 0 and 1, got {level}")
-    part = FIGURES[figure]
-    deltas = (model.samples[:, part] - baseline.samples[:, part]).mean(1)
-    deltas = deltas[~np.isnan(deltas)]
-    delta = float((model.whole[part] - baseline.whole[part]).mean())
-    if not len(deltas):
-        raise ValueError("no resample has a true box: draw more")
-    low, high = np.quantile(deltas, ((1 - level) / 2, (1 + level) / 2))
-    return ApDifference(figure, delta, float(low), float(high), level, len(deltas))
+    deltas = (model - baseline)[:, METRICS[metric]].mean(1)
+    delta, samples = float(deltas[0]), deltas[1:][~np.isnan(deltas[1:])]
+    if not len(samples):
+        raise ValueError("no resample has a ground-truth box: draw more")
+    low, high = map(float, np.quantile(samples, ((1 - level) / 2, (1 + level) / 2)))
+    return Difference(delta, low, high, level, low > 0 or high < 0, len(samples))

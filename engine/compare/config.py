@@ -35,6 +35,11 @@ class CompareConfig:
         (), metavar="NAME", help="necks in place of each model's own, e.g. pan-ghost"
     )
     data: str = option("shapes", help="data set YAML, by path or name")
+    split: str = option(
+        "val",
+        choices=("val", "test"),
+        help="split to evaluate on; best.pt is chosen on val, so test is independent of the choice",
+    )
     imgsz: int = option(
         640, flags=("--img", "--img-size"), min=1, max=MAX_PIXELS, help="network size in pixels"
     )
@@ -90,11 +95,11 @@ class CompareConfig:
     project: str = option("runs/compare", help="folder of the comparisons")
     name: str = option(
         "exp",
-        help="folder of this comparison; the same comparison is gone on with there,"
-        " another one gets a number added",
+        help="folder of this comparison; the same command continues the same comparison, a"
+        " different one gets a number appended",
     )
     exist_ok: bool = option(
-        False, help="go on in the existing folder, or refuse where its protocol is another"
+        False, help="continue in the existing folder, or refuse if it has another protocol"
     )
 
     def __post_init__(self) -> None:
@@ -136,7 +141,7 @@ class CompareConfig:
         return EVALUATE if self.weights else TABLE
 
     def command(self) -> str:
-        """The command line that says the same."""
+        """The command line of these settings."""
         words = ["python", "compare.py"]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

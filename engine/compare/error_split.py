@@ -37,7 +37,7 @@ class ErrorSplit:
     ap50: float  # COCO's
     delta: dict[str, float]  # of KINDS: how much higher AP50 is with this kind alone repaired
     special: dict[str, float]  # of SPECIAL: likewise without false positives, or without misses
-    counts: dict[str, float]  # of KINDS: detections of the kind; for "missed" true boxes
+    counts: dict[str, float]  # of KINDS: detections of the kind; for "missed" ground-truth boxes
 
     @staticmethod
     def mean(splits: Sequence[ErrorSplit]) -> ErrorSplit:
@@ -66,10 +66,10 @@ class Ranking:
     counted: np.ndarray  # (N,) bool, neither ignored nor suppressed
 
     def ap50(self, totals: np.ndarray) -> float:
-        """Mean over the classes, given by index; totals: (classes,) true boxes, -1: left out.
+        """Mean over the classes, given by index; totals: (classes,) boxes, -1: left out.
 
         Where nothing is to be found, AP is 1 if nothing is said to be found, and else 0: only an
-        oracle takes away a class's last true box.
+        oracle takes away a class's last ground-truth box.
         """
         values = []
         for label in np.flatnonzero(totals >= 0):
@@ -89,8 +89,10 @@ class Diagnosis:
 
     ranking: Ranking  # as it is
     kind: np.ndarray  # (N,) str, of KINDS without "missed"; NO_ERROR: right, or rightly ignored
-    repaired: np.ndarray  # (N,) int64, label of the true box that the detection would get; -1: none
-    totals: np.ndarray  # (classes,) true boxes; -1: a class that has none
+    repaired: (
+        np.ndarray
+    )  # (N,) int64, label of the ground-truth box that the detection would get; -1: none
+    totals: np.ndarray  # (classes,) ground-truth boxes; -1: a class that has none
     missed: np.ndarray  # (classes,) boxes that nobody has and no repaired detection would get
 
 
@@ -99,10 +101,11 @@ def split_errors(found: BoxTable, truth: BoxTable) -> ErrorSplit:
 
     found: as the evaluator keeps it (`DetectionMetrics.detections`); truth:
     `truth_of(by_id(index))`.  Of each image and class the 100 best detections count,
-    and the classes that have true boxes, as in COCO's AP50.  Raises ValueError without a true box.
+    and the classes that have ground-truth boxes, as in COCO's AP50.  Raises ValueError without
+    ground-truth boxes.
     """
     if truth.crowd.all():
-        raise ValueError("AP is not defined: the images have no true box")
+        raise ValueError("AP is not defined: the images have no ground-truth box")
     diagnosis = diagnose(found, truth)
     ranking, totals = diagnosis.ranking, diagnosis.totals
     ap50 = ranking.ap50(totals)
@@ -123,7 +126,7 @@ def split_errors(found: BoxTable, truth: BoxTable) -> ErrorSplit:
 def diagnose(found: BoxTable, truth: BoxTable) -> Diagnosis:
     """Section 2.2, and where several kinds fit their order in the authors' tool (tidecv 1.0.1).
 
-    With the IoU to the nearest true box of the same and of another class: localisation, if the
+    With the IoU to the nearest box of the same and of another class: localisation, if the
     former is from 0.1 to 0.5; else classification, if the latter is 0.5 or more; else duplicate, if
     the former is; else background, if both are at most 0.1; else both.  A detection that COCO
     ignores (on a crowd region) is an error only where its repair would find a box.
@@ -178,7 +181,7 @@ def _nearest(pairs: Pairs, detections: int) -> tuple[np.ndarray, np.ndarray]:
 def without(diagnosis: Diagnosis, kind: str) -> Ranking:
     """The detections after the oracle of one kind of detection error (section 2.3).
 
-    A wrong class or place is put right, if the true box is free and no better-scored detection of
+    A wrong class or position is corrected, if the box is free and no better-scored detection of
     either kind claims it; every other error of the kind is taken away.
     """
     ranking = diagnosis.ranking

@@ -1,48 +1,97 @@
-"""The folder of a comparison: found again for the same one, locked while somebody works in it."""
+"""The folder of a comparison: found again by the same one, locked while a process works in it."""
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from engine.compare.protocol import Lock, conflict, listed, read_lock, write_lock
+from engine.compare.protocol import SEEDS, Protocol, listed, protocol_differences
 from utils.errors import UserError
+from utils.files import write_text
+from utils.paths import run_folder
 from utils.terminal import warn
 
+FILE = "protocol.json"
 BUSY = ".busy"
 
 
-@contextmanager
-def held_folder(
-    project: str, name: str, lock: Lock, *, exist_ok: bool = False
-) -> Iterator[tuple[Path, int]]:
-    """`comparison_folder`, made, locked to `lock` and held: what `alone` yields comes with it.
+@dataclass(frozen=True)
+class Lock:
+    """What a comparison's folder is locked to: the protocol, and its rows' models by name."""
 
-    It is looked at once more when it is held: somebody may have been quicker.
+    protocol: Protocol
+    models: Mapping[str, str]  # `record.model_id` of each; '' of one that could not be built: any
+
+    def after(self, present: Lock) -> Lock:
+        """This lock in place of `present`: models that could be built then are not forgotten."""
+        models = {name: own or present.models.get(name, "") for name, own in self.models.items()}
+        return Lock(self.protocol, models)
+
+
+def read_lock(folder: Path) -> Lock | None:
+    """What a comparison's folder is locked to; None without a lock. UserError for another file."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        set(content["protocol"].get(SEEDS) or ())  # to be compared
+        return Lock(dict(content["protocol"]), dict(content["models"]))
+    except Exception as error:
+        raise UserError(f"{path}: not a protocol: {error}") from error
+
+
+def write_lock(folder: Path, lock: Lock) -> None:
+    """Lock a folder to a comparison."""
+    write_text(folder / FILE, json.dumps(dataclasses.asdict(lock), indent=2) + "\n")
+
+
+def conflict(present: Lock, wanted: Lock) -> list[str]:
+    """Why a folder cannot be continued: the differing fields, models and missing rows.
+
+    More seeds and more rows are no conflict; fewer would leave finished runs out of the table.
     """
+    differing = protocol_differences(present.protocol, wanted.protocol)
+    before, after = (lock.protocol.get(SEEDS) or [] for lock in (present, wanted))
+    if not set(before) <= set(after):
+        differing.append(f"{SEEDS}: {before} and {after}")
+    for name, model in present.models.items():
+        if name not in wanted.models:
+            differing.append(f"row {name}: only the folder has it")
+        elif model and wanted.models[name] and wanted.models[name] != model:
+            differing.append(f"row {name}: another model of that name")
+    return differing
+
+
+@contextmanager
+def locked_folder(project: str, name: str, lock: Lock, *, exist_ok: bool = False) -> Iterator[Path]:
+    """`comparison_folder`, made, locked to `lock`, and for this process alone until the end."""
     while True:
         folder = comparison_folder(project, name, lock, exist_ok=exist_ok)
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder) as held:
-            present = read_lock(folder)
+        with alone(folder):
+            present = read_lock(folder)  # again: another process may have been quicker
             if present is None or not conflict(present, lock):
                 write_lock(folder, lock if present is None else lock.after(present))
-                yield folder, held
+                yield folder
                 return
 
 
 def comparison_folder(project: str, name: str, lock: Lock, *, exist_ok: bool = False) -> Path:
-    """The folder to work in: project/name, or the first of name2, name3, ... that will do.
+    """The folder to work in: project/name, or the first of name2, name3, ... that can be used.
 
-    One will do that is not there yet, or holds the same protocol and no other rows; there finished
-    runs are kept.  With `exist_ok` it is project/name or UserError with the fields that differ.
-    Nothing is written.
+    One can be used that is not there yet, or is of the same protocol and has no other rows; there
+    finished runs are kept.  With `exist_ok` it is project/name or UserError with the fields that
+    differ.  Nothing is written.
     """
     number = 1
     while True:
-        folder = Path(project) / (name if number == 1 else f"{name}{number}")
+        folder = run_folder(project, name if number == 1 else f"{name}{number}")
         present = read_lock(folder)
         reasons = [] if present is None else conflict(present, lock)
         free = present is not None or exist_ok or not folder.exists()
@@ -50,7 +99,7 @@ def comparison_folder(project: str, name: str, lock: Lock, *, exist_ok: bool = F
             return folder
         if exist_ok:
             raise UserError(
-                f"{folder}: holds a comparison of another protocol, whose rows cannot share a"
+                f"{folder}: has a comparison of another protocol, whose rows cannot share a"
                 f" table with these: {listed(reasons)}; choose another --name"
             )
         if reasons:
@@ -59,17 +108,17 @@ def comparison_folder(project: str, name: str, lock: Lock, *, exist_ok: bool = F
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[int]:
-    """Hold the folder; a descriptor that keeps it held in every process that inherits it.
+def alone(folder: Path) -> Iterator[None]:
+    """No other process works in the folder meanwhile. UserError where one does already.
 
-    So a training run that outlived its comparison is waited for, not doubled.  UserError when held.
+    The lock ends with this process, whatever way it ends.
     """
     with (folder / BUSY).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"{folder}: another compare.py, or a training run of one, is still at work there;"
+                f"{folder}: another compare.py is still at work there;"
                 " wait for it, or choose another --name"
             ) from error
-        yield file.fileno()
+        yield

@@ -1,11 +1,11 @@
-"""Which models a comparison has, and which runs: everything that is known before work begins."""
+"""The models of a comparison and its runs: everything that is known before work begins."""
 
 from __future__ import annotations
 
 import hashlib
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -28,15 +28,15 @@ COMMON_NAMES = ("best", "last")  # of checkpoints; the run's folder says more
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model of the comparison; without `spec` it cannot be had, and `cause` says why."""
+class ModelEntry:
+    """A model of the comparison; without `spec` it cannot be built, and `cause` states why."""
 
     name: str
     model: Model
-    model_id: str
-    spec: ModelSpec | None
-    profile: ModelProfile | None
-    classes: int
+    model_id: str = ""
+    spec: ModelSpec | None = None
+    profile: ModelProfile | None = None
+    classes: int = 0
     cause: str | None = None
 
     def detector(self) -> Detector:
@@ -50,7 +50,7 @@ class Contender:
 class RunPlan:
     """One seed of a model, or one checkpoint to evaluate."""
 
-    contender: Contender
+    entry: ModelEntry
     seed: int | None
     id: str  # of its record and folder
     work: float  # FLOPs of training, or of evaluating
@@ -59,14 +59,14 @@ class RunPlan:
     @property
     def title(self) -> str:
         """'yolov5n-ghost seed 0'."""
-        return self.contender.name + ("" if self.seed is None else f" seed {self.seed}")
+        return self.entry.name + ("" if self.seed is None else f" seed {self.seed}")
 
 
-def contenders(config: CompareConfig, *, classes: int) -> tuple[Contender, ...]:
+def model_entries(config: CompareConfig, *, classes: int) -> tuple[ModelEntry, ...]:
     """The models of --cfg (with each --backbone and --neck) or --weights, in the order given.
 
-    UserError for files that cannot be read and for no model that can be built; one that cannot be
-    built among others is there with its cause.
+    A model that cannot be built has its cause.  UserError for files that cannot be read, and if no
+    model can be built.
     """
     if config.weights:
         found = tuple(_checkpoint(config, name) for name in config.weights)
@@ -76,7 +76,7 @@ def contenders(config: CompareConfig, *, classes: int) -> tuple[Contender, ...]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"two models would both be called {twice!r}; rename or leave out one file")
-    known: dict[str, Contender] = {}
+    known: dict[str, ModelEntry] = {}
     for item in found:
         other = known.setdefault(item.model_id or item.name, item)
         if other is not item:
@@ -88,7 +88,7 @@ def contenders(config: CompareConfig, *, classes: int) -> tuple[Contender, ...]:
     return found
 
 
-def _models(config: CompareConfig, classes: int) -> Iterator[Contender]:
+def _models(config: CompareConfig, classes: int) -> Iterator[ModelEntry]:
     budget = read_budget(config.fit, image_size=config.imgsz) if config.fit else None
     stems = [Path(file).stem for file in config.cfg]
     combined = list(product(config.cfg, config.backbone or ("",), config.neck or ("",)))
@@ -114,34 +114,35 @@ def _models(config: CompareConfig, classes: int) -> Iterator[Contender]:
 
 def _built(
     name: str, model: Model, draft: Draft, budget: Budget | None, size: int, classes: int
-) -> Contender:
+) -> ModelEntry:
     try:
         if budget is None:
             spec = draft.resolve()
         else:
             fitted = fit(draft, budget, classes=classes)
             spec = fitted.spec
-            model["notes"].append(fitted.text(budget))
+            model.notes.append(fitted.text(budget))
         profile = profile_spec(spec, image_size=size, classes=classes)
     except UserError as error:
-        return Contender(name, model, "", None, None, classes, str(error))
-    model["notes"] += [*spec.notes, *profile.notes()]
-    return Contender(name, model, model_id(spec), spec, profile, classes)
+        return ModelEntry(name, model, cause=str(error))
+    model.notes.extend((*spec.notes, *profile.notes()))
+    return ModelEntry(name, model, model_id(spec), spec, profile, classes)
 
 
-def _checkpoint(config: CompareConfig, file: str) -> Contender:
-    model = Model(cfg="", backbone="", neck="", fit="", weights=file, source="", notes=[])
+def _checkpoint(config: CompareConfig, file: str) -> ModelEntry:
     name = _checkpoint_name(file, config.weights)
+    model = Model(cfg="", backbone="", neck="", fit="", weights=file, source="", notes=[])
     try:
         detector = load_detector(file, device="cpu")
         classes = len(detector.names)
         profile = profile_spec(detector.spec, image_size=config.imgsz, classes=classes)
         content = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:ID_LENGTH]
     except (UserError, OSError) as error:
-        return Contender(name, model, "", None, None, 0, str(error))
-    model["source"] = _short_source(detector.spec.source)
-    model["notes"] += [*detector.spec.notes, *profile.notes()]
-    return Contender(name, model, content, detector.spec, profile, classes)
+        return ModelEntry(name, model, cause=str(error))
+    spec = detector.spec
+    notes = [*spec.notes, *profile.notes()]
+    model = replace(model, source=_short_source(spec.source), notes=notes)
+    return ModelEntry(name, model, content, spec, profile, classes)
 
 
 def _checkpoint_name(file: str, others: Sequence[str]) -> str:
@@ -166,7 +167,7 @@ def _short_source(source: str) -> str:
 
 
 def runs(
-    config: CompareConfig, models: Sequence[Contender], protocol: Protocol, images: int
+    config: CompareConfig, models: Sequence[ModelEntry], protocol: Protocol, images: int
 ) -> tuple[RunPlan, ...]:
     """The runs of all models that can be built, seed by seed, so that early tables have all models.
 
@@ -179,7 +180,7 @@ def runs(
     shared = of_a_run(protocol)
     return tuple(
         RunPlan(
-            contender=model,
+            entry=model,
             seed=seed,
             id=run_id(model.name, seed, model.model_id, shared),
             work=float(model.profile.flops) * passes * images,
@@ -191,10 +192,10 @@ def runs(
     )
 
 
-def run_flags(config: CompareConfig, model: Contender, seed: int) -> list[str]:
-    """What train.py is told about the model and the protocol of a run."""
+def run_flags(config: CompareConfig, model: ModelEntry, seed: int) -> list[str]:
+    """The flags of train.py for the model and the protocol of a run."""
     own = model.model
-    texts = {name: own[name] for name in ("cfg", "backbone", "neck", "fit")}
+    texts = {name: getattr(own, name) for name in ("cfg", "backbone", "neck", "fit")}
     flags = [word for name, text in texts.items() if text for word in (f"--{name}", text)]
     flags += ["--data", config.data, "--img", str(config.imgsz), "--epochs", str(config.epochs)]
     flags += ["--batch-size", str(config.batch_size), "--seed", str(seed), "--patience", "0"]
@@ -205,10 +206,10 @@ def run_flags(config: CompareConfig, model: Contender, seed: int) -> list[str]:
     return flags
 
 
-def run_command(config: CompareConfig, model: Contender, seed: int | None) -> str:
-    """The command line of a run, for people."""
+def run_command(config: CompareConfig, model: ModelEntry, seed: int | None) -> str:
+    """The command line that repeats a run."""
     if seed is None:
-        words = ["python", "val.py", "--weights", model.model["weights"], "--data", config.data]
+        words = ["python", "val.py", "--weights", model.model.weights, "--data", config.data]
         words += ["--img", str(config.imgsz), "--batch-size", str(config.batch_size)]
     else:
         words = ["python", "train.py", *run_flags(config, model, seed)]

@@ -1,7 +1,7 @@
 """The conditions of a comparison, as plain values: equal for all rows of a table, or no table.
 
-They are kept in protocol.json beside the table, and in each record.  The commit of the code is
-noted in the records but is no part of this: a change of the documentation would part all tables.
+They are kept in protocol.json next to the table, and in each record.  The commit of the code is
+noted in the records but is not part of this: a change of the documentation would part all tables.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +20,10 @@ from engine.compare.config import PROFILE, TRAIN, CompareConfig
 from engine.evaluate.config import EvalConfig
 from utils.environment import run_environment
 from utils.errors import UserError
-from utils.files import write_text
 from utils.hyp import load_hyp
 
-FILE = "protocol.json"
 SEEDS = "seeds"  # the key that may grow
+VERSIONS = "versions"
 NOT_LOCKED = ("device", "commit")  # of the environment; the device has a field of its own
 SHOWN = 6  # differences in a message
 Protocol = dict[str, Any]
@@ -33,18 +31,20 @@ Protocol = dict[str, Any]
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a comparison; `train` only where something is trained."""
+    """The data of a comparison: what is evaluated, and what its models are trained with."""
 
     name: str
-    train: DataIndex | None
-    val: DataIndex
+    evaluated: DataIndex
+    trained: Mapping[str, DataIndex]  # 'train', 'val'; {} where nothing is trained
 
 
 def load_splits(config: CompareConfig) -> Splits:
     """Scan what the comparison needs of --data."""
     dataset = load_dataset_config(config.data)
-    train = load_split(dataset, "train") if config.kind == TRAIN else None
-    return Splits(dataset.file.stem, train, load_split(dataset, "val"))
+    names = ("train", "val") if config.kind == TRAIN else ()
+    trained = {name: load_split(dataset, name) for name in names}
+    evaluated = trained.get(config.split) or load_split(dataset, config.split)
+    return Splits(dataset.file.stem, evaluated, trained)
 
 
 def make_protocol(
@@ -54,8 +54,8 @@ def make_protocol(
     environment = run_environment(device)
     protocol: Protocol = {"kind": config.kind}
     if splits is not None:
-        protocol["data"] = _data(splits)
-        protocol["split"] = "val"
+        protocol["data"] = _data(splits, config.split)
+        protocol["split"] = config.split
     else:
         protocol["classes"] = config.classes
     protocol["image_size"] = config.imgsz
@@ -66,17 +66,15 @@ def make_protocol(
         protocol["fit"] = config.fit
     if splits is not None:
         protocol["evaluation"] = _evaluation(config)
-    protocol["versions"] = {k: v for k, v in environment.items() if k not in NOT_LOCKED}
+    protocol[VERSIONS] = {k: v for k, v in environment.items() if k not in NOT_LOCKED}
     protocol["device"] = {"name": environment["device"], "threads": threads}
     return protocol
 
 
-def _data(splits: Splits) -> dict[str, Any]:
-    plain: dict[str, Any] = {"name": splits.name, "classes": list(splits.val.names)}
-    for name, index in (("train", splits.train), ("val", splits.val)):
-        if index is not None:
-            plain[name] = index.fingerprint
-            plain[f"{name}_images"] = len(index)
+def _data(splits: Splits, split: str) -> dict[str, Any]:
+    plain: dict[str, Any] = {"name": splits.name, "classes": list(splits.evaluated.names)}
+    for name, index in {**splits.trained, split: splits.evaluated}.items():
+        plain |= {name: index.fingerprint, f"{name}_images": len(index)}
     return plain
 
 
@@ -115,6 +113,22 @@ def differences(first: Any, second: Any, name: str = "") -> list[str]:
     return [] if first == second else [f"{name}: {_short(first)} and {_short(second)}"]
 
 
+def protocol_differences(first: Protocol, second: Protocol) -> list[str]:
+    """The fields of two runs' protocols that differ.
+
+    A version that only one of them states is not among them: older records state fewer (the table
+    notes which).
+    """
+    ours, theirs = first.get(VERSIONS), second.get(VERSIONS)
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        shared = [key for key in ours if key in theirs]
+        first, second = (
+            {**one, VERSIONS: {key: one[VERSIONS][key] for key in shared}}
+            for one in (first, second)
+        )
+    return differences(of_a_run(first), of_a_run(second))
+
+
 def _short(value: Any) -> str:
     if value is None:
         return "none"
@@ -128,62 +142,19 @@ def listed(differing: Sequence[str]) -> str:
     return "; ".join(differing[:SHOWN]) + more
 
 
-def require_equal(protocols: Mapping[str, Protocol]) -> None:
-    """Refuse (UserError) runs of different protocols for one table; keys say whose they are."""
-    names = list(protocols)
-    for name in names[1:]:
-        differing = differences(of_a_run(protocols[names[0]]), of_a_run(protocols[name]))
+def require_equal(protocols: Mapping[str, Protocol]) -> Protocol:
+    """What runs have in common, with all versions; keys name the runs.
+
+    UserError where the protocols differ: they cannot share a table.
+    """
+    (first, protocol), *others = protocols.items()
+    for name, other in others:
+        differing = protocol_differences(protocol, other)
         if differing:
             raise UserError(
-                f"{names[0]} and {name} have different protocols and cannot be rows of one table:"
+                f"{first} and {name} have different protocols and cannot be rows of one table:"
                 f" {listed(differing)}"
             )
-
-
-@dataclass(frozen=True)
-class Lock:
-    """What a comparison's folder is locked to: the protocol, and its rows' models by name."""
-
-    protocol: Protocol
-    # hash of each, see compare_record.model_id; '' of one that could not be built: any
-    models: Mapping[str, str]
-
-    def after(self, present: Lock) -> Lock:
-        """This lock in place of `present`: what could be built then is not forgotten."""
-        models = {name: own or present.models.get(name, "") for name, own in self.models.items()}
-        return Lock(self.protocol, models)
-
-
-def read_lock(folder: Path) -> Lock | None:
-    """What a comparison's folder is locked to; None without a lock. UserError for another file."""
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        set(content["protocol"].get(SEEDS) or ())  # to be compared
-        return Lock(dict(content["protocol"]), dict(content["models"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a protocol: {error}") from error
-
-
-def write_lock(folder: Path, lock: Lock) -> None:
-    """Lock a folder."""
-    write_text(folder / FILE, json.dumps(dataclasses.asdict(lock), indent=2) + "\n")
-
-
-def conflict(present: Lock, wanted: Lock) -> list[str]:
-    """Why a folder cannot be gone on with: the differing fields, models and missing rows.
-
-    More seeds and more rows are no conflict; fewer would leave finished runs out of the table.
-    """
-    differing = differences(of_a_run(present.protocol), of_a_run(wanted.protocol))
-    before, after = present.protocol.get(SEEDS), wanted.protocol.get(SEEDS)
-    if not set(before or ()) <= set(after or ()):
-        differing.append(f"{SEEDS}: {_short(before)} and {_short(after)}")
-    for name, model in present.models.items():
-        if name not in wanted.models:
-            differing.append(f"row {name}: it has one")
-        elif model and wanted.models[name] and wanted.models[name] != model:
-            differing.append(f"row {name}: another model of that name")
-    return differing
+        if isinstance(other.get(VERSIONS), Mapping):
+            protocol = {**protocol, VERSIONS: {**other[VERSIONS], **protocol.get(VERSIONS, {})}}
+    return of_a_run(protocol)

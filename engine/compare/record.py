@@ -1,57 +1,90 @@
 """One finished run as a small file: what a table needs of it, what repeats it, and no weights.
 
-A record is NAME.json with NAME.npz beside it, the detections on the validation images, and
-truth-FINGERPRINT.npz, the true boxes, shared by all records of the same data.  With these a folder
-of records can be compared anew, by another bootstrap or against other rows, without the data.
-
-Rounding of the detections: of each image and class the 100 best are kept, which are all that COCO's
-figures look at; corners to 1/16 pixel; scores to 0.02 %, on a logarithmic scale.  The figures in
-the record are those before rounding.
+A record is NAME.json with the arrays of engine/compare/arrays.py: NAME.npz, the detections on the
+evaluated images, and truth-FINGERPRINT.npz, the ground truth, shared by all records of the same
+data.  With these a folder of records can be compared again, by another bootstrap or with other
+rows, without the data.  The metrics in a record are those before the detections were rounded.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
-import lzma
 import math
 import re
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-import numpy as np
-
-from engine.compare.check import check_record
+from engine.compare.arrays import pack, save_arrays, save_truth, truth_name
 from engine.compare.protocol import Protocol
-from engine.compare.schema import Model
+from engine.compare.schema import ACCURACY, Model
+from engine.compare.typed import Rule, between, construct
 from engine.evaluate.box_table import BoxTable
-from engine.evaluate.matching import coco_order
-from engine.evaluate.results import DetectionMetrics
 from models.spec import ModelSpec
+from utils.config import MAX_PIXELS
 from utils.errors import UserError
-from utils.files import write_bytes, write_text
+from utils.files import write_text
 
 FORMAT = "featherdet-record-1"
 FOLDER = "records"  # in a comparison's folder
-TRUTH = "truth-"
-PIXEL_STEPS = 16  # of a pixel
-SCORE_STEPS = 4096  # of a factor of 2
 ID_LENGTH = 12  # hexadecimal digits of a hash
-SMALLEST = (np.uint8, np.uint16, np.uint32)
-# What reading a damaged .npz raises; a cut one may look like a .npy, which is no context manager.
-DAMAGE = (
-    OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, RuntimeError, MemoryError,
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-)  # fmt: skip
-# Kinds of numpy's types, by the array's name
-TRUE = {"image": "i", "labels": "i", "boxes": "f", "crowd": "b", "areas": "f"}
-FOUND = {"image": "u", "labels": "u", "boxes": "u", "scores": "u"}
+MAX_IMAGES = 1_000_000  # evaluated: the resamples count each of them a thousand times
+COCO_KEYS = ACCURACY[:-2]  # of 'metrics.coco'; the others stand in 'metrics' itself
+
+Fingerprint = Annotated[str, Rule(re.compile(r"[0-9a-f]{8,64}").fullmatch, "hexadecimal digits")]
+Images = Annotated[int, between(1, MAX_IMAGES)]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a run, as its protocol states them."""
+
+    name: str
+    classes: Annotated[list[str], Rule(len, "at least one class")]
+    train_images: int | None = None
+    val: Fingerprint | None = None
+    val_images: Images | None = None
+    test: Fingerprint | None = None
+    test_images: Images | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a table reads of a run's protocol."""
+
+    data: Data
+    image_size: Annotated[int, between(1, MAX_PIXELS)]
+    split: Annotated[str, Rule({"val", "test"}.__contains__, "val or test")] = "val"
+    device: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """What a table reads of one class's metrics."""
+
+    name: str
+    instances: int
+    ap: float | None
+    ap50: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a table reads of a run's metrics."""
+
+    precision: float | None
+    recall: float | None
+    coco: dict[str, float]
+    per_class: list[ClassScores]
+
+
+def _scalars(values: dict[str, Any]) -> bool:
+    plain = all(not isinstance(value, dict | list) for value in values.values())
+    return plain and isinstance(values.get("commit"), str | None)
 
 
 @dataclass(frozen=True)
@@ -69,7 +102,10 @@ class Record:
     best_epoch: int | None
     curves: dict[str, list[float | None]]  # results.csv by column
     cost: dict[str, int]  # params, macs, flops
-    environment: dict[str, Any] = field(default_factory=dict)  # that the run was made in
+    # that the run was made in
+    environment: Annotated[dict[str, Any], Rule(_scalars, "text and numbers")] = field(
+        default_factory=dict
+    )
     # TrainConfig without NOT_KEPT; {}: not trained here, or a record older than this field
     training: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
@@ -79,14 +115,41 @@ class Record:
         """The file's name without suffix; see `run_id`."""
         return run_id(self.name, self.seed, self.model_id, self.protocol)
 
+    @cached_property
+    def conditions(self) -> Conditions:
+        """Its protocol; ValueError naming what is missing or wrong there."""
+        return construct(Conditions, self.protocol, "protocol")
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Its metrics; ValueError naming what is missing or wrong there."""
+        return construct(Scores, self.metrics, "metrics")
+
+    @property
+    def data(self) -> Data:
+        """The data it was trained and evaluated on."""
+        return self.conditions.data
+
     @property
     def fingerprint(self) -> str:
-        """Of the validation data."""
-        return str(self.protocol["data"]["val"])
+        """Of the evaluated data."""
+        return str(getattr(self.data, self.conditions.split))
+
+    @property
+    def images(self) -> int:
+        """How many were evaluated."""
+        return int(getattr(self.data, f"{self.conditions.split}_images"))
+
+    @property
+    def accuracy(self) -> dict[str, float | None]:
+        """The metrics ACCURACY; None where COCO's is not defined."""
+        scores = self.scores
+        coco = {key: None if scores.coco[key] < 0 else scores.coco[key] for key in COCO_KEYS}
+        return {**coco, "precision": scores.precision, "recall": scores.recall}
 
 
 def model_id(spec: ModelSpec) -> str:
-    """A hash of all that makes the untrained model; not of files' names, places and notes."""
+    """A hash of all that makes the untrained model; not of files' names, lines and notes."""
     plain = spec.to_dict()
     for key in ("source", "notes"):
         plain.pop(key, None)
@@ -102,160 +165,92 @@ def digest(plain: Any) -> str:
 
 
 def run_id(name: str, seed: int | None, model: str, protocol: Protocol) -> str:
-    """'bccd-yolov5n-ghost-seed0-0123456789ab': tells runs of all models and protocols apart."""
+    """'bccd-yolov5n-ghost-seed0-0123456789ab': another one for each model and protocol."""
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", f"{protocol['data']['name']}-{name}").strip("-.")
     part = "" if seed is None else f"-seed{seed}"
     return f"{readable}{part}-{digest([model, seed, protocol])}"
 
 
 def plain_spec(spec: ModelSpec, source: str) -> dict[str, Any]:
-    """`spec` as JSON values, with `source` instead of the places of this machine's files."""
+    """`spec` as JSON values, with `source` instead of the paths of this machine's files."""
     plain = {**spec.to_dict(), "source": source}
     plain["layers"] = [{**layer, "where": ""} for layer in plain["layers"]]
     return cast("dict[str, Any]", json.loads(json.dumps(plain)))
 
 
-def save_record(folder: Path, record: Record, metrics: DetectionMetrics, truth: BoxTable) -> Path:
-    """Write the record; the JSON comes last, so that a record that is there is whole."""
+def save_record(folder: Path, record: Record, detections: BoxTable, truth: BoxTable) -> Path:
+    """Write the record; the JSON comes last, so that a record that is there is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     save_truth(folder / truth_name(record.fingerprint), truth)
     path = folder / f"{record.stem}.json"
-    _save_arrays(path.with_suffix(".npz"), pack(metrics.detections))
-    write_text(path, json.dumps(_finite(asdict(record)), indent=1) + "\n")
+    save_arrays(path.with_suffix(".npz"), pack(detections))
+    write_text(path, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
     return path
 
 
-def truth_name(fingerprint: str) -> str:
-    """The file of the true boxes of a data set."""
-    return f"{TRUTH}{fingerprint[:ID_LENGTH]}.npz"
-
-
-def save_truth(path: Path, truth: BoxTable) -> None:
-    """Write the true boxes, unless they are there and whole."""
-    try:
-        _load_arrays(path)
-    except UserError:
-        _save_arrays(path, {key: getattr(truth, key) for key in TRUE})
-
-
-def load_truth(folder: Path, fingerprint: str) -> BoxTable:
-    """The true boxes that the records of `folder` were compared with. UserError without them."""
-    path = folder / truth_name(fingerprint)
-    arrays = _load_arrays(path)
-    if not _is_table(arrays, TRUE):
-        raise UserError(f"{path}: not the true boxes of a data set")
-    return BoxTable.ground_truth(**arrays)
-
-
-def load_detections(record: Path) -> BoxTable:
-    """The detections beside a record's JSON. UserError where they are missing or damaged."""
-    path = record.with_suffix(".npz")
-    arrays = _load_arrays(path)
-    if not _is_table(arrays, FOUND):
-        raise UserError(f"{path}: not the detections of a record")
-    return unpack(arrays)
-
-
-def pack(found: BoxTable) -> dict[str, np.ndarray]:
-    """The detections rounded as this module says, in small integers."""
-    found = found.take(np.sort(coco_order(found)))
-    scores = np.clip(found.scores.astype(np.float64), 2.0**-15, 1.0)
-    return {
-        "image": _small(found.image),
-        "labels": _small(found.labels),
-        "boxes": _small(np.round(found.boxes.astype(np.float64) * PIXEL_STEPS)),
-        "scores": _small(np.round(-np.log2(scores) * SCORE_STEPS)),
-    }
-
-
-def unpack(arrays: Mapping[str, np.ndarray]) -> BoxTable:
-    """The inverse of `pack`."""
-    return BoxTable.detections(
-        arrays["image"].astype(np.int64),
-        arrays["labels"].astype(np.int64),
-        (arrays["boxes"] / PIXEL_STEPS).astype(np.float32),
-        (2.0 ** -(arrays["scores"] / SCORE_STEPS)).astype(np.float32),
-    )
-
-
-def _small(values: np.ndarray) -> np.ndarray:
-    highest = int(values.max(initial=0))
-    return values.astype(next(kind for kind in SMALLEST if highest <= np.iinfo(kind).max))
-
-
-def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    file = io.BytesIO()
-    np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
-    write_bytes(path, file.getvalue())
-
-
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as raw, np.load(raw) as file:
-            return {key: file[key] for key in file.files}
-    except DAMAGE as error:
-        raise UserError(f"{path}: not readable as a part of a record: {error}") from error
-
-
-def _is_table(arrays: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> bool:
-    """Whether these are columns of finite numbers, four for 'boxes' and one else, equally long."""
-    if arrays.keys() != kinds.keys():
-        return False
-    rows = arrays["image"].size
-    return all(
-        array.dtype.kind == kinds[name]
-        and array.shape == ((rows, 4) if name == "boxes" else (rows,))
-        and np.isfinite(array).all()
-        for name, array in arrays.items()
-    )
-
-
-def _finite(value: Any) -> Any:
-    """Plain values with None for what is no number: JSON knows no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read_json(path: Path) -> Any:
-    def refuse(word: str) -> None:
-        raise ValueError(f"{word} is no number")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-
-
 def load_record(path: Path) -> Record:
-    """Read a record's JSON. UserError naming the file for anything else."""
-    try:
-        content = _read_json(path)
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise UserError(f"{path}: not a record: format {found!r}, expected {FORMAT!r}")
-        check_record(path, content)
-        return Record(**content)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: not a record: {error}") from error
+    """Read a record's JSON. UserError naming the file, and the field, for anything else."""
+    record = _read(path)
+    if record is None:
+        raise UserError(f"{path}: not a record: its format is not {FORMAT!r}")
+    return record
 
 
 def records_in(folder: Path) -> Iterator[tuple[Path, Record]]:
-    """The records of a folder, by name; files of other formats are passed over."""
+    """The records of a folder, by name; JSON files of other formats are passed over."""
     for path in sorted(folder.glob("*.json")):
-        try:
-            content = _read_json(path)
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not a record: {error}") from error
-        if isinstance(content, dict) and content.get("format") == FORMAT:
-            yield path, load_record(path)
+        record = _read(path)
+        if record is not None:
+            yield path, record
+
+
+def _read(path: Path) -> Record | None:
+    """A record; None for a JSON file of another format."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            return None
+        record = construct(Record, content)
+        _check(record)
+    except Exception as error:
+        raise UserError(f"{path}: not a record: {error}") from error
+    return record
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is not a number")
+
+
+def _check(record: Record) -> None:
+    """Raise ValueError where fields that are right alone do not fit together."""
+    data, scores, split = record.data, record.scores, record.conditions.split
+    needed = {
+        f"protocol.data.{split}": getattr(data, split),
+        f"protocol.data.{split}_images": getattr(data, f"{split}_images"),
+        **{f"metrics.coco.{key}": scores.coco.get(key) for key in COCO_KEYS},
+    }
+    if record.curves:
+        needed["protocol.data.train_images"] = data.train_images
+        needed["curves.epoch"] = record.curves.get("epoch")
+    for name, value in needed.items():
+        if value is None:
+            raise ValueError(f"{name!r} is missing")
+    if [one.name for one in scores.per_class] != data.classes:
+        raise ValueError("'metrics.per_class' is not of the classes in 'protocol.data.classes'")
+    if len({len(values) for values in record.curves.values()}) > 1:
+        raise ValueError("'curves' have different numbers of epochs")
 
 
 def read_curves(path: Path) -> dict[str, list[float | None]]:
-    """results.csv of a training run by column; None where a cell is empty."""
+    """results.csv of a training run by column; None where a cell is empty or not finite."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-            names = list(rows[0]) if rows else []
-            return {n: [float(row[n]) if row[n] else None for row in rows] for n in names}
-    except (OSError, ValueError, TypeError) as error:
+        return {name: [_finite(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+    except Exception as error:
         raise UserError(f"{path}: not the results of a run: {error}") from error
+
+
+def _finite(cell: str) -> float | None:
+    value = float(cell or "nan")
+    return value if math.isfinite(value) else None

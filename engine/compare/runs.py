@@ -1,4 +1,4 @@
-"""Training runs as processes of their own: started, watched, stopped and gone on with."""
+"""Training runs as processes of their own: started, watched, stopped and continued."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from engine.checkpoint import load_checkpoint
-from engine.compare.config import CompareConfig
 from engine.compare.plan import RunPlan, run_flags
+from engine.compare.setup import Comparison
 from engine.train.interrupts import StopRequest, stop
 from utils.errors import UserError
 from utils.paths import ROOT
@@ -24,7 +24,7 @@ from utils.paths import ROOT
 NEW, HALF, TRAINED = "new", "half", "trained"
 POLL = 0.2  # seconds between looks at the runs
 LOG_EVERY = "10"  # seconds between lines of a progress bar in a log
-BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left"
 ERROR_MARKS = ("error: ", "internal error: ")
 LONGEST_CAUSE = 300  # characters
 REDRAW, REDRAW_LOG = 1.0, 60.0  # seconds between lines of the bar, on a terminal and in a file
@@ -32,14 +32,11 @@ UNIT = 1e15  # FLOPs, of the bar
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """Where and how runs are carried out."""
+class Session:
+    """A comparison in its folder."""
 
-    config: CompareConfig
-    folder: Path  # of the comparison
-    devices: tuple[str, ...]  # --device of each place where a run can be
-    threads: int | None  # of each run on a CPU
-    keep_open: tuple[int, ...] = ()  # descriptors that the runs inherit: the folder's lock
+    plan: Comparison
+    folder: Path
 
     def run_folder(self, plan: RunPlan) -> Path:
         """What train.py writes to."""
@@ -50,20 +47,26 @@ class Workshop:
         return self.folder / "logs" / f"{plan.id}.log"
 
     def best(self, plan: RunPlan) -> Path:
-        """The checkpoint that a run is judged by."""
+        """The checkpoint that is evaluated."""
         return self.run_folder(plan) / "weights" / "best.pt"
 
     def epochs_done(self, plan: RunPlan) -> int:
-        """Whole epochs, by the lines of results.csv."""
+        """Complete epochs, by the lines of results.csv."""
         try:
             text = (self.run_folder(plan) / "results.csv").read_text(encoding="utf-8")
         except OSError:
             return 0
         return max(len(text.splitlines()) - 1, 0)
 
+    def share_done(self, plan: RunPlan) -> float:
+        """How much of a run is done, 0 to 0.99: it is not evaluated yet."""
+        if plan.seed is None:
+            return 0.0
+        return min(self.epochs_done(plan) / self.plan.config.epochs, 0.99)
+
 
 def state_of(folder: Path) -> str:
-    """NEW, HALF (last.pt holds a state to go on from) or TRAINED, by a run's folder.
+    """NEW, HALF (last.pt has a state to resume) or TRAINED, by a run's folder.
 
     A damaged last.pt is NEW: the run begins again.
     """
@@ -77,20 +80,19 @@ def state_of(folder: Path) -> str:
     return TRAINED if saved.get("train_state") is None else HALF
 
 
-def training_command(shop: Workshop, plan: RunPlan, device: str) -> list[str]:
-    """The process that starts a run, or goes on with a half one."""
-    folder, config = shop.run_folder(plan), shop.config
+def training_command(session: Session, plan: RunPlan, device: str) -> list[str]:
+    """The process that starts a run, or resumes it."""
+    folder, config = session.run_folder(plan), session.plan.config
     command = [sys.executable, str(ROOT / "train.py")]
-    place = ["--workers", str(config.workers), "--noplots"]
+    common = ["--workers", str(config.workers), "--noplots"]
     if device:
-        place += ["--device", device]
+        common += ["--device", device]
     if state_of(folder) == HALF:
-        return [*command, "--resume", str(folder), *place]
-    if plan.seed is None:
-        raise ValueError(f"{plan.title} is a checkpoint; there is nothing to train")
-    flags = run_flags(config, plan.contender, plan.seed)
-    where = ["--project", str(folder.parent), "--name", folder.name, "--exist-ok"]
-    return [*command, *flags, *place, *where]
+        return [*command, "--resume", str(folder), *common]
+    assert plan.seed is not None, f"{plan.title} is a checkpoint"
+    flags = run_flags(config, plan.entry, plan.seed)
+    target = ["--project", str(folder.parent), "--name", folder.name, "--exist-ok"]
+    return [*command, *flags, *common, *target]
 
 
 @dataclass
@@ -98,11 +100,11 @@ class _Job:
     plan: RunPlan
     device: str
     process: subprocess.Popen[bytes]
-    log_start: int  # bytes in the log that are of earlier sittings
+    log_start: int  # bytes in the log that are of earlier sessions
 
 
 class Progress:
-    """One bar over all runs: work in FLOPs, done epoch by epoch; time left by what it took so far.
+    """One bar over all runs: work in FLOPs, done epoch by epoch; time left by the speed so far.
 
     What was there at the start counts as done, but not for the speed.
     """
@@ -130,7 +132,7 @@ class Progress:
         self._bar.n = self._sum()
 
     def describe(self, running: Sequence[str]) -> None:
-        """Which runs are under way."""
+        """Show which runs are under way."""
         finished = sum(share >= 1 for share in self._share.values())
         names = ", ".join(running)
         text = f"{finished}/{len(self._share)} runs {names}".rstrip()
@@ -150,7 +152,7 @@ Finish = Callable[[RunPlan, str | None, str], None]
 
 def train_all(
     plans: Sequence[RunPlan],
-    shop: Workshop,
+    session: Session,
     *,
     request: StopRequest,
     progress: Progress,
@@ -162,12 +164,12 @@ def train_all(
     their state; then KeyboardInterrupt or TerminatedError.
     """
     waiting, jobs = list(plans), list[_Job]()
-    free = list(shop.devices)
+    free = list(session.plan.devices)
     try:
         while waiting or jobs:
             while waiting and free:
                 plan = waiting.pop(0)
-                jobs.append(_start(shop, plan, free.pop(0)))
+                jobs.append(_start(session, plan, free.pop(0)))
             progress.describe([job.plan.title for job in jobs])
             time.sleep(POLL)
             if request.signal:
@@ -176,24 +178,23 @@ def train_all(
             for job in [job for job in jobs if job.process.poll() is not None]:
                 jobs.remove(job)
                 with request.may_abort():
-                    finish(job.plan, _cause(shop, job), job.device)
+                    finish(job.plan, _cause(session, job), job.device)
                 progress.set(job.plan, 1.0)
                 free.append(job.device)
             for job in jobs:
-                share = shop.epochs_done(job.plan) / shop.config.epochs
-                progress.set(job.plan, min(share, 0.99))
+                progress.set(job.plan, session.share_done(job.plan))
     finally:
         _stop(jobs, request.signal or signal.SIGTERM)
 
 
-def _start(shop: Workshop, plan: RunPlan, device: str) -> _Job:
-    log = shop.log(plan)
+def _start(session: Session, plan: RunPlan, device: str) -> _Job:
+    log = session.log(plan)
     log.parent.mkdir(exist_ok=True)
-    shop.run_folder(plan).parent.mkdir(exist_ok=True)
+    session.run_folder(plan).parent.mkdir(exist_ok=True)
     environment = {**os.environ, "TQDM_MININTERVAL": LOG_EVERY}
-    if shop.threads is not None:
-        environment["OMP_NUM_THREADS"] = str(shop.threads)
-    command = training_command(shop, plan, device)
+    if session.plan.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(session.plan.threads)
+    command = training_command(session, plan, device)
     with log.open("ab") as file:
         before = file.tell()
         process = subprocess.Popen(
@@ -202,9 +203,8 @@ def _start(shop: Workshop, plan: RunPlan, device: str) -> _Job:
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
-            pass_fds=shop.keep_open,
         )
-    how = "goes on" if "--resume" in command else "starts"
+    how = "resumes" if "--resume" in command else "starts"
     tqdm.write(f"{plan.title} {how}: {log}")
     return _Job(plan, device, process, before)
 
@@ -217,14 +217,14 @@ def _stop(jobs: list[_Job], number: int) -> None:
     try:
         for job in jobs:
             job.process.wait()
-    except BaseException:  # asked again, and insisting
+    except BaseException:  # a second signal
         for job in jobs:
             job.process.kill()
         raise
     jobs.clear()
 
 
-def _cause(shop: Workshop, job: _Job) -> str | None:
+def _cause(session: Session, job: _Job) -> str | None:
     """Why a run failed, None if it did not: the last error it printed, or the signal it died of."""
     code = job.process.returncode
     if code == 0:
@@ -232,9 +232,9 @@ def _cause(shop: Workshop, job: _Job) -> str | None:
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; out of memory?" if name == "SIGKILL" else ""
-        return f"the run was ended by {name}{hint} (log: {shop.log(job.plan).name})"
+        return f"the run was ended by {name}{hint} (log: {session.log(job.plan).name})"
     try:
-        written = shop.log(job.plan).read_bytes()[job.log_start :]
+        written = session.log(job.plan).read_bytes()[job.log_start :]
         text = written.decode("utf-8", errors="replace")
     except OSError:
         text = ""

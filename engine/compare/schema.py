@@ -1,29 +1,36 @@
-"""The exact shape of results.json, which a comparison leaves and its report is made from.
+"""What a comparison leaves: results.json is `dataclasses.asdict(Results)`, plus texts and columns.
 
-Plain JSON values.  `None` is: not defined, not measured, or not done.  Times are seconds where the
-name does not say ms; sizes are bytes; FLOPs are 2 * MACs; costs are of one image.
+`None` is: not defined, not measured, or not done.  Times are seconds where the name does not end in
+ms; sizes are bytes; FLOPs are 2 * MACs; costs are of one image.  `report.text.complete` adds what
+the report draws.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.compare.bootstrap import Difference
+from engine.compare.error_split import ErrorSplit
 
 FORMAT = "featherdet-compare-1"
 DONE, PARTLY, FAILED, PROFILED = "done", "partly", "failed", "profiled"  # states of a row
-# Figures of `Row.accuracy`, in the order of the tables.
+# Metrics of `Row.accuracy`, in the order of the tables.
 ACCURACY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "precision", "recall")
 
 
-class Spread(TypedDict):
-    """A figure over the seeds of a row."""
+@dataclass(frozen=True)
+class Spread:
+    """A metric over the seeds of a row."""
 
     mean: float | None
     sd: float | None  # of the sample (n - 1); None with one value
     values: list[float | None]  # in the order of Row.seeds
 
 
-class Model(TypedDict):
-    """What the row's model is made of, as the flags said it ('' where they did not)."""
+@dataclass(frozen=True)
+class Model:
+    """What the row's model is made of, as in the flags ('' where they name nothing)."""
 
     cfg: str
     backbone: str
@@ -34,8 +41,9 @@ class Model(TypedDict):
     notes: list[str]
 
 
-class Training(TypedDict):
-    """What training took; means of the epochs of each seed."""
+@dataclass(frozen=True)
+class Training:
+    """Duration and speed of training; means of the epochs of each seed."""
 
     epochs: int
     images_per_second: Spread
@@ -43,22 +51,24 @@ class Training(TypedDict):
     seconds: Spread  # all epochs with their evaluations
 
 
-class Run(TypedDict):
+@dataclass(frozen=True)
+class Run:
     """One seed of a row."""
 
     seed: int | None  # None: a given checkpoint
     status: str  # DONE or FAILED
-    cause: str | None
     command: str  # repeats the run
-    record: str | None  # file name of its record
-    accuracy: dict[str, float | None] | None  # keys ACCURACY
-    best_epoch: int | None  # counted from 0
-    seconds: float | None
-    curves: dict[str, list[float | None]]  # columns of results.csv, 'epoch' first; {} if none
-    environment: dict[str, Any]  # versions, device, commit
+    cause: str | None = None
+    record: str | None = None  # file name of its record
+    accuracy: dict[str, float | None] | None = None  # keys ACCURACY
+    best_epoch: int | None = None  # counted from 0
+    seconds: float | None = None
+    curves: dict[str, list[float | None]] = field(default_factory=dict)  # results.csv by column
+    environment: dict[str, Any] = field(default_factory=dict)  # versions, device, commit
 
 
-class ClassFigures(TypedDict):
+@dataclass(frozen=True)
+class ClassAccuracy:
     """One class of the data set."""
 
     name: str
@@ -67,28 +77,8 @@ class ClassFigures(TypedDict):
     AP50: Spread
 
 
-class Difference(TypedDict):
-    """A figure less the baseline's, by a paired bootstrap over images."""
-
-    delta: float
-    low: float
-    high: float
-    level: float  # 0.95
-    significant: bool  # the interval leaves out 0
-    resamples: int
-    seeds: list[int | None]  # those that both rows have
-
-
-class Errors(TypedDict):
-    """The error split of engine/compare/error_split.py, mean over seeds."""
-
-    ap50: float
-    delta: dict[str, float]  # kind: AP50 gained if it alone were repaired
-    special: dict[str, float]  # 'false positives', 'false negatives'
-    counts: dict[str, float]  # kind: how many
-
-
-class Part(TypedDict):
+@dataclass(frozen=True)
+class SectionCost:
     """A section of the model."""
 
     params: int
@@ -96,7 +86,8 @@ class Part(TypedDict):
     flops: int
 
 
-class Layer(TypedDict):
+@dataclass(frozen=True)
+class Layer:
     """One row of the model file."""
 
     index: int
@@ -109,16 +100,17 @@ class Layer(TypedDict):
     access_bytes: int
     bytes: int
     kernels: int
-    predicted: float | None  # seconds by the roofline, one image; None: not timed
-    measured: float | None
-    bound: str | None  # 'compute' or 'memory'
+    predicted: float | None = None  # seconds by the roofline, one image; None: not timed
+    measured: float | None = None
+    bound: str | None = None  # 'compute' or 'memory'
 
 
-class Cost(TypedDict):
-    """On paper, one image; the parts add up to the whole.
+@dataclass(frozen=True)
+class Cost:
+    """Computed, for one image; the parts add up to the whole.
 
-    Parameters and MACs are of the model as it is trained; what is moved, kernels and G1-G4 are of
-    the model with BN folded, as it is timed.
+    Parameters and MACs are of the model as it is trained; traffic, kernels and G1-G4 are of the
+    model with BN folded, as it is timed.
     """
 
     image_size: int
@@ -126,12 +118,12 @@ class Cost(TypedDict):
     params: int
     macs: int
     flops: int
-    backbone: Part
-    neck: Part
-    head: Part
+    backbone: SectionCost
+    neck: SectionCost
+    head: SectionCost
     access_bytes: int  # memory access cost as ShuffleNetV2 defines it: convolutions alone
     bytes: int  # read and written by all kernels
-    activation_bytes: int  # most that lives at once: image and maps, no weights
+    activation_bytes: int  # peak of image and feature maps, no weights
     intensity: float  # FLOP per byte
     unequal_widths: float | None  # G1, 1 is best; None: no 1x1 convolution
     groups: float | None  # G2, 1 is best; None: no group convolution
@@ -142,21 +134,23 @@ class Cost(TypedDict):
     layers: list[Layer]
 
 
-class LatencyAt(TypedDict):
-    """Measured at one batch size; the figures are None where it failed."""
+@dataclass(frozen=True)
+class LatencyAt:
+    """Measured at one batch size; the numbers are None where it failed."""
 
     batch: int
-    cause: str | None  # of a failure
-    p50_ms: float | None  # of one image
-    p90_ms: float | None
-    least_ms: float | None
-    images_per_second: float | None
-    gflops_per_second: float | None
-    memory_bytes: int | None
-    memory_source: str | None
+    cause: str | None = None  # of a failure
+    p50_ms: float | None = None  # of one image
+    p90_ms: float | None = None
+    least_ms: float | None = None
+    images_per_second: float | None = None
+    gflops_per_second: float | None = None
+    memory_bytes: int | None = None
+    memory_source: str | None = None
 
 
-class BlockTime(TypedDict):
+@dataclass(frozen=True)
+class BlockTime:
     """All rows of one kind of block at batch 1: why fewer FLOPs were not faster."""
 
     block: str
@@ -171,7 +165,8 @@ class BlockTime(TypedDict):
     bound: str
 
 
-class Energy(TypedDict):
+@dataclass(frozen=True)
+class Energy:
     """By the device's own counter."""
 
     joules_per_image: float
@@ -180,21 +175,24 @@ class Energy(TypedDict):
     source: str
 
 
-class SpeedUpAt(TypedDict):
+@dataclass(frozen=True)
+class SpeedUpAt:
     """Measured at one batch size; None where one of the two failed."""
 
     batch: int
     factor: float | None
 
 
-class SpeedUp(TypedDict):
-    """The baseline's cost over the row's own: above 1 where the row is faster."""
+@dataclass(frozen=True)
+class SpeedUp:
+    """The baseline's cost divided by the row's own: above 1 where the row is faster."""
 
-    flops: float | None  # what the FLOPs promise; None: a row without any
+    flops: float | None  # computed from FLOPs; None: a row without any
     latency: list[SpeedUpAt]  # by the p50, one for each of Row.latency
 
 
-class Row(TypedDict):
+@dataclass(frozen=True)
+class Row:
     """One model of the table."""
 
     name: str
@@ -203,35 +201,37 @@ class Row(TypedDict):
     model: Model
     seeds: list[int | None]  # finished, in the order of Spread.values; [None]: a given checkpoint
     runs: list[Run]
-    accuracy: dict[str, Spread] | None  # keys ACCURACY
-    classes: list[ClassFigures] | None
-    difference: dict[str, Difference] | None  # keys AP, AP50, AP75; None for the baseline
-    errors: Errors | None
     cost: Cost | None
-    latency: list[LatencyAt]  # [] where not measured, else one for each of measurement.batches
-    blocks: list[BlockTime] | None  # longest measured first
-    energy: Energy | None
-    speedup: SpeedUp | None  # None for the baseline, and where either has no model
-    training: Training | None
+    accuracy: dict[str, Spread] | None = None  # keys ACCURACY
+    classes: list[ClassAccuracy] | None = None
+    difference: dict[str, Difference] | None = None  # keys AP, AP50, AP75; None for the baseline
+    errors: ErrorSplit | None = None  # mean over seeds
+    training: Training | None = None
+    latency: list[LatencyAt] = field(default_factory=list)  # for each of measurement.batches
+    blocks: list[BlockTime] | None = None  # longest measured first
+    energy: Energy | None = None
+    speedup: SpeedUp | None = None  # None for the baseline, and where either has no model
 
 
-class Measurement(TypedDict):
-    """Under what the measured figures of all rows were taken, in one sitting."""
+@dataclass(frozen=True)
+class Measurement:
+    """The conditions of all measured numbers, taken in one run."""
 
     device: str
     threads: int | None
     batches: list[int]
     settings: dict[str, Any]  # of engine/measure/latency.py
-    roof: dict[str, float] | None  # flops_per_second, bytes_per_second, ...
+    roof: dict[str, float] | None  # peaks of the device: flops_per_second, bytes_per_second, ...
     energy_source: str | None
 
 
-class Results(TypedDict):
-    """results.json, but for what `report.text.complete` adds: texts, columns with cells, fronts."""
+@dataclass(frozen=True)
+class Results:
+    """results.json."""
 
-    format: str
     command: str  # makes this file
     protocol: dict[str, Any]  # engine/compare/protocol.py; nested, plain values
     baseline: str | None  # name of a row
-    measurement: Measurement | None
     rows: list[Row]
+    measurement: Measurement | None = None
+    format: str = FORMAT

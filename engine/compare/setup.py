@@ -1,4 +1,4 @@
-"""From settings to a comparison that is ready to start, or to go on."""
+"""From settings to a comparison that is ready to start or to continue."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from pathlib import Path
 
 import torch
 
+from engine.compare.arrays import load_detections, load_truth
 from engine.compare.config import PROFILE, TABLE, CompareConfig
-from engine.compare.plan import Contender, RunPlan, baseline_of, contenders, runs
+from engine.compare.folder import Lock
+from engine.compare.plan import ModelEntry, RunPlan, baseline_of, model_entries, runs
 from engine.compare.protocol import (
     SEEDS,
-    Lock,
     Protocol,
     Splits,
     differences,
     listed,
     load_splits,
     make_protocol,
-    of_a_run,
+    protocol_differences,
     require_equal,
 )
-from engine.compare.record import FOLDER, load_detections, load_truth, model_id, records_in
-from engine.compare.report.tables import Finished
+from engine.compare.record import FOLDER, model_id, records_in
+from engine.compare.report.tables import FinishedRun
 from engine.distributed import select_device
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.metrics import by_id, truth_of
@@ -31,7 +32,7 @@ from engine.train.config import TrainConfig
 from models.profile.counting import profile_spec
 from models.spec import ModelSpec
 from utils.environment import device_name
-from utils.errors import TerminatedError, UserError, cause_of
+from utils.errors import UserError, cause_of
 from utils.terminal import warn
 
 
@@ -42,29 +43,29 @@ class Comparison:
     config: CompareConfig
     protocol: Protocol
     splits: Splits | None
-    models: tuple[Contender, ...]
+    models: tuple[ModelEntry, ...]
     runs: tuple[RunPlan, ...]
     baseline: str
-    devices: tuple[str, ...]  # --device of each place where a run can be
+    devices: tuple[str, ...]  # --device of each run at a time
     device: torch.device  # that costs are measured on
     threads: int | None  # of each run on a CPU
     truth: BoxTable | None
-    images: int  # for validation
-    given: Mapping[str, Finished]  # by run, from --records
+    images: int  # evaluated
+    given: Mapping[str, FinishedRun]  # by run, from --records
 
     @property
     def lock(self) -> Lock:
         """What its folder is locked to."""
         return Lock(self.protocol, {model.name: model.model_id for model in self.models})
 
-    def runs_of(self, model: Contender) -> list[RunPlan]:
+    def runs_of(self, model: ModelEntry) -> list[RunPlan]:
         """The runs of one model, by seed."""
-        return [run for run in self.runs if run.contender is model]
+        return [run for run in self.runs if run.entry is model]
 
 
-def prepare(config: CompareConfig) -> Comparison:
+def plan_comparison(config: CompareConfig) -> Comparison:
     """Read the data and all models, and find what is done. UserError before anything is written."""
-    devices = places(config)
+    devices = run_devices(config)
     device = select_device(devices[0])
     threads = None
     if device.type == "cpu":
@@ -72,15 +73,14 @@ def prepare(config: CompareConfig) -> Comparison:
     if config.kind == TABLE:
         return _of_records(config, devices, device)
     splits = None if config.kind == PROFILE else load_splits(config)
-    classes = config.classes if splits is None else len(splits.val.names)
-    models = contenders(config, classes=classes)
+    classes = config.classes if splits is None else len(splits.evaluated.names)
+    models = model_entries(config, classes=classes)
     baseline = baseline_of(config.baseline, [model.name for model in models])
     protocol = make_protocol(config, splits, device, threads=threads)
-    seen = 0
+    seen = 0  # images in all, by one run
     if splits is not None:
-        seen = len(splits.val)
-        if splits.train is not None:
-            seen = len(splits.train) * config.epochs
+        train = splits.trained.get("train")
+        seen = len(splits.evaluated) if train is None else len(train) * config.epochs
     planned = runs(config, models, protocol, seen)
     return Comparison(
         config=config,
@@ -92,13 +92,13 @@ def prepare(config: CompareConfig) -> Comparison:
         devices=devices,
         device=device,
         threads=threads,
-        truth=None if splits is None else truth_of(by_id(splits.val)),
-        images=0 if splits is None else len(splits.val),
+        truth=None if splits is None else truth_of(by_id(splits.evaluated)),
+        images=0 if splits is None else len(splits.evaluated),
         given=_usable(Path(config.records), planned, protocol) if config.records else {},
     )
 
 
-def places(config: CompareConfig) -> tuple[str, ...]:
+def run_devices(config: CompareConfig) -> tuple[str, ...]:
     """--device of each run at a time. UserError where --jobs asks for more GPUs than there are."""
     named = [part.strip() for part in config.device.split(",") if part.strip()] or [""]
     first = select_device(named[0])
@@ -121,34 +121,33 @@ def places(config: CompareConfig) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _records(folder: Path) -> list[Finished]:
-    return [Finished(path, record) for path, record in records_in(folder)]
+def _records(folder: Path) -> list[FinishedRun]:
+    return [FinishedRun(path, record) for path, record in records_in(folder)]
 
 
-def _require_whole(item: Finished) -> None:
+def _require_readable(item: FinishedRun) -> None:
     """UserError where a record's detections cannot be read, or are of other images or classes."""
     _require_within(item, load_detections(item.path), "detections")
 
 
-def _require_within(item: Finished, boxes: BoxTable, what: str) -> None:
-    data = item.record.protocol["data"]
-    images, classes = int(data["val_images"]), len(data["classes"])
+def _require_within(item: FinishedRun, boxes: BoxTable, what: str) -> None:
+    images, classes = item.record.images, len(item.record.data.classes)
     for numbers, end in ((boxes.image, images), (boxes.labels, classes)):
         if ((numbers < 0) | (numbers >= end)).any():
             raise UserError(f"{item.path}: {what} beyond its {images} images, {classes} classes")
 
 
-def _whole(item: Finished) -> bool:
-    """Whether a record's detections can be read; said where not."""
+def _readable(item: FinishedRun) -> bool:
+    """Whether a record's detections can be read; a warning where not."""
     try:
-        _require_whole(item)
+        _require_readable(item)
     except UserError as error:
         warn(f"{item.path}: counts as not done: {error}")
         return False
     return True
 
 
-def require_one_training(items: Iterable[Finished]) -> None:
+def require_one_training(items: Iterable[FinishedRun]) -> None:
     """Refuse (UserError) runs that were not trained by the same settings, field by field.
 
     A setting that a record lacks is one that came later: it had its default.
@@ -169,9 +168,9 @@ def require_one_training(items: Iterable[Finished]) -> None:
             )
 
 
-def _require_once(items: Iterable[Finished]) -> None:
+def _require_once(items: Iterable[FinishedRun]) -> None:
     """Refuse (UserError) two records of the same run."""
-    seen: dict[tuple[str, int | None], Finished] = {}
+    seen: dict[tuple[str, int | None], FinishedRun] = {}
     for item in items:
         other = seen.setdefault((item.record.model_id, item.record.seed), item)
         if other is not item:
@@ -182,21 +181,21 @@ def _require_once(items: Iterable[Finished]) -> None:
             )
 
 
-def _usable(folder: Path, planned: Sequence[RunPlan], protocol: Protocol) -> dict[str, Finished]:
+def _usable(folder: Path, planned: Sequence[RunPlan], protocol: Protocol) -> dict[str, FinishedRun]:
     """The planned runs that `folder` has records of; others of the same models are named."""
     if not folder.is_dir():
         raise UserError(f"--records {folder}: no such folder")
-    wanted = {(run.contender.model_id, run.seed): run for run in planned}
-    found: dict[str, Finished] = {}
-    used: list[Finished] = []
+    wanted = {(run.entry.model_id, run.seed): run for run in planned}
+    found: dict[str, FinishedRun] = {}
+    used: list[FinishedRun] = []
     for item in _records(folder):
         run = wanted.get((item.record.model_id, item.record.seed))
         if run is None:
             continue
-        differing = differences(item.record.protocol, of_a_run(protocol))
+        differing = protocol_differences(item.record.protocol, protocol)
         if not differing:
             used.append(item)
-            if _whole(item):
+            if _readable(item):
                 found[run.id] = item
         elif item.record.protocol["data"] == protocol["data"]:
             warn(f"{item.path}: not used, another protocol: {listed(differing)}")
@@ -204,13 +203,13 @@ def _usable(folder: Path, planned: Sequence[RunPlan], protocol: Protocol) -> dic
     return found
 
 
-def finished_runs(plan: Comparison, folder: Path) -> dict[str, Finished]:
+def finished_runs(plan: Comparison, folder: Path) -> dict[str, FinishedRun]:
     """By run: the records of the comparison's own folder, and those of --records.
 
     UserError where a record in the folder has another protocol.
     """
     own = {}
-    wanted = {(run.contender.model_id, run.seed): run for run in plan.runs}
+    wanted = {(run.entry.model_id, run.seed): run for run in plan.runs}
     if plan.config.kind == TABLE:
         return dict(plan.given)
     present = _records(folder / FOLDER)
@@ -218,7 +217,7 @@ def finished_runs(plan: Comparison, folder: Path) -> dict[str, Finished]:
     for item in present:
         require_equal({"this comparison": plan.protocol, str(item.path): item.record.protocol})
         run = wanted.get((item.record.model_id, item.record.seed))
-        if run is not None and _whole(item):
+        if run is not None and _readable(item):
             own[run.id] = item
     done = {**plan.given, **own}
     require_one_training(done.values())
@@ -228,27 +227,26 @@ def finished_runs(plan: Comparison, folder: Path) -> dict[str, Finished]:
 def _of_records(
     config: CompareConfig, devices: tuple[str, ...], device: torch.device
 ) -> Comparison:
-    """A table of the records of a folder alone: they bring models, protocol and true boxes."""
+    """A table of the records of a folder alone: they bring models, protocol and ground truth."""
     folder = Path(config.records)
     found = _records(folder) if folder.is_dir() else []
     if not found:
         raise UserError(f"--records {folder}: no record there")
-    require_equal({item.path.name: item.record.protocol for item in found})
+    protocol = require_equal({item.path.name: item.record.protocol for item in found})
     require_one_training(found)
     _require_once(found)
     for item in found:
-        _require_whole(item)
-    models: dict[str, Contender] = {}
+        _require_readable(item)
+    models: dict[str, ModelEntry] = {}
     for item in found:
-        models.setdefault(item.record.model_id, _contender(item))
+        models.setdefault(item.record.model_id, _entry(item))
     names = [model.name for model in models.values()]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"--records {folder}: two different models are called {twice!r}")
     first = found[0].record
     truth = load_truth(folder, first.fingerprint)
-    _require_within(found[0], truth, "true boxes")
-    protocol = of_a_run(first.protocol)
+    _require_within(found[0], truth, "ground truth")
     seeds = sorted({item.record.seed for item in found if item.record.seed is not None})
     if seeds:
         protocol[SEEDS] = seeds
@@ -267,20 +265,18 @@ def _of_records(
         device=device,
         threads=None,
         truth=truth,
-        images=int(protocol["data"]["val_images"]),
+        images=first.images,
         given={run.id: item for item, run in planned},
     )
 
 
-def _contender(item: Finished) -> Contender:
-    """A record's model. UserError naming the file where it cannot be built, or is another."""
+def _entry(item: FinishedRun) -> ModelEntry:
+    """A record's model. UserError naming the file if it cannot be built, or is another one."""
     record = item.record
-    classes = len(record.protocol["data"]["classes"])
+    classes, size = len(record.data.classes), record.conditions.image_size
     try:
         spec = ModelSpec.from_dict(record.spec)
-        profile = profile_spec(spec, image_size=int(record.protocol["image_size"]), classes=classes)
-    except TerminatedError:
-        raise
+        profile = profile_spec(spec, image_size=size, classes=classes)
     except Exception as error:  # the builder's own checks are for what the parser lets through
         raise UserError(f"{item.path}: its model: {cause_of(error)}") from error
     found = model_id(spec)
@@ -289,4 +285,4 @@ def _contender(item: Finished) -> Contender:
             f"{item.path}: its 'spec' is of another model ({found}) than its 'model_id'"
             f" ({record.model_id}): was it edited? Its costs would not be those of what was trained"
         )
-    return Contender(record.name, record.model, record.model_id, spec, profile, classes)
+    return ModelEntry(record.name, record.model, record.model_id, spec, profile, classes)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.compare.arrays import load_detections
 from engine.compare.protocol import Splits
-from engine.compare.record import load_detections
-from engine.compare.report.tables import Evidence
+from engine.compare.report.tables import ModelRuns
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.metrics import by_id, truth_of
 from utils.images import ImageError, read_image
@@ -27,19 +27,17 @@ class Example:
     detections: Mapping[str, BoxTable]  # by the name of the row
 
 
-def examples(splits: Splits | None, evidence: Sequence[Evidence]) -> list[Example]:
+def examples(splits: Splits | None, models: Sequence[ModelRuns]) -> list[Example]:
     """Images spread evenly over those with boxes; detections of the first seed of each row.
 
     Empty without data or evaluated models.  An image that can no longer be read is left out.
     """
     detections = {
-        item.contender.name: load_detections(item.finished[0].path)
-        for item in evidence
-        if item.finished
+        item.entry.name: load_detections(item.finished[0].path) for item in models if item.finished
     }
     if splits is None or not detections:
         return []
-    records = by_id(splits.val)
+    records = by_id(splits.evaluated)
     with_boxes = [index for index, record in enumerate(records) if not record.crowd.all()]
     chosen = np.linspace(0, len(with_boxes) - 1, min(IMAGES, len(with_boxes))).round().astype(int)
     found = []

@@ -10,9 +10,8 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from engine.compare.report.columns import Column, at, columns_of
+from engine.compare.report.columns import Column, Plain, at, columns_of
 from engine.compare.report.pareto import pareto_front
-from engine.compare.schema import Results, Row
 
 DPI = 150
 FRONT_COLOR, OTHER_COLOR, GRID_COLOR = "#1f3fbf", "#8c8c8c", "#d9d9d9"
@@ -30,7 +29,7 @@ class Point:
     bar: float  # length of the error bar from the cost upwards
 
 
-def axes_of(results: Results) -> dict[str, Column]:
+def axes_of(results: Plain) -> dict[str, Column]:
     """The costs that AP is drawn against, by the name of the file."""
     batches = results["measurement"]["batches"] if results["measurement"] else []
     paths = {
@@ -43,7 +42,7 @@ def axes_of(results: Results) -> dict[str, Column]:
     return {name: by_path[path] for name, path in paths.items() if path in by_path}
 
 
-def points(rows: Sequence[Row], column: Column) -> list[Point]:
+def points(rows: Sequence[Plain], column: Column) -> list[Point]:
     """The rows that have both AP and the cost."""
     found = []
     for row in rows:
@@ -56,7 +55,7 @@ def points(rows: Sequence[Row], column: Column) -> list[Point]:
     return found
 
 
-def write_plots(results: Results, folder: Path) -> list[Path]:
+def write_plots(results: Plain, folder: Path) -> list[Path]:
     """pareto_COST.png and .svg for every cost that a row with an AP has; the files written."""
     written = []
     for name, column in axes_of(results).items():

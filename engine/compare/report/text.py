@@ -28,6 +28,7 @@ from utils.terminal import printable
 NOTHING = "-"
 UNKNOWN = "unknown"  # a commit
 DIRTY = "-dirty"
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
 WARNING = "Warning: "
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ESCAPES = (
@@ -156,12 +157,13 @@ def notes(results: Plain) -> list[str]:
     baseline = results["baseline"] or NOTHING
     lines = []
     if "data" in protocol:
-        seeds = protocol.get("seeds")
+        split, seeds = protocol.get("split", "val"), protocol.get("seeds")
+        images = f"{protocol['data'][f'{split}_images']} {SPLITS[split]} images"
         over = f", mean ± sd over seeds {', '.join(map(str, seeds))}" if seeds else ""
         lines.append(
-            f"{protocol['data']['name']}, {protocol['data']['val_images']} validation images,"
-            f" {protocol['image_size']} px{over}. ΔAP against {baseline}, paired bootstrap over"
-            f" images; {SIGNIFICANT}: the interval excludes 0."
+            f"{protocol['data']['name']}, {images}, {protocol['image_size']} px{over}. ΔAP"
+            f" against {baseline}, paired bootstrap over images; {SIGNIFICANT}: the interval"
+            " excludes 0."
         )
     lines.append(
         "FLOPs are 2 MACs of one image; MAC MB is ShuffleNetV2's memory access cost of the"
@@ -184,13 +186,21 @@ def notes(results: Plain) -> list[str]:
         lines.append(f"{WARNING}runs of {len(commits)} commits: {', '.join(commits)}.")
     if any(commit.endswith(DIRTY) for commit in commits):
         lines.append(f"{WARNING}some runs were made by code with uncommitted changes (-dirty).")
+    made = [run["environment"] for run in _finished(results)]
+    absent = [key for key in protocol.get("versions", ()) if any(key not in one for one in made)]
+    if absent:
+        lines.append(f"Not recorded for all runs, made by an older version: {', '.join(absent)}.")
     return lines
+
+
+def _finished(results: Plain) -> list[Plain]:
+    return [run for row in results["rows"] for run in row["runs"] if run["status"] == DONE]
 
 
 def commits_of(results: Plain) -> list[str]:
     """The commits that the runs were made by, each once."""
-    runs = [run for row in results["rows"] for run in row["runs"] if run["status"] == DONE]
-    return list(dict.fromkeys(run["environment"].get("commit") or UNKNOWN for run in runs))
+    made = [run["environment"].get("commit") or UNKNOWN for run in _finished(results)]
+    return list(dict.fromkeys(made))
 
 
 def _commit_text(commit: str) -> str:
@@ -237,7 +247,7 @@ def summary(results: Plain) -> list[dict[str, str]]:
     if data:
         images = [
             f"{data[f'{split}_images']:,} {use} images"
-            for split, use in (("train", "training"), ("val", "validation"))
+            for split, use in SPLITS.items()
             if f"{split}_images" in data
         ]
         facts.append(("Data set", data["name"], ", ".join(images)))

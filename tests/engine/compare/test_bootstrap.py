@@ -13,7 +13,6 @@ from engine.compare.bootstrap import (
     IOUS,
     RECALLS,
     Draw,
-    ResampledAp,
     difference,
     interpolated_ap,
     resample_ap,
@@ -51,7 +50,7 @@ def random_case(rng, *, images, classes, boxes, detections, crowd=0.1, tied=Fals
 
 
 def by_pycocotools(truth, found, images, classes):
-    """(10, classes) AP at each IoU threshold; NaN for a class without a true box."""
+    """(10, classes) AP at each IoU threshold; NaN for a class without a ground-truth box."""
 
     def annotation(table, number, box):
         return {
@@ -83,12 +82,12 @@ def by_pycocotools(truth, found, images, classes):
     with contextlib.redirect_stdout(io.StringIO()):
         given.createIndex()
         results.createIndex()
-        judge = COCOeval(given, results, "bbox")
-        judge.evaluate()
-        judge.accumulate()
-    np.testing.assert_array_equal(judge.params.iouThrs, IOUS)
-    np.testing.assert_array_equal(judge.params.recThrs, RECALLS)
-    values = judge.eval["precision"][:, :, :, 0, 2].mean(1)
+        reference = COCOeval(given, results, "bbox")
+        reference.evaluate()
+        reference.accumulate()
+    np.testing.assert_array_equal(reference.params.iouThrs, IOUS)
+    np.testing.assert_array_equal(reference.params.recThrs, RECALLS)
+    values = reference.eval["precision"][:, :, :, 0, 2].mean(1)
     return np.where(values < 0, np.nan, values)
 
 
@@ -244,14 +243,14 @@ def compared(truth, first, second, draw, **options):
 
 def test_a_known_difference_is_in_the_interval_and_significant():
     truth, (good, bad) = known(np.random.default_rng(0), (0.8, 0.6), images=100)
-    for figure in ("AP", "AP50", "AP75"):
-        result = compared(truth, [good], [bad], Draw(100), figure=figure)
+    for metric in ("AP", "AP50", "AP75"):
+        result = compared(truth, good, bad, Draw(100), metric=metric)
         assert result.low < 0.2 * 100 / 101 < result.high
         assert result.low < result.delta < result.high
         assert result.high - result.low < 0.15
         assert result.significant
-        assert (result.figure, result.level, result.resamples) == (figure, 0.95, 1000)
-    worse = compared(truth, [bad], [good], Draw(100))
+        assert (result.level, result.resamples) == (0.95, 1000)
+    worse = compared(truth, bad, good, Draw(100))
     assert worse.significant
     assert worse.delta < 0
 
@@ -260,7 +259,7 @@ def test_95_percent_of_the_intervals_cover_the_true_difference():
     rng, covered, repeats = np.random.default_rng(1), 0, 60
     for _ in range(repeats):
         truth, (good, bad) = known(rng, (0.7, 0.6))
-        result = compared(truth, [good], [bad], Draw(60, resamples=200), figure="AP50")
+        result = compared(truth, good, bad, Draw(60, resamples=200), metric="AP50")
         covered += result.low <= 0.1 * 100 / 101 <= result.high
     assert 0.88 * repeats <= covered <= repeats
 
@@ -269,7 +268,7 @@ def test_equally_good_detectors_are_rarely_called_different():
     rng, wrong, repeats = np.random.default_rng(2), 0, 60
     for _ in range(repeats):
         truth, (one, other) = known(rng, (0.7, 0.7), alike=False)
-        result = compared(truth, [one], [other], Draw(60, resamples=200), figure="AP50")
+        result = compared(truth, one, other, Draw(60, resamples=200), metric="AP50")
         wrong += result.significant
     assert wrong <= 0.12 * repeats
 
@@ -278,7 +277,7 @@ def test_identical_detectors_differ_by_exactly_nothing():
     truth, found = random_case(
         np.random.default_rng(3), images=20, classes=3, boxes=90, detections=600
     )
-    result = compared(truth, [found, found], [found, found], Draw(20, resamples=200))
+    result = compared(truth, found, found, Draw(20, resamples=200))
     assert (result.delta, result.low, result.high) == (0.0, 0.0, 0.0)
     assert not result.significant
 
@@ -286,21 +285,10 @@ def test_identical_detectors_differ_by_exactly_nothing():
 def test_pairing_narrows_the_interval():
     """On the same images a small steady difference shows; between two draws it does not."""
     truth, (good, bad) = known(np.random.default_rng(4), (0.62, 0.6), images=100)
-    first, second = (resample_ap([found], truth, Draw(100)) for found in (good, bad))
+    first, second = (resample_ap(found, truth, Draw(100)) for found in (good, bad))
     paired = difference(first, second)
-    other = resample_ap([bad], truth, Draw(100, seed=1))
-    loose = difference(first, ResampledAp(other.whole, other.samples, 1, first.draw))
+    loose = difference(first, resample_ap(bad, truth, Draw(100, seed=1)))
     assert paired.high - paired.low < 0.5 * (loose.high - loose.low)
-
-
-def test_ap_is_averaged_over_seeds_within_each_resample():
-    truth, founds = known(np.random.default_rng(5), (0.9, 0.5, 0.7), images=30)
-    draw = Draw(30, resamples=50)
-    together = resample_ap(founds, truth, draw)
-    alone = [resample_ap([found], truth, draw) for found in founds]
-    np.testing.assert_allclose(together.samples, np.mean([a.samples for a in alone], axis=0))
-    np.testing.assert_allclose(together.whole, np.mean([a.whole for a in alone], axis=0))
-    assert together.seeds == 3
 
 
 def test_the_draw_is_a_function_of_its_seed():
@@ -311,35 +299,24 @@ def test_the_draw_is_a_function_of_its_seed():
     np.testing.assert_array_equal(times, draw.times())
     assert (times != Draw(7, resamples=40, seed=4).times()).any()
     truth, (good, bad) = known(np.random.default_rng(6), (0.8, 0.6), images=7)
-    assert compared(truth, [good], [bad], draw) == compared(truth, [good], [bad], draw)
+    assert compared(truth, good, bad, draw) == compared(truth, good, bad, draw)
 
 
-def test_resamples_without_a_true_box_are_left_out():
+def test_resamples_without_a_ground_truth_box_are_left_out():
     truth, (good, bad) = known(np.random.default_rng(7), (1.0, 0.0), images=1)
     draw = Draw(3, resamples=400)  # two more images, empty
     share = (draw.times()[:, 0] > 0).sum()
     assert 0 < share < 400
-    result = compared(truth, [good], [bad], draw)
+    result = compared(truth, good, bad, draw)
     assert (result.resamples, result.delta, result.low, result.high) == (share, 1.0, 1.0, 1.0)
 
 
 def test_refusals():
-    truth, (good, bad) = known(np.random.default_rng(8), (0.8, 0.6), images=5)
-    draw = Draw(5, resamples=10)
-    with pytest.raises(ValueError, match="at least 1"):
-        Draw(0)
-    with pytest.raises(ValueError, match="at least one seed"):
-        resample_ap([], truth, draw)
-    with pytest.raises(ValueError, match="no true box"):
-        resample_ap([good], truth.take(np.zeros(0, dtype=int)), draw)
+    truth, (good, _) = known(np.random.default_rng(8), (0.8, 0.6), images=5)
+    with pytest.raises(ValueError, match="no ground-truth box"):
+        resample_ap(good, truth.take(np.zeros(0, dtype=int)), Draw(5, resamples=10))
     with pytest.raises(ValueError, match="image number 4, but the draw is of 4"):
-        resample_ap([good], truth, Draw(4))
-    with pytest.raises(ValueError, match="not the same resamples"):
-        difference(resample_ap([good], truth, draw), resample_ap([bad], truth, Draw(5, 10, seed=1)))
-    with pytest.raises(ValueError, match="number of seeds: 1 and 2"):
-        compared(truth, [good], [bad, bad], draw)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        compared(truth, [good], [bad], draw, level=95)
+        resample_ap(good, truth, Draw(4))
 
 
 def test_a_thousand_resamples_of_100_images_take_seconds():
@@ -348,7 +325,7 @@ def test_a_thousand_resamples_of_100_images_take_seconds():
     )
     worse = BoxTable.detections(found.image, found.labels, found.boxes + 3, found.scores)
     start = time.process_time()
-    result = compared(truth, [found], [worse], Draw(100))
+    result = compared(truth, found, worse, Draw(100))
     seconds = time.process_time() - start
     assert result.significant
     assert seconds < 10

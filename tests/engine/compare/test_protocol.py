@@ -10,17 +10,21 @@ import torch
 
 from engine.compare import folder as compare_folder
 from engine.compare.config import EVALUATE, PROFILE, TABLE, TRAIN, CompareConfig
-from engine.compare.folder import alone, comparison_folder, held_folder
-from engine.compare.protocol import (
+from engine.compare.folder import (
     Lock,
+    alone,
+    comparison_folder,
     conflict,
+    locked_folder,
+    read_lock,
+    write_lock,
+)
+from engine.compare.protocol import (
     differences,
     load_splits,
     make_protocol,
     of_a_run,
-    read_lock,
     require_equal,
-    write_lock,
 )
 from utils.config import parse
 from utils.errors import UserError
@@ -55,7 +59,7 @@ def parsed(*words):
 
 def claim(project, name, lock, **more):
     """The folder, made and locked to `lock`, and let go again."""
-    with held_folder(project, name, lock, **more) as (folder, _):
+    with locked_folder(project, name, lock, **more) as folder:
         return folder
 
 
@@ -85,6 +89,31 @@ def test_rows_of_different_protocols_share_no_table(field, value, shown):
     assert "x and z" in str(refused.value)
 
 
+def test_versions_that_older_records_do_not_state_are_no_difference():
+    old = changed(versions={"torch": "2", "numpy": "1"})
+    new = changed(versions={"torch": "2", "numpy": "1", "opencv": "5", "tf32": "off"})
+    assert require_equal({"old": old, "new": new}) == of_a_run(new)
+    assert conflict(Lock(old, MODELS), Lock(new, MODELS)) == []
+    other = changed(versions={"torch": "2", "numpy": "1", "opencv": "4", "tf32": "off"})
+    with pytest.raises(UserError, match=r"versions.opencv: 5 and 4"):
+        require_equal({"old": old, "new": new, "other": other})
+
+
+def test_the_protocol_has_the_libraries_and_settings_of_cuda(monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a GPU")
+    config = parsed("--cfg", "yolov5n", "--profile-only")
+    made, before = [], torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed in (True, False):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            made.append(make_protocol(config, None, torch.device("cuda"), threads=None))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert {"cuda", "cudnn", "tf32"} <= set(made[0]["versions"])
+    (difference,) = differences(*made)
+    assert difference.startswith("versions.tf32: matmul")
+
+
 def test_seeds_are_no_difference_between_runs():
     require_equal({"x": PROTOCOL, "y": changed(seeds=[7])})
     assert "seeds" not in of_a_run(PROTOCOL)
@@ -96,13 +125,13 @@ def test_seeds_are_no_difference_between_runs():
         (PROTOCOL, MODELS, []),
         (changed(seeds=[0, 1, 2]), {**MODELS, "three": "cc"}, []),
         (changed(seeds=[0]), MODELS, ["seeds: [0, 1] and [0]"]),
-        (PROTOCOL, {"one": "aa"}, ["row two: it has one"]),
+        (PROTOCOL, {"one": "aa"}, ["row two: only the folder has it"]),
         (PROTOCOL, {**MODELS, "two": "xx"}, ["row two: another model of that name"]),
         (changed(image_size=32), MODELS, ["image_size: 64 and 32"]),
         (PROTOCOL, {**MODELS, "two": ""}, []),  # it cannot be built now
     ],
 )
-def test_a_folder_is_gone_on_with_by_the_same_or_a_larger_comparison(protocol, models, reasons):
+def test_a_folder_is_continued_by_the_same_or_a_larger_comparison(protocol, models, reasons):
     assert conflict(Lock(PROTOCOL, MODELS), Lock(protocol, models)) == reasons
 
 
@@ -133,7 +162,7 @@ def test_what_a_lock_says_is_not_obeyed_by_the_terminal(tmp_path, capsys):
     claim(str(tmp_path), "exp", Lock(changed(kind="a\x1b[2J\nb"), {"c\x1b[2J\nd": "aa"}))
     assert claim(str(tmp_path), "exp", Lock(PROTOCOL, MODELS)) == tmp_path / "exp2"
     (line,) = capsys.readouterr().err.splitlines()
-    assert "kind: a [2J b and train; row c [2J d: it has one" in line
+    assert "kind: a [2J b and train; row c [2J d: only the folder has it" in line
     assert line.isprintable()
 
 
@@ -195,7 +224,7 @@ def test_a_folder_is_held_while_its_lock_is_read_and_written(tmp_path, monkeypat
             yield
 
     monkeypatch.setattr(compare_folder, "comparison_folder", late)
-    with held_folder(str(tmp_path), "exp", lock) as (folder, _):
+    with locked_folder(str(tmp_path), "exp", lock) as folder:
         assert folder == tmp_path / "exp2"
         assert read_lock(tmp_path / "exp") == other
         assert read_lock(folder) == lock
@@ -210,16 +239,16 @@ def test_the_protocol_of_a_training_comparison(rectangles):
     )
     splits = load_splits(config)
     protocol = make_protocol(config, splits, CPU, threads=1)
-    assert splits.train is not None
-    assert protocol["data"]["train"] == splits.train.fingerprint
-    assert protocol["data"]["val"] == splits.val.fingerprint
+    assert protocol["data"]["train"] == splits.trained["train"].fingerprint
+    assert protocol["data"]["val"] == splits.evaluated.fingerprint
     assert (protocol["data"]["train_images"], protocol["data"]["val_images"]) == (10, 5)
     assert protocol["seeds"] == [0, 4]
     assert protocol["training"]["hyp"]["mosaic"] == 0.0
     assert protocol["training"]["epochs"] == 3
     assert protocol["training"]["patience"] == 0
     assert protocol["evaluation"]["conf"] == 0.001
-    assert set(protocol["versions"]) == {"python", "torch", "torchvision", "numpy"}
+    packages = {"torch", "torchvision", "numpy", "opencv", "pillow", "hotcoco", "pycocotools"}
+    assert set(protocol["versions"]) == {"python", *packages}
     assert protocol["device"]["threads"] == 1
     assert "commit" not in str(protocol)
 

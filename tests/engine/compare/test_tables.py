@@ -3,7 +3,7 @@
 import copy
 import json
 import statistics
-import typing
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +12,23 @@ import torch
 
 from data.index.records import DataIndex, ImageRecord
 from engine.compare import costs
+from engine.compare.arrays import load_detections
 from engine.compare.bootstrap import Draw, difference, resample_ap
 from engine.compare.config import CompareConfig
-from engine.compare.costs import measure, paper_cost
-from engine.compare.plan import contenders, run_flags, runs
-from engine.compare.record import Record, load_detections, plain_spec, save_record
-from engine.compare.report.tables import Evidence, Failed, Finished, rows, spread, train_seconds
-from engine.compare.report.text import markdown
-from engine.compare.schema import (
-    DONE,
-    FAILED,
-    PARTLY,
-    PROFILED,
-    Results,
-    Row,
+from engine.compare.costs import common_batch, computed_cost, measure, with_measured
+from engine.compare.plan import model_entries, run_flags, runs
+from engine.compare.record import Record, plain_spec, save_record
+from engine.compare.report.tables import (
+    FailedRun,
+    FinishedRun,
+    ModelRuns,
+    rows,
+    spread,
+    train_seconds,
 )
+from engine.compare.report.text import markdown
+from engine.compare.schema import DONE, FAILED, PARTLY, PROFILED, LatencyAt, Results, Spread
+from engine.compare.typed import construct
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.metrics import Shard, metrics_of
 from engine.measure.latency import LatencyConfig
@@ -52,62 +54,22 @@ PROTOCOL = {
 
 
 @pytest.fixture(scope="module")
-def sample() -> Results:
+def sample():
     return json.loads(SAMPLE.read_text())
 
 
-# the schema
-
-
-def check(value, kind, where="results"):
-    """Assert that plain values have the shape of a TypedDict, all the way down."""
-    if typing.is_typeddict(kind):
-        hints = typing.get_type_hints(kind)
-        assert isinstance(value, dict), where
-        assert set(value) == set(hints), f"{where}: {set(value) ^ set(hints)}"
-        for key, hint in hints.items():
-            check(value[key], hint, f"{where}.{key}")
-        return
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is list:
-        assert isinstance(value, list), where
-        for index, item in enumerate(value):
-            check(item, inner[0], f"{where}[{index}]")
-    elif origin is dict:
-        assert isinstance(value, dict), where
-        for key, item in value.items():
-            check(item, inner[1], f"{where}.{key}")
-    elif inner:  # a union
-        assert any(fits(value, one) for one in inner), f"{where}: {value!r} is no {kind}"
-    elif kind is not typing.Any:
-        assert fits(value, kind), f"{where}: {value!r} is no {kind}"
-
-
-def fits(value, kind):
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is type(None):
-        return value is None
-    if isinstance(kind, type) and not typing.is_typeddict(kind):
-        return type(value) is kind
-    try:
-        check(value, kind)
-    except AssertionError:
-        return False
-    return True
-
-
 def test_the_sample_has_the_shape_of_the_schema(sample):
-    check(sample, Results)
+    again = asdict(construct(Results, sample))
+    assert again == sample
 
 
 def test_a_wrong_shape_is_seen(sample):
     row = {**sample["rows"][0], "seeds": "0 1"}
-    with pytest.raises(AssertionError, match="seeds"):
-        check(row, Row)
+    with pytest.raises(ValueError, match=r"'rows.1.seeds' is '0 1', expected a list"):
+        construct(Results, {**sample, "rows": [sample["rows"][1], row]})
 
 
-# evidence from synthetic detections
+# runs from synthetic detections
 
 
 def truth_of_images():
@@ -128,7 +90,7 @@ def truth_of_images():
 
 
 def detections(truth, share, seed):
-    """Each true box is found exactly with probability `share`; one wrong box on each image."""
+    """Each box is found exactly with probability `share`; one wrong box on each image."""
     rng = np.random.default_rng(seed)
     hit = rng.random(len(truth)) < share
     wrong = np.tile([400.0, 400, 450, 450], (IMAGES, 1)).astype(np.float32)
@@ -163,10 +125,10 @@ def table(tmp_path_factory, tiny_model):
     truth = truth_of_images()
     folder = tmp_path_factory.mktemp("records")
     config = CompareConfig(cfg=(str(tiny_model),), imgsz=64)
-    base = contenders(config, classes=2)[0]
-    evidence = []
+    base = model_entries(config, classes=2)[0]
+    models = []
     for name, share in (("weak", 0.5), ("strong", 0.8)):
-        contender = named(base, name)
+        entry = named(base, name)
         finished = []
         for seed in (0, 1):
             found = detections(truth, share, seed)
@@ -174,7 +136,7 @@ def table(tmp_path_factory, tiny_model):
             record = Record(
                 name=name,
                 model_id=name,
-                model=contender.model,
+                model=entry.model,
                 spec=plain_spec(base.spec, ""),
                 seed=seed,
                 protocol=PROTOCOL,
@@ -190,102 +152,94 @@ def table(tmp_path_factory, tiny_model):
                 cost={},
                 environment={"commit": "abc"},
             )
-            finished.append(Finished(save_record(folder, record, metrics, truth), record))
-        evidence.append(Evidence(contender, finished))
-    evidence[1] = Evidence(
-        evidence[1].contender, evidence[1].finished[1:], [Failed(0, "it broke", "x")]
+            finished.append(FinishedRun(save_record(folder, record, found, truth), record))
+        models.append(ModelRuns(entry, finished))
+    models[1] = ModelRuns(models[1].entry, models[1].finished[1:], [FailedRun(0, "it broke", "x")])
+    models.append(
+        ModelRuns(named(base, "broken"), (), [FailedRun(0, "a", "x"), FailedRun(1, "b", "y")])
     )
-    evidence.append(Evidence(named(base, "broken"), (), [Failed(0, "a", "x"), Failed(1, "b", "y")]))
-    return evidence, rows(evidence, truth=truth, images=IMAGES, baseline="weak"), truth
+    return models, rows(models, truth=truth, images=IMAGES, baseline="weak"), truth
 
 
-def named(contender, name):
-    return type(contender)(
-        name, contender.model, name, contender.spec, contender.profile, contender.classes
-    )
+def named(entry, name):
+    return replace(entry, name=name, model_id=name)
 
 
-def results_of(made, baseline="weak"):
-    return Results(
-        format="featherdet-compare-1",
-        command="python compare.py",
-        protocol={**PROTOCOL, "seeds": [0, 1]},
-        baseline=baseline,
-        measurement=None,
-        rows=made,
-    )
+def results_of(made, baseline="weak", measurement=None):
+    protocol = {**PROTOCOL, "seeds": [0, 1]}
+    return Results("python compare.py", protocol, baseline, made, measurement)
 
 
 def test_rows_are_the_means_of_their_records(table):
-    evidence, made, _ = table
-    for item, row in zip(evidence[:2], made[:2], strict=True):
+    models, made, _ = table
+    for item, row in zip(models[:2], made[:2], strict=True):
         aps = [one.record.metrics["coco"]["AP"] for one in item.finished]
-        assert row["accuracy"]["AP"]["values"] == aps
-        assert row["accuracy"]["AP"]["mean"] == pytest.approx(sum(aps) / len(aps))
-        assert [run["accuracy"]["AP"] for run in row["runs"] if run["status"] == DONE] == aps
-        for number, figures in enumerate(row["classes"]):
+        assert row.accuracy["AP"].values == aps
+        assert row.accuracy["AP"].mean == pytest.approx(sum(aps) / len(aps))
+        assert [run.accuracy["AP"] for run in row.runs if run.status == DONE] == aps
+        for number, metrics in enumerate(row.classes):
             values = [one.record.metrics["per_class"][number]["ap"] for one in item.finished]
-            assert figures["AP"]["values"] == values
-    assert made[0]["accuracy"]["AP"]["sd"] == pytest.approx(
-        statistics.stdev(made[0]["accuracy"]["AP"]["values"])
+            assert metrics.AP.values == values
+    assert made[0].accuracy["AP"].sd == pytest.approx(
+        statistics.stdev(made[0].accuracy["AP"].values)
     )
-    check(results_of(made), Results)
+    assert construct(Results, asdict(results_of(made))) == results_of(made)
 
 
 def test_what_became_of_the_runs(table):
     _, made, _ = table
-    assert [row["status"] for row in made] == [DONE, PARTLY, FAILED]
-    assert [row["seeds"] for row in made] == [[0, 1], [1], []]
-    assert made[1]["cause"] == "seed 0: it broke"
-    assert made[2]["cause"] == "seed 0: a; seed 1: b"
-    assert made[2]["accuracy"] is None
-    assert made[2]["cost"]["params"] > 0
-    assert [run["status"] for run in made[1]["runs"]] == [FAILED, DONE]
+    assert [row.status for row in made] == [DONE, PARTLY, FAILED]
+    assert [row.seeds for row in made] == [[0, 1], [1], []]
+    assert made[1].cause == "seed 0: it broke"
+    assert made[2].cause == "seed 0: a; seed 1: b"
+    assert made[2].accuracy is None
+    assert made[2].cost.params > 0
+    assert [run.status for run in made[1].runs] == [FAILED, DONE]
 
 
 def test_the_difference_is_that_of_the_seeds_both_have(table):
-    evidence, made, truth = table
-    assert made[0]["difference"] is None
-    assert made[2]["difference"] is None
-    found = made[1]["difference"]["AP"]
-    weak, strong = evidence[0].finished[1], evidence[1].finished[0]
+    models, made, truth = table
+    assert made[0].difference is None
+    assert made[2].difference is None
+    found = made[1].difference["AP"]
+    weak, strong = models[0].finished[1], models[1].finished[0]
     expected = strong.record.metrics["coco"]["AP"] - weak.record.metrics["coco"]["AP"]
-    assert found["seeds"] == [1]
-    assert found["delta"] == pytest.approx(expected)
-    assert found["significant"]
-    assert 0 < found["low"] < found["delta"] < found["high"]
+    assert found.seeds == [1]
+    assert found.delta == pytest.approx(expected)
+    assert found.significant
+    assert 0 < found.low < found.delta < found.high
     draw = Draw(IMAGES)
-    samples = [resample_ap([load_detections(x.path)], truth, draw) for x in (strong, weak)]
+    samples = [resample_ap(load_detections(x.path), truth, draw) for x in (strong, weak)]
     straight = difference(*samples)
-    assert (found["low"], found["high"]) == (straight.low, straight.high)
+    assert (found.low, found.high) == (straight.low, straight.high)
 
 
 def test_two_seeds_together_are_what_the_bootstrap_makes_of_both(table):
-    evidence, _, truth = table
-    made = rows(evidence[:1] * 2, truth=truth, images=IMAGES, baseline="nobody")
-    assert made[0]["difference"] is None
-    swapped = [evidence[0], Evidence(named(evidence[0].contender, "other"), evidence[0].finished)]
-    twin = rows(swapped, truth=truth, images=IMAGES, baseline="weak")[1]["difference"]["AP"]
-    assert (twin["delta"], twin["low"], twin["high"]) == (0, 0, 0)
-    assert twin["seeds"] == [0, 1]
-    assert not twin["significant"]
+    models, _, truth = table
+    made = rows(models[:1] * 2, truth=truth, images=IMAGES, baseline="nobody")
+    assert made[0].difference is None
+    swapped = [models[0], ModelRuns(named(models[0].entry, "other"), models[0].finished)]
+    twin = rows(swapped, truth=truth, images=IMAGES, baseline="weak")[1].difference["AP"]
+    assert (twin.delta, twin.low, twin.high) == (0, 0, 0)
+    assert twin.seeds == [0, 1]
+    assert not twin.significant
 
 
 def test_errors_are_split(table):
     _, made, _ = table
-    assert made[0]["errors"]["delta"]["missed"] > made[1]["errors"]["delta"]["missed"] > 0
-    assert made[0]["errors"]["counts"]["background"] == IMAGES
+    assert made[0].errors.delta["missed"] > made[1].errors.delta["missed"] > 0
+    assert made[0].errors.counts["background"] == IMAGES
 
 
 def test_training_figures_by_hand(table):
-    evidence, made, _ = table
+    models, made, _ = table
     # 100 images at 50/s and 100 at 100/s take 3 s, and the evaluations 2 s (3 s with seed 1)
-    assert train_seconds(evidence[0].finished[0].record) == pytest.approx(5.0)
-    training = made[0]["training"]
-    assert training["seconds"]["values"] == pytest.approx([5.0, 6.0])
-    assert training["images_per_second"]["mean"] == pytest.approx(200 / 3)
-    assert training["wait_share"]["mean"] == pytest.approx(0.15)
-    assert training["epochs"] == 2
+    assert train_seconds(models[0].finished[0].record) == pytest.approx(5.0)
+    training = made[0].training
+    assert training.seconds.values == pytest.approx([5.0, 6.0])
+    assert training.images_per_second.mean == pytest.approx(200 / 3)
+    assert training.wait_share.mean == pytest.approx(0.15)
+    assert training.epochs == 2
 
 
 def test_an_epoch_that_was_resumed_at_its_end_has_no_speed(table):
@@ -295,10 +249,10 @@ def test_an_epoch_that_was_resumed_at_its_end_has_no_speed(table):
 
 
 def test_spread_by_hand():
-    assert spread([1.0, 3.0]) == {"mean": 2.0, "sd": pytest.approx(2**0.5), "values": [1.0, 3.0]}
-    assert spread([1.0]) == {"mean": 1.0, "sd": None, "values": [1.0]}
-    assert spread([None, 2.0])["mean"] == 2.0
-    assert spread([])["mean"] is None
+    assert spread([1.0, 3.0]) == Spread(2.0, pytest.approx(2**0.5), [1.0, 3.0])
+    assert spread([1.0]) == Spread(1.0, None, [1.0])
+    assert spread([None, 2.0]).mean == 2.0
+    assert spread([]).mean is None
 
 
 # plan and costs
@@ -306,18 +260,18 @@ def test_spread_by_hand():
 
 def test_energy_is_of_one_batch_that_all_run_at():
     def at(**causes):
-        return [{"batch": int(key[1:]), "cause": cause} for key, cause in causes.items()]
+        return [LatencyAt(int(key[1:]), cause) for key, cause in causes.items()]
 
     both, small, none = at(b1=None, b32=None), at(b1=None, b32="x"), at(b1="x", b32="x")
-    assert costs._common_batch([both, both]) == 32
-    assert costs._common_batch([both, small, none]) == 1
-    assert costs._common_batch([none]) is None
-    assert costs._common_batch([small, at(b1="x", b32=None)]) is None
+    assert common_batch([both, both]) == 32
+    assert common_batch([both, small, none]) == 1
+    assert common_batch([none]) is None
+    assert common_batch([small, at(b1="x", b32=None)]) is None
 
 
 def test_the_command_of_a_run_has_its_workers(tiny_model):
     config = CompareConfig(cfg=(str(tiny_model),), imgsz=64, workers=3)
-    found = contenders(config, classes=2)
+    found = model_entries(config, classes=2)
     (run,) = runs(config, found, PROTOCOL, 5)
     assert run.command.endswith("--workers 3")
     parse(TrainConfig, run.command.split()[2:], prog="train.py", description="")
@@ -327,7 +281,7 @@ def test_every_combination_is_a_row():
     config = CompareConfig(
         cfg=("yolov5n", "yolov5n-osa"), backbone=("csp-n", "ghostnet-0.5"), imgsz=64
     )
-    found = contenders(config, classes=3)
+    found = model_entries(config, classes=3)
     assert [item.name for item in found] == [
         "yolov5n + csp-n",
         "yolov5n + ghostnet-0.5",
@@ -343,24 +297,24 @@ def test_every_combination_is_a_row():
 
 def test_a_model_that_does_not_fit_is_there_with_its_cause(tiny_model):
     config = CompareConfig(cfg=(str(tiny_model), "yolov5n6"), imgsz=96)
-    fine, broken = contenders(config, classes=3)
+    fine, broken = model_entries(config, classes=3)
     assert fine.cause is None
     assert broken.spec is None
     assert "64" in broken.cause
-    made = rows([Evidence(broken)], truth=None, images=0, baseline="x")[0]
-    assert (made["status"], made["cause"], made["cost"]) == (FAILED, broken.cause, None)
+    made = rows([ModelRuns(broken)], truth=None, images=0, baseline="x")[0]
+    assert (made.status, made.cause, made.cost) == (FAILED, broken.cause, None)
     with pytest.raises(UserError, match="stride"):
-        contenders(CompareConfig(cfg=("yolov5n6",), imgsz=96), classes=3)
+        model_entries(CompareConfig(cfg=("yolov5n6",), imgsz=96), classes=3)
 
 
 def test_a_mistyped_name_ends_it_before_anything_begins():
     with pytest.raises(UserError, match="yolov5n-ghost"):
-        contenders(CompareConfig(cfg=("yolov5n", "yolov5n-gost")), classes=3)
+        model_entries(CompareConfig(cfg=("yolov5n", "yolov5n-gost")), classes=3)
 
 
 def test_work_is_three_forwards_of_every_image(tiny_model):
     config = CompareConfig(cfg=(str(tiny_model),), imgsz=64, seeds=(0, 1))
-    found = contenders(config, classes=3)
+    found = model_entries(config, classes=3)
     protocol = {**PROTOCOL, "seeds": [0, 1]}
     planned = runs(config, found, protocol, 1000)
     assert [run.seed for run in planned] == [0, 1]
@@ -370,80 +324,83 @@ def test_work_is_three_forwards_of_every_image(tiny_model):
 
 def test_equal_budgets_are_noted(tiny_model):
     config = CompareConfig(cfg=(str(tiny_model),), fit="gflops=0.012", imgsz=64)
-    (found,) = contenders(config, classes=3)
+    (found,) = model_entries(config, classes=3)
     assert found.profile.flops == pytest.approx(1.2e7, rel=0.02)
-    assert "gflops=0.012" in found.model["notes"][0]
+    assert "gflops=0.012" in found.model.notes[0]
 
 
-def test_the_cost_on_paper_adds_up(tiny_model):
-    (found,) = contenders(CompareConfig(cfg=(str(tiny_model),), imgsz=64), classes=3)
-    cost = paper_cost(found, None)
-    assert cost["flops"] == 2 * cost["macs"] == 2 * found.profile.macs
+def test_the_computed_cost_adds_up(tiny_model):
+    (found,) = model_entries(CompareConfig(cfg=(str(tiny_model),), imgsz=64), classes=3)
+    cost = computed_cost(found)
+    sections = (cost.backbone, cost.neck, cost.head)
+    assert cost.flops == 2 * cost.macs == 2 * found.profile.macs
     for key in ("params", "macs", "flops"):
-        assert sum(cost[part][key] for part in ("backbone", "neck", "head")) == cost[key]
-        assert sum(layer[key] for layer in cost["layers"]) == cost[key]
-    assert sum(layer["bytes"] for layer in cost["layers"]) == cost["bytes"]
+        for parts in (sections, cost.layers):
+            assert sum(getattr(part, key) for part in parts) == getattr(cost, key)
+    assert sum(layer.bytes for layer in cost.layers) == cost.bytes
     # the first convolution: 6x6, 3 to 16 channels, 64 px to 32 px
-    assert cost["layers"][0]["macs"] == 36 * 3 * 16 * 32 * 32
-    assert cost["layers"][0]["access_bytes"] == 4 * (3 * 64**2 + 16 * 32**2 + 36 * 3 * 16)
-    assert cost["layers"][0]["measured"] is None
-    assert len(cost["guidelines"]) == 4
+    assert cost.layers[0].macs == 36 * 3 * 16 * 32 * 32
+    assert cost.layers[0].access_bytes == 4 * (3 * 64**2 + 16 * 32**2 + 36 * 3 * 16)
+    assert cost.layers[0].measured is None
+    assert len(cost.guidelines) == 4
 
 
+def measured_rows(found, config):
+    """The conditions, and a row of each model with its costs."""
+    measurement, measured = measure(found, device=CPU, config=config)
+    made = rows([ModelRuns(item) for item in found], truth=None, images=0, baseline="")
+    pairs = zip(made, found, strict=True)
+    return measurement, [with_measured(row, item, measured[item.name]) for row, item in pairs]
+
+
+@pytest.fixture
+def quick_peak(monkeypatch):
+    small = Task(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
+    monkeypatch.setattr(Task, "for_device", classmethod(lambda cls, device: small))
+    monkeypatch.setattr(costs, "ENERGY_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("quick_peak")
 @pytest.mark.parametrize("part", ["roofline", "measure_energy", "measure_roof"])
 def test_what_cannot_be_measured_of_one_model_is_noted(tiny_model, monkeypatch, part, capsys):
     def broken(*args, **more):
         raise torch.OutOfMemoryError("out of memory\nmore")
 
     monkeypatch.setattr(costs, part, broken)
-    found = contenders(CompareConfig(cfg=(str(tiny_model),), imgsz=64), classes=3)
+    found = model_entries(CompareConfig(cfg=(str(tiny_model),), imgsz=64), classes=3)
     config = LatencyConfig(batches=(1,), warm_up=1, rounds=5)
-    task = Task(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
-    measurement, measured = measure(
-        found, device=CPU, config=config, task=task, energy_seconds=0.01
-    )
-    one = measured[found[0].name]
-    evidence = [Evidence(found[0], measured=one)]
-    (row,) = rows(evidence, truth=None, images=0, baseline=found[0].name)
-    assert row["latency"][0]["p50_ms"] > 0
-    assert (row["blocks"] is None) == (part != "measure_energy")
+    measurement, (row,) = measured_rows(found, config)
+    assert row.latency[0].p50_ms > 0
+    assert (row.blocks is None) == (part != "measure_energy")
     if part == "measure_roof":
-        assert measurement["roof"] is None
+        assert measurement.roof is None
         assert "not measured: OutOfMemoryError: out of memory" in capsys.readouterr().err
     else:
-        assert "not measured: OutOfMemoryError: out of memory" in row["model"]["notes"]
-        assert found[0].model["notes"] == row["model"]["notes"][:-1]
+        assert "not measured: OutOfMemoryError: out of memory" in row.model.notes
+        assert found[0].model.notes == row.model.notes[:-1]
 
 
+@pytest.mark.usefixtures("quick_peak")
 def test_models_are_measured_side_by_side(tiny_model, tmp_path):
     wide = tmp_path / "wide.yaml"
     wide.write_text("width_multiple: 6\n" + tiny_model.read_text())
     config = CompareConfig(cfg=(str(tiny_model), str(wide)), imgsz=64)
-    found = contenders(config, classes=3)
-    measurement, measured = measure(
-        found,
-        device=CPU,
-        config=LatencyConfig(batches=(1, 2), warm_up=1, rounds=5),
-        task=Task(side=32, pixels=4, copy_bytes=1 << 16, repeats=2),
-    )
-    assert measurement["batches"] == [1, 2]
-    assert measurement["device"].startswith("cpu")
-    assert measurement["roof"]["flops_per_second"] > 0
-    small, large = (measured[item.name] for item in found)
-    for one in (small, large):
-        assert [at["batch"] for at in one.latency] == [1, 2]
-        assert all(0 < at["least_ms"] <= at["p50_ms"] <= at["p90_ms"] for at in one.latency)
-    assert small.latency[0]["least_ms"] < large.latency[0]["least_ms"]
-    made = rows(
-        [Evidence(item, measured=measured[item.name]) for item in found],
-        truth=None,
-        images=0,
-        baseline=found[0].name,
-    )
-    assert [row["status"] for row in made] == [PROFILED, PROFILED]
-    total = sum(layer["measured"] for layer in made[0]["cost"]["layers"])
-    assert sum(block["measured"] for block in made[0]["blocks"]) == pytest.approx(total)
-    results = {**results_of(made, found[0].name), "measurement": measurement}
-    check(json.loads(json.dumps(results)), Results)
-    if made[0]["energy"] is None:
-        assert "not measured" in markdown(results)
+    found = model_entries(config, classes=3)
+    config = LatencyConfig(batches=(1, 2), warm_up=1, rounds=5)
+    measurement, made = measured_rows(found, config)
+    assert measurement.batches == [1, 2]
+    assert measurement.device.startswith("cpu")
+    assert measurement.roof["flops_per_second"] > 0
+    small, large = made
+    for one in made:
+        assert [at.batch for at in one.latency] == [1, 2]
+        assert all(0 < at.least_ms <= at.p50_ms <= at.p90_ms for at in one.latency)
+    assert small.latency[0].least_ms < large.latency[0].least_ms
+    assert [row.status for row in made] == [PROFILED, PROFILED]
+    total = sum(layer.measured for layer in made[0].cost.layers)
+    assert sum(block.measured for block in made[0].blocks) == pytest.approx(total)
+    results = results_of(made, found[0].name, measurement)
+    plain = json.loads(json.dumps(asdict(results)))
+    assert asdict(construct(Results, plain)) == plain
+    if made[0].energy is None:
+        assert "not measured" in markdown(plain)

@@ -13,13 +13,13 @@ from engine.compare.report.columns import cell, columns_of, duration, table_of
 from engine.compare.report.pareto import pareto_front
 from engine.compare.report.plots import axes_of, points, write_plots
 from engine.compare.report.text import complete, console, csv_table, markdown
-from engine.compare.schema import DONE, PROFILED, Results
+from engine.compare.schema import DONE, PROFILED
 
 SAMPLE = Path(__file__).parent / "data_compare_sample.json"
 
 
 @pytest.fixture(scope="module")
-def sample() -> Results:
+def sample():
     return json.loads(SAMPLE.read_text())
 
 
