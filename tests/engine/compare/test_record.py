@@ -318,7 +318,7 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match="x.json: could not be written .no space left."):
+    with pytest.raises(UserError, match=r"x.json: could not be written .no space left."):
         write_text(file, "after")
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
     assert file.read_text() == "before"
