@@ -243,28 +243,25 @@ def _checked(value: Any, key: str) -> Any:
     """A copy in plain containers, tensors detached, on the CPU and without unused storage."""
     if isinstance(value, Tensor):
         return _checked_tensor(value, key)
-    if value is None or isinstance(value, (bool, *SCALARS)):
-        return _plain(value)
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in SCALARS:  # torch.__version__ is a subclass of str, numpy.float64 of float
+        if isinstance(value, kind):
+            return kind(value)
     if isinstance(value, dict):
         for name in value:
             if not (name is None or isinstance(name, SCALARS)):
-                kind = type(name).__name__
-                raise TypeError(f"{key} has a {kind} as a key, expected text or a number")
-        return {_plain(name): _checked(item, f"{key}.{name}") for name, item in value.items()}
+                found = type(name).__name__
+                raise TypeError(f"{key} has a {found} as a key, expected text or a number")
+        return {
+            _checked(name, key): _checked(item, f"{key}.{name}") for name, item in value.items()
+        }
     if type(value) in {list, tuple}:
         return type(value)(_checked(item, f"{key}.{i}") for i, item in enumerate(value))
     raise TypeError(
         f"{key} is a {type(value).__name__}; a checkpoint holds tensors, dicts, lists, tuples, "
         "text, numbers and None only"
     )
-
-
-def _plain(value: Any) -> Any:
-    """The scalar without its subclass (torch.__version__ is one of str, numpy.float64 of float)."""
-    for kind in SCALARS:
-        if isinstance(value, kind) and not isinstance(value, bool):
-            return kind(value)
-    return value
 
 
 def _checked_tensor(value: Tensor, key: str) -> Tensor:

@@ -100,16 +100,12 @@ def start(device: str = "", *, timeout: float = 1800.0) -> Distributed:
 
 def _environment(name: str, default: int, *, minimum: int = 0, maximum: int = 2**31) -> int:
     text = os.environ.get(name, str(default))
-    try:
-        value = int(text)
-    except ValueError:
-        raise UserError(f"environment: {name} must be a whole number, got {text!r}") from None
-    if not minimum <= value <= maximum:
+    if not (text.isdecimal() and minimum <= int(text) <= maximum):
         raise UserError(
-            f"environment: {name} is {value}, expected {minimum} to {maximum}; torchrun sets RANK,"
+            f"environment: {name} is {text!r}, expected {minimum} to {maximum}; torchrun sets RANK,"
             " LOCAL_RANK and WORLD_SIZE together"
         )
-    return value
+    return int(text)
 
 
 def is_lost_rank(error: RuntimeError) -> bool:
@@ -169,5 +165,5 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 def cleanup() -> None:
     """Leave the process group."""
-    if dist.is_available() and dist.is_initialized():
+    if is_active():
         dist.destroy_process_group()

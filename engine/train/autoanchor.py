@@ -1,26 +1,26 @@
-"""Anchors that fit the data: recall of those at hand, and better ones by k-means and mutation."""
+"""Anchors that fit the data: the recall of those present, and new ones by k-means and mutation."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from utils.seeding import generator
 
-ENOUGH = 0.98  # recall under which new anchors are sought (YOLOv5's limit)
+ENOUGH = 0.98  # recall under which new anchors are searched for (YOLOv5's limit)
 GENERATIONS = 1000
-SAMPLE = 20_000  # boxes the search looks at; recall is always measured on all
-ROUNDS = 30  # of k-means; it has settled long before
+SAMPLE = 20_000  # boxes that the search uses; recall is always measured on all
+ROUNDS = 30  # of k-means; it converges long before
 MUTATION_CHANCE = 0.9
 MUTATION_SPREAD = 0.1
-SMALLEST = 2.0  # pixels; the augmentation drops smaller boxes anyway
+MIN_SIDE = 2.0  # pixels; the augmentation drops smaller boxes anyway
 
 
 @dataclass(frozen=True)
 class AnchorReport:
-    """What the search found; `anchors` (A, 2) pixels, ascending area; `changed` against before."""
+    """What the search found: `anchors` (A, 2) in pixels, ascending area, and their recall."""
 
     anchors: np.ndarray
     recall: float
@@ -52,7 +52,7 @@ def box_sizes(
         for box, shape in zip(boxes, shapes, strict=True)
     ]
     sizes = np.concatenate(scaled) if scaled else np.zeros((0, 2))
-    return sizes[(sizes >= SMALLEST).all(1)].astype(np.float64)
+    return sizes[(sizes >= MIN_SIDE).all(1)].astype(np.float64)
 
 
 def best_ratios(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
@@ -77,14 +77,14 @@ def search_anchors(
     ratio of the boxes that have an anchor within the threshold.  Raises ValueError without boxes.
     """
     if not len(sizes):
-        raise ValueError("anchors cannot be sought without boxes")
+        raise ValueError("no anchors without boxes")
     rng = generator(seed, count)
     if len(sizes) > SAMPLE:
         sizes = sizes[rng.choice(len(sizes), SAMPLE, replace=False)]
     anchors = k_means(sizes, count, rng)
     fitness = _fitness(sizes, anchors, threshold)
     for _ in range(generations):
-        mutant = np.maximum(anchors * _mutation(anchors.shape, rng), SMALLEST)
+        mutant = np.maximum(anchors * _mutation(anchors.shape, rng), MIN_SIDE)
         score = _fitness(sizes, mutant, threshold)
         if score > fitness:
             anchors, fitness = mutant, score
@@ -92,7 +92,7 @@ def search_anchors(
 
 
 def k_means(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(N, 2) -> (count, 2) centres (k-means++ start) of the sizes over their deviation.
+    """(N, 2) -> (count, 2) centres (OpenCV's k-means++) of the sizes over their deviation.
 
     With fewer different sizes than centres, the missing ones are drawn around the present ones.
     """
@@ -104,29 +104,13 @@ def k_means(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
         extra = unique[rng.integers(len(unique), size=count - len(unique))]
         extra = extra * np.exp(rng.normal(0.0, 0.5, size=extra.shape))
         return by_area(np.concatenate([unique, extra]) * spread)
-    centres = _plus_plus(points, count, rng)
-    for _ in range(ROUNDS):
-        nearest = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
-        members = np.bincount(nearest, minlength=count)
-        sums = np.stack(
-            [np.bincount(nearest, weights=points[:, axis], minlength=count) for axis in (0, 1)], 1
-        )
-        filled = members > 0
-        moved = centres.copy()
-        moved[filled] = sums[filled] / members[filled, None]
-        if np.array_equal(moved, centres):
-            break
-        centres = moved
+    cv2.setRNGSeed(int(rng.integers(2**31)))
+    criteria = (cv2.TERM_CRITERIA_MAX_ITER | cv2.TERM_CRITERIA_EPS, ROUNDS, 1e-4)
+    labels = np.zeros((len(points), 1), np.int32)  # only written
+    _, _, centres = cv2.kmeans(
+        points.astype(np.float32), count, labels, criteria, 1, cv2.KMEANS_PP_CENTERS
+    )
     return by_area(centres * spread)
-
-
-def _plus_plus(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    centres = [points[rng.integers(len(points))]]
-    distance = np.full(len(points), math.inf)
-    for _ in range(count - 1):
-        distance = np.minimum(distance, ((points - centres[-1]) ** 2).sum(1))
-        centres.append(points[rng.choice(len(points), p=distance / distance.sum())])
-    return np.stack(centres)
 
 
 def _mutation(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -12,9 +12,10 @@ from utils.errors import UserError
 from utils.structures import Targets
 from utils.terminal import say
 
+DEFAULT_BATCH = 16  # on a CPU
 SHARE = 0.85  # of the free memory; the rest is for validation, fragments and crowded batches
 BOXES_PER_IMAGE = 40  # of the trial batches
-LARGEST = 1024
+MAX_BATCH = 1024
 STATE_COPIES = 3  # momentum, a second moment and the moving average, which the trial lacks
 
 
@@ -26,11 +27,14 @@ def largest_batch(
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> int:
-    """Images per step that use `SHARE` of the free memory of `device` (CUDA), at most 1024.
+    """Images per step that use `SHARE` of the free memory of a GPU, at most 1024; 16 on a CPU.
 
-    Doubles a trial batch until memory runs out or is used up, then reads the straight line of
-    memory over batch.  The model's state is left as it was.  UserError when one image is too much.
+    Doubles a trial batch until memory runs out or is used up, then interpolates memory over batch
+    linearly.  The model's state is left as it was.  UserError when one image is too much.
     """
+    if device.type != "cuda":
+        say(f"--batch-size -1 measures GPU memory; on a CPU the batch is {DEFAULT_BATCH}")
+        return DEFAULT_BATCH
     trial = copy.deepcopy(model).train()
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
@@ -38,7 +42,7 @@ def largest_batch(
     budget = free * SHARE - STATE_COPIES * weights
     used: dict[int, int] = {}
     batch = 1
-    while batch <= LARGEST:
+    while batch <= MAX_BATCH:
         try:
             used[batch] = _step_memory(
                 trial, loss, batch=batch, size=image_size, device=device, autocast=autocast
@@ -65,7 +69,7 @@ def batch_on_line(used: dict[int, int], budget: float) -> int:
     """The batch whose memory meets `budget` on the line through the two largest trials.
 
     `used` is bytes by batch.  0 when not even the first trial fits; never more than twice the
-    largest trial, nor more than `LARGEST`.
+    largest trial, nor more than `MAX_BATCH`.
     """
     batches = sorted(used)
     if not batches or used[batches[0]] > budget:
@@ -75,9 +79,9 @@ def batch_on_line(used: dict[int, int], budget: float) -> int:
     below, above = batches[-2:]
     slope = (used[above] - used[below]) / (above - below)
     if slope <= 0:
-        return min(above, LARGEST)
+        return min(above, MAX_BATCH)
     fitting = int(below + (budget - used[below]) / slope)
-    return max(min(fitting, 2 * above, LARGEST), 1)
+    return max(min(fitting, 2 * above, MAX_BATCH), 1)
 
 
 def _step_memory(

@@ -138,7 +138,7 @@ class TrainConfig:
                 " backbone"
             )
         if self.allow_partial and not self.backbone_weights:
-            raise ValueError("--allow-partial is about --backbone-weights, which are not given")
+            raise ValueError("--allow-partial needs --backbone-weights, which is not given")
         if not self.ddp_timeout > 0:
             raise ValueError(f"--ddp-timeout must be positive, got {self.ddp_timeout}")
 

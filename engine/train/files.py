@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,7 +15,6 @@ from engine.train.setup import TrainRun
 from engine.train.step import NonFiniteError
 from models.profile.counting import profile
 from models.profile.tables import row_table, summary
-from utils.environment import run_environment
 from utils.files import write_yaml
 from utils.terminal import say
 
@@ -39,12 +36,13 @@ def announce(run: TrainRun) -> None:
         write_yaml(run.folder / "hyp.yaml", dataclasses.asdict(run.hyp))
         head = model.head
         pixels = head.anchors.cpu() * torch.tensor(head.stride).view(-1, 1, 1)
-        found = tuple(map(tuple, pixels.flatten(1).tolist()))  # AutoAnchor may have changed them
-        write_yaml(run.folder / "spec.yaml", replace(model.spec, anchors=found).to_yaml_dict())
+        anchors = tuple(map(tuple, pixels.flatten(1).tolist()))  # AutoAnchor may have changed them
+        write_yaml(run.folder / "spec.yaml", replace(model.spec, anchors=anchors).to_yaml_dict())
         if not config.noplots:
             plot_labels(run.train, run.folder / "labels.jpg")
-    ranks = f" x {run.world.world_size}" if run.world.world_size > 1 else ""
-    say(f"training on {_device_name(run)}{ranks}, results in {run.folder}")
+    found = run.environment
+    ranks = f" x {found['ranks']}" if run.world.world_size > 1 else ""
+    say(f"training on {found['device']}{ranks}, {found['threads']} threads, into {run.folder}")
 
 
 def draw_batch(run: TrainRun, index: int, batch: Batch) -> None:
@@ -75,20 +73,8 @@ def save(run: TrainRun, name: str, *, resumable: bool) -> Path:
             "config": without_folders({**config, "resume": None}),
             "hyp": dataclasses.asdict(run.hyp),
             "metrics": dict(state.rows[-1]) if state.rows else {},
-            "environment": _environment(run.world.device, run.world.world_size),
+            "environment": run.environment,
             "epoch": state.epoch,
         },
     )
     return path
-
-
-@functools.cache
-def _environment(device: torch.device, ranks: int) -> dict[str, Any]:
-    """Versions and device of the run; read once, not at every checkpoint."""
-    return {**run_environment(device), "ranks": ranks, "threads": torch.get_num_threads()}
-
-
-def _device_name(run: TrainRun) -> str:
-    if run.world.device.type != "cuda":
-        return f"cpu ({torch.get_num_threads()} threads)"
-    return torch.cuda.get_device_name(run.world.device)

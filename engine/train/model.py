@@ -1,9 +1,10 @@
-"""The model of a training run: built, filled, anchored, and wrapped for its device."""
+"""The model of a training run: built, with its weights and anchors, and wrapped for its device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from engine.distributed import Distributed
 from engine.train.autoanchor import box_sizes, fit_anchors
 from engine.train.batch_size import largest_batch
 from engine.train.config import TrainConfig
+from engine.train.optimizer import freeze, rows_to_freeze
 from models.builder import build_detector
 from models.detector import Detector
 from models.losses.anchor import AnchorLoss
@@ -30,26 +32,52 @@ from utils.hyp import Hyperparameters
 from utils.terminal import say, warn
 
 DEFAULT_MODEL = "yolov5n"
-DEFAULT_BATCH = 16
 AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def build_model(config: TrainConfig, train: DataIndex) -> Detector:
-    """The detector of a new run: of `--cfg`, or of the checkpoint `--weights`.
+def model_to_train(
+    config: TrainConfig,
+    hyp: Hyperparameters,
+    world: Distributed,
+    *,
+    train: DataIndex,
+    saved: Detector | None,
+) -> tuple[Detector, TrainConfig]:
+    """The detector on its device, and the settings with its image size and its batch.
 
-    Weights of `--weights` go in where name and shape fit, those of `--backbone-weights` into the
-    backbone in order; a report lists which.
+    `saved`: that of a run to resume.  A new one is that of `--cfg` or of the checkpoint
+    `--weights`; weights of `--weights` go in where name and shape fit, those of
+    `--backbone-weights` into the backbone in order, with a printed report.
     """
     classes = len(train.names)
-    spec = model_spec(config, classes=classes)
-    model = build_detector(spec, classes=classes, names=train.names)
-    if config.weights:
-        report = transfer(model, config.weights).text()
-        if distributed.is_main():
-            say(report)
-    if config.backbone_weights:
-        fill_backbone(model, config.backbone_weights, allow_partial=config.allow_partial)
-    return model
+    model = saved
+    if model is None:
+        spec = model_spec(config, classes=classes)
+        model = build_detector(spec, classes=classes, names=train.names)
+        if config.weights:
+            report = transfer(model, config.weights).text()
+            if world.is_main:
+                say(report)
+        if config.backbone_weights:
+            fill_backbone(model, config.backbone_weights, allow_partial=config.allow_partial)
+    size = max(-(-config.imgsz // model.max_stride), 2) * model.max_stride
+    if size != config.imgsz:
+        if world.is_main:
+            warn(
+                f"--imgsz {config.imgsz} is not a multiple of the stride {model.max_stride}:"
+                f" {size} is used"
+            )
+        config = replace(config, imgsz=size)
+    model.to(world.device).to(memory_format=torch.channels_last).train()
+    if saved is None and (not config.noautoanchor or isinstance(model.spec.anchors, int)):
+        set_anchors(model, train, config, hyp)
+    freeze(model, rows_to_freeze(model.spec, config.freeze))
+    if config.batch_size == -1:
+        loss = AnchorLoss(model, hyp, image_size=size)
+        autocast = autocast_type(config, world)
+        batch = largest_batch(model, loss, image_size=size, device=world.device, autocast=autocast)
+        config = replace(config, batch_size=batch)
+    return model, config
 
 
 def model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
@@ -93,14 +121,6 @@ def fill_backbone(model: Detector, name: str, *, allow_partial: bool) -> None:
     plan.apply(model, allow_partial=allow_partial)
 
 
-def network_size(size: int, stride: int) -> int:
-    """`size` rounded up to a multiple of `stride`, at least two of them; a change is reported."""
-    rounded = max(-(-size // stride), 2) * stride
-    if rounded != size and distributed.is_main():
-        warn(f"--imgsz {size} is not a multiple of the stride {stride}: {rounded} is used")
-    return rounded
-
-
 def set_anchors(
     model: Detector, train: DataIndex, config: TrainConfig, hyp: Hyperparameters
 ) -> None:
@@ -120,23 +140,6 @@ def set_anchors(
         head.set_anchors(torch.from_numpy(anchors))
     if distributed.is_main():
         say(report.text())
-
-
-def batch_that_fits(
-    config: TrainConfig, model: Detector, hyp: Hyperparameters, world: Distributed
-) -> int:
-    """The batch of `--batch-size -1`: measured on a GPU, a fixed number on a CPU."""
-    if world.device.type != "cuda":
-        say(f"--batch-size -1 measures GPU memory; on a CPU the batch is {DEFAULT_BATCH}")
-        return DEFAULT_BATCH
-    loss = AnchorLoss(model, hyp, image_size=config.imgsz)
-    return largest_batch(
-        model,
-        loss,
-        image_size=config.imgsz,
-        device=world.device,
-        autocast=autocast_type(config, world),
-    )
 
 
 def autocast_type(config: TrainConfig, world: Distributed) -> torch.dtype | None:

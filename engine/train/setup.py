@@ -19,21 +19,13 @@ from engine.checkpoint import detector_of, load_checkpoint
 from engine.distributed import Distributed
 from engine.train.config import TrainConfig, checkpoint_to_resume
 from engine.train.ema import ModelEma
-from engine.train.model import (
-    AMP_TYPES,
-    autocast_type,
-    batch_that_fits,
-    build_model,
-    network_size,
-    set_anchors,
-    wrapped,
-)
-from engine.train.optimizer import build_optimizer, freeze, rate_scales, rows_to_freeze
+from engine.train.model import AMP_TYPES, autocast_type, model_to_train, wrapped
+from engine.train.optimizer import build_optimizer, rate_scales
 from engine.train.schedule import Schedule
 from engine.train.state import TrainState
 from engine.train.step import StepPlan
-from models.detector import Detector
 from models.losses.anchor import AnchorLoss
+from utils.environment import run_environment
 from utils.errors import UserError, cause_of
 from utils.files import TEMPORARY, locked
 from utils.hyp import Hyperparameters, load_hyp
@@ -59,6 +51,7 @@ class TrainRun:
     plan: StepPlan
     state: TrainState
     data_info: dict[str, Any]  # what a resumed run must find unchanged, and the number of ranks
+    environment: dict[str, Any]  # versions and device, as plain values
 
 
 def prepare_run(
@@ -70,26 +63,33 @@ def prepare_run(
     UserError.
     """
     folder, saved = None, None
-    if config.resume is not None:
+    if config.resume is None:
+        hyp = load_hyp(config.hyp)
+    else:
         path = checkpoint_to_resume(config.resume, config.project)
         folder = path.parent.parent
         if world.is_main:
             _lock(folder, locks)
         saved, config, hyp = _resumed(path, config, given)
-    else:
-        hyp = load_hyp(config.hyp)
     check_world(config, world)
     seed_everything(config.seed)
     train, val = _load_data(config, world)
-    model = build_model(config, train) if saved is None else detector_of(saved, path)
-    config = replace(config, imgsz=network_size(config.imgsz, model.max_stride))
-    model.to(world.device).to(memory_format=torch.channels_last).train()
-    if saved is None and (not config.noautoanchor or isinstance(model.spec.anchors, int)):
-        set_anchors(model, train, config, hyp)
-    freeze(model, rows_to_freeze(model.spec, config.freeze))
-    if config.batch_size == -1:
-        config = replace(config, batch_size=batch_that_fits(config, model, hyp, world))
-    loader, val_loader = _loaders(config, hyp, world, train=train, val=val, model=model)
+    model, config = model_to_train(
+        config, hyp, world, train=train, saved=None if saved is None else detector_of(saved, path)
+    )
+    common = LoaderConfig(
+        image_size=config.imgsz,
+        batch_size=config.batch_size // world.world_size,
+        stride=model.max_stride,
+        workers=config.workers,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.world_size,
+        rect=config.rect,
+        cache=config.cache,
+        pin_memory=world.device.type == "cuda",
+    )
+    loader = TrainLoader(train, common, hyp)
     schedule = Schedule(
         hyp,
         epochs=config.epochs,
@@ -98,7 +98,14 @@ def prepare_run(
         cosine=config.cos_lr,
         adaptive=config.optimizer != "SGD",
     )
-    state = _new_state(config, hyp, world, model=model, schedule=schedule)
+    scales = rate_scales(model, config.lr_scale)
+    optimizer = build_optimizer(
+        model, config.optimizer, hyp, weight_decay=schedule.weight_decay, scales=scales
+    )
+    autocast = autocast_type(config, world)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=autocast is torch.float16)
+    state = TrainState(model, ModelEma(model), optimizer, scaler, world.device)
+    state.start_epoch(0)
     data_info = {
         "train data": train.fingerprint,
         "validation data": val.fingerprint,
@@ -106,9 +113,7 @@ def prepare_run(
         "batches per epoch": len(loader),
         "world size": world.world_size,
     }
-    if saved is None:
-        state.start_epoch(0)
-    else:
+    if saved is not None:
         _restore(state, saved["train_state"], data_info, schedule, path)
     if schedule.nominal_batch != hyp.nbs and world.is_main:
         warn(f"a short run: {schedule.shortened()}")
@@ -116,6 +121,22 @@ def prepare_run(
         folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         _lock(folder, locks)
         (folder / "weights").mkdir(exist_ok=True)
+    forward, no_sync = wrapped(model, config, world)
+    plan = StepPlan(
+        forward=forward,
+        loss=AnchorLoss(
+            model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing
+        ),
+        schedule=schedule,
+        device=world.device,
+        autocast=autocast,
+        grad_clip=config.grad_clip,
+        multi_scale=model.max_stride if config.multi_scale else 0,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.world_size,
+        no_sync=no_sync,
+    )
     return TrainRun(
         config=config,
         hyp=hyp,
@@ -125,11 +146,16 @@ def prepare_run(
         train=train,
         val=val,
         loader=loader,
-        val_loader=val_loader,
+        val_loader=ValLoader(val, common),
         val_loss=AnchorLoss(state.ema.model, hyp, image_size=config.imgsz),
-        plan=_step_plan(config, hyp, world, model=model, schedule=schedule),
+        plan=plan,
         state=state,
         data_info=data_info,
+        environment={
+            **run_environment(world.device),
+            "ranks": world.world_size,
+            "threads": torch.get_num_threads(),
+        },
     )
 
 
@@ -204,50 +230,6 @@ def _load_data(config: TrainConfig, world: Distributed) -> tuple[DataIndex, Data
     return train, val
 
 
-def _loaders(
-    config: TrainConfig,
-    hyp: Hyperparameters,
-    world: Distributed,
-    *,
-    train: DataIndex,
-    val: DataIndex,
-    model: Detector,
-) -> tuple[TrainLoader, Iterable[Batch]]:
-    common = LoaderConfig(
-        image_size=config.imgsz,
-        batch_size=config.batch_size // world.world_size,
-        stride=model.max_stride,
-        workers=config.workers,
-        seed=config.seed,
-        rank=world.rank,
-        world_size=world.world_size,
-        rect=config.rect,
-        cache=config.cache,
-        pin_memory=world.device.type == "cuda",
-    )
-    return TrainLoader(train, common, hyp), ValLoader(val, common)
-
-
-def _new_state(
-    config: TrainConfig,
-    hyp: Hyperparameters,
-    world: Distributed,
-    *,
-    model: Detector,
-    schedule: Schedule,
-) -> TrainState:
-    optimizer = build_optimizer(
-        model,
-        config.optimizer,
-        hyp,
-        weight_decay=schedule.weight_decay,
-        scales=rate_scales(model, config.lr_scale),
-    )
-    scaled = autocast_type(config, world) is torch.float16
-    scaler = torch.amp.GradScaler(world.device.type, enabled=scaled)
-    return TrainState(model, ModelEma(model), optimizer, scaler, world.device)
-
-
 def _restore(
     state: TrainState,
     saved: dict[str, Any],
@@ -280,29 +262,3 @@ def _restore(
             f"the run was saved by {ranks} ranks and continues with {data_info['world size']}:"
             " close to, but not bit for bit, what it would have been"
         )
-
-
-def _step_plan(
-    config: TrainConfig,
-    hyp: Hyperparameters,
-    world: Distributed,
-    *,
-    model: Detector,
-    schedule: Schedule,
-) -> StepPlan:
-    forward, no_sync = wrapped(model, config, world)
-    return StepPlan(
-        forward=forward,
-        loss=AnchorLoss(
-            model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing
-        ),
-        schedule=schedule,
-        device=world.device,
-        autocast=autocast_type(config, world),
-        grad_clip=config.grad_clip,
-        multi_scale=model.max_stride if config.multi_scale else 0,
-        seed=config.seed,
-        rank=world.rank,
-        world_size=world.world_size,
-        no_sync=no_sync,
-    )

@@ -1,6 +1,6 @@
 import pytest
 
-from engine.train.batch_size import LARGEST, batch_on_line
+from engine.train.batch_size import MAX_BATCH, batch_on_line
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from engine.train.batch_size import LARGEST, batch_on_line
         ({1: 200}, 100, 0),
         ({1: 200}, 300, 1),
         ({}, 100, 0),
-        ({512: 1000, 1024: 2000}, 10**9, LARGEST),
+        ({512: 1000, 1024: 2000}, 10**9, MAX_BATCH),
     ],
 )
 def test_batch_on_the_line_of_memory(used, budget, expected):

@@ -1,3 +1,5 @@
+"""Rows chosen by name, parameter groups, rates, and one update by hand."""
+
 import pytest
 import torch
 from torch import nn
@@ -6,26 +8,186 @@ from engine.train.optimizer import (
     GROUPS,
     apply_rates,
     build_optimizer,
+    freeze,
     parameter_groups,
+    rate_scales,
+    rows_to_freeze,
+    trainable,
     update_weights,
 )
-from engine.train.schedule import Rates
+from engine.train.schedule import Rates, Schedule
 from models.builder import build_detector
 from models.yaml.parser import load_spec
+from utils.errors import UserError
 from utils.hyp import Hyperparameters
 
 HYP = Hyperparameters()
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
-def net():
+@pytest.fixture(scope="module")
+def spec():
+    return load_spec("yolov5n")
+
+
+@pytest.fixture
+def detector(tiny_model):
+    """Rows 0 to 5 are its backbone, row 6 its head."""
+    torch.manual_seed(0)
+    model = build_detector(load_spec(str(tiny_model)), classes=2)
+    return model.to(memory_format=torch.channels_last)
+
+
+def net(device="cpu"):
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1, bias=False))
-    return layers.to(memory_format=torch.channels_last)
+    return layers.to(device, memory_format=torch.channels_last)
 
 
-def test_a_detector_is_split_into_biases_weights_and_norms():
-    model = build_detector(load_spec("yolov5n"), classes=80)
+@pytest.mark.parametrize(
+    ("items", "rows"),
+    [
+        (("3",), [0, 1, 2]),
+        (("0",), []),
+        (("4", "2"), [2, 4]),
+        (("backbone", "24"), [*range(10), 24]),
+        (("head",), [24]),
+        ((), []),
+    ],
+)
+def test_rows_to_freeze(spec, items, rows):
+    assert rows_to_freeze(spec, items) == rows
+
+
+@pytest.mark.parametrize(
+    ("items", "message"), [(("26",), "only 25 rows"), (("bakbone",), "'backbone'")]
+)
+def test_rows_that_do_not_exist(spec, items, message):
+    with pytest.raises(UserError, match=message):
+        rows_to_freeze(spec, items)
+
+
+def test_frozen_rows_keep_weights_and_statistics(spec):
+    model = build_detector(spec, classes=2).train()
+    freeze(model, [0, 1])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    sum(item.sum() for item in model(torch.rand(1, 3, 64, 64))).backward()
+    after = model.state_dict()
+    statistics = [key for key in after if key.endswith("running_mean")]
+    moved = {key.split(".")[1] for key in statistics if not torch.equal(before[key], after[key])}
+    assert moved
+    assert not moved & {"0", "1"}
+    assert model.layers[0].conv.weight.grad is None
+    assert model.layers[2].cv1.conv.weight.grad is not None
+    with pytest.raises(UserError, match="nothing is left"):
+        freeze(model, range(25))
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ((), {}),
+        (("backbone=0.1", "head=2"), {**dict.fromkeys(range(6), 0.1), 6: 2.0}),
+        (("backbone=0.1", "5=0.5"), {**dict.fromkeys(range(5), 0.1), 5: 0.5}),
+        (("5=0.5", "backbone=0.1"), dict.fromkeys(range(6), 0.1)),
+        (("3=1e-2",), {3: 0.01}),  # one number is that row, not the first three
+    ],
+)
+def test_scales_by_row(detector, items, expected):
+    scales = rate_scales(detector, items)
+    for row, layer in enumerate(detector.layers):
+        found = {scales.get(parameter, 1.0) for parameter in layer.parameters()}
+        assert found == {expected.get(row, 1.0)}
+
+
+def test_scales_of_named_rows_and_the_neck(spec):
+    model = build_detector(spec, classes=2)
+    scales = rate_scales(model, ["neck=0.5", "P5=0.25"])
+    found = [scales.get(next(layer.parameters(), None), 1.0) for layer in model.layers]
+    assert (found[9], found[10], found[0], found[24]) == (0.25, 0.5, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "item", ["backbone", "=0.1"] + [f"backbone={x}" for x in ["x", "-1", "nan", "inf"]]
+)
+def test_scales_that_are_none(detector, item):
+    with pytest.raises(UserError, match="expected NAME=FACTOR"):
+        rate_scales(detector, [item])
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("backbone=0", "use --freeze backbone"),
+        ("bakbone=0.1", r"--lr-scale bakbone: neither a row .*did you mean 'backbone'"),
+    ],
+)
+def test_scales_have_hints(detector, item, message):
+    with pytest.raises(UserError, match=message):
+        rate_scales(detector, [item])
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_the_scale_multiplies_the_rate_of_every_kind_of_parameter(detector, name):
+    """Warm-up included; what is not named keeps the schedule's rates."""
+    scales = rate_scales(detector, ["backbone=0.1"])
+    optimizer = build_optimizer(detector, name, HYP, weight_decay=0.25, scales=scales)
+    assert len(optimizer.param_groups) == 6
+    assert set(map(id, trainable(optimizer))) == set(map(id, detector.parameters()))
+    names = {id(value): key for key, value in detector.named_parameters()}
+    schedule = Schedule(HYP, epochs=10, steps_per_epoch=50, batch_size=16)
+    for step in (0, 40, 149, 150, 499):
+        rates = schedule.at(step)
+        apply_rates(optimizer, rates)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                bias = names[id(parameter)].endswith("bias")
+                kind = 0 if bias else 1 if parameter.ndim > 1 else 2
+                assert group["lr"] == rates.lr[kind] * scales.get(parameter, 1.0)
+                assert group["weight_decay"] == (0.25 if kind == 1 else 0.0)
+
+
+def test_a_scaled_step_is_the_fraction_of_an_unscaled_one(detector):
+    steps = []
+    before = [parameter.detach().clone() for parameter in detector.parameters()]
+    for items in ((), ("backbone=0.5",)):
+        with torch.no_grad():
+            for parameter, start in zip(detector.parameters(), before, strict=True):
+                parameter.copy_(start)
+        scales = rate_scales(detector, items)
+        optimizer = build_optimizer(detector, "SGD", HYP, weight_decay=0.0, scales=scales)
+        for index, parameter in enumerate(detector.parameters()):
+            parameter.grad = torch.full_like(parameter, 1.0 + index)
+        apply_rates(optimizer, Rates((0.4, 0.2, 0.1), 0.9, 1))
+        update_weights(optimizer, NO_SCALER, max_norm=0)
+        steps.append([p.detach() - b for p, b in zip(detector.parameters(), before, strict=True)])
+    names = [name for name, _ in detector.named_parameters()]
+    for name, whole, scaled in zip(names, *steps, strict=True):
+        factor = 1.0 if name.startswith("model.6.") else 0.5
+        torch.testing.assert_close(scaled, whole * factor, rtol=1e-4, atol=1e-6, msg=name)
+        assert whole.abs().min() > 0
+
+
+def test_without_scales_the_groups_are_the_three_of_old_checkpoints(detector):
+    optimizer = build_optimizer(detector, "SGD", HYP, weight_decay=0.1)
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["lr_scale"]  # as checkpoints from before had it
+    optimizer.load_state_dict(saved)
+    apply_rates(optimizer, Rates((0.4, 0.2, 0.1), 0.9, 1))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.4, 0.2, 0.1]
+
+
+def test_frozen_rows_may_be_scaled(detector):
+    freeze(detector, rows_to_freeze(detector.spec, ["backbone"]))
+    scales = rate_scales(detector, ["backbone=0.1", "head=0.5"])
+    optimizer = build_optimizer(detector, "SGD", HYP, weight_decay=0.0, scales=scales)
+    apply_rates(optimizer, Rates((0.4, 0.2, 0.1), 0.9, 1))
+    assert {group["lr"] for group in optimizer.param_groups if group["params"]} == {0.2, 0.1}
+
+
+def test_a_detector_is_split_into_biases_weights_and_norms(spec):
+    model = build_detector(spec, classes=80)
     groups = parameter_groups(model)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
@@ -33,8 +195,7 @@ def test_a_detector_is_split_into_biases_weights_and_norms():
     assert len(groups["norms"]) == len(norms)
     assert len(groups["weights"]) == len(convolutions)
     assert len(groups["biases"]) == len(norms) + 3  # Detect's three convolutions have biases
-    count = sum(p.numel() for group in groups.values() for p in group)
-    assert count == 1_872_157
+    assert sum(p.numel() for group in groups.values() for p in group) == 1_872_157
 
 
 def test_frozen_parameters_are_left_out_and_only_weights_decay():
@@ -45,8 +206,8 @@ def test_frozen_parameters_are_left_out_and_only_weights_decay():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.25, 0.0]
 
 
-def test_sgd_moves_by_nesterov_momentum_and_decays_by_hand():
-    model = net()
+def test_sgd_moves_by_nesterov_momentum_and_decays_by_hand(device):
+    model = net(device)
     optimizer = build_optimizer(model, "SGD", HYP, weight_decay=0.1)
     weight, bias = model[0].weight, model[0].bias
     start_w, start_b = weight.detach().clone(), bias.detach().clone()
@@ -66,8 +227,8 @@ def test_sgd_moves_by_nesterov_momentum_and_decays_by_hand():
         assert weight.grad is None
 
 
-def test_gradients_are_clipped_to_the_norm():
-    model = net()
+def test_gradients_are_clipped_to_the_norm(device):
+    model = net(device)
     optimizer = build_optimizer(model, "SGD", HYP, weight_decay=0.0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for parameter in model.parameters():
@@ -76,16 +237,14 @@ def test_gradients_are_clipped_to_the_norm():
     apply_rates(optimizer, Rates((1.0, 1.0, 1.0), 0.0001, 1))
     norm = update_weights(optimizer, NO_SCALER, max_norm=10.0)
     assert norm.item() == pytest.approx(100 * count**0.5, rel=1e-5)
-    moved = sum(
-        ((new.detach() - old) ** 2).sum()
-        for new, old in zip(model.parameters(), before, strict=True)
-    )
+    pairs = zip(model.parameters(), before, strict=True)
+    moved = sum(((new.detach() - old) ** 2).sum() for new, old in pairs)
     assert float(moved) ** 0.5 == pytest.approx(10.0, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])
-def test_adam_takes_momentum_as_beta1_and_its_first_step_is_the_rate(name):
-    model = net()
+def test_adam_takes_momentum_as_beta1_and_its_first_step_is_the_rate(device, name):
+    model = net(device)
     optimizer = build_optimizer(model, name, HYP, weight_decay=0.0)
     apply_rates(optimizer, Rates((0.3, 0.2, 0.1), 0.85, 1))
     assert [group["betas"] for group in optimizer.param_groups] == [(0.85, 0.999)] * 3
@@ -96,19 +255,19 @@ def test_adam_takes_momentum_as_beta1_and_its_first_step_is_the_rate(name):
     torch.testing.assert_close(model[0].bias.detach(), before - 0.3)
 
 
-def test_fused_sgd_equals_the_plain_one_from_the_first_update():
+def test_fused_sgd_equals_the_plain_one_from_the_first_update(device):
     torch.manual_seed(0)
-    ours, plain = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+    ours, plain = nn.Conv2d(3, 4, 3).to(device), nn.Conv2d(3, 4, 3).to(device)
     plain.load_state_dict(ours.state_dict())
-    fused = build_optimizer(ours, "SGD", Hyperparameters(), weight_decay=0.0)
+    fused = build_optimizer(ours, "SGD", HYP, weight_decay=0.0)
     reference = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.937, nesterov=True)
     for buffers in fused.state.values():
         assert not buffers["momentum_buffer"].any()  # nothing left to an unwritten kernel
     for _ in range(3):
-        images = torch.randn(2, 3, 8, 8)
+        images = torch.randn(2, 3, 8, 8, device=device)
         for model, optimizer in ((ours, fused), (plain, reference)):
             optimizer.zero_grad()
             model(images).square().sum().backward()
             optimizer.step()
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)

@@ -1,6 +1,5 @@
 """A run that was stopped and resumed ends in the very state of one that was not."""
 
-import csv
 import os
 import shutil
 import signal
@@ -11,44 +10,77 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from torch import nn
 
-from engine.checkpoint import load_checkpoint
+from engine import distributed
+from engine.checkpoint import load_checkpoint, load_detector, save_checkpoint
 from engine.train import loop
 from engine.train.config import TrainConfig
 from engine.train.loop import fit
+from engine.train.schedule import Schedule
 from engine.train.setup import prepare_run
+from models.builder import build_detector
+from models.yaml.parser import load_spec
 from utils.config import parse
 from utils.errors import TerminatedError, UserError
+from utils.hyp import Hyperparameters
 
 TIMES = ("train_seconds", "val_seconds", "images_per_second", "data_wait_share")
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# two batches per update: an epoch of three ends with a gradient waiting
+HYP = "warmup_epochs: 1.0\nnbs: 8\nmosaic: 0.5\nmixup: 0.3\n"
 
 
-@pytest.fixture
-def hyp(tmp_path):
-    """Two batches per update: an epoch of three ends with a gradient waiting."""
-    file = tmp_path / "hyp.yaml"
-    file.write_text("warmup_epochs: 1.0\nnbs: 8\nmosaic: 0.5\nmixup: 0.3\n")
-    return file
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory, rectangles, tiny_model):
+    """Flags of three epochs of three batches, in a folder of this module."""
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "hyp.yaml").write_text(HYP)
+    return [
+        *("--data", rectangles, "--cfg", tiny_model, "--imgsz", "64", "--batch", "4", "--epochs"),
+        *("3", "--workers", "0", "--device", "cpu", "--project", folder, "--noplots"),
+        *("--hyp", folder / "hyp.yaml"),
+    ]
 
 
-@pytest.fixture
-def keep_state(monkeypatch):
-    monkeypatch.setattr(loop, "strip_checkpoint", lambda path: None)
-
-
-def config(flags, hyp, *more):
-    argv = [*flags, "--hyp", str(hyp), "--epochs", "3", *map(str, more)]
+def settings(flags, *more):
+    argv = [*map(str, flags), *map(str, more)]
     return parse(TrainConfig, argv, prog="train.py", description="")
 
 
-def interrupt_at(monkeypatch, epoch, index, number):
-    """Send `number` to this process while batch `index` of `epoch` is under way."""
+@pytest.fixture(scope="module")
+def straight(flags):
+    """The folder of a run that was never stopped; its last.pt keeps the training state."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "strip_checkpoint", lambda path: None)
+        fit(settings(flags, "--name", "straight"))
+    return flags[-1].parent / "straight"
 
-    def draw(run, step, batch):
-        if (run.state.epoch, step) == (epoch, index):
-            os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(loop, "draw_batch", draw)
+@pytest.fixture(scope="module")
+def stopped_once(flags):
+    """The folder of a run that SIGTERM stopped in the second epoch."""
+
+    def draw(run, index, batch):
+        if run.state.epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw_batch", draw)
+        with pytest.raises(TerminatedError):
+            fit(settings(flags, "--name", "once"))
+    return flags[-1].parent / "once"
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(stopped_once, tmp_path / "runs" / "exp")
+
+
+def prepared(config, given=()):
+    with ExitStack() as locks:
+        return prepare_run(config, distributed.start("cpu"), locks, given)
 
 
 def same(first, second, where="state"):
@@ -71,73 +103,64 @@ def same(first, second, where="state"):
         )
 
 
-def whole_state(folder):
-    saved = load_checkpoint(folder / "weights" / "last.pt")
-    del saved["train_state"]["config"]  # the folders differ
-    return {key: saved[key] for key in ("train_state", "model", "epoch", "names", "spec")}
-
-
-def epochs_of(folder):
-    with (folder / "results.csv").open() as file:
-        return [int(row["epoch"]) for row in csv.DictReader(file)]
+def same_end(first, second):
+    """The same weights, state and rows in two runs' last.pt."""
+    states = [load_checkpoint(folder / "weights" / "last.pt") for folder in (first, second)]
+    for saved in states:
+        del saved["train_state"]["config"]  # the folders differ
+    for key in ("train_state", "model", "epoch", "names", "spec"):
+        same(states[0][key], states[1][key], key)
 
 
 @pytest.mark.parametrize(("epoch", "index"), [(0, 0), (1, 1), (1, 2)])
 def test_sigterm_mid_epoch_then_resume_is_exact(
-    train_flags, hyp, tmp_path, monkeypatch, keep_state, epoch, index
+    flags, straight, tmp_path, signal_at, keep_state, rows_of, epoch, index
 ):
-    fit(config(train_flags, hyp, "--name", "straight"))
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, epoch, index, signal.SIGTERM)
-        with pytest.raises(TerminatedError):
-            fit(config(train_flags, hyp, "--name", "stopped"))
-    stopped = tmp_path / "runs" / "stopped"
-    at_stop = load_checkpoint(stopped / "weights" / "last.pt")["train_state"]
-    assert (at_stop["epoch"], at_stop["batches"]) == (epoch, index + 1)
-    fit(TrainConfig(resume=str(stopped)))
-    same(whole_state(tmp_path / "runs" / "straight"), whole_state(stopped))
-    assert epochs_of(stopped) == [0, 1, 2]
+    signal_at(epoch, index, signal.SIGTERM)
+    with pytest.raises(TerminatedError):
+        fit(settings(flags, "--project", tmp_path))
+    saved = load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")["train_state"]
+    assert (saved["epoch"], saved["batches"]) == (epoch, index + 1)
+    fit(TrainConfig(resume=str(tmp_path / "exp")))
+    same_end(straight, tmp_path / "exp")
+    assert [row["epoch"] for row in rows_of(tmp_path / "exp")] == ["0", "1", "2"]
 
 
-def test_the_stop_falls_between_accumulated_gradients(train_flags, hyp, tmp_path, monkeypatch):
-    interrupt_at(monkeypatch, 0, 0, signal.SIGINT)
-    flat = tmp_path / "flat.yaml"
-    flat.write_text("warmup_epochs: 0\nnbs: 8\n")
+def test_the_stop_falls_between_accumulated_gradients(flags, tmp_path, signal_at):
+    signal_at(0, 0, signal.SIGINT)
+    (tmp_path / "flat.yaml").write_text("warmup_epochs: 0\nnbs: 8\n")
     with pytest.raises(KeyboardInterrupt):
-        fit(config(train_flags, flat, "--name", "stopped"))
-    saved = load_checkpoint(tmp_path / "runs" / "stopped" / "weights" / "last.pt")["train_state"]
+        fit(settings(flags, "--project", tmp_path, "--hyp", tmp_path / "flat.yaml"))
+    saved = load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")["train_state"]
     assert saved["pending"] == 1
     assert any(gradient.abs().max() > 0 for gradient in saved["gradients"])
 
 
 def test_a_signal_during_validation_repeats_the_validation(
-    train_flags, hyp, tmp_path, monkeypatch, keep_state
+    flags, straight, tmp_path, monkeypatch, keep_state, rows_of
 ):
-    fit(config(train_flags, hyp, "--name", "straight"))
     with monkeypatch.context() as patch:
-
-        def killed(*_args, **_keywords):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-        patch.setattr(loop, "evaluate", killed)
-        with pytest.raises(TerminatedError):
-            fit(config(train_flags, hyp, "--name", "stopped"))
-    stopped = tmp_path / "runs" / "stopped"
-    saved = load_checkpoint(stopped / "weights" / "last.pt")["train_state"]
+        patch.setattr(loop, "evaluate", lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP))
+        with pytest.raises(TerminatedError) as ended:
+            fit(settings(flags, "--project", tmp_path))
+    assert ended.value.exit_code == 128 + signal.SIGHUP
+    saved = load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")["train_state"]
     assert (saved["epoch"], saved["batches"], saved["rows"]) == (0, 3, [])
-    fit(TrainConfig(resume=str(stopped / "weights" / "last.pt")))
-    same(whole_state(tmp_path / "runs" / "straight"), whole_state(stopped))
+    fit(TrainConfig(resume=str(tmp_path / "exp" / "weights" / "last.pt")))
+    same_end(straight, tmp_path / "exp")
+    first, second, _ = rows_of(tmp_path / "exp")
+    assert first["images_per_second"] == first["train_seconds"] == ""  # nothing was trained
+    assert float(second["images_per_second"]) > 0
+    assert float(first["val_seconds"]) > 0
 
 
-def test_the_same_seed_twice_is_bitwise_equal(train_flags, hyp, tmp_path, keep_state):
-    fit(config(train_flags, hyp, "--name", "one"))
-    fit(config(train_flags, hyp, "--name", "two", "--workers", 1))
-    same(whole_state(tmp_path / "runs" / "one"), whole_state(tmp_path / "runs" / "two"))
+def test_the_same_seed_twice_is_bitwise_equal(flags, straight, tmp_path, keep_state):
+    fit(settings(flags, "--project", tmp_path, "--workers", 1))
+    same_end(straight, tmp_path / "exp")
 
 
-def test_kill_minus_nine_then_resume_is_exact(train_flags, hyp, tmp_path, monkeypatch, keep_state):
+def test_kill_minus_nine_then_resume_is_exact(flags, straight, tmp_path, keep_state, rows_of):
     """SIGKILL right after the first epoch's checkpoint, in a process of its own."""
-    fit(config(train_flags, hyp, "--name", "straight"))
     script = (
         "import sys, torch\nfrom engine.train import loop\nimport train, os, signal\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
@@ -146,32 +169,34 @@ def test_kill_minus_nine_then_resume_is_exact(train_flags, hyp, tmp_path, monkey
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "loop.draw_batch = draw\ntrain.main(sys.argv[1:])\n"
     )
-    argv = [*train_flags, "--hyp", str(hyp), "--epochs", "3", "--name", "killed"]
+    argv = [*map(str, flags), "--project", str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
-    killed = tmp_path / "runs" / "killed"
-    saved = load_checkpoint(killed / "weights" / "last.pt")
-    assert saved["epoch"] == 1
-    (killed / "results.csv").write_text("torn")  # the state knows the rows
+    killed = tmp_path / "exp"
+    assert load_checkpoint(killed / "weights" / "last.pt")["epoch"] == 1
+    (killed / "results.csv").write_text("cut off")  # the state knows the rows
+    leftover = killed / "weights" / ".last.pt.01234567.tmp"
+    leftover.write_bytes(b"half")
     fit(TrainConfig(resume=str(killed)))
-    same(whole_state(tmp_path / "runs" / "straight"), whole_state(killed))
-    assert epochs_of(killed) == [0, 1, 2]
+    same_end(straight, killed)
+    assert [row["epoch"] for row in rows_of(killed)] == ["0", "1", "2"]
+    assert not leftover.exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(
-    train_flags, hyp, tmp_path, number, code
-):
-    """As Ctrl-C and batch systems send it: to the script and its loading processes alike."""
-    flags = ["--hyp", str(hyp), "--epochs", "500", "--name", "stopped", "--workers", "1"]
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
+def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(flags, tmp_path, number, code):
+    """As Ctrl-C, batch systems and terminals send it: to the loading processes as well."""
+    more = ["--epochs", "500", "--project", str(tmp_path), "--workers", "1"]
     process = subprocess.Popen(
-        [sys.executable, "train.py", *train_flags, *flags],
+        [sys.executable, "train.py", *map(str, flags), *more],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    results = tmp_path / "runs" / "stopped" / "results.csv"
+    results = tmp_path / "exp" / "results.csv"
     deadline = time.monotonic() + 120
     while not results.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
@@ -182,45 +207,144 @@ def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert "continue with: --resume" in errors
-    load_checkpoint(tmp_path / "runs" / "stopped" / "weights" / "last.pt")
+    load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")
 
 
-@pytest.fixture
-def stopped_run(train_flags, hyp, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 1, 0, signal.SIGTERM)
-        with pytest.raises(TerminatedError):
-            fit(config(train_flags, hyp))
-    return tmp_path / "runs" / "exp"
+def test_a_reader_that_goes_away_costs_no_epoch(flags, tmp_path, monkeypatch):
+    """`train.py | head -1`: the first table that cannot be printed ends the run, which is saved."""
+    real = loop.say
+
+    def broken(text):
+        real(text)
+        if "mAP50" in text:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(loop, "say", broken)
+    with pytest.raises(BrokenPipeError):
+        fit(settings(flags, "--project", tmp_path, "--nosave"))
+    saved = load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")
+    assert (saved["epoch"], saved["train_state"]["batches"]) == (1, 0)
+    assert len(saved["train_state"]["rows"]) == 1
 
 
-def test_resume_takes_the_newest_run_and_its_settings(stopped_run, tmp_path):
-    resumed = TrainConfig(resume="newest", project=str(tmp_path / "runs"))
-    run = prepare_run(resumed, loop.distributed.start("cpu"), ExitStack())
-    assert run.folder == stopped_run
+def test_resume_takes_the_newest_run_and_its_settings(stopped):
+    run = prepared(TrainConfig(resume="newest", project=str(stopped.parent)), ["resume", "project"])
+    assert run.folder == stopped
     assert (run.config.epochs, run.config.imgsz, run.config.batch_size) == (3, 64, 4)
     assert run.hyp.nbs == 8
     assert (run.state.epoch, run.state.batches) == (1, 1)
 
 
-def test_resume_refuses_other_settings_but_takes_other_places(stopped_run):
-    with pytest.raises(UserError, match=r"--optimizer Adam \(it has SGD\)"):
-        fit(TrainConfig(resume=str(stopped_run), optimizer="Adam"))
+def test_what_is_typed_on_resume_is_applied_or_refused():
+    saved = TrainConfig(epochs=300, optimizer="AdamW", batch_size=32, lr_scale=("backbone=0.1",))
+    typed = TrainConfig(resume="x", workers=1, device="cpu", epochs=400, patience=5, batch_size=32)
+    given = ("resume", "workers", "device", "epochs", "patience", "batch_size")
+    found = typed.resumed_as(saved, given)
+    assert (found.workers, found.device, found.epochs, found.patience) == (1, "cpu", 400, 5)
+    assert (found.optimizer, found.batch_size, found.lr_scale) == ("AdamW", 32, ("backbone=0.1",))
+    # values that happen to be the defaults count as well, when they are typed
+    default = TrainConfig(resume="x")
+    assert default.resumed_as(saved, ("resume", "epochs")).epochs == 100
+    assert default.resumed_as(saved, ("resume",)).epochs == 300
+    with pytest.raises(
+        UserError, match=r"--batch-size 16 \(it has 32\), --optimizer SGD \(it has AdamW\)"
+    ):
+        default.resumed_as(saved, ("resume", "optimizer", "batch_size"))
+    with pytest.raises(UserError, match=r"--lr-scale .*backbone=0\.2.*\(it has .*backbone=0\.1"):
+        TrainConfig(lr_scale=("backbone=0.2",)).resumed_as(saved, ("lr_scale",))
 
 
-def test_resume_refuses_changed_data(stopped_run, rectangles, tmp_path, monkeypatch):
+def test_epochs_on_resume_prolong_the_run_and_its_schedule(stopped, rows_of):
+    with pytest.raises(UserError, match="--epochs 0 must"):
+        fit(TrainConfig(resume=str(stopped), epochs=0))
+    fit(TrainConfig(resume=str(stopped), epochs=4))
+    rows = rows_of(stopped)
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+    hyp = Hyperparameters(warmup_epochs=1.0, nbs=8)
+    plan = Schedule(hyp, epochs=4, steps_per_epoch=3, batch_size=4)
+    for row in rows[1:]:
+        found = [float(row[f"x/lr{group}"]) for group in range(3)]
+        assert found == pytest.approx(plan.at(int(row["epoch"]) * 3 + 2).lr, rel=1e-4)
+    with pytest.raises(UserError, match="this run is finished"):
+        fit(TrainConfig(resume=str(stopped), epochs=9))
+
+
+def test_a_run_is_not_shortened_below_what_is_done(stopped):
+    saved = load_checkpoint(stopped / "weights" / "last.pt")
+    save_checkpoint(stopped / "weights" / "last.pt", {**saved, "epoch": 2})
+    with pytest.raises(UserError, match="--epochs 1: 2 epochs of the run are done already"):
+        fit(TrainConfig(resume=str(stopped), epochs=1))
+
+
+def test_resume_refuses_changed_data(stopped, rectangles, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(rectangles.parent, copy)
     text = (copy / "train.json").read_text()
     (copy / "train.json").write_text(text.replace('"category_id": 1', '"category_id": 2', 1))
     with pytest.raises(UserError, match="train data changed"):
-        fit(TrainConfig(resume=str(stopped_run), data=str(copy / rectangles.name)))
+        fit(TrainConfig(resume=str(stopped), data=str(copy / rectangles.name)))
 
 
-def test_resume_of_a_finished_run(train_flags, hyp, tmp_path):
-    fit(config(train_flags, hyp))
-    with pytest.raises(UserError, match="finished"):
-        fit(TrainConfig(resume=str(tmp_path / "runs" / "exp")))
+def test_a_second_process_on_a_run_is_refused_until_the_first_ends(stopped):
+    script = (
+        "import pathlib, sys, time\nfrom utils.files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n    print('locked', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", script, str(stopped)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        for config in (
+            TrainConfig(resume=str(stopped)),
+            TrainConfig(project=str(stopped.parent), exist_ok=True, batch_size=4, imgsz=64),
+        ):
+            with pytest.raises(UserError, match=f"{stopped}: another process is using this folder"):
+                prepared(config)
+        other.kill()
+        other.wait()
+    assert prepared(TrainConfig(resume=str(stopped))).folder == stopped
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data_info", None),
+        ("epoch", "x"),
+        ("epoch", 99),
+        ("batches", -1),
+        ("pending", 2.5),
+        ("rows", [1]),
+        ("rows", [{"epoch": "first"}]),
+        ("gradients", [None]),
+        ("gradients", [torch.zeros(1)] * 31),
+        ("losses", torch.zeros(2)),
+        ("best_fitness", "high"),
+        ("model", {}),
+        ("ema", {"updates": 1}),
+        ("optimizer", {"state": {}, "param_groups": []}),
+        ("scaler", 3),
+        ("config", {"epochs": "many"}),
+    ],
+)
+def test_a_damaged_state_is_named_with_its_file(stopped, key, value):
+    last = stopped / "weights" / "last.pt"
+    saved = load_checkpoint(last)
+    saved["train_state"]["pending"] = 1
+    saved["train_state"][key] = value
+    if key == "scaler":
+        saved["train_state"] = {"config": saved["config"]}
+    save_checkpoint(last, saved)
+    with pytest.raises(UserError, match=r"last\.pt: its (training state is damaged|settings)"):
+        prepared(TrainConfig(resume=str(stopped)))
+
+
+def test_a_momentum_of_another_shape_is_named(stopped):
+    last = stopped / "weights" / "last.pt"
+    saved = load_checkpoint(last)
+    saved["train_state"]["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(1)
+    save_checkpoint(last, saved)
+    with pytest.raises(UserError, match=r"momentum_buffer has the shape \(1,\)"):
+        prepared(TrainConfig(resume=str(stopped)))
 
 
 def test_resume_without_any_run(tmp_path):
@@ -228,3 +352,53 @@ def test_resume_without_any_run(tmp_path):
         fit(TrainConfig(resume="newest", project=str(tmp_path)))
     with pytest.raises(UserError, match="does not exist"):
         fit(TrainConfig(resume=str(tmp_path / "last.pt")))
+
+
+@pytest.fixture
+def backbone(tiny_model, tmp_path):
+    """A file with the weights of the six rows of the tiny model's backbone and a classifier."""
+    torch.manual_seed(7)
+    detector = build_detector(load_spec(str(tiny_model)), classes=2)
+    net = nn.Sequential(*list(detector.layers)[:6], nn.Linear(64, 10))
+    torch.save(net.state_dict(), tmp_path / "backbone.pth")
+    return tmp_path / "backbone.pth", detector.state_dict()
+
+
+def test_a_run_from_backbone_weights_resumes_exactly(
+    flags, backbone, tmp_path, signal_at, keep_state, rows_of, capsys
+):
+    file, expected = backbone
+    more = ("--backbone-weights", file, "--lr-scale", "backbone=0.1", "head=2", "--epochs", 2)
+    fit(settings(flags, *more, "--project", tmp_path, "--name", "whole"))
+    report = capsys.readouterr().out
+    assert "into the backbone: 100.0 % of" in report
+    assert "2 tensors, 650 (6)" in report
+    signal_at(1, 1, signal.SIGTERM)
+    with pytest.raises(TerminatedError):
+        fit(settings(flags, *more, "--project", tmp_path))
+    file.unlink()  # a resumed run has no need of it
+    fit(TrainConfig(resume=str(tmp_path / "exp")))
+    same_end(tmp_path / "whole", tmp_path / "exp")
+    saved = load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")
+    assert saved["spec"]["normalisation"] == [list(item) for item in IMAGENET]
+    groups = saved["train_state"]["optimizer"]["param_groups"]
+    assert [group["lr_scale"] for group in groups] == [1.0] * 3 + [0.1] * 3 + [2.0] * 3
+    hyp = Hyperparameters(warmup_epochs=1.0, nbs=8)
+    with_scale_1 = Schedule(hyp, epochs=2, steps_per_epoch=3, batch_size=4)
+    for epoch, row in enumerate(rows_of(tmp_path / "exp")):
+        found = [float(row[f"x/lr{i}"]) for i in range(3)]
+        assert found == pytest.approx(with_scale_1.at(epoch * 3 + 2).lr, rel=1e-4)
+    # the trained weights are near those of the file: its rate was small, the start was theirs
+    start = expected["model.0.conv.weight"]
+    loaded = load_detector(tmp_path / "exp" / "weights" / "best.pt", device="cpu")
+    assert loaded.spec.normalisation == IMAGENET
+    assert (loaded.layers[0].conv.weight - start).abs().max() < 0.05 * start.abs().max()
+    assert "normalisation" in (tmp_path / "exp" / "spec.yaml").read_text()
+
+
+def test_weights_of_another_network_end_the_run(flags, tmp_path):
+    torch.save(nn.Sequential(nn.Conv2d(3, 5, 3)).state_dict(), tmp_path / "other.pth")
+    wrong = ("--backbone-weights", tmp_path / "other.pth", "--project", tmp_path / "runs")
+    with pytest.raises(UserError, match=r"0\.0 % of the backbone's parameters"):
+        fit(settings(flags, *wrong))
+    assert not (tmp_path / "runs").exists()
