@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from models import blocks, registry  # noqa: F401  importing blocks fills the registry
-from models.blocks.conv import default_activation, default_norm
+from models.blocks.conv import row_defaults
 from models.detector import Detector
 from models.graph import RowGraph
 from models.heads.anchor import Detect
 from models.profile.cost import ShapesOnly
-from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, GraphSpec, LayerSpec, ModelSpec
+from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, GraphSpec, ModelSpec
 from utils.errors import UserError
 
 PROBE = 256  # pixels; a multiple of every stride up to P8
@@ -59,7 +59,7 @@ def _build_rows(spec: GraphSpec, classes: int) -> list[nn.Module]:
                     anchors = spec.anchors_per_level
                     layers.append(Detect(inputs, classes=classes, anchors_per_level=anchors))
                     continue
-                with default_activation(row.activation or spec.activation), default_norm(row.norm):
+                with row_defaults(row.activation or spec.activation, row.norm):
                     module, channels[index] = registry.build(
                         row.block, inputs, row.repeats, row.args
                     )
@@ -96,16 +96,17 @@ def _limited_size() -> Iterator[None]:
 
 def _measure_strides(model: Detector) -> list[int]:
     """Run sizes (no pixels: the meta device) through the rows and see what Detect reads."""
-    sizes: dict[int, torch.Tensor] = {}
+    maps = {IMAGE: torch.zeros(1, IMAGE_CHANNELS, PROBE, PROBE, device="meta")}
+    *rows, detect = zip(model.spec.layers, model.layers, strict=True)
     with torch.no_grad(), ShapesOnly():
-        meta = torch.zeros(1, IMAGE_CHANNELS, PROBE, PROBE, device="meta")
-        sizes[IMAGE] = meta
-        for index, (row, layer) in enumerate(zip(model.spec.layers, model.layers, strict=True)):
-            inputs = [sizes[source] for source in row.sources]
-            if isinstance(layer, Detect):
-                return [_stride(row, PROBE, item.shape) for item in inputs]
+        for index, (row, layer) in enumerate(rows):
+            inputs = [maps[source] for source in row.sources]
+            state = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+            meta = {name: tensor.to("meta") for name, tensor in state.items()}
+            value = inputs if registry.BLOCKS[row.block].reads_several else inputs[0]
+            training = layer.training
             try:
-                sizes[index] = _on_meta(layer, inputs, registry.BLOCKS[row.block].reads_several)
+                maps[index] = torch.func.functional_call(layer.eval(), meta, (value,))
             except (RuntimeError, ValueError) as error:
                 shapes = ", ".join("x".join(map(str, item.shape[1:])) for item in inputs)
                 cause = str(error).splitlines()[0]
@@ -113,27 +114,15 @@ def _measure_strides(model: Detector) -> list[int]:
                     f"{row.where}: row {index} {row.block} cannot take maps of {shapes} "
                     f"(channels x height x width at {PROBE} px): {cause}"
                 ) from error
-    raise AssertionError("a ModelSpec ends in Detect")
-
-
-def _on_meta(layer: nn.Module, inputs: list[torch.Tensor], reads_list: bool) -> torch.Tensor:
-    tensors = {
-        name: tensor.to("meta")
-        for name, tensor in (*layer.named_parameters(), *layer.named_buffers())
-    }
-    value = inputs if reads_list else inputs[0]
-    was_training = layer.training
-    layer.eval()
-    result: torch.Tensor = torch.func.functional_call(layer, tensors, (value,))
-    layer.train(was_training)
-    return result
-
-
-def _stride(row: LayerSpec, size: int, shape: torch.Size) -> int:
-    height, width = shape[-2:]
-    if height != width or height < 1 or size % height:
-        raise UserError(
-            f"{row.where}: Detect reads a map of {height}x{width} for an image of {size}x{size}; "
-            "every level must divide the image evenly"
-        )
-    return size // int(height)
+            layer.train(training)
+    row = detect[0]
+    strides = []
+    for source in row.sources:
+        height, width = maps[source].shape[-2:]
+        if height != width or height < 1 or PROBE % height:
+            raise UserError(
+                f"{row.where}: Detect reads a map of {height}x{width} for an image of "
+                f"{PROBE}x{PROBE}; every level must divide the image evenly"
+            )
+        strides.append(PROBE // int(height))
+    return strides

@@ -20,7 +20,7 @@ class LayerSpec:
     """One row: what it reads, which block, how often, with which arguments."""
 
     section: str  # backbone: rows of `backbone:`; head: Detect; neck: the rest
-    sources: tuple[int, ...]  # rows it reads, IMAGE for the picture
+    sources: tuple[int, ...]  # rows it reads, IMAGE for the image
     repeats: int
     block: str  # a name of the registry
     args: Mapping[str, Any] = field(default_factory=dict)  # by constructor parameter, without c_in
@@ -48,7 +48,7 @@ class GraphSpec:
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """(mean, std) per channel that images in [0, 1] are normalised by, as pretrained weights expect
     them; None: they are taken as they are."""
-    notes: tuple[str, ...] = ()  # what every table says beside the name, e.g. an unpublished width
+    notes: tuple[str, ...] = ()  # what tables add to the name, e.g. an unpublished width
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -88,58 +88,33 @@ class ModelSpec(GraphSpec):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` reads back, for checkpoints."""
-        normalisation = self.normalisation
-        return {
-            "activation": self.activation,
-            "anchors": self.anchors
-            if isinstance(self.anchors, int)
-            else [list(level) for level in self.anchors],
-            "source": self.source,
-            "normalisation": normalisation and [list(values) for values in normalisation],
-            "notes": list(self.notes),
-            "layers": [
-                {
-                    **asdict(layer),
-                    "sources": list(layer.sources),
-                    "args": _plain(layer.args),
-                    "norm": None if layer.norm is None else list(layer.norm),
-                }
-                for layer in self.layers
-            ],
-        }
+        values = asdict(self)
+        keys = ("activation", "anchors", "source", "normalisation", "notes", "layers")
+        return {key: _plain(values[key]) for key in keys}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ModelSpec:
         """The inverse of `to_dict`. Raises ValueError naming what is missing or wrong."""
         try:
-            layers = tuple(
-                LayerSpec(
-                    section=str(row["section"]),
-                    sources=tuple(int(source) for source in row["sources"]),
-                    repeats=int(row["repeats"]),
-                    block=str(row["block"]),
-                    args={
-                        k: tuple(v) if isinstance(v, list) else v for k, v in row["args"].items()
-                    },
-                    name=row["name"],
-                    where=str(row["where"]),
-                    activation=row.get("activation"),
-                    norm=_norm(row.get("norm")),
-                )
-                for row in data["layers"]
-            )
+            layers = []
+            for row in data["layers"]:
+                args = {k: tuple(v) if isinstance(v, list) else v for k, v in row["args"].items()}
+                norm = row.get("norm") and (float(row["norm"][0]), float(row["norm"][1]))
+                sources = tuple(int(source) for source in row["sources"])
+                changed = {"sources": sources, "args": args, "norm": norm}
+                layers.append(LayerSpec(**{**row, **changed}))
             anchors = data["anchors"]
             if not isinstance(anchors, int):
                 anchors = tuple(tuple(float(value) for value in level) for level in anchors)
             return ModelSpec(
-                layers,
+                tuple(layers),
                 str(data["activation"]),
                 str(data["source"]),
                 read_normalisation(data.get("normalisation")),
                 tuple(map(str, data.get("notes", ()))),
                 anchors=anchors,
             )
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"not a model specification: {error!r}") from error
 
     def to_yaml_dict(self) -> dict[str, Any]:
@@ -147,12 +122,8 @@ class ModelSpec(GraphSpec):
         rows: dict[str, list[Any]] = {section: [] for section in SECTIONS}
         for index, layer in enumerate(self.layers):
             source: Any = [s - index if s == index - 1 else s for s in layer.sources]
-            row: Any = [
-                source[0] if len(source) == 1 else source,
-                layer.repeats,
-                layer.block,
-                _plain(layer.args),
-            ]
+            source = source[0] if len(source) == 1 else source
+            row: Any = [source, layer.repeats, layer.block, _plain(layer.args)]
             rows[layer.section].append({layer.name: row} if layer.name else row)
         plain = self.to_dict()
         keys = {"activation": self.activation, "anchors": plain["anchors"]}
@@ -188,10 +159,6 @@ def read_normalisation(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     return mean, std
 
 
-def _norm(value: Any) -> tuple[float, float] | None:
-    return None if value is None else (float(value[0]), float(value[1]))
-
-
 def make_divisible(value: float, divisor: int) -> int:
     """The next multiple of `divisor`, rounded up (YOLOv5's rule for scaled channels)."""
     return math.ceil(value / divisor) * divisor
@@ -208,5 +175,8 @@ def scale_repeats(repeats: int, depth: float) -> int:
     return max(round(repeats * depth), 1) if repeats > 1 else repeats
 
 
-def _plain(args: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in args.items()}
+def _plain(value: Any) -> Any:
+    """Tuples as lists, throughout."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

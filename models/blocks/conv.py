@@ -33,12 +33,11 @@ ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     }
 )
 _ACTIVATION_TEXT = re.compile(
-    r"(?:nn\.)?(?P<name>[A-Za-z0-9]+)(?:\(\s*(?P<value>[0-9.]+(?:[eE][-+]?[0-9]+)?)?\s*\))?"
+    r"(?:nn\.)?(?P<name>[A-Za-z0-9]+)(?:\(\s*(?P<value>[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?)?\s*\))?"
 )
 Kernel = Positive | tuple[Positive, Positive]
-_default_activation: ContextVar[str] = ContextVar("default_activation", default="SiLU")
-_default_norm: ContextVar[tuple[float, float]] = ContextVar(
-    "default_norm", default=(BN_EPS, BN_MOMENTUM)
+_defaults: ContextVar[tuple[str, tuple[float, float]]] = ContextVar(
+    "defaults", default=("SiLU", (BN_EPS, BN_MOMENTUM))
 )
 
 
@@ -57,32 +56,29 @@ def activation(text: str) -> nn.Module:
         raise ValueError(f"unknown activation {text!r}; known: {known}{nearest(name, ACTIVATIONS)}")
     if value is None:
         return ACTIVATIONS[name]()
-    if name != "LeakyReLU":
-        raise ValueError(f"activation {name} takes no number, got {text!r}")
-    try:
-        slope = float(value)
-    except ValueError:
-        slope = math.inf
-    if not math.isfinite(slope):
-        raise ValueError(f"activation {text!r}: {value!r} is not a number")
-    return ACTIVATIONS[name](slope)
+    if name != "LeakyReLU" or not math.isfinite(float(value)):
+        raise ValueError(f"activation {name} takes no such number, got {text!r}")
+    return ACTIVATIONS[name](float(value))
 
 
 @contextlib.contextmanager
-def default_activation(text: str) -> Iterator[None]:
-    """While inside, `act=True` means `text`; per thread, and restored afterwards."""
-    activation(text)
-    token = _default_activation.set(text)
+def row_defaults(act: str = "SiLU", norm: tuple[float, float] | None = None) -> Iterator[None]:
+    """While inside, `act=True` means `act`, and BN has `norm`, (eps, momentum); None: YOLOv5's.
+
+    Per thread, and restored afterwards.  ValueError for an unknown activation.
+    """
+    activation(act)
+    token = _defaults.set((act, norm or (BN_EPS, BN_MOMENTUM)))
     try:
         yield
     finally:
-        _default_activation.reset(token)
+        _defaults.reset(token)
 
 
 def make_activation(act: Act) -> nn.Module:
     """True -> the model's default, False -> Identity, text -> `activation(text)`."""
     if act is True:
-        return activation(_default_activation.get())
+        return activation(_defaults.get()[0])
     if act is False:
         return nn.Identity()
     return activation(act)
@@ -95,19 +91,9 @@ def fuse(module: nn.Module) -> None:
             part.fuse_()
 
 
-@contextlib.contextmanager
-def default_norm(values: tuple[float, float] | None) -> Iterator[None]:
-    """While inside, BN has these (eps, momentum); None: YOLOv5's."""
-    token = _default_norm.set(values or (BN_EPS, BN_MOMENTUM))
-    try:
-        yield
-    finally:
-        _default_norm.reset(token)
-
-
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """BN with the epsilon and momentum of `default_norm`; outside of it, YOLOv5's."""
-    eps, momentum = _default_norm.get()
+    """BN with the epsilon and momentum of `row_defaults`; outside of it, YOLOv5's."""
+    eps, momentum = _defaults.get()[1]
     return nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
 
 

@@ -106,7 +106,7 @@ class MixConvBlock(Block):
 
 @register
 class MixStage(Block):
-    """A C3's place taken by n MixNet blocks; a 1x1 first where the widths differ.
+    """Replaces C3 by n MixNet blocks; a 1x1 first where the widths differ.
 
     (B, c_in, H, W) -> (B, c_out, H, W).  The blocks are those of MixNet-S at 80 channels (kernels
     3 and 5, projection in two groups, SE 0.25), but expand 1.5 times, not 6: more would cost more

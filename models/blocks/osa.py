@@ -95,7 +95,7 @@ def _chain(c_in: int, width: int, bottleneck: float, act: Act) -> nn.Module:
 
 @register
 class OSAStage(Block):
-    """A C3's place taken by one OSA of n 3x3 convolutions; a 1x1 first where the widths differ.
+    """Replaces C3 by one OSA of n 3x3 convolutions; a 1x1 first where the widths differ.
 
     (B, c_in, H, W) -> (B, c_out, H, W).  Each convolution has c_out * expansion channels.
     `shortcut` adds the stage's (entered) input, as VoVNetV2's identity (arXiv:1911.06667);

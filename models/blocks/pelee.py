@@ -14,7 +14,7 @@ from models.registry import Block, register
 
 @register
 class PeleeStem(Block):
-    """3x3 of stride 2, then max-pooling beside 1x1 + 3x3 of stride 2, concatenated, a 1x1.
+    """3x3 of stride 2, then max-pooling next to 1x1 + 3x3 of stride 2, concatenated, a 1x1.
 
     (B, c_in, H, W) -> (B, c_out, ceil(H / 4), ceil(W / 4)).  PeleeNet's stem block,
     arXiv:1804.06882, figure 2.

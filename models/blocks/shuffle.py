@@ -119,7 +119,7 @@ class ShuffleDown(Block):
 
 @register
 class ShuffleStage(Block):
-    """A C3's place taken by n ShuffleUnits; a 1x1 first where the widths differ.
+    """Replaces C3 by n ShuffleUnits; a 1x1 first where the widths differ.
 
     (B, c_in, H, W) -> (B, c_out, H, W).  Half of the channels pass each unit, so `shortcut` means
     nothing here.  With c = c_out, h = c / 2, kernel 3: params = [c_in != c] (c_in + 2) c

@@ -46,7 +46,7 @@ class Detect(nn.Module):
     def set_stride(self, stride: Sequence[int], anchors: Sequence[Sequence[float]] | int) -> None:
         """Fix the levels' strides in pixels, and from them anchors and the first biases."""
         self.stride = tuple(stride)
-        if isinstance(anchors, int):  # a place to start from; AutoAnchor finds the real ones
+        if isinstance(anchors, int):  # initial values; AutoAnchor finds better ones
             sizes = [2.0 ** (1 + 2 * a / max(anchors, 1)) for a in range(anchors)]
             pixels = torch.tensor(
                 [[[s * t, s * t] for t in sizes] for s in self.stride], device="cpu"

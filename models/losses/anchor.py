@@ -1,4 +1,4 @@
-"""YOLOv5's loss: shape matching with neighbour cells, CIoU, objectness by CIoU, class BCE."""
+"""YOLOv5's loss: assignment by shape with neighbour cells, CIoU, objectness by CIoU, class BCE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.structures import Targets
 
 BALANCE = {3: (4.0, 1.0, 0.4)}  # objectness weight by level, finest first
 BALANCE_DEEP = (4.0, 1.0, 0.25, 0.06, 0.02)  # for four and five levels
-NEIGHBOUR = 0.5  # a neighbouring cell takes part when the centre lies in its half of the cell
+NEIGHBOUR = 0.5  # a neighbouring cell counts when the centre lies in its half of the cell
 # own cell, left, above, right, below: (column, row) steps
 STEPS = ((0.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
 
@@ -33,10 +33,10 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Matches:
-    """The candidates of a level: every target, anchor and of five cells, and which of them count.
+class Assignment:
+    """The K candidates of a level, every target x anchor x five cells, and which of them count.
 
-    Shapes do not depend on what matches, so that a CUDA step never waits for the device.
+    Shapes do not depend on the values, so that a CUDA step never waits for the device.
     """
 
     valid: Tensor  # (K,) bool
@@ -49,10 +49,10 @@ class Matches:
     labels: Tensor  # (K,) int64
 
 
-def match(
+def assign(
     targets: Targets, anchors: Tensor, *, size: tuple[int, int], stride: int, ratio: float
-) -> Matches:
-    """Give targets to the anchors whose sides differ by less than `ratio`, in up to three cells.
+) -> Assignment:
+    """Assign targets to the anchors whose sides differ by less than `ratio`, in up to three cells.
 
     `anchors` (A, 2) in cells, `size` (height, width) of the map.  The cells: its own, and the two
     neighbours nearest to its centre where these exist.
@@ -77,7 +77,7 @@ def match(
     row = cells[..., 1].clamp(0, height - 1)
     offset = centre[None] - torch.stack((column, row), -1)  # (5, M, 2)
     relative = torch.cat((offset, boxes[None, :, 2:].expand(len(STEPS), -1, -1)), -1)
-    return Matches(
+    return Assignment(
         valid=valid.reshape(-1),
         image=targets.image_index.expand(shape).reshape(-1),
         anchor=torch.arange(per_level, device=boxes.device)[:, None].expand(shape).reshape(-1),
@@ -99,9 +99,9 @@ def _steps(device: torch.device) -> Tensor:
 class AnchorLoss:
     """Raw maps and targets -> Losses.
 
-    box: 1 - CIoU, mean over matches; obj: BCE of every cell against the detached CIoU (the largest
-    where several match), mean per level; cls: BCE over matches, with more than one class.  Each
-    with its gain of `hyp`, scaled to levels, classes and image size as in YOLOv5.
+    box: 1 - CIoU, mean over assignments; obj: BCE of every cell against the detached CIoU (the
+    largest where several meet), mean per level; cls: BCE over assignments, with more than one
+    class.  Each with its gain of `hyp`, scaled to levels, classes and image size as in YOLOv5.
     """
 
     def __init__(
@@ -143,12 +143,12 @@ class AnchorLoss:
     ) -> Losses:
         """The loss of a batch.
 
-        Under DDP `reduce` sums a tensor over the ranks: dividing by the matches of all ranks makes
-        the averaged gradient that of one process with the whole batch, however the boxes are
+        Under DDP `reduce` sums a tensor over the ranks: dividing by the assignments of all ranks
+        makes the averaged gradient that of one process with the whole batch, however the boxes are
         spread (every rank must hold equally many images).
         """
-        matches = [
-            match(
+        assigned = [
+            assign(
                 targets,
                 self.head.anchors[level],
                 size=(y.shape[2], y.shape[3]),
@@ -157,13 +157,13 @@ class AnchorLoss:
             )
             for level, y in enumerate(raw)
         ]
-        counts = torch.stack([item.valid.sum() for item in matches]).float()
+        counts = torch.stack([item.valid.sum() for item in assigned]).float()
         if reduce is not None:
             counts = reduce(counts)
         shares = world_size / counts.clamp(min=1)
         box = raw[0].new_zeros((), dtype=torch.float32)
         obj, cls = box.clone(), box.clone()
-        for level, (y, item) in enumerate(zip(raw, matches, strict=True)):
+        for level, (y, item) in enumerate(zip(raw, assigned, strict=True)):
             chosen = y[item.image, item.anchor, item.row, item.column].float()  # (K, 5 + classes)
             counted = item.valid.float()
             overlap = self._overlap(chosen, item)
@@ -177,13 +177,13 @@ class AnchorLoss:
         return Losses((box + obj + cls) * batch, box.detach(), obj.detach(), cls.detach())
 
     @staticmethod
-    def _overlap(chosen: Tensor, item: Matches) -> Tensor:
+    def _overlap(chosen: Tensor, item: Assignment) -> Tensor:
         p = chosen[:, :4].sigmoid()
         centre = p[:, :2] * 2 - 0.5
         size = (p[:, 2:] * 2).square() * item.anchors
         return complete_iou(torch.cat((centre, size), -1), item.boxes)
 
-    def _objectness(self, y: Tensor, item: Matches, overlap: Tensor) -> Tensor:
+    def _objectness(self, y: Tensor, item: Assignment, overlap: Tensor) -> Tensor:
         """Mean BCE over the level's cells; where several targets meet, the best overlap counts."""
         batch, anchors, height, width, _ = y.shape
         value = torch.where(item.valid, overlap.clamp(min=0), 0.0)

@@ -11,20 +11,10 @@ from models.yaml.rows import Row
 from utils.errors import UserError
 
 MAX_ANCHORS = 64  # per level; YOLOv5 has 3
-OTHER_TASKS = {"Segment": "segmentation", "Classify": "classification"}
-
-
-def refuse_other_tasks(row: Row) -> None:
-    """UserError for the rows of segmentation and classification models."""
-    if row.block in OTHER_TASKS:
-        raise UserError(
-            f"{row.where}: {row.block} is a {OTHER_TASKS[row.block]} model; FeatherDet trains "
-            "detectors (a Detect row)"
-        )
 
 
 def anchors_of(row: Row, anchors: Any) -> Any:
-    """The anchors of a Detect row: [nc, anchors] as words, or values in place of the word."""
+    """The anchors of a Detect row: [nc, anchors] as words, or values instead of the word."""
     args = row.args
     if isinstance(args, Mapping):
         if set(args) - {"anchors"}:
@@ -35,7 +25,7 @@ def anchors_of(row: Row, anchors: Any) -> Any:
     for item, word in zip(args, ("nc", "anchors"), strict=False):
         if isinstance(item, str) and item != word:
             raise UserError(
-                f"{row.where}: Detect takes [nc, anchors], found {item!r} in place of {word!r}"
+                f"{row.where}: Detect takes [nc, anchors], found {item!r} instead of {word!r}"
             )
     if len(args) > 2:
         raise UserError(f"{row.where}: Detect takes [nc, anchors], found {len(args)} arguments")
@@ -93,14 +83,13 @@ def merge_detection_rows(layers: list[LayerSpec]) -> list[LayerSpec]:
     if detect.block != "Detect" or detect.sources not in {(), tuple(outputs)}:
         raise UserError(f"{detect.where}: Detect must read the detection rows {outputs}, or []")
     kept = [index for index in range(len(layers)) if index not in outputs]
-    place = {old: new for new, old in enumerate(kept)} | {IMAGE: IMAGE}
-    inputs = tuple(layers[index].sources[0] for index in outputs)
-    layers[-1] = replace(detect, sources=inputs)
+    position = {old: new for new, old in enumerate(kept)} | {IMAGE: IMAGE}
+    layers[-1] = replace(detect, sources=tuple(layers[index].sources[0] for index in outputs))
     for index in kept:
         reads = [source for source in layers[index].sources if source in outputs]
         if reads:
             raise UserError(f"{layers[index].where}: reads row {reads[0]}, a detection output")
     return [
-        replace(layers[old], sources=tuple(place[source] for source in layers[old].sources))
+        replace(layers[old], sources=tuple(position[source] for source in layers[old].sources))
         for old in kept
     ]

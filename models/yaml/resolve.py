@@ -9,9 +9,11 @@ import torch
 
 from models import registry
 from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, TAP, LayerSpec, scale_repeats
-from models.yaml.detect_rows import anchors_of, refuse_other_tasks
+from models.yaml.detect_rows import anchors_of
 from models.yaml.rows import CLASSIFIER, DETECTION_CHANNELS, Row, bind_arguments
 from utils.errors import UserError, nearest
+
+OTHER_TASKS = {"Segment": "segmentation", "Classify": "classification"}
 
 
 def resolve_rows(rows: Sequence[Row], *, depth: float, width: float) -> tuple[list[LayerSpec], Any]:
@@ -25,7 +27,11 @@ def resolve_rows(rows: Sequence[Row], *, depth: float, width: float) -> tuple[li
     widths: dict[int, int] = {IMAGE: IMAGE_CHANNELS}
     anchors = None
     for index, row in enumerate(rows):
-        refuse_other_tasks(row)
+        if row.block in OTHER_TASKS:
+            raise UserError(
+                f"{row.where}: {row.block} is a {OTHER_TASKS[row.block]} model; FeatherDet trains "
+                "detectors (a Detect row)"
+            )
         sources = _sources(row, index, names)
         if row.name is not None:
             if row.name in names:
@@ -41,9 +47,12 @@ def resolve_rows(rows: Sequence[Row], *, depth: float, width: float) -> tuple[li
         else:
             args = _channels(row, bind_arguments(row), width, names, widths)
             widths[index] = _width_out(row, repeats, args, [widths[item] for item in sources])
+        section = "backbone" if row.section == "backbone" else "neck"
+        if row.block == DETECT or row.section == CLASSIFIER:
+            section = "head"
         layers.append(
             LayerSpec(
-                _part(row),
+                section,
                 sources, repeats, row.block, args, row.name, row.where,
                 row.setting.activation, row.setting.norm,
             )
@@ -84,12 +93,6 @@ def _width_out(row: Row, repeats: int, args: Mapping[str, Any], inputs: list[int
             return registry.build(row.block, inputs, repeats, args)[1]
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{row.where}: {row.block}: {error}") from error
-
-
-def _part(row: Row) -> str:
-    if row.block == DETECT or row.section == CLASSIFIER:
-        return "head"
-    return "backbone" if row.section == "backbone" else "neck"
 
 
 def _sources(row: Row, index: int, names: Mapping[str, int]) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ WIDTH_STEP = 8  # channels; YOLOv5's widths are multiples of it
 
 @dataclass(frozen=True)
 class Setting:
-    """What an included file says of all its rows; None: as the model has it."""
+    """Values of an included file for all its rows; None: the model's."""
 
     depth: float | None = None
     width: float | None = None

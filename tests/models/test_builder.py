@@ -1,4 +1,4 @@
-"""Rows to modules: exact parameter counts, strides, anchors, errors told by row."""
+"""Rows to modules: exact parameter counts, strides, anchors, errors with the row."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import models.blocks  # noqa: F401  fills the registry
 from models import registry
-from models.blocks.conv import activation, default_activation, make_activation
+from models.blocks.conv import activation, make_activation, row_defaults
 from models.blocks.mixconv import split_channels
 from models.blocks.shuffle import channel_shuffle
 from models.profile.cost import parameters
@@ -128,11 +128,11 @@ class TestActivation:
 
     def test_default_is_scoped_nested_and_per_thread(self) -> None:
         seen: list[nn.Module] = []
-        with default_activation("ReLU"):
+        with row_defaults("ReLU"):
             assert isinstance(make_activation(True), nn.ReLU)
-            with pytest.raises(ValueError, match="unknown"), default_activation("nn.Mish()"):
+            with pytest.raises(ValueError, match="unknown"), row_defaults("nn.Mish()"):
                 BLOCKS["Conv"](8, 8, act="Unknown")
-            with default_activation("nn.Mish()"):
+            with row_defaults("nn.Mish()"):
                 assert isinstance(BLOCKS["C3"](8, 8).cv1.act, nn.Mish)
             assert isinstance(make_activation(True), nn.ReLU)
             thread = threading.Thread(target=lambda: seen.append(make_activation(True)))

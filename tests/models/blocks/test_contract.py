@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks.conv import default_activation, fuse
+from models.blocks.conv import fuse, row_defaults
 from models.builder import build_classifier, build_detector
 from models.detector import Detector
 from models.registry import BLOCKS, Block
@@ -342,7 +342,7 @@ def test_state_dict_round_trip_and_determinism(net: nn.Module, subject: Case | N
 def test_input_is_left_alone(case: Case) -> None:
     """In-place activations must not reach what other rows still read."""
     inputs, before = case.inputs(), case.inputs()
-    with default_activation("ReLU"):
+    with row_defaults("ReLU"):
         outputs(case.build(), inputs)
     assert all(map(torch.equal, inputs, before))
 

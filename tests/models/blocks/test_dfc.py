@@ -12,7 +12,7 @@ import timm.models.ghostnet as timm_ghost
 import torch
 from torch import Tensor, nn
 
-from models.blocks.conv import default_activation, default_norm
+from models.blocks.conv import row_defaults
 from models.blocks.ghost import DFC, GhostUnit
 
 ODD = [(7, 9), (2, 3), (13, 2), (8, 8)]
@@ -35,7 +35,7 @@ def calibrated(**args: Any) -> GhostUnit:
 @pytest.mark.parametrize("size", ODD)
 @pytest.mark.parametrize(("stride", "se"), [(1, 0.0), (2, 0.25)])
 def test_unit_with_dfc_equals_timm(size: tuple[int, int], stride: int, se: float) -> None:
-    with default_norm((1e-5, 0.1)):
+    with row_defaults(norm=(1e-5, 0.1)):
         own = calibrated(stride=stride, kernel=5, se=se)
     reference = timm_ghost.GhostBottleneck(6, 20, 8, 5, stride, se_ratio=se, mode="attn").eval()
     for one, other in zip(reference.state_dict().values(), own.state_dict().values(), strict=True):
@@ -106,6 +106,6 @@ def test_unit_with_dfc_keeps_its_values_in_onnx_at_any_size() -> None:
 
 
 def test_activation_of_the_section_reaches_se() -> None:
-    with default_activation("ReLU"):
+    with row_defaults("ReLU"):
         unit = GhostUnit(6, 8, se=0.25)
     assert isinstance(unit.se.act, nn.ReLU)

@@ -1,4 +1,4 @@
-"""Matching and loss by hand, and against a plain loop."""
+"""Assignment and loss by hand, and against a plain loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.builder import build_detector
-from models.losses.anchor import AnchorLoss, match
+from models.losses.anchor import AnchorLoss, assign
 from models.yaml.parser import parse_spec
 from utils.hyp import Hyperparameters
 from utils.structures import Targets
@@ -29,9 +29,9 @@ def targets(*rows: tuple[int, int, float, float, float, float]) -> Targets:
     return Targets(table[:, 0].long(), table[:, 1].long(), table[:, 2:])
 
 
-def cells(matches, anchor: int) -> set[tuple[int, int]]:
-    chosen = matches.valid & (matches.anchor == anchor)
-    return set(zip(matches.column[chosen].tolist(), matches.row[chosen].tolist(), strict=True))
+def cells(found, anchor: int) -> set[tuple[int, int]]:
+    chosen = found.valid & (found.anchor == anchor)
+    return set(zip(found.column[chosen].tolist(), found.row[chosen].tolist(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def cells(matches, anchor: int) -> set[tuple[int, int]]:
 def test_cells_of_a_target(centre: tuple[float, float], expected: set[tuple[int, int]]) -> None:
     x, y = centre[0] * 8, centre[1] * 8
     anchors = torch.tensor([[2.0, 2.0]])
-    found = match(
+    found = assign(
         targets((0, 0, x - 8, y - 8, x + 8, y + 8)), anchors, size=(8, 8), stride=8, ratio=4.0
     )
     assert cells(found, 0) == expected
@@ -65,12 +65,12 @@ def test_cells_of_a_target(centre: tuple[float, float], expected: set[tuple[int,
         assert (w, h) == pytest.approx((2.0, 2.0), rel=1e-5)
 
 
-def test_anchors_match_by_side_ratio_under_the_limit() -> None:
+def test_anchors_are_assigned_by_side_ratio_under_the_limit() -> None:
     anchors = torch.tensor([[1.0, 1.0], [2.0, 8.0], [4.0, 4.0], [8.0, 2.0]])
     # 32 x 8 px at stride 8 is 4 x 1 cells: ratios (4, 1), (2, 8), (1, 4), (2, 2)
-    found = match(targets((0, 0, 20, 20, 52, 28)), anchors, size=(8, 8), stride=8, ratio=4.0)
+    found = assign(targets((0, 0, 20, 20, 52, 28)), anchors, size=(8, 8), stride=8, ratio=4.0)
     assert sorted(set(found.anchor[found.valid].tolist())) == [3]
-    found = match(targets((0, 0, 20, 20, 52, 28)), anchors, size=(8, 8), stride=8, ratio=4.01)
+    found = assign(targets((0, 0, 20, 20, 52, 28)), anchors, size=(8, 8), stride=8, ratio=4.01)
     assert sorted(set(found.anchor[found.valid].tolist())) == [0, 2, 3]
 
 
@@ -181,7 +181,7 @@ def test_one_class_has_no_class_loss_and_smoothing_moves_the_truth() -> None:
     two = build_detector(parse_spec(ROWS, "t"), classes=2)
     smooth = AnchorLoss(two, Hyperparameters(), image_size=64, label_smoothing=0.2)
     logits = torch.tensor([[math.log(0.9 / 0.1), math.log(0.1 / 0.9)]])
-    entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))  # the least possible at these truths
+    entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))  # the minimum at these truths
     assert smooth._classes(logits, torch.tensor([0])).item() == pytest.approx(entropy, rel=1e-5)
 
 

@@ -238,7 +238,7 @@ def test_round_trips(tmp_path: Path) -> None:
         (with_rows("- [-1, 1, Conv, [8]]", "[[-1, 1, Conv, [8]]]"), r"exactly one Detect row"),
         (with_rows("- [-1, 1, Conv, [8]]", extra="activatoin: SiLU"), r"unknown key 'activatoin'; did you mean 'activation'"),
         (with_rows("- [-1, 1, Conv, [8]]", extra="activation: eval('x')"), r"activation \"eval"),
-        (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, 'os.x']]]"), r"found 'os.x' in place of 'anchors'"),
+        (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, 'os.x']]]"), r"found 'os.x' instead of 'anchors'"),
         (with_rows("- [-1, 1, Conv, [8]]", "[[[0, 0], 1, Detect, [nc, anchors]]]"), r"anchors for 1 levels, but Detect reads 2"),
         ("anchors: 3\nhead: []\n", r"key 'backbone' is missing"),
         ("backbone: csp-q\nanchors: 3\nhead: [[[P5], 1, Detect, []]]", r"has the scales n, s, m, l, x; 'q' is not"),
