@@ -26,6 +26,7 @@ from PIL.ImageFile import ImageFile
 MAX_PIXELS = 100_000_000  # refused from the header alone; far above any camera's frame
 MAX_BYTES = 1 << 30
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+MACOS = "._"  # macOS keeps attributes of a.jpg in ._a.jpg on foreign disks: no image
 
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),

@@ -7,21 +7,22 @@ import itertools
 import json
 import math
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.index.labels import Entry, Labels, Parsed, make_labels
+from data.index.labels import Entry, Parsed, make_labels
 from data.index.records import NOTE, SKIPPED_IMAGE, SKIPPED_ROW, Problem
 from utils.errors import UserError
 from utils.images import ImageError, read_bytes
 
 _MIN_POLYGON = 6  # numbers: three points
-_MAX_CLASSES = 10_000
+MAX_CLASSES = 10_000
 _MAX_BYTES = 8 << 30
 _FAR = 1e9  # pixels; no image is that large, and float32 holds it
 
@@ -33,18 +34,6 @@ class CocoSource:
     images: Path  # folder
     annotations: Path  # JSON file
     where: str  # file:line of the YAML
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """All annotations of the file, right or wrong; -1 and NaN stand for what cannot be used."""
-
-    raw: Sequence[Any]
-    image: np.ndarray
-    classes: np.ndarray
-    boxes: np.ndarray  # (N, 4) x y w h
-    areas: np.ndarray
-    has_area: np.ndarray
 
 
 def read_coco(
@@ -69,21 +58,42 @@ def read_coco(
     data = _load(source.annotations, content)
     category_ids, class_names = _categories(source.annotations, _items(source, data, "categories"))
     _check_names(source, class_names, names)
-    entries, index, image_problems = _entries(source, _items(source, data, "images"))
+    entries, index, problems = _entries(source, _items(source, data, "images"))
     # the files of COCO's test images have no annotations at all
-    annotations = _items(source, data, "annotations") if "annotations" in data else []
-    columns = _columns(annotations, index, {item: i for i, item in enumerate(category_ids)})
-    causes = _causes(columns, index)
-    problems = [_problem(source, columns, entries, row, causes[row]) for row in sorted(causes)]
-    bad = np.fromiter(causes, np.int64, len(causes))
-    bad_images = columns.image[bad]
+    items = _items(source, data, "annotations") if "annotations" in data else []
+    annotations = [item if isinstance(item, dict) else {} for item in items]
+    classes = {number: i for i, number in enumerate(category_ids)}
+    rejected = np.zeros(len(entries), np.int64)
+    good = []
+    for row, item in enumerate(annotations):
+        image = _find(index, item.get("image_id"))
+        cause = _cause(item, image, _find(classes, item.get("category_id")))
+        if cause is None:
+            good.append(item)
+            continue
+        name = ""
+        if image is not None:
+            rejected[image] += 1
+            name = f" ({entries[image].path.name})"
+        where = f"{source.annotations}: annotation {item.get('id', f'at position {row}')}{name}"
+        problems.append(Problem(where, cause, SKIPPED_ROW))
+    boxes = np.array([item["bbox"] for item in good], np.float64).reshape(-1, 4)
+    labels = make_labels(
+        image=np.array([index[item["image_id"]] for item in good], np.int64),
+        classes=np.array([classes[item["category_id"]] for item in good], np.int64),
+        boxes=np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1),
+        crowd=np.array([item.get("iscrowd") == 1 for item in good], bool),
+        areas=np.array([item.get("area", math.nan) for item in good], np.float64),
+        sources=np.array([_source_id(item.get("id")) for item in good], np.int64),
+        polygons=[_polygon(item.get("segmentation")) for item in good],
+    )
     return Parsed(
         entries=tuple(entries),
-        labels=_good(columns, bad),
+        labels=labels,
         names=class_names,
         category_ids=category_ids,
-        problems=(*image_problems, *problems),
-        rejected=np.bincount(bad_images[bad_images >= 0], minlength=len(entries)),
+        problems=tuple(problems),
+        rejected=rejected,
         unreadable=np.zeros(len(entries), bool),
         annotations=source.annotations,
         digest=digest.hexdigest(),
@@ -122,8 +132,8 @@ def _categories(path: Path, items: list[Any]) -> tuple[tuple[int, ...], tuple[st
         if number in names:
             raise UserError(f"{path}: category id {number} appears twice")
         names[number] = name
-    if not 0 < len(names) <= _MAX_CLASSES:
-        raise UserError(f"{path}: {len(names)} categories; expected 1 to {_MAX_CLASSES}")
+    if not 0 < len(names) <= MAX_CLASSES:
+        raise UserError(f"{path}: {len(names)} categories; expected 1 to {MAX_CLASSES}")
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         ids = [number for number, name in names.items() if name == twice[0]]
@@ -176,110 +186,32 @@ def _entries(
     return entries, index, problems
 
 
-def _columns(
-    annotations: list[Any], images: Mapping[int | str, int], classes: Mapping[int, int]
-) -> _Columns:
-    items = [item if isinstance(item, dict) else {} for item in annotations]
-
-    def lookup(key: str, table: Mapping[Any, int]) -> np.ndarray:
-        found = (item.get(key) for item in items)
-        indices = (table.get(v, -1) if isinstance(v, int | str) else -1 for v in found)
-        return np.fromiter(indices, np.int64, len(items))
-
-    return _Columns(
-        raw=items,
-        image=lookup("image_id", images),
-        classes=lookup("category_id", classes),
-        boxes=_numbers([item.get("bbox") for item in items], _box, (4,)),
-        areas=_numbers([item.get("area", math.nan) for item in items], _number, ()),
-        has_area=np.fromiter(("area" in item for item in items), bool, len(items)),
-    )
+def _find(table: Mapping[Any, int], key: Any) -> int | None:
+    return table.get(key) if isinstance(key, int | str) else None
 
 
-def _numbers(
-    values: list[Any], convert: Callable[[Any], Any], shape: tuple[int, ...]
-) -> np.ndarray:
-    """(N, *shape) float64; one value at a time only where some value is no number."""
-    if not values:
-        return np.zeros((0, *shape))
-    try:
-        array = np.array(values)
-    except (ValueError, OverflowError):  # rows of unequal length
-        array = np.zeros(0, object)
-    if array.dtype.kind not in "fiu" or array.shape != (len(values), *shape):
-        array = np.array([convert(value) for value in values])
-    return array.astype(np.float64)
+def _cause(item: Mapping[str, Any], image: int | None, label: int | None) -> str | None:
+    """Why an annotation is rejected, None for a good one."""
+    box, area = item.get("bbox"), item.get("area", 0)
+    if image is None:
+        return f"image_id {item.get('image_id')!r} is not in 'images'"
+    if label is None:
+        return f"category_id {item.get('category_id')!r} is not in 'categories'"
+    if not (isinstance(box, list) and len(box) == 4 and all(_is_number(side) for side in box)):
+        return f"bbox {str(box)[:80]} is not four numbers under {_FAR:g}"
+    if box[2] <= 0 or box[3] <= 0:
+        return f"bbox {box} has no area: width and height must be positive"
+    if type(area) not in {int, float} or not 0 <= area <= sys.float_info.max:
+        return f"area {area!r} is not a finite number from 0"
+    return None
 
 
-def _box(value: Any) -> list[float]:
-    numbers = [_number(item) for item in value] if isinstance(value, list) else []
-    return numbers if len(numbers) == 4 else [math.nan] * 4
+def _is_number(value: Any) -> bool:
+    return type(value) in {int, float} and abs(value) < _FAR  # false for nan
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _causes(columns: _Columns, images: Mapping[int | str, int]) -> dict[int, str]:
-    """Why an annotation is rejected, by row; of several causes the first one."""
-    causes: dict[int, str] = {}
-
-    def add(wrong: np.ndarray, describe: Callable[[dict[str, Any]], str]) -> None:
-        for row in np.flatnonzero(wrong).tolist():
-            causes.setdefault(row, describe(columns.raw[row]))
-
-    sane = np.asarray((abs(columns.boxes) < _FAR).all(1))  # false for NaN too
-    flat = np.asarray((columns.boxes[:, 2:] <= 0).any(1))
-    add(columns.image < 0, lambda item: f"image_id {item.get('image_id')!r} is not in 'images'")
-    add(
-        columns.classes < 0,
-        lambda item: f"category_id {item.get('category_id')!r} is not in 'categories'",
-    )
-    add(
-        ~sane,
-        lambda item: f"bbox {str(item.get('bbox'))[:80]} is not four numbers under {_FAR:g}",
-    )
-    add(
-        flat,
-        lambda item: f"bbox {item['bbox']} has no area: width and height must be positive",
-    )
-    add(
-        columns.has_area & ~((columns.areas >= 0) & np.isfinite(columns.areas)),
-        lambda item: f"area {item['area']!r} is not a finite number from 0",
-    )
-    return causes
-
-
-def _problem(
-    source: CocoSource, columns: _Columns, entries: Sequence[Entry], row: int, cause: str
-) -> Problem:
-    number = columns.raw[row].get("id", f"at position {row}")
-    image = columns.image[row]
-    name = f" ({entries[image].path.name})" if image >= 0 else ""
-    return Problem(f"{source.annotations}: annotation {number}{name}", cause, SKIPPED_ROW)
-
-
-def _good(columns: _Columns, bad: np.ndarray) -> Labels:
-    rows = np.delete(np.arange(len(columns.raw)), bad)
-    items = [columns.raw[row] for row in rows.tolist()]
-    boxes = columns.boxes[rows]
-    crowd = np.fromiter((item.get("iscrowd") == 1 for item in items), bool, len(items))
-    numbers = (item.get("id") for item in items)
-    sources = (v if type(v) is int and abs(v) < 2**63 else -1 for v in numbers)
-    return make_labels(
-        image=columns.image[rows],
-        classes=columns.classes[rows],
-        boxes=np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1),
-        crowd=crowd,
-        areas=columns.areas[rows],
-        sources=np.fromiter(sources, np.int64, len(items)),
-        polygons=[_polygon(item.get("segmentation")) for item in items],
-    )
+def _source_id(value: Any) -> int:
+    return value if type(value) is int and abs(value) < 2**63 else -1
 
 
 def _polygon(segmentation: Any) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.index.cache import cache_file, load_cache, save_cache
-from data.index.coco import CocoSource, read_coco
+from data.index.coco import MAX_CLASSES, CocoSource, read_coco
 from data.index.labels import build_index
 from data.index.records import DataIndex
 from data.index.scan import report_problems, scan_images
@@ -176,8 +176,10 @@ def _names(document: Document) -> tuple[str, ...] | None:
         return None
     if not isinstance(found, dict | list):
         raise UserError(f"{document.at('names')}: names: expected a list, found {found!r}")
-    if not found:
-        raise UserError(f"{document.at('names')}: names: no class is named")
+    if not 0 < len(found) <= MAX_CLASSES:
+        raise UserError(
+            f"{document.at('names')}: names: {len(found)} classes; expected 1 to {MAX_CLASSES}"
+        )
     if isinstance(found, dict):
         for key in found:
             if type(key) is not int or not 0 <= key < len(found):

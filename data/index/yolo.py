@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.index.labels import Entry, Labels, Parsed, make_labels
+from data.index.labels import Entry, Parsed, make_labels
 from data.index.records import NOTE, SKIPPED_ROW, Problem
 from data.index.yolo_rows import LabelRows, parse_label, split_lines
 from utils.errors import UserError
-from utils.images import IMAGE_SUFFIXES, ImageError, read_bytes
+from utils.images import IMAGE_SUFFIXES, MACOS, ImageError, read_bytes
 
 MAX_LABEL_BYTES = 32 << 20
 _MAX_LIST_BYTES = 1 << 30
@@ -66,7 +66,13 @@ def read_yolo(source: YoloSource, names: tuple[str, ...], *, known: Parsed | Non
             problems.append(Problem(f"{entry.label_file}:{line}", cause, SKIPPED_ROW))
     return Parsed(
         entries=tuple(entries),
-        labels=_columns(found),
+        labels=make_labels(
+            image=np.array([i for i, item in found.items() for _ in item.lines], np.int64),
+            classes=np.array([x for item in found.values() for x in item.classes], np.int64),
+            boxes=np.array([x for item in found.values() for x in item.boxes]).reshape(-1, 4),
+            sources=np.array([x for item in found.values() for x in item.lines], np.int64),
+            polygons=[x for item in found.values() for x in item.polygons],
+        ),
         names=names,
         category_ids=tuple(range(len(names))),
         problems=tuple(problems),
@@ -125,7 +131,8 @@ def _walk(folder: Path, problems: list[Problem]) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
         for name in sorted(files):
-            yield Path(here, name)
+            if not name.startswith(MACOS):
+                yield Path(here, name)
 
 
 def _read_list(file: Path) -> Iterator[tuple[Path, str]]:
@@ -187,15 +194,3 @@ def _content(path: Path | None) -> bytes | str | None:
             text = f"{path}: is a folder, but a label file is expected there; move it away"
             raise UserError(text) from error
         return error.cause
-
-
-def _columns(found: dict[int, LabelRows]) -> Labels:
-    rows = list(found.values())
-    none = np.zeros(0, np.int64)
-    return make_labels(
-        image=np.repeat(np.array(list(found), np.int64), [len(item.lines) for item in rows]),
-        classes=np.concatenate([none, *(item.classes for item in rows)]),
-        boxes=np.concatenate([np.zeros((0, 4)), *(item.boxes for item in rows)]),
-        sources=np.concatenate([none, *(item.lines for item in rows)]),
-        polygons=[polygon for item in rows for polygon in item.polygons],
-    )

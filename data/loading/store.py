@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import math
 import os
 import tempfile
 import weakref
@@ -24,17 +22,17 @@ from utils.letterbox import Letterbox, LongSideLetterbox
 from utils.ranks import local_ranks
 from utils.terminal import warn
 
-SMALL_SET = 1 << 30  # a set of at most this many bytes is kept in memory without being asked,
+SMALL_SET = 1 << 30  # a set of at most this many bytes is kept in memory without a request,
 SMALL_SHARE = 0.25  # unless that is more than this share of the free memory
 FREE_SHARE = 0.8  # `ram` leaves the rest of the free memory to the network
 FORMAT = 1  # of the files in the disk cache
 
 
 class ImageStore:
-    """Images scaled to long side `size`, by their place in `records`: (H, W, 3) uint8 RGB.
+    """Images scaled to long side `size`, by their index in `records`: (H, W, 3) uint8 RGB.
 
     Enlarged bilinearly; shrunk by area averages with `area`, else bilinearly from the JPEG at the
-    least of 1/2, 1/4, 1/8 that is still as large as needed.  `cache`: 'ram' keeps all images once
+    smallest of 1/2, 1/4, 1/8 that is still large enough.  `cache`: 'ram' keeps all images once
     they are read, in memory shared with worker processes (where it does not fit, a warning, and
     they are read each time); 'disk' keeps .npy files in the user's cache folder; 'none' does as
     'ram' for small sets only.  Every rank on this machine keeps a set of its own.  The arrays are
@@ -52,7 +50,8 @@ class ImageStore:
         self._records = records
         self._size = size
         self._area = area
-        self._folder = _disk_folder(size, area=area) if cache == "disk" else None
+        home = cache_file("images", "").parent / "images"  # next to the scans
+        self._folder = home / f"{size}{'-area' if area else ''}" if cache == "disk" else None
         shapes = [self.geometry(position).dst for position in range(len(records))]
         fits = cache != "disk" and _fits(shapes, asked=cache == "ram")
         self._shared = SharedImages(shapes) if fits else None
@@ -81,7 +80,7 @@ class ImageStore:
         except ImageError as error:
             raise UserError(
                 f"{record.path}: unreadable since the scan: {error.cause}; "
-                "mend or remove it and start again"
+                "repair or remove it and start again"
             ) from error
         reduced = (-(-source[0] // reduce), -(-source[1] // reduce))
         if image.shape[:2] not in (source, reduced):
@@ -106,15 +105,15 @@ class ImageStore:
         return image
 
     def _from_disk(self, folder: Path, position: int) -> np.ndarray:
-        record, shape = self._records[position], (*self.geometry(position).dst, 3)
-        file, header = folder / f"{_key(record.path)}.npy", _npy_header(shape)
-        with contextlib.suppress(OSError):  # not there yet
-            kept = file.read_bytes()
-            if kept.startswith(header) and len(kept) == len(header) + math.prod(shape):
-                return np.frombuffer(kept, np.uint8, offset=len(header)).reshape(shape)
+        file = folder / f"{_key(self._records[position].path)}.npy"
+        with contextlib.suppress(Exception):  # not there yet, or damaged
+            kept: np.ndarray = np.load(file, allow_pickle=False)
+            if kept.shape == (*self.geometry(position).dst, 3) and kept.dtype == np.uint8:
+                kept.setflags(write=False)
+                return kept
         image = self._read(position)
         try:
-            _write_atomically(file, header + image.tobytes())
+            _write_atomically(file, image)
         except OSError as error:
             warn(f"warning: {file}: not cached: {error.strerror}; continuing without the cache")
             self._folder = None
@@ -173,7 +172,7 @@ def _resize_beyond(
 def free_memory() -> int:
     """Bytes that this process may still use: the machine's, or the container's if fewer.
 
-    Where the system does not say, as much as there is memory.
+    Where the system does not state it, the size of its memory.
     """
     free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with contextlib.suppress(OSError):
@@ -219,19 +218,6 @@ def _drop_file(path: str, descriptor: int, owner: int) -> None:
     Path(path).unlink(missing_ok=True)
 
 
-def _disk_folder(size: int, *, area: bool) -> Path:
-    home = cache_file("images", "").parent  # beside the scans
-    return home / "images" / f"{size}{'-area' if area else ''}"
-
-
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The head of a .npy file of bytes: a file that begins otherwise is not ours, and not read."""
-    stream = io.BytesIO()
-    content = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, content)
-    return stream.getvalue()
-
-
 def _key(path: Path) -> str:
     """Names a file's present content: another path, size or time of change is another key."""
     try:
@@ -242,12 +228,12 @@ def _key(path: Path) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:40]
 
 
-def _write_atomically(file: Path, content: bytes) -> None:
+def _write_atomically(file: Path, image: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            np.save(stream, image)
         Path(name).replace(file)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.sources.urls import check_url, public
 from utils.errors import UserError
-from utils.images import IMAGE_SUFFIXES, cause_of
+from utils.images import IMAGE_SUFFIXES, MACOS, cause_of
 
 STILL_SUFFIXES = IMAGE_SUFFIXES | {".gif"}  # the first image of a GIF
 VIDEO_SUFFIXES = frozenset({".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4"})
@@ -109,7 +109,7 @@ def _expand(value: str, report: Callable[[str], None]) -> list[SourceItem]:
 
 def _expand_path(path: Path, report: Callable[[str], None]) -> list[SourceItem]:
     if path.is_dir():
-        entries = sorted(path.iterdir())
+        entries = sorted(item for item in path.iterdir() if not item.name.startswith(MACOS))
         folders = {entry for entry in entries if entry.is_dir()}
         files = [entry for entry in entries if entry not in folders]
         if any(map(_kind, files)):

@@ -215,6 +215,7 @@ def test_other_files_are_passed_over(images: tuple[Path, Path]) -> None:
     file, folder = images
     (folder / "Thumbs.db").write_bytes(b"x")
     (folder / "notes.txt").write_text("x")
+    (folder / "._good0.jpg").write_text("attributes of a file, as macOS keeps them")
     assert not scan(file).problems
 
 

@@ -103,6 +103,7 @@ def test_directory_is_sorted_and_names_what_it_leaves_out(tmp_path):
         picture(tmp_path / name)
     for name in ("notes.md", "labels.txt", ".DS_Store"):
         (tmp_path / name).write_text("x", encoding="utf-8")
+    (tmp_path / "._b.jpg").write_text("attributes of a file, as macOS keeps them")
     (tmp_path / "sub").mkdir()
     video(tmp_path / "d.avi", 2)
     read = Read(tmp_path)
