@@ -111,7 +111,7 @@ def _expand_path(path: Path, report: Callable[[str], None]) -> list[SourceItem]:
     if path.is_dir():
         entries = sorted(item for item in path.iterdir() if not item.name.startswith(MACOS))
         folders = {entry for entry in entries if entry.is_dir()}
-        files = [entry for entry in entries if entry not in folders]
+        files = [entry for entry in entries if entry not in folders and not _metadata(entry)]
         if any(map(_kind, files)):
             return _files(files, str(path), report)
         hint = f"; {len(folders)} folders in it are not searched" if folders else ""
@@ -123,7 +123,7 @@ def _expand_path(path: Path, report: Callable[[str], None]) -> list[SourceItem]:
         return [SourceItem(kind, str(path))]
     if any(char in str(path) for char in "*?["):
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  Path.glob takes no absolute pattern
-        files = [item for item in found if not item.is_dir()]
+        files = [item for item in found if not item.is_dir() and not _metadata(item)]
         if not files:
             raise UserError(f"{path}: no file matches this pattern")
         return _files(files, str(path), report)
@@ -137,6 +137,11 @@ def _files(files: Sequence[Path], where: str, report: Callable[[str], None]) -> 
         names = ", ".join(unknown[:NAMED]) + (", ..." if len(unknown) > NAMED else "")
         report(f"{where}: {len(unknown)} files of other kinds are left out ({names})")
     return [SourceItem(kind, str(path)) for path, kind in kinds if kind is not None]
+
+
+def _metadata(path: Path) -> bool:
+    """macOS keeps what other file systems cannot store of a.jpg in ._a.jpg."""
+    return path.name.startswith("._")
 
 
 def _kind(path: Path) -> str | None:

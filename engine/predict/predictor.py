@@ -137,8 +137,8 @@ class Predictor:
 
         Raises UserError for an unknown class, with the nearest name.
         """
-        indices = tuple(_class_index(item, self.names) for item in classes)
-        self.nms = replace(self.nms, classes=indices or None)
+        indices = [index for item in classes for index in _class_indices(item, self.names)]
+        self.nms = replace(self.nms, classes=tuple(indices) or None)
 
     def __call__(self, image: np.ndarray | str | Path) -> Result:
         """An (H, W, 3) uint8 RGB array or an image file -> its detections.
@@ -235,12 +235,13 @@ class Predictor:
             nms(*self._decode(self._to_device(blank)), self.nms)
 
 
-def _class_index(wanted: int | str, names: Sequence[str]) -> int:
+def _class_indices(wanted: int | str, names: Sequence[str]) -> list[int]:
+    """The class of a number, or the classes of a name."""
     text = str(wanted)
     if wanted in names:
-        return list(names).index(text)
+        return [index for index, name in enumerate(names) if name == wanted]
     if text.isdecimal() and int(text) < len(names):
-        return int(text)
+        return [int(text)]
     known = f"0 to {len(names) - 1}, or a name such as {names[0]!r}"
     raise UserError(f"class {text!r} is unknown ({known}){nearest(text, names)}")
 

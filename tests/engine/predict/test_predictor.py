@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.ops import box_convert
 
-from engine.checkpoint import load_detector, model_payload, save_checkpoint
+from engine.checkpoint import model_payload, save_checkpoint
 from engine.measure.bench import Speed
 from engine.predict.predictor import Predictor, Result
 from models.builder import build_detector
@@ -256,6 +256,12 @@ def test_unknown_class_names_the_nearest(detector):
         Predictor(detector, device="cpu").only(["persan"])
 
 
+def test_a_name_stands_for_all_classes_of_that_name(detector):
+    predictor = Predictor(detector, image_size=64, device="cpu", names=["car", "bus", "car"])
+    predictor.only(["car"])
+    assert predictor.nms.classes == (0, 2)
+
+
 @pytest.mark.parametrize(
     "image", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3))]
 )
@@ -301,10 +307,3 @@ def test_half_on_cuda_agrees_with_float_on_the_cpu(detector):
     assert torch.allclose(cpu.detections.scores, half.detections.scores, atol=1e-2)
     assert half.detections.boxes.device.type == "cpu"
     assert half.detections.boxes.dtype == torch.float32
-
-
-def test_loading_is_the_checkpoint_modules_business(tmp_path):
-    with pytest.raises(UserError, match="missing"):
-        Predictor(tmp_path / "missing.pt", device="cpu")
-    with pytest.raises(UserError, match="missing"):
-        load_detector(tmp_path / "missing.pt", device="cpu")
