@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import stat
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,6 @@ _HEADERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
-# What Pillow's parsers raise on hostile bytes (SyntaxError is its "not this format").
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error)
 _PLAIN = {"JPEG": {"L", "RGB"}, "PNG": {"L", "RGB", "RGBA"}}  # modes cv2 reads as Pillow does
 _EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 _ORIENTATION = 0x0112
@@ -79,13 +76,15 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises ImageError."""
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file")
-        if status.st_size > limit:
-            raise ImageError(f"{status.st_size} bytes; more than {limit} are not read")
-        return path.read_bytes()
-    except (OSError, ValueError, RuntimeError) as error:
+        regular = stat.S_ISREG(status.st_mode)
+        data = path.read_bytes() if regular and status.st_size <= limit else b""
+    except Exception as error:
         raise ImageError(cause_of(path, error)) from error
+    if not regular:
+        raise ImageError("not a regular file")
+    if status.st_size > limit:
+        raise ImageError(f"{status.st_size} bytes; more than {limit} are not read")
+    return data
 
 
 def cause_of(path: Path, error: Exception) -> str:
@@ -96,7 +95,7 @@ def cause_of(path: Path, error: Exception) -> str:
 
 
 def image_format(data: bytes) -> str | None:
-    """'JPEG', 'PNG', 'GIF', 'BMP', 'TIFF' or 'WEBP' by the first bytes, whatever the name says."""
+    """'JPEG', 'PNG', 'GIF', 'BMP', 'TIFF' or 'WEBP' by the first bytes, not by the name."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
@@ -106,18 +105,18 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, reduce: int = 1) 
     """Bytes of an image file -> (H, W, 3) uint8 RGB, EXIF orientation applied.
 
     Grey is repeated, CMYK and palettes become RGB as Pillow converts them, an alpha channel is
-    dropped, 16-bit samples become round(v / 257); of a GIF or TIFF the first picture is taken.
+    dropped, 16-bit samples become round(v / 257); of a GIF or TIFF the first image is taken.
     With `reduce` 2, 4 or 8 a grey or RGB JPEG comes at that fraction of its size (sides rounded
     up), from fewer cosine coefficients and so much faster; every other image comes whole.
     Raises ImageError when the size in the header exceeds `max_pixels` (nothing is decoded then),
-    when the data is cut off or corrupt, and for 32-bit samples (they have no range).
+    when the data is truncated or corrupt, and for 32-bit samples (they have no range).
     """
     kind = image_format(data)
     if kind is None:
         raise ImageError(_not_an_image(data))
     try:
         header = _HEADERS[kind](io.BytesIO(data))
-    except _BROKEN as error:
+    except Exception as error:  # Pillow's parsers raise all kinds on hostile bytes
         raise ImageError(f"broken {kind} header: {error}") from error
     width, height = header.size
     if width * height > max_pixels:
@@ -128,10 +127,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, reduce: int = 1) 
         if header.mode in _PLAIN.get(kind, ()) and "transparency" not in header.info:
             return _turn(_read_plain(data, kind, header, reduce), _orientation(data, kind, header))
         return _read_by_pillow(header)
-    except cv2.error as error:
-        raise ImageError(f"corrupt {kind} data: {error.err}") from error
-    except _BROKEN as error:
-        raise ImageError(f"corrupt {kind} data: {error}") from error
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"corrupt {kind} data: {getattr(error, 'err', error)}") from error
 
 
 def _not_an_image(data: bytes) -> str:
@@ -156,7 +155,7 @@ def _has_16_bits(data: bytes, kind: str, header: ImageFile) -> bool:
 def _read_16_bits(data: bytes) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None or image.dtype != np.uint16:
-        raise ImageError("corrupt or cut off 16-bit data")
+        raise ImageError("corrupt or truncated 16-bit data")
     image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
@@ -164,11 +163,11 @@ def _read_16_bits(data: bytes) -> np.ndarray:
 
 
 def _read_plain(data: bytes, kind: str, header: ImageFile, reduce: int) -> np.ndarray:
-    # Older OpenCV fills what is missing with grey. Pillow's parser stands at the first pixels, so
-    # that a thumbnail's end in the header does not count.
+    # Older OpenCV fills what is missing with grey. Pillow's parser has stopped at the first pixels,
+    # so that a thumbnail's end in the header does not count.
     start = header.fp.tell() if header.fp else 0
     if data.rfind(_END_MARKERS[kind], start) < 0:
-        raise ImageError(f"{kind} data is cut off (no end marker)")
+        raise ImageError(f"{kind} data is truncated (no end marker)")
     reduced = kind == "JPEG" and reduce > 1
     flags = _REDUCED[reduce] if reduced else cv2.IMREAD_COLOR_RGB
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -195,7 +194,7 @@ def _orientation(data: bytes, kind: str, header: ImageFile) -> int:
         return 1
     try:
         value = header.getexif().get(_ORIENTATION, 1)
-    except _BROKEN:
+    except Exception:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 

@@ -1,7 +1,7 @@
 """The results of a scan, kept for the next start: arrays and JSON in one file, never code.
 
 Everything is keyed by content: labels by a hash of the label files' bytes, an image by its size,
-time and the hash of its two ends. A file that is not whole, for whatever reason, is made anew.
+time and the hash of its two ends. A file that is not complete, for whatever reason, is replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from data.index.records import Problem
 from utils.files import write_bytes
 from utils.ranks import warn_main
 
-FORMAT = "featherdet-scan-2"  # another one is made anew
+FORMAT = "featherdet-scan-2"  # a file of another format is replaced
 SUFFIX = ".scan"  # a digest of the rest, then an .npz
 _DIGEST = 32  # bytes
 
@@ -57,7 +57,7 @@ def load_cache(file: Path) -> Cached:
     try:
         return _unpack(file.read_bytes())
     except Exception as error:
-        warn_main(f"warning: {file}: not a usable scan cache ({_brief(error)}); it is made anew")
+        warn_main(f"warning: {file}: not a usable scan cache ({_brief(error)}); it is replaced")
         return Cached()
 
 
@@ -70,7 +70,7 @@ def save_cache(file: Path, parsed: Parsed, checks: Sequence[ImageCheck]) -> None
         write_bytes(file, _digest(stream.getvalue()) + stream.getvalue())
     except OSError as error:
         cause = _brief(error)
-        warn_main(f"warning: no scan cache, every start scans anew: {file.parent}: {cause}")
+        warn_main(f"warning: no scan cache, every start scans again: {file.parent}: {cause}")
 
 
 def _digest(content: bytes) -> bytes:

@@ -137,7 +137,7 @@ def _categories(path: Path, items: list[Any]) -> tuple[tuple[int, ...], tuple[st
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         ids = [number for number, name in names.items() if name == twice[0]]
-        raise UserError(f"{path}: category name {twice[0]!r} stands for the ids {ids}")
+        raise UserError(f"{path}: category name {twice[0]!r} has the ids {ids}")
     ids = sorted(names)
     return tuple(ids), tuple(names[number] for number in ids)
 

@@ -48,7 +48,7 @@ class Parsed:
     category_ids: tuple[int, ...]
     problems: tuple[Problem, ...]
     rejected: np.ndarray  # (entries,) int64, rows of each image that were left out
-    unreadable: np.ndarray  # (entries,) bool: the whole label file is, and `problems` say why
+    unreadable: np.ndarray  # (entries,) bool: the whole label file is, for a cause in `problems`
     annotations: Path | None  # the COCO JSON; None for YOLO, whose boxes are fractions
     digest: str  # of the bytes all this was read from
 
@@ -213,7 +213,7 @@ def _image_problems(parsed: Parsed, checks: Sequence[ImageCheck]) -> list[Proble
         if entry.size is not None and entry.size != (check.height, check.width):
             cause = (
                 f"is {check.width}x{check.height} pixels, but {entry.size[1]}x{entry.size[0]} in "
-                f"{parsed.annotations}; boxes are used as they stand"
+                f"{parsed.annotations}; boxes are used unchanged"
             )
             problems.append(Problem(str(entry.path), cause, NOTE))
     return problems

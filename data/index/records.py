@@ -55,7 +55,7 @@ class DataIndex:
     problems: tuple[Problem, ...]
     fingerprint: str  # of names, labels and image contents; equal data have equal fingerprints
     clipped: int = 0  # boxes cut at the image's edge
-    duplicates: int = 0  # boxes removed because the same box stands there already
+    duplicates: int = 0  # repeated boxes that were removed
 
     def __len__(self) -> int:
         return len(self.records)

@@ -1,4 +1,4 @@
-"""Image folders and lists with YOLO label files beside them -> columns."""
+"""Image folders and lists with YOLO label files -> columns."""
 
 from __future__ import annotations
 

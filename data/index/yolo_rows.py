@@ -53,7 +53,7 @@ def parse_label(data: bytes, classes: int) -> LabelRows | str:
 
 
 def _add(found: LabelRows, line: int, row: Sequence[str], classes: int) -> str | None:
-    """Add a row to `found`, or say why it cannot be used."""
+    """Add a row to `found`, or return why it cannot be used."""
     if len(row) != _BOX and (len(row) < _MIN_POLYGON or not len(row) % 2):
         return _wrong_columns(row)
     try:

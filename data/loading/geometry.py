@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-HORIZON = 1e-3  # least depth of a point: what perspective puts behind the viewer is cut off
+HORIZON = 1e-3  # minimum depth of a point: what perspective moves behind the viewer is clipped
 
 BOX_TOLERANCE = 1.0  # pixels between a box and its polygon's extent, for rounding in the file
 
@@ -27,7 +27,7 @@ class Ragged:
     owner: np.ndarray  # (T,) int64, index of the polygon
 
     def clip(self, plane: tuple[float, float, float]) -> Ragged:
-        """What lies in the half-plane a*x + b*y + c*w >= 0 (Sutherland-Hodgman, all at once)."""
+        """The part in the half-plane a*x + b*y + c*w >= 0 (Sutherland-Hodgman, all at once)."""
         depth = self.points @ np.array(plane)
         inside = depth >= 0
         if inside.all():
@@ -66,7 +66,7 @@ def transform(
     for owner in np.flatnonzero((moved[:, 2:] <= moved[:, :2]).any(1)):
         scaled[owner] = None
         cut[owner] = False
-    if cut.any():  # the polygons that cross an edge; most lie inside
+    if cut.any():  # the polygons that cross an edge; most do not
         crossing = np.flatnonzero(cut)
         outlines = tuple(scaled[owner] for owner in crossing)
         moved[crossing], clipped = _by_corners(moved[crossing], outlines, np.eye(3), size)
@@ -113,9 +113,9 @@ def whole_segments(
     """The polygons without those that do not reach all sides of their box (None instead).
 
     An object that is seen in several parts may have the polygon of one of them only, which must
-    not speak for the box.
+    not replace the box.
     """
-    owners = [place for place, outline in enumerate(segments) if outline is not None]
+    owners = [i for i, outline in enumerate(segments) if outline is not None]
     if not owners:
         return segments
     outlines = [outline for outline in segments if outline is not None]

@@ -31,10 +31,10 @@ from utils.structures import Targets
 
 @dataclass(frozen=True)
 class SampleKey:
-    """All that decides about one training sample, so that nothing hangs on a worker's state."""
+    """Everything that determines one training sample, so that no worker's state does."""
 
     epoch: int
-    index: int  # place in DataIndex.records
+    index: int  # in DataIndex.records
     mosaic: bool  # whether mosaics are allowed at all
     shape: tuple[int, int]  # (height, width) of the result
 

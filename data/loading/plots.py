@@ -1,4 +1,4 @@
-"""Pictures of what is trained on: labels.jpg and train_batch*.jpg."""
+"""Plots of the training data: labels.jpg and train_batch*.jpg."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from utils.drawing import color, draw_boxes, grid, write_image
 from utils.errors import UserError
 
 NAMED_CLASSES = 30  # more bars than this have no names below them
-DRAWN_BOXES = 2000  # more of them, evenly chosen, would only blacken the picture
+DRAWN_BOXES = 2000  # more of them, evenly chosen, would only blacken the plot
 HEAT_BINS = 50
 LONGEST_SIDE = 1920  # of the grid of a batch, in pixels
 
 
 def plot_labels(index: DataIndex, path: Path) -> None:
-    """Write classes, sizes and places of an index's boxes (without crowd regions) as a picture.
+    """Plot classes, sizes and positions of an index's boxes (without crowd regions).
 
     Four panels: boxes per class; box outlines about one centre; heat map of box centres; heat map
     of widths and heights; all relative to the images' sides.
@@ -33,11 +33,11 @@ def plot_labels(index: DataIndex, path: Path) -> None:
     labels, boxes = _relative_boxes(index)
     figure = Figure(figsize=(10, 10), layout="constrained")
     FigureCanvasAgg(figure)
-    (counts, outlines), (places, sizes) = figure.subplots(2, 2)
+    (counts, outlines), (centres, sizes) = figure.subplots(2, 2)
     _bars(counts, labels, index.names)
     _outlines(outlines, labels, boxes)
-    _heat(places, (boxes[:, :2] + boxes[:, 2:]) / 2, title="Box centres", names=("x", "y"))
-    places.invert_yaxis()
+    _heat(centres, (boxes[:, :2] + boxes[:, 2:]) / 2, title="Box centres", names=("x", "y"))
+    centres.invert_yaxis()
     _heat(sizes, boxes[:, 2:] - boxes[:, :2], title="Box sizes", names=("width", "height"))
     try:
         figure.savefig(path, dpi=150)
@@ -46,7 +46,7 @@ def plot_labels(index: DataIndex, path: Path) -> None:
 
 
 def plot_batch(batch: Batch, names: Sequence[str], path: Path, *, max_images: int = 16) -> None:
-    """Write the first images of a batch as a grid, with their true boxes and class names.
+    """Write the first images of a batch as a grid, with their ground-truth boxes and class names.
 
     Raises UserError when the file cannot be written.
     """

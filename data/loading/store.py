@@ -123,7 +123,7 @@ class ImageStore:
 class SharedImages:
     """Bytes of all images in one block that forked and spawned processes share.
 
-    A flag per image says that it is complete.  Two processes may write the same image; they write
+    A flag per image marks it as complete.  Two processes may write the same image; they write
     the same bytes, and the flag last.
     """
 
@@ -143,7 +143,7 @@ class SharedImages:
         self._bytes = np.memmap(self._file, dtype=np.uint8, mode="r+")
 
     def get(self, position: int) -> np.ndarray | None:
-        """The image, read-only, or None when nobody has put it yet."""
+        """The image, read-only, or None before its first `put`."""
         if not self._bytes[position]:
             return None
         image = self._view(position)

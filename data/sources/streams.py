@@ -32,7 +32,7 @@ class LiveStream:
 
     `capture` is the open connection and `reopen` makes a new one (CaptureError when it cannot).
     `changed` is notified at every frame and at the loss; several streams may share it.  There are
-    no stand-in frames: while the source is away there is simply nothing to take.
+    no stand-in frames: while the source is away there is nothing to take.
     """
 
     def __init__(

@@ -67,8 +67,8 @@ def ask(url: str, *, timeout: float, total: float) -> Answer:
     complete after `total` seconds, and when the host refuses or redirects to a forbidden address.
     """
     answers: queue.SimpleQueue[Answer | CaptureError] = queue.SimpleQueue()
-    deadline = time.monotonic() + total + 1  # when the thread ends, with nobody listening
-    # in a thread, since every byte of a slow answer would start the socket's timeout anew
+    deadline = time.monotonic() + total + 1  # the thread ends after its result has lost its use
+    # in a thread, since every byte of a slow answer would restart the socket's timeout
     work = threading.Thread(
         target=lambda: answers.put(_try(url, timeout, deadline)), daemon=True, name="URL"
     )

@@ -23,7 +23,7 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def write_image() -> Callable[..., Path]:
-    """write_image(path, width=64, height=48): a smooth picture, as the suffix says."""
+    """write_image(path, width=64, height=48): a smooth image, as the suffix says."""
 
     def write(path: Path, width: int = 64, height: int = 48) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

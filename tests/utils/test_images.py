@@ -113,7 +113,7 @@ def test_16_bit_tiff_obeys_its_orientation() -> None:
     np.testing.assert_array_equal(decode_image(data)[..., 1], expected)
 
 
-def test_first_picture_of_a_gif() -> None:
+def test_first_image_of_a_gif() -> None:
     frames = [Image.new("RGB", (20, 16), colour) for colour in ("red", "blue")]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode_image(data)[8, 10].tolist() == [255, 0, 0]

@@ -187,7 +187,7 @@ def poison(file: Path, kind: str, marker: Path) -> None:
         "not a cache",
     ],
 )
-def test_a_bad_cache_is_reported_and_made_anew(
+def test_a_bad_cache_is_reported_and_replaced(
     yolo_set: Make, cache_home: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = yolo_set({"a.jpg": BOX + POLYGON, "b.jpg": None})
@@ -229,7 +229,7 @@ def test_without_a_writable_cache_folder_it_works_with_one_warning(
     assert scan(file).boxes == 2
     error = capsys.readouterr().err
     assert error.count("warning") == 1
-    assert "no scan cache, every start scans anew" in error
+    assert "no scan cache, every start scans again" in error
     assert not list(cache_home.rglob("*.tmp"))
 
 

@@ -64,8 +64,8 @@ def huge_png() -> bytes:
     [
         ("bad.jpg", b"", "empty file"),
         ("bad.jpg", b"no image", "not an image"),
-        ("bad.jpg", whole_jpeg()[:1500], "cut off"),
-        ("bad.jpg", whole_jpeg()[:-2], "cut off"),
+        ("bad.jpg", whole_jpeg()[:1500], "truncated"),
+        ("bad.jpg", whole_jpeg()[:-2], "truncated"),
         ("bad.jpg", b"GIF89a" + b"\0" * 50, "GIF"),
         ("bad.gif", b"GIF89a" + b"\0" * 50, "GIF"),
         ("bad.heic", b"\0\0\0\x18ftypheic", "HEIC"),
@@ -73,7 +73,7 @@ def huge_png() -> bytes:
         (
             "bad.png",
             cv2.imencode(".png", np.zeros((50, 50, 3), np.uint8))[1].tobytes()[:90],
-            "cut off",
+            "truncated",
         ),
         ("bad.jpg", whole_jpeg()[:1500] + b"\xff\xd9", "premature end of data segment"),
         ("bad.png", huge_png(), "11000x11000 pixels; more than 100000000"),

@@ -1,4 +1,4 @@
-"""The pictures exist, have the right size, and show the boxes where they are."""
+"""The images exist, have the right size, and show the boxes where they are."""
 
 from __future__ import annotations
 
@@ -46,31 +46,31 @@ def batch_of(count, size=64):
 
 
 @pytest.mark.parametrize("classes", [1, 3, 80])
-def test_labels_picture_is_written(tmp_path, classes):
+def test_labels_image_is_written(tmp_path, classes):
     index = index_of(tmp_path, [[0, 0, 50, 50], [20, 10, 190, 90]] * 5, classes)
     plot_labels(index, tmp_path / "labels.jpg")
-    picture = cv2.imread(str(tmp_path / "labels.jpg"))
-    assert picture.shape == (1500, 1500, 3)
+    image = cv2.imread(str(tmp_path / "labels.jpg"))
+    assert image.shape == (1500, 1500, 3)
     red, green, blue = color(0)  # the bar of the first class
-    near = np.abs(picture[:750, :750].astype(int) - (blue, green, red)).max(2) < 30
+    near = np.abs(image[:750, :750].astype(int) - (blue, green, red)).max(2) < 30
     assert near.sum() > 500
 
 
-def test_labels_picture_of_a_set_without_boxes(tmp_path):
+def test_labels_image_of_a_set_without_boxes(tmp_path):
     plot_labels(index_of(tmp_path, []), tmp_path / "labels.jpg")
     assert (tmp_path / "labels.jpg").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (3, 2, 2), (20, 4, 4)])
-def test_batch_picture_is_a_grid_with_the_boxes(tmp_path, count, columns, rows):
+def test_batch_image_is_a_grid_with_the_boxes(tmp_path, count, columns, rows):
     plot_batch(batch_of(count), ("a", "b", "c"), tmp_path / "train_batch0.png")
-    picture = cv2.imread(str(tmp_path / "train_batch0.png"))[..., ::-1]
+    image = cv2.imread(str(tmp_path / "train_batch0.png"))[..., ::-1]
     gap = 2
-    assert picture.shape == (rows * (64 + gap) - gap, columns * (64 + gap) - gap, 3)
+    assert image.shape == (rows * (64 + gap) - gap, columns * (64 + gap) - gap, 3)
     for number in range(min(count, 16)):
         top, left = number // columns * (64 + gap), number % columns * (64 + gap)
-        assert tuple(picture[top + 50, left + 8]) == color(number % 3)
-        assert tuple(picture[top + 60, left + 60]) == (10, 10, 10)
+        assert tuple(image[top + 50, left + 8]) == color(number % 3)
+        assert tuple(image[top + 60, left + 60]) == (10, 10, 10)
 
 
 def test_large_batches_are_shrunk(tmp_path):
@@ -78,7 +78,7 @@ def test_large_batches_are_shrunk(tmp_path):
     assert max(cv2.imread(str(tmp_path / "big.jpg")).shape) <= 1930
 
 
-def test_a_picture_that_cannot_be_written_is_a_user_error(tmp_path):
+def test_a_image_that_cannot_be_written_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         plot_labels(index_of(tmp_path, []), tmp_path / "missing" / "labels.jpg")
     with pytest.raises(UserError, match="cannot write"):

@@ -34,7 +34,7 @@ def record(path, height, width):
     )
 
 
-def picture(path, height, width, seed=0):
+def make_image(path, height, width, seed=0):
     small = generator(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
     cv2.imwrite(str(path), image[..., ::-1])
@@ -57,7 +57,7 @@ def never_kept(monkeypatch):
 @pytest.mark.parametrize("area", [False, True])
 def test_images_equal_the_letterbox_without_padding(tmp_path, cache_home, cache, area):
     shapes = [(40, 60), (90, 31), (64, 64), (9, 400)]
-    made = [picture(tmp_path / f"{i}.png", *shape, seed=i) for i, shape in enumerate(shapes)]
+    made = [make_image(tmp_path / f"{i}.png", *shape, seed=i) for i, shape in enumerate(shapes)]
     store = ImageStore([item for item, _ in made], 64, cache=cache, area=area)
     for _ in range(2):
         for i, (_, image) in enumerate(made):
@@ -83,7 +83,7 @@ def test_large_jpegs_are_read_reduced_and_look_the_same(tmp_path, height, width)
 
 
 def test_read_once_when_kept(tmp_path, cache_home):
-    item, image = picture(tmp_path / "a.png", 64, 48)
+    item, image = make_image(tmp_path / "a.png", 64, 48)
     for cache in ("none", "ram"):
         store = ImageStore([item], 64, cache=cache)
         before = store[0]
@@ -93,7 +93,7 @@ def test_read_once_when_kept(tmp_path, cache_home):
 
 
 def test_none_reads_again_where_the_set_is_not_small(tmp_path, never_kept):
-    item, _ = picture(tmp_path / "a.png", 64, 48)
+    item, _ = make_image(tmp_path / "a.png", 64, 48)
     store = ImageStore([item], 64)
     assert store[0].shape == (64, 48, 3)
     item.path.unlink()
@@ -102,25 +102,25 @@ def test_none_reads_again_where_the_set_is_not_small(tmp_path, never_kept):
 
 
 def test_a_changed_size_is_said(tmp_path, never_kept):
-    item, _ = picture(tmp_path / "a.png", 64, 48)
+    item, _ = make_image(tmp_path / "a.png", 64, 48)
     store = ImageStore([item], 64)
-    picture(tmp_path / "a.png", 30, 48)
+    make_image(tmp_path / "a.png", 30, 48)
     with pytest.raises(UserError, match=r"a\.png: was 48x64 pixels at the scan and has changed"):
         store[0]
 
 
 def test_ram_that_does_not_fit_warns_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store_module, "free_memory", lambda: 10_000)
-    item, image = picture(tmp_path / "a.png", 64, 64)
+    item, image = make_image(tmp_path / "a.png", 64, 64)
     store = ImageStore([item], 64, cache="ram")
     assert "--cache ram needs 0.0 GiB, 0.0 GiB are free" in capsys.readouterr().err
     np.testing.assert_array_equal(store[0], image)
-    picture(tmp_path / "a.png", 64, 64, seed=1)
+    make_image(tmp_path / "a.png", 64, 64, seed=1)
     assert (store[0] != image).any()
 
 
 def test_ranks_of_other_machines_do_not_count(tmp_path, monkeypatch):
-    items = [picture(tmp_path / f"{i}.png", 64, 64)[0] for i in range(2)]
+    items = [make_image(tmp_path / f"{i}.png", 64, 64)[0] for i in range(2)]
     monkeypatch.setattr(store_module, "free_memory", lambda: 4 * 2 * 64 * 64 * 3)
     monkeypatch.setenv("WORLD_SIZE", "64")
     for local, kept in (("1", True), ("2", False)):
@@ -135,20 +135,20 @@ def test_free_memory_is_plausible():
 def test_disk_cache_is_outside_the_set_and_follows_the_file(tmp_path, cache_home):
     folder = tmp_path / "set"
     folder.mkdir()
-    item, image = picture(folder / "a.png", 64, 48)
+    item, image = make_image(folder / "a.png", 64, 48)
     store = ImageStore([item], 64, cache="disk")
     np.testing.assert_array_equal(store[0], image)
     assert [file.name for file in folder.iterdir()] == ["a.png"]
     (kept,) = cache_home.rglob("*.npy")
     np.testing.assert_array_equal(np.load(kept, allow_pickle=False), image)
-    other, changed = picture(folder / "a.png", 64, 48, seed=1)
+    other, changed = make_image(folder / "a.png", 64, 48, seed=1)
     os.utime(other.path, ns=(1, 1))
     np.testing.assert_array_equal(ImageStore([other], 64, cache="disk")[0], changed)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "shape"])
 def test_a_broken_disk_cache_is_written_anew(tmp_path, cache_home, damage):
-    item, image = picture(tmp_path / "a.png", 64, 48)
+    item, image = make_image(tmp_path / "a.png", 64, 48)
     assert ImageStore([item], 64, cache="disk")[0].shape == (64, 48, 3)
     (kept,) = cache_home.rglob("*.npy")
     whole = kept.read_bytes()
@@ -168,7 +168,7 @@ def test_a_disk_cache_that_cannot_be_written_warns_once(tmp_path, monkeypatch, c
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    item, image = picture(tmp_path / "a.png", 64, 48)
+    item, image = make_image(tmp_path / "a.png", 64, 48)
     store = ImageStore([item], 64, cache="disk")
     for _ in range(2):
         np.testing.assert_array_equal(store[0], image)

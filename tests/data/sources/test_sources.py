@@ -247,7 +247,7 @@ def test_bad_images_are_named_with_their_cause_and_passed_over(tmp_path):  # D1 
         f"{letter}.{'png' if letter in 'ef' else 'jpg'}" for letter in "bcdefghik"
     }
     assert causes["b.jpg"] == "empty file"
-    assert "cut off" in causes["c.jpg"] or "corrupt" in causes["c.jpg"]
+    assert "truncated" in causes["c.jpg"] or "corrupt" in causes["c.jpg"]
     assert causes["d.jpg"] == "GIF data under another name"
     assert "14000x14000 pixels" in causes["e.png"]
     assert "33500x33500 pixels" in causes["f.png"]
