@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import operator
 import sys
 import types
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -231,89 +233,65 @@ def test_anchors_and_names_come_from_the_checkpoint(
     assert found.spec.anchors == ((8, 8, 16, 8, 8, 24), (64, 32, 32, 64, 96, 96))
 
 
-def spoil(kind: str, model: Model) -> None:
-    detect = model.model[-1]
-    if kind == "missing tensor":
-        model.model[0].bn = nn.Identity()
-    elif kind == "unknown tensor":
-        model.model[0].register_buffer("extra", torch.zeros(1))
-    elif kind == "other shape":
-        detect.m[0] = nn.Conv2d(16, 24, 1)
-    elif kind == "other epsilon":
-        model.model[0].bn.eps = 1e-5
-    elif kind == "other stride":
-        model.model[0].conv.stride = (1, 1)
-    elif kind == "other activation":
-        model.model[4].act = nn.Hardswish()
-    elif kind == "names":
-        model.names = ["one"]
-    elif kind == "no names":
-        del model.names
-    elif kind == "no yaml":
-        del model.yaml
-    elif kind == "endless yaml":
-        model.yaml["backbone"].append(model.yaml["backbone"])
-    elif kind == "wide yaml":
-        wide: list[Any] = [1]
-        for _ in range(7):
-            wide = [wide] * 900
-        model.yaml["head"] = wide
-    elif kind == "vast class count":
-        vast: list[Any] = [1]
-        for _ in range(60):
-            vast = [vast, vast]
-        model.nc = vast
-    elif kind == "channels":
-        model.yaml["ch"] = 4
-    elif kind == "unknown block":
-        model.yaml["backbone"][2][2] = "C3Unknown"
-    elif kind == "anchors":
-        detect.anchors = torch.zeros(2, 3, 2)
-    elif kind == "anchors in pixels":
-        detect.register_buffer("anchor_grid", detect.anchors.clone().view(2, 1, 3, 1, 1, 2))
-    elif kind == "stride":
-        detect.stride = torch.tensor([8.0, 12.5])
-    elif kind == "wrong stride":
-        detect.stride = torch.tensor([8.0, 32.0])
-    elif kind == "no detector":
-        model.model = model.model[:-1]
-    elif kind == "own child":
-        model.model[0].again = model.model[0]
-    elif kind == "no module":
-        model._modules["model"] = {}
+def nested(value: Any, times: int, width: int) -> list[Any]:
+    for _ in range(times):
+        value = [value] * width
+    return value
 
 
-@pytest.mark.parametrize(
-    ("kind", "cause"),
-    [
-        ("missing tensor", r"5 missing \(model.0.bn.weight, .*a fused model"),
-        ("unknown tensor", r"1 unknown \(model.0.extra\)"),
-        ("other shape", r"of another shape \(model.7.m.0.weight 24x16x1x1 for 21x16x1x1"),
-        ("other epsilon", "model.0.bn has eps 1e-05, built with 0.001"),
-        ("other stride", r"model.0.conv has stride \(1, 1\), built with \(2, 2\)"),
-        ("other activation", "model.4.act is a torch.nn.modules.activation.Hardswish"),
-        ("names", "1 class names, but nc is 2"),
-        ("no names", "no usable class names"),
-        ("no yaml", "no 'yaml'"),
-        ("endless yaml", "not a table of plain values"),
-        ("wide yaml", "not a table of plain values"),
-        ("vast class count", "2 class names, but nc is a list"),
-        ("channels", "4 image channels"),
-        ("unknown block", "C3Unknown"),
-        ("anchors", "anchors are not all over 0"),
-        ("anchors in pixels", "anchor_grid is not anchors times stride"),
-        ("stride", "no usable 'stride'"),
-        ("wrong stride", r"strides \(8, 32\), but the rows give \(8, 16\)"),
-        ("no detector", "expected models.yolo.Detect"),
-        ("own child", "nested beyond reason"),
-        ("no module", "is not a module"),
-    ],
-)
-def test_what_does_not_fit_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, cause: str
+# fmt: off
+SPOILT: dict[str, tuple[Callable[[Model], Any], str]] = {
+    "missing tensor": (
+        lambda m: setattr(m.model[0], "bn", nn.Identity()),
+        r"5 missing \(model.0.bn.weight, .*a fused model"),
+    "unknown tensor": (
+        lambda m: m.model[0].register_buffer("extra", torch.zeros(1)), r"1 unknown \(model.0.extra\)"),
+    "other shape": (
+        lambda m: operator.setitem(m.model[-1].m, 0, nn.Conv2d(16, 24, 1)),
+        r"of another shape \(model.7.m.0.weight 24x16x1x1 for 21x16x1x1"),
+    "other epsilon": (
+        lambda m: setattr(m.model[0].bn, "eps", 1e-5), "model.0.bn has eps 1e-05, built with 0.001"),
+    "other stride": (
+        lambda m: setattr(m.model[0].conv, "stride", (1, 1)),
+        r"model.0.conv has stride \(1, 1\), built with \(2, 2\)"),
+    "other activation": (
+        lambda m: setattr(m.model[4], "act", nn.Hardswish()),
+        "model.4.act is a torch.nn.modules.activation.Hardswish"),
+    "names": (lambda m: setattr(m, "names", ["one"]), "1 class names, but nc is 2"),
+    "no names": (lambda m: delattr(m, "names"), "no usable class names"),
+    "no yaml": (lambda m: delattr(m, "yaml"), "no 'yaml'"),
+    "endless yaml": (
+        lambda m: m.yaml["backbone"].append(m.yaml["backbone"]), "not a table of plain values"),
+    "wide yaml": (
+        lambda m: m.yaml.update(head=nested(1, 8, 900)), "not a table of plain values"),
+    "vast class count": (
+        lambda m: setattr(m, "nc", nested(1, 60, 2)), "2 class names, but nc is a list"),
+    "channels": (lambda m: m.yaml.update(ch=4), "4 image channels"),
+    "unknown block": (
+        lambda m: operator.setitem(m.yaml["backbone"][2], 2, "C3Unknown"), "C3Unknown"),
+    "anchors": (
+        lambda m: setattr(m.model[-1], "anchors", torch.zeros(2, 3, 2)), "anchors are not all over 0"),
+    "anchors in pixels": (
+        lambda m: m.model[-1].register_buffer("anchor_grid", m.model[-1].anchors.view(2, 1, 3, 1, 1, 2)),
+        "anchor_grid is not anchors times stride"),
+    "stride": (
+        lambda m: setattr(m.model[-1], "stride", torch.tensor([8.0, 12.5])), "no usable 'stride'"),
+    "wrong stride": (
+        lambda m: setattr(m.model[-1], "stride", torch.tensor([8.0, 32.0])),
+        r"strides \(8, 32\), but the rows give \(8, 16\)"),
+    "no detector": (lambda m: setattr(m, "model", m.model[:-1]), "expected models.yolo.Detect"),
+    "own child": (lambda m: setattr(m.model[0], "again", m.model[0]), "nested beyond reason"),
+    "no module": (lambda m: operator.setitem(m._modules, "model", {}), "is not a module"),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize(("spoil", "cause"), SPOILT.values(), ids=SPOILT)
+def test_a_model_that_does_not_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Model], Any], cause: str
 ) -> None:
     model = network(small())
-    spoil(kind, model)
+    spoil(model)
     with pytest.raises(UserError, match=cause) as caught:
         read(tmp_path, monkeypatch, model)
     assert "\n" not in str(caught.value)
@@ -327,7 +305,7 @@ def test_what_does_not_fit_is_refused(
         ({"model": nn.Linear(1, 1)}, "model is a torch.nn.modules.linear.Linear, expected"),
     ],
 )
-def test_other_checkpoints_are_told_apart(tmp_path: Path, content: Any, cause: str) -> None:
+def test_other_checkpoints_are_distinguished(tmp_path: Path, content: Any, cause: str) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(UserError, match=cause):
         read_yolov5(tmp_path / "x.pt")
