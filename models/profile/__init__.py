@@ -1,1 +1,1 @@
-"""Cost of a model on paper: parameters, MACs, memory traffic; models of equal budget."""
+"""Computed cost of a model: parameters, MACs, memory traffic; models of equal budget."""

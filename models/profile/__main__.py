@@ -17,7 +17,7 @@ PLOT_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg",
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print profiles as the options say."""
+    """Parse the command line and print the profiles it asks for."""
     options = _options(argv)
     from models.profile.report import report
 

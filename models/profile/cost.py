@@ -121,7 +121,7 @@ class Recorder(ShapesOnly):
         self._depths.clear()
         self._update_peak()
 
-    def hold(self, tensor: Tensor) -> None:
+    def add_live(self, tensor: Tensor) -> None:
         """Count a tensor as live until it is gone; views of one memory count once."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
@@ -154,8 +154,8 @@ class Recorder(ShapesOnly):
         known = {_key(tensor) for tensor in read}
         fresh = [tensor for tensor in written if _key(tensor) not in known]
         for tensor in fresh:
-            self.hold(tensor)
-        name = str(func.overloadpacket.__name__).rstrip("_")  # relu_ costs what relu costs
+            self.add_live(tensor)
+        name = str(func.overloadpacket.__name__).rstrip("_")  # relu_ counts as relu
         if name.startswith("empty") or not (fresh or func._schema.is_mutable):
             return result  # an allocation or a view
         depth = 1 + max((self._depths.get(key, 0) for key in known), default=0)
@@ -198,7 +198,7 @@ def record(module: nn.Module, recorder: Recorder, *shapes: Sequence[int]) -> Non
             weights = {name: tensor.to("meta") for name, tensor in tensors}
             inputs = tuple(torch.empty(tuple(x), dtype=dtype, device="meta") for x in shapes)
             for tensor in inputs:
-                recorder.hold(tensor)
+                recorder.add_live(tensor)
             with recorder:
                 torch.func.functional_call(module, weights, inputs)
     finally:

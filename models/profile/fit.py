@@ -1,4 +1,4 @@
-"""Equal budgets: width and depth of a detector, so that it costs what is asked."""
+"""Equal budgets: scale the width and depth of a detector until its cost is as asked."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def fit(draft: Draft, budget: Budget, *, classes: int) -> Fitted:
         stride = build_detector(draft.resolve(), classes=classes).max_stride
     budget = replace(budget, image_size=-(-budget.image_size // stride) * stride)
     search = _Search(draft, budget, classes, follows=_follows_taps(draft))
-    search.attempt(1.0)  # as it is, where that costs what is asked
+    search.attempt(1.0)  # unscaled, where that fits the budget
     if not search.done():
         for backbone in search.bisect(SMALLEST, LARGEST):
             if not search.done():

@@ -208,8 +208,8 @@ def _stages(spec: GraphSpec) -> list[str]:
     stem = next((i for i, layer in enumerate(spec.layers) if layer.name == "stem"), 0)
     stages = []
     for index in range(len(spec.layers)):
-        behind = [tap for tap in taps if tap >= index]
-        stages.append(taps[min(behind)] if behind else AFTER_TAPS)
+        following = [tap for tap in taps if tap >= index]
+        stages.append(taps[min(following)] if following else AFTER_TAPS)
         if index <= stem and index not in taps:
             stages[index] = "stem"
     return stages

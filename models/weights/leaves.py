@@ -25,7 +25,7 @@ STORED_LATER = (
     ("branch_proj", "branch_main"),  # ShuffleNetV2 of its authors
 )
 # Neighbours in the order of their registration, for files without one of their own (.safetensors is
-# sorted by name); the first row that holds all the names of a module counts.
+# sorted by name); the first row with all the names of a module counts.
 KNOWN_ORDER = tuple(row.split() for row in (
     "conv_stem bn1 blocks conv_head bn2 classifier",            # timm: GhostNet, MixNet, MobileNet
     "primary_conv cheap_operation short_conv",                  # Ghost module

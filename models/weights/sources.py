@@ -163,7 +163,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         cause = cause_of(error)
         if type(error).__name__ == "UnpicklingError":  # torch's text advises to trust the file
-            cause = "it holds other objects, or is damaged"
+            cause = "it contains other objects, or is damaged"
         raise UserError(
             f"{path}: not a file of tensors ({cause}); save the model's state_dict()"
         ) from error

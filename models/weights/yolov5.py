@@ -101,8 +101,8 @@ def _import(pickled: Pickled) -> Imported:
 def to_detector(imported: Imported) -> Detector:
     """Build the checkpoint's own architecture and load every tensor into it.
 
-    Raises UserError listing the tensors that do not fit, and for modules that compute otherwise
-    than the file's: a partial load is refused.
+    Raises UserError listing the tensors that do not fit, and for modules that differ from the
+    file's in what they compute: a partial load is refused.
     """
     where = imported.source
     spec = parse_spec(imported.spec_yaml, where)

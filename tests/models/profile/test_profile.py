@@ -197,7 +197,7 @@ class TestDetector:
             assert torch.equal(value, before[key]), key
         assert not any(part._forward_hooks for part in model.modules())
         assert profile(model, 64) == first
-        # the same figures without memory for the weights
+        # the same values without memory for the weights
         assert profile_file("yolov5n-ghost", image_size=64, classes=3) == first
 
     def test_macs_grow_with_the_area(self) -> None:
@@ -303,9 +303,9 @@ class TestCommandLine:
 
 class TestCombinations:
     def test_matrix_has_a_line_for_each_pair(self, capsys, tmp_path: Path) -> None:
-        picture = tmp_path / "shares.png"
+        plot = tmp_path / "shares.png"
         main(["yolov5n", "--backbone", "ghostnet-0.5", "csp-n", "--neck", "pan", "fpn",
-              "--plot", str(picture)])  # fmt: skip
+              "--plot", str(plot)])  # fmt: skip
         lines = capsys.readouterr().out.splitlines()[2:]
         names = [line.split("  ")[0] for line in lines]
         assert names == [
@@ -317,7 +317,7 @@ class TestCombinations:
         cells = lines[2].split()[5:]
         assert cells[0] == f"{whole.params:,}"
         assert cells[4] == f"{whole.flops / 1e9:.3f}"
-        assert picture.read_bytes()[:4] == b"\x89PNG"
+        assert plot.read_bytes()[:4] == b"\x89PNG"
 
     def test_yaml_is_a_model_file_of_the_same_cost(self, capsys, tmp_path: Path) -> None:
         main(["yolov5n", "--backbone", "shufflenetv2-0.5", "--neck", "pan-p6", "--yaml"])

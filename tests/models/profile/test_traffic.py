@@ -168,7 +168,7 @@ def test_a_linear_layer():
 
 
 def test_live_memory_of_a_chain_of_two():
-    """While the second runs: the image, which the caller holds, and both results."""
+    """While the second runs: the image, which the caller keeps, and both results."""
     chain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, 2, 1))
     found = count(chain, (1, 3, 16, 16))
     assert found.peak_bytes == (3 * 256 + 8 * 256 + 16 * 64) * FLOAT
@@ -270,7 +270,7 @@ def test_shuffle_has_fewer_flops_and_moves_more():
     assert shuffle.bytes > plain.bytes
 
 
-def test_figures_are_the_same_in_inference_mode():
+def test_values_are_the_same_in_inference_mode():
     model = build_detector(load_spec("yolov5n"), classes=3)
     with torch.inference_mode():
         inside = profile(model, 64)

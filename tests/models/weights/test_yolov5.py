@@ -56,7 +56,7 @@ Row.__name__ = Row.__qualname__ = "Detect"
 
 
 def small(**changes: Any) -> Detector:
-    """A detector of YAML with random weights and statistics that half precision holds exactly."""
+    """A detector of YAML with random weights and statistics that are exact in half precision."""
     torch.manual_seed(0)
     model = build_detector(parse_spec({**YAML, **changes}, "test"), classes=2, names=NAMES)
     for value in model.state_dict().values():
