@@ -297,13 +297,14 @@ def test_profile_only_needs_no_data(tiny_model, wide_model, tmp_path):
 
 
 def test_a_latency_that_failed_is_named_and_ends_with_3(tiny_model, tmp_path, monkeypatch, capsys):
-    measured = comparison.with_measured
+    measure = comparison.measure
 
-    def out_of_memory(row, *more):
-        row = measured(row, *more)
-        return replace(row, latency=[row.latency[0], LatencyAt(2, "no memory")])
+    def out_of_memory(*args, **more):
+        measurement, (row,) = measure(*args, **more)
+        latency = [row.latency[0], LatencyAt(2, "no memory")]
+        return measurement, [replace(row, latency=latency)]
 
-    monkeypatch.setattr(comparison, "with_measured", out_of_memory)
+    monkeypatch.setattr(comparison, "measure", out_of_memory)
     words = ["--cfg", str(tiny_model), "--profile-only", "--img", "64", "--device", "cpu"]
     words += ["--latency-batches", "1", "2", "--latency-seconds", "0.05"]
     with pytest.raises(PartlyDoneError, match="1 latencies could not be measured") as caught:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from engine.compare.config import EVALUATE, CompareConfig
-from engine.compare.costs import measure, with_measured, with_speedup
+from engine.compare.config import CompareConfig
+from engine.compare.costs import measure, with_speedup
 from engine.compare.evaluation import evaluate_run
 from engine.compare.folder import comparison_folder, locked_folder
 from engine.compare.plan import RunPlan
 from engine.compare.report.examples import examples
 from engine.compare.report.page import write_report
 from engine.compare.report.plots import write_plots
-from engine.compare.report.tables import FailedRun, FinishedRun, ModelRuns, rows
+from engine.compare.report.tables import FailedRun, ModelRuns, rows
 from engine.compare.report.text import complete, console, csv_table, markdown
-from engine.compare.runs import HALF, TRAINED, Progress, Session, state_of, train_all
+from engine.compare.runs import HALF, TRAINED, Session, state_of, train_all
 from engine.compare.schema import FAILED, PARTLY, Results
 from engine.compare.setup import Comparison, finished_runs, plan_comparison
 from engine.measure.latency import LatencyConfig
@@ -48,11 +49,11 @@ def compare(config: CompareConfig) -> Path | None:
             return None
         target = (config.project, config.name, plan.lock)
         with locked_folder(*target, exist_ok=config.exist_ok) as folder:
-            current = _Round(Session(plan, folder))
+            session = Session(plan, folder)
             try:
-                current.run(request)
+                changed = _run_all(session, request)
                 with request.may_abort():
-                    results = current.conclude()
+                    results = _conclude(session, changed=changed)
             except (KeyboardInterrupt, TerminatedError):
                 warn(f"stopped; the same command continues in {folder}")
                 raise
@@ -115,101 +116,74 @@ def _state(session: Session, run: RunPlan) -> str:
     return "trained, to be evaluated" if found == TRAINED else "to do"
 
 
-@dataclass
-class _Round:
-    """The work of one start of a comparison."""
+def _run_all(session: Session, request: StopRequest) -> bool:
+    """Train and evaluate what is not done yet; whether there was anything."""
+    plan = session.plan
+    session.done = finished_runs(plan, session.folder)
+    waiting = [run for run in plan.runs if run.id not in session.done]
+    if len(waiting) < len(plan.runs):
+        say(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are done already")
+    for entry in plan.models:
+        if entry.cause is not None:
+            warn(f"{entry.name} cannot run: {entry.cause}")
+    if not waiting:
+        return False
+    trained = [
+        run for run in waiting if run.seed is None or state_of(session.run_folder(run)) == TRAINED
+    ]
+    with session.bar() as bar:
+        for run in trained:
+            session.show(bar, [run])
+            with request.may_abort():
+                _finish(session, run, None, plan.devices[0])
+        left = [run for run in waiting if run not in trained]
+        train_all(session, left, bar, request=request, finish=partial(_finish, session))
+    return True
 
-    session: Session
-    done: dict[str, FinishedRun] = field(default_factory=dict)
-    failed: dict[str, FailedRun] = field(default_factory=dict)
-    changed: bool = False  # whether there were runs to do
 
-    def run(self, request: StopRequest) -> None:
-        """Train and evaluate what is not done yet."""
-        session, plan = self.session, self.session.plan
-        self.done = finished_runs(plan, session.folder)
-        waiting = [run for run in plan.runs if run.id not in self.done]
-        if len(waiting) < len(plan.runs):
-            say(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are done already")
-        for entry in plan.models:
-            if entry.cause is not None:
-                warn(f"{entry.name} cannot run: {entry.cause}")
-        self.changed = bool(waiting)
-        if not waiting:
-            return
-        shares = {
-            run.id: 1.0 if run.id in self.done else session.share_done(run) for run in plan.runs
-        }
-        progress = Progress(plan.runs, shares)
+def _finish(session: Session, run: RunPlan, cause: str | None, device: str) -> None:
+    """Evaluate a run that ended well and write its record; note the cause of one that did not.
+
+    Any failure here is this run's alone.
+    """
+    if cause is None:
         try:
-            trained = waiting
-            if plan.config.kind != EVALUATE:
-                trained = [r for r in waiting if state_of(session.run_folder(r)) == TRAINED]
-            for run in trained:
-                progress.describe([run.title])
-                with request.may_abort():
-                    self._finish(run, None, plan.devices[0])
-                progress.set(run, 1.0)
-            train_all(
-                [run for run in waiting if run not in trained],
-                session,
-                request=request,
-                progress=progress,
-                finish=self._finish,
-            )
-        finally:
-            progress.close()
+            session.done[run.id] = evaluate_run(session, run, device)
+        except Exception as error:  # a fault of the program must not end the others either
+            cause = cause_of(error)
+    if cause is not None:
+        cause = printable(cause)
+        session.failed[run.id] = FailedRun(run.seed, cause, run.command)
+        tqdm.write(f"{run.title} failed: {cause}", file=sys.stderr)
+        return
+    ap = session.done[run.id].record.accuracy["AP"]
+    tqdm.write(f"{run.title}: AP {'-' if ap is None else f'{ap:.3f}'}")
 
-    def _finish(self, run: RunPlan, cause: str | None, device: str) -> None:
-        """Evaluate a run that ended well and write its record; note the cause of one that did not.
 
-        Any failure here is this run's alone.
-        """
-        if cause is None:
-            try:
-                done = list(self.done.values())
-                self.done[run.id] = evaluate_run(self.session, run, device, done=done)
-            except Exception as error:  # a fault of the program must not end the others either
-                cause = cause_of(error)
-        if cause is not None:
-            cause = printable(cause)
-            self.failed[run.id] = FailedRun(run.seed, cause, run.command)
-            tqdm.write(f"{run.title} failed: {cause}", file=sys.stderr)
-            return
-        ap = self.done[run.id].record.accuracy["AP"]
-        tqdm.write(f"{run.title}: AP {'-' if ap is None else f'{ap:.3f}'}")
-
-    def conclude(self) -> Results:
-        """Measure costs, and write everything that the folder is for."""
-        plan, folder, config = self.session.plan, self.session.folder, self.session.plan.config
-        models = []
-        for entry in plan.models:
-            ids = [run.id for run in plan.runs_of(entry)]
-            finished = [self.done[item] for item in ids if item in self.done]
-            failed = [self.failed[item] for item in ids if item in self.failed]
-            models.append(ModelRuns(entry, finished, failed))
-        results = Results(
-            command=config.command(),
-            protocol=plan.protocol,
-            baseline=plan.baseline,
-            rows=rows(models, truth=plan.truth, images=plan.images, baseline=plan.baseline),
-        )
-        if self.changed or not (folder / RESULTS).is_file():
-            _write(results, folder)  # what was trained is in the table in any case
-        say("measuring latency ...")
-        timing = LatencyConfig(batches=config.latency_batches, seconds=config.latency_seconds)
-        measurement, measured = measure(plan.models, device=plan.device, config=timing)
-        timed = [
-            with_measured(row, entry, measured.get(entry.name))
-            for row, entry in zip(results.rows, plan.models, strict=True)
-        ]
-        results = replace(results, rows=with_speedup(timed, plan.baseline), measurement=measurement)
-        plain = _write(results, folder)
-        write_plots(plain, folder)
-        report = write_report(plain, folder, examples=examples(plan.splits, models))
-        say(console(plain))
-        say(f"results.json, table.csv, table.md, plots and {report.name} are in {folder}")
-        return results
+def _conclude(session: Session, *, changed: bool) -> Results:
+    """Measure costs, and write everything that the folder is for."""
+    plan, folder, config = session.plan, session.folder, session.plan.config
+    models = []
+    for entry in plan.models:
+        ids = [run.id for run in plan.runs_of(entry)]
+        finished = [session.done[item] for item in ids if item in session.done]
+        failed = [session.failed[item] for item in ids if item in session.failed]
+        models.append(ModelRuns(entry, finished, failed))
+    made = rows(models, truth=plan.truth, images=plan.images, baseline=plan.baseline)
+    results = Results(config.command(), plan.protocol, plan.baseline, made)
+    if changed or not (folder / RESULTS).is_file():
+        _write(results, folder)  # what was trained is in the table in any case
+    say("measuring latency ...")
+    timing = LatencyConfig(batches=config.latency_batches, seconds=config.latency_seconds)
+    measurement, made = measure(made, plan.models, device=plan.device, config=timing)
+    made = with_speedup(made, plan.baseline)
+    results = replace(results, rows=made, measurement=measurement)
+    plain = _write(results, folder)
+    write_plots(plain, folder)
+    report = write_report(plain, folder, examples=examples(plan.splits, models))
+    say(console(plain))
+    say(f"results.json, table.csv, table.md, plots and {report.name} are in {folder}")
+    return results
 
 
 def _write(results: Results, folder: Path) -> dict[str, Any]:

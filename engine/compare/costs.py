@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -96,40 +96,39 @@ def computed_cost(entry: ModelEntry, timed: Roofline | None = None) -> Cost | No
     )
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of one model."""
-
-    latency: list[LatencyAt]
-    roofline: Roofline | None = None  # at batch 1
-    energy: Energy | None = None
-    cause: str | None = None  # why roofline or energy failed
-
-
 def measure(
-    entries: Sequence[ModelEntry], *, device: torch.device, config: LatencyConfig
-) -> tuple[Measurement, dict[str, Measured]]:
-    """Time all models that can be built on `device`, interleaved; by name.
+    rows: Sequence[Row],
+    entries: Sequence[ModelEntry],
+    *,
+    device: torch.device,
+    config: LatencyConfig,
+) -> tuple[Measurement, list[Row]]:
+    """Time all models that can be built on `device`, interleaved: the conditions, and the rows.
 
-    A model that fails, at one batch size or at all, is in the result with its cause.
+    rows: one for each of the entries.  A model that fails, at one batch size or at all, has its
+    cause in the row.
     """
-    candidates = [
-        Candidate(item.name, item.detector(), item.profile.image_size)
+    candidates = {
+        item.name: Candidate(item.name, item.detector(), item.profile.image_size)
         for item in entries
         if item.profile is not None
-    ]
-    report = measure_latency(candidates, config, device=device)
+    }
+    report = measure_latency(list(candidates.values()), config, device=device)
     peak = _measure_peak(device)
-    latencies = {
-        item.name: [_latency(report, item.name, batch) for batch in config.batches]
-        for item in candidates
-    }
-    batch = common_batch(list(latencies.values()))
-    measured = {
-        item.name: _details(item, latencies[item.name], peak, device, config, batch)
-        for item in candidates
-    }
-    sources = [one.energy.source for one in measured.values() if one.energy is not None]
+    timed = [
+        replace(row, latency=[_latency(report, row.name, batch) for batch in config.batches])
+        if row.name in candidates
+        else row
+        for row in rows
+    ]
+    batch = common_batch([row.latency for row in timed])
+    measured = [
+        _with_details(row, entry, candidates[row.name], peak, device, config, batch)
+        if _working(row.latency)
+        else row
+        for row, entry in zip(timed, entries, strict=True)
+    ]
+    sources = [row.energy.source for row in measured if row.energy is not None]
     measurement = Measurement(
         device=device_name(device),
         threads=report.threads,
@@ -161,20 +160,17 @@ def _measure_peak(device: torch.device) -> Roof | None:
         return None
 
 
-def _details(
+def _with_details(
+    row: Row,
+    entry: ModelEntry,
     item: Candidate,
-    latency: list[LatencyAt],
     peak: Roof | None,
     device: torch.device,
     config: LatencyConfig,
     energy_batch: int | None,
-) -> Measured:
-    """Roofline and energy of a model, if it ran at one batch size at least."""
-    if not _working(latency):
-        return Measured(latency)
+) -> Row:
+    """A row with the times of its layers and blocks, and the energy."""
     layout = config.channels_last
-    timed: Roofline | None = None
-    energy: Energy | None = None
     try:
         model = prepare(item.model, device, fused=config.fused, channels_last=layout)
         assert isinstance(model, Detector)
@@ -184,11 +180,14 @@ def _details(
 
         if peak is not None:
             timed = roofline(model, images(1), peak)
+            blocks = [_taken(BlockTime, one, rows=list(one.rows)) for one in timed.by_block()]
+            row = replace(row, cost=computed_cost(entry, timed), blocks=blocks)
         if energy_batch is not None:
-            energy = _energy(model, images(energy_batch), device)
+            row = replace(row, energy=_energy(model, images(energy_batch), device))
     except FAULTS as error:
-        return Measured(latency, timed, energy, cause_of(error))
-    return Measured(latency, timed, energy)
+        notes = [*row.model.notes, f"not measured: {cause_of(error)}"]
+        return replace(row, model=replace(row.model, notes=notes))
+    return row
 
 
 @torch.inference_mode()
@@ -210,28 +209,6 @@ def _latency(report: LatencyReport, name: str, batch: int) -> LatencyAt:
         causes = (f.cause for f in report.failed if (f.model, f.batch) == (name, batch))
         return LatencyAt(batch, next(causes, "not measured"))
     return _taken(LatencyAt, found, p50_ms=found.p50, p90_ms=found.p90, least_ms=found.least)
-
-
-def block_times(timed: Roofline) -> list[BlockTime]:
-    """The rows of each kind of block together, the longest measured first."""
-    return [_taken(BlockTime, block, rows=list(block.rows)) for block in timed.by_block()]
-
-
-def with_measured(row: Row, entry: ModelEntry, measured: Measured | None) -> Row:
-    """A row with what was measured of its model; its computed cost gets the times of its layers."""
-    if measured is None:
-        return row
-    model, timed = row.model, measured.roofline
-    if measured.cause is not None:
-        model = replace(model, notes=[*model.notes, f"not measured: {measured.cause}"])
-    return replace(
-        row,
-        model=model,
-        cost=row.cost if timed is None else computed_cost(entry, timed),
-        latency=measured.latency,
-        blocks=None if timed is None else block_times(timed),
-        energy=measured.energy,
-    )
 
 
 def with_speedup(table: Sequence[Row], baseline: str) -> list[Row]:

@@ -6,7 +6,7 @@ edited, and packages changed, while the comparison ran.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,11 @@ NOT_KEPT = (
 )  # fmt: skip
 
 
-def evaluate_run(
-    session: Session, run: RunPlan, device: str, *, done: Iterable[FinishedRun] = ()
-) -> FinishedRun:
+def evaluate_run(session: Session, run: RunPlan, device: str) -> FinishedRun:
     """Evaluate a trained run, or a given checkpoint, and write its record.
 
     Raises UserError for weights that cannot be read or evaluated, that are not of this run, or
-    whose training differs from that of the runs `done`; RuntimeError for lack of memory.
+    whose training differs from that of the runs already done; RuntimeError for lack of memory.
     """
     plan, entry = session.plan, run.entry
     assert entry.spec is not None
@@ -74,7 +72,9 @@ def evaluate_run(
         training=kept_settings(saved["config"]) if trained else {},
     )
     folder = session.folder / FOLDER
-    require_one_training([*done, FinishedRun(folder / f"{record.stem}.json", record)])
+    require_one_training(
+        [*session.done.values(), FinishedRun(folder / f"{record.stem}.json", record)]
+    )
     return FinishedRun(save_record(folder, record, metrics.detections, plan.truth), record)
 
 

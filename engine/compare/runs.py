@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from engine.checkpoint import load_checkpoint
 from engine.compare.plan import RunPlan, run_flags
+from engine.compare.report.tables import FailedRun, FinishedRun
 from engine.compare.setup import Comparison
 from engine.train.interrupts import StopRequest, stop
 from utils.errors import UserError
@@ -27,16 +29,18 @@ LOG_EVERY = "10"  # seconds between lines of a progress bar in a log
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left"
 ERROR_MARKS = ("error: ", "internal error: ")
 LONGEST_CAUSE = 300  # characters
-REDRAW, REDRAW_LOG = 1.0, 60.0  # seconds between lines of the bar, on a terminal and in a file
+REDRAW, REDRAW_LOG = 1.0, 60.0  # seconds between drawings of the bar: terminal, file
 UNIT = 1e15  # FLOPs, of the bar
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
-    """A comparison in its folder."""
+    """A comparison in its folder: what is done and what failed so far, by run."""
 
     plan: Comparison
     folder: Path
+    done: dict[str, FinishedRun] = field(default_factory=dict)
+    failed: dict[str, FailedRun] = field(default_factory=dict)
 
     def run_folder(self, plan: RunPlan) -> Path:
         """What train.py writes to."""
@@ -58,11 +62,36 @@ class Session:
             return 0
         return max(len(text.splitlines()) - 1, 0)
 
-    def share_done(self, plan: RunPlan) -> float:
-        """How much of a run is done, 0 to 0.99: it is not evaluated yet."""
-        if plan.seed is None:
-            return 0.0
-        return min(self.epochs_done(plan) / self.plan.config.epochs, 0.99)
+    def bar(self) -> tqdm[NoReturn]:
+        """A bar over all runs: work in FLOPs, done epoch by epoch; time left by the speed so far.
+
+        What is there already counts as done, but not for the speed.
+        """
+        return tqdm(
+            total=sum(run.work for run in self.plan.runs) / UNIT,
+            initial=self._work_done(),
+            bar_format=BAR,
+            dynamic_ncols=True,
+            smoothing=0,
+            miniters=0,
+            mininterval=REDRAW if sys.stderr.isatty() else REDRAW_LOG,
+        )
+
+    def show(self, bar: tqdm[NoReturn], running: Sequence[RunPlan]) -> None:
+        """Move the bar, and name the runs under way."""
+        names = ", ".join(run.title for run in running)
+        ended = len({*self.done, *self.failed})
+        bar.set_description_str(f"{ended}/{len(self.plan.runs)} runs {names}", refresh=False)
+        bar.update(self._work_done() - bar.n)
+
+    def _work_done(self) -> float:
+        total = 0.0
+        for run in self.plan.runs:
+            share = 1.0 if run.id in self.done or run.id in self.failed else 0.0
+            if not share and run.seed is not None:
+                share = min(self.epochs_done(run) / self.plan.config.epochs, 0.99)
+            total += share * run.work / UNIT
+        return total
 
 
 def state_of(folder: Path) -> str:
@@ -103,74 +132,27 @@ class _Job:
     log_start: int  # bytes in the log that are of earlier sessions
 
 
-class Progress:
-    """One bar over all runs: work in FLOPs, done epoch by epoch; time left by the speed so far.
-
-    What was there at the start counts as done, but not for the speed.
-    """
-
-    def __init__(self, plans: Sequence[RunPlan], done: dict[str, float]) -> None:
-        self._work = {plan.id: plan.work / UNIT for plan in plans}
-        self._share = {plan.id: done.get(plan.id, 0.0) for plan in plans}
-        self._bar = tqdm(
-            total=sum(self._work.values()),
-            initial=self._sum(),
-            bar_format=BAR,
-            dynamic_ncols=True,
-            smoothing=0,
-        )
-        self._interval = REDRAW if sys.stderr.isatty() else REDRAW_LOG
-        self._text, self._drawn = "", 0.0
-        self.describe(())
-
-    def _sum(self) -> float:
-        return sum(self._work[key] * share for key, share in self._share.items())
-
-    def set(self, plan: RunPlan, share: float) -> None:
-        """How much of a run is done, 0 to 1."""
-        self._share[plan.id] = share
-        self._bar.n = self._sum()
-
-    def describe(self, running: Sequence[str]) -> None:
-        """Show which runs are under way."""
-        finished = sum(share >= 1 for share in self._share.values())
-        names = ", ".join(running)
-        text = f"{finished}/{len(self._share)} runs {names}".rstrip()
-        now = time.monotonic()
-        if text != self._text or now - self._drawn > self._interval:
-            self._text, self._drawn = text, now
-            self._bar.set_description_str(text)
-
-    def close(self) -> None:
-        """End the bar."""
-        self._bar.close()
-
-
-Finish = Callable[[RunPlan, str | None, str], None]
-"""What to do with a run that ended: the run, the cause of a failure, the device that is free."""
-
-
 def train_all(
-    plans: Sequence[RunPlan],
     session: Session,
+    plans: Sequence[RunPlan],
+    bar: tqdm[NoReturn],
     *,
     request: StopRequest,
-    progress: Progress,
-    finish: Finish,
+    finish: Callable[[RunPlan, str | None, str], None],
 ) -> None:
-    """Carry out all runs, as many at a time as there are devices, and `finish` each.
+    """Carry out all runs, as many at a time as there are devices.
 
-    A run that fails, whatever way, leaves the others alone.  After SIGINT or SIGTERM all runs save
-    their state; then KeyboardInterrupt or TerminatedError.
+    finish: called for each run that ended, with the cause of a failure and the device that is free
+    now.  A run that fails, whatever way, leaves the others alone.  After SIGINT or SIGTERM all runs
+    save their state; then KeyboardInterrupt or TerminatedError.
     """
     waiting, jobs = list(plans), list[_Job]()
     free = list(session.plan.devices)
     try:
         while waiting or jobs:
             while waiting and free:
-                plan = waiting.pop(0)
-                jobs.append(_start(session, plan, free.pop(0)))
-            progress.describe([job.plan.title for job in jobs])
+                jobs.append(_start(session, waiting.pop(0), free.pop(0)))
+            session.show(bar, [job.plan for job in jobs])
             time.sleep(POLL)
             if request.signal:
                 _stop(jobs, request.signal)
@@ -179,10 +161,7 @@ def train_all(
                 jobs.remove(job)
                 with request.may_abort():
                     finish(job.plan, _cause(session, job), job.device)
-                progress.set(job.plan, 1.0)
                 free.append(job.device)
-            for job in jobs:
-                progress.set(job.plan, session.share_done(job.plan))
     finally:
         _stop(jobs, request.signal or signal.SIGTERM)
 

@@ -15,7 +15,7 @@ from engine.compare import costs
 from engine.compare.arrays import load_detections
 from engine.compare.bootstrap import Draw, difference, resample_ap
 from engine.compare.config import CompareConfig
-from engine.compare.costs import common_batch, computed_cost, measure, with_measured
+from engine.compare.costs import common_batch, computed_cost, measure
 from engine.compare.plan import model_entries, run_flags, runs
 from engine.compare.record import Record, plain_spec, save_record
 from engine.compare.report.tables import (
@@ -347,10 +347,8 @@ def test_the_computed_cost_adds_up(tiny_model):
 
 def measured_rows(found, config):
     """The conditions, and a row of each model with its costs."""
-    measurement, measured = measure(found, device=CPU, config=config)
     made = rows([ModelRuns(item) for item in found], truth=None, images=0, baseline="")
-    pairs = zip(made, found, strict=True)
-    return measurement, [with_measured(row, item, measured[item.name]) for row, item in pairs]
+    return measure(made, found, device=CPU, config=config)
 
 
 @pytest.fixture
