@@ -41,16 +41,12 @@ class ErrorSplit:
 
     @staticmethod
     def mean(splits: Sequence[ErrorSplit]) -> ErrorSplit:
-        """The mean over seeds. ValueError for none."""
-        if not splits:
-            raise ValueError("no split to average")
-        return ErrorSplit(
-            _mean([split.ap50 for split in splits]),
-            *(
-                {key: _mean([getattr(s, name)[key] for s in splits]) for key in keys}
-                for name, keys in (("delta", KINDS), ("special", SPECIAL), ("counts", KINDS))
-            ),
+        """The mean over seeds, at least one."""
+        parts = (
+            {key: _mean([getattr(split, name)[key] for split in splits]) for key in keys}
+            for name, keys in (("delta", KINDS), ("special", SPECIAL), ("counts", KINDS))
         )
+        return ErrorSplit(_mean([split.ap50 for split in splits]), *parts)
 
 
 def _mean(values: Sequence[float]) -> float:
