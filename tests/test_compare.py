@@ -65,7 +65,11 @@ def trained(both_trained):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     """Own caches; the peak of the device is not what is tested here."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prepare(monkeypatch, tmp_path)
+
+
+def prepare(monkeypatch, folder):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     small = Task(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
     monkeypatch.setattr(Task, "for_device", classmethod(lambda cls, device: small))
     monkeypatch.setattr(comparison, "write_plots", lambda results, folder: [])
@@ -74,10 +78,11 @@ def quick(monkeypatch, tmp_path):
 @pytest.fixture
 def flags(rectangles, tiny_model, wide_model, tmp_path):
     """Two models, two seeds, one epoch, under tmp_path/runs."""
-    return [
-        *("--cfg", str(tiny_model), str(wide_model), "--seeds", "0", "1", "--epochs", "1"),
-        *common(rectangles, tmp_path),
-    ]
+    return [*models(tiny_model, wide_model), *common(rectangles, tmp_path)]
+
+
+def models(*files):
+    return ["--cfg", *map(str, files), "--seeds", "0", "1", "--epochs", "1"]
 
 
 def common(rectangles, tmp_path):
@@ -88,23 +93,48 @@ def common(rectangles, tmp_path):
     ]
 
 
-@pytest.fixture
-def fake(monkeypatch, both_trained):
+class Fake:
     """Runs that copy a finished run instead of training; .scripts does something else by title."""
 
-    class Fake:
-        def __init__(self):
-            self.titles, self.scripts, self.sources = [], {}, {}
+    def __init__(self, finished):
+        self.finished, self.titles, self.scripts, self.sources = finished, [], {}, {}
 
-        def command(self, session, plan, device):
-            self.titles.append(plan.title)
-            script = self.scripts.get(plan.title, COPY)
-            source = self.sources.get(plan.title, both_trained[plan.entry.name])
-            return [sys.executable, "-S", "-c", script, str(source), str(session.run_folder(plan))]
+    def command(self, session, plan, device):
+        self.titles.append(plan.title)
+        script = self.scripts.get(plan.title, COPY)
+        source = self.sources.get(plan.title, self.finished[plan.entry.name])
+        return [sys.executable, "-S", "-c", script, str(source), str(session.run_folder(plan))]
 
-    made = Fake()
+
+@pytest.fixture
+def fake(monkeypatch, both_trained):
+    made = Fake(both_trained)
     monkeypatch.setattr(compare_runs, "training_command", made.command)
     return made
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, rectangles, tiny_model, wide_model, both_trained):
+    """The folder of a finished comparison."""
+    folder = tmp_path_factory.mktemp("original")
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(patch, folder)
+        patch.setattr(compare_runs, "training_command", Fake(both_trained).command)
+        compare.main([*models(tiny_model, wide_model), *common(rectangles, folder)])
+    return folder / "runs" / "exp"
+
+
+@pytest.fixture
+def finished(original, tmp_path):
+    """A copy of it, where `flags` continue."""
+    return shutil.copytree(original, tmp_path / "runs" / "exp")
+
+
+def of_records(finished, tmp_path, *more):
+    """The command line of a table of the records alone."""
+    words = ["--records", str(finished / "records"), "--project", str(tmp_path / "alone")]
+    quick = ["--latency-batches", "1", "--latency-seconds", "0.05", "--device", "cpu"]
+    return [*words, *quick, *more]
 
 
 def results_in(folder):
@@ -184,29 +214,29 @@ def test_one_failing_model_does_not_end_the_rest(flags, fake, tmp_path, capsys):
     assert wide["difference"]["AP"]["seeds"] == [0]
 
 
-def test_a_changed_protocol_is_refused(flags, fake, tmp_path):
-    flags = [*flags, "--exist-ok"]
-    compare.main(flags)
-    for change in (["--img", "96"], ["--hyp", "no-augmentation"], ["--optimizer", "Adam"]):
-        with pytest.raises(UserError, match="another protocol") as refused:
-            compare.main([*flags, *change])
-        field = {"--img": "image_size", "--hyp": "training.hyp.", "--optimizer": "optimizer: SGD"}
-        assert field[change[0]] in str(refused.value)
-    assert len(fake.titles) == 4
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (("--img", "96"), "image_size"),
+        (("--hyp", "no-augmentation"), r"training\.hyp\."),
+        (("--optimizer", "Adam"), "optimizer: SGD"),
+    ],
+)
+@pytest.mark.usefixtures("finished")
+def test_a_changed_protocol_is_refused(flags, change, field):
+    with pytest.raises(UserError, match=f"another protocol.*{field}"):
+        compare.main([*flags, "--exist-ok", *change])
 
 
-def test_a_folder_of_records_is_a_starting_point(flags, fake, tmp_path, capsys):
-    compare.main(flags)
-    source = tmp_path / "runs" / "exp"
+def test_a_folder_of_records_is_a_starting_point(flags, fake, finished, tmp_path, capsys):
     records = tmp_path / "kept"
-    shutil.copytree(source / "records", records)
-    first = results_in(source)
+    shutil.copytree(finished / "records", records)
     moved = ["--project", str(tmp_path / "other"), "--records", str(records)]
-    fake.titles.clear()
     compare.main([*flags, *moved, "--seeds", "0", "1", "2"])
     assert fake.titles == ["tiny seed 2", "wide seed 2"]
-    again = results_in(tmp_path / "other" / "exp")
-    assert {name: values[:2] for name, values in accuracy(again).items()} == accuracy(first)
+    again = accuracy(results_in(tmp_path / "other" / "exp"))
+    first = accuracy(results_in(finished))
+    assert {name: values[:2] for name, values in again.items()} == first
     capsys.readouterr()
     compare.main([*flags, *moved, "--epochs", "2", "--dry-run"])
     told = capsys.readouterr()
@@ -214,28 +244,39 @@ def test_a_folder_of_records_is_a_starting_point(flags, fake, tmp_path, capsys):
     assert "done;" not in told.out
 
 
-def test_a_table_of_records_alone(flags, fake, rectangles, tmp_path):
-    compare.main(flags)
-    records = tmp_path / "runs" / "exp" / "records"
-    words = ["--records", str(records), "--baseline", "wide", "--latency-batches", "1"]
-    words += ["--latency-seconds", "0.05", "--project", str(tmp_path / "alone"), "--device", "cpu"]
-    fake.titles.clear()
+def test_a_table_of_records_alone(fake, finished, tmp_path):
+    words = of_records(finished, tmp_path, "--baseline", "wide")
     compare.main(words)
     assert fake.titles == []
-    first, alone = results_in(tmp_path / "runs" / "exp"), results_in(tmp_path / "alone" / "exp")
+    first, alone = results_in(finished), results_in(tmp_path / "alone" / "exp")
     assert accuracy(alone) == accuracy(first)
     assert alone["protocol"] == first["protocol"]
     forth = first["rows"][1]["difference"]["AP"]
     back = next(row for row in alone["rows"] if row["name"] == "tiny")["difference"]["AP"]
     assert (back["low"], back["high"]) == pytest.approx((-forth["high"], -forth["low"]))
-    path = next(records.glob("*wide-seed1*.json"))
-    changed = json.loads(path.read_text())
-    changed["protocol"]["training"]["epochs"] = 7
-    path.write_text(json.dumps(changed))
+    change(finished, "*wide-seed1*", lambda record: record["protocol"]["training"].update(epochs=7))
     with pytest.raises(UserError, match=r"one table.*training.epochs: 1 and 7"):
         compare.main(words)
     with pytest.raises(UserError, match="no record"):
         compare.main(["--records", str(tmp_path)])
+
+
+def change(folder, name, edit):
+    """Edit the JSON of a record; its file."""
+    path = sorted((folder / "records").glob(f"{name}.json"))[0]
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def change_arrays(folder, name, **values):
+    """Fill arrays of a record with a value."""
+    (path,) = (folder / "records").glob(f"{name}.npz")
+    with np.load(path) as file:
+        arrays = dict(file)
+    filled = {key: np.full_like(arrays[key], value) for key, value in values.items()}
+    np.savez(path, **{**arrays, **filled})
 
 
 def test_dry_run_lists_and_leaves_nothing(flags, tmp_path, capsys):
@@ -263,8 +304,7 @@ def test_a_split_that_chose_nothing_can_be_evaluated(flags, fake, rectangles, tm
     record = load_record(next((folder / "records").glob("*tiny*.json")))
     assert (record.images, record.metrics["images"]) == (10, 10)
     assert record.fingerprint == protocol["data"]["test"]
-    records = ["--records", str(folder / "records"), "--project", str(tmp_path / "alone")]
-    compare.main([*records, "--latency-batches", "1", "--latency-seconds", "0.05"])
+    compare.main(of_records(folder, tmp_path))
     assert accuracy(results_in(tmp_path / "alone" / "exp")) == accuracy(results_in(folder))
     with pytest.raises(UserError, match="split: test and val"):
         compare.main([*flags, "--split", "val", "--exist-ok"])
@@ -405,30 +445,23 @@ def test_environment_and_settings_are_the_run_s_own(flags, fake, both_trained, t
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", None])
-def test_damaged_detections_are_made_again(flags, fake, tmp_path, capsys, content):
-    compare.main(flags)
-    folder = tmp_path / "runs" / "exp"
-    first = results_in(folder)
-    path = next((folder / "records").glob("*tiny-seed0*.npz"))
-    whole = path.read_bytes()
-    half = len(whole) // 3
-    path.write_bytes(whole[:half] + b"\0" * 9 + whole[half + 9 :] if content is None else content)
-    capsys.readouterr()
+def test_damaged_detections_are_made_again(flags, finished, capsys, content):
+    first = results_in(finished)
+    path = next((finished / "records").glob("*tiny-seed0*.npz"))
+    intact = path.read_bytes()
+    third = len(intact) // 3
+    cut = intact[:third] + b"\0" * 9 + intact[third + 9 :]
+    path.write_bytes(cut if content is None else content)
     assert compare.main(flags) == 0
     assert "counts as not done" in capsys.readouterr().err
-    assert path.read_bytes() == whole
-    assert accuracy(results_in(folder)) == accuracy(first)
+    assert path.read_bytes() == intact
+    assert accuracy(results_in(finished)) == accuracy(first)
 
 
-def test_detections_of_other_images_are_no_part_of_a_record(flags, fake, tmp_path, capsys):
-    compare.main(flags)
-    records = tmp_path / "runs" / "exp" / "records"
-    path = next(records.glob("*tiny-seed0*.npz"))
-    with np.load(path) as file:
-        arrays = dict(file)
-    np.savez(path, **{**arrays, "image": np.full_like(arrays["image"], 5)})
+def test_detections_of_other_images_are_no_part_of_a_record(flags, finished, tmp_path, capsys):
+    change_arrays(finished, "*tiny-seed0*", image=5)
     with pytest.raises(UserError, match=r"detections beyond its 5 images"):
-        compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
+        compare.main(of_records(finished, tmp_path))
     capsys.readouterr()
     compare.main([*flags, "--dry-run"])
     told = capsys.readouterr()
@@ -436,60 +469,39 @@ def test_detections_of_other_images_are_no_part_of_a_record(flags, fake, tmp_pat
     assert told.out.count(": done;") == 3
 
 
-def test_ground_truth_is_of_the_images_and_classes_of_the_records(flags, fake, tmp_path):
-    compare.main(flags)
-    records = tmp_path / "runs" / "exp" / "records"
-    (path,) = records.glob("truth-*.npz")
-    with np.load(path) as file:
-        arrays = dict(file)
-    for name, number in (("image", 5), ("image", -1), ("labels", 3)):
-        np.savez(path, **{**arrays, name: np.full_like(arrays[name], number)})
-        with pytest.raises(UserError, match="ground truth beyond its 5 images, 3 classes"):
-            compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
+@pytest.mark.parametrize("arrays", [{"image": 5}, {"image": -1}, {"labels": 3}])
+def test_ground_truth_is_of_the_images_and_classes_of_the_records(finished, tmp_path, arrays):
+    change_arrays(finished, "truth-*", **arrays)
+    with pytest.raises(UserError, match="ground truth beyond its 5 images, 3 classes"):
+        compare.main(of_records(finished, tmp_path))
 
 
-def test_a_record_whose_model_cannot_be_built_is_named(flags, fake, tmp_path):
-    compare.main(flags)
-    records = tmp_path / "runs" / "exp" / "records"
-    path = sorted(records.glob("*.json"))[0]
-    whole = path.read_text()
-    for row, change, cause in (
-        (0, {"block": "NoBlock"}, "NoBlock"),
-        (1, {"sources": []}, "reads one row, got 0"),
-        (0, {"norm": []}, "norm|index"),
-        (-1, {"block": "Conv", "args": {"c_out": 8}}, "reads one row"),
-        (-1, {"sources": [3, 4]}, "RuntimeError: shape"),
-    ):
-        content = json.loads(whole)
-        content["spec"]["layers"][row].update(change)
-        path.write_text(json.dumps(content))
-        with pytest.raises(UserError, match=rf"{path.name}: its model: .*({cause})"):
-            compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
+@pytest.mark.parametrize(
+    ("row", "edit", "cause"),
+    [
+        (0, {"block": "NoBlock"}, "its model: .*NoBlock"),
+        (1, {"sources": []}, "its model: .*reads one row, got 0"),
+        (0, {"norm": []}, "its model: .*(norm|index)"),
+        (-1, {"block": "Conv", "args": {"c_out": 8}}, "its model: .*reads one row"),
+        (-1, {"sources": [3, 4]}, "its model: .*RuntimeError: shape"),
+        (1, {"args": {"c_out": 24, "kernel": 3, "stride": 2}}, "its 'spec' is of another model"),
+    ],
+)
+def test_a_record_whose_model_is_not_what_was_trained_is_named(
+    finished, tmp_path, row, edit, cause
+):
+    path = change(finished, "*", lambda record: record["spec"]["layers"][row].update(edit))
+    with pytest.raises(UserError, match=rf"{path.name}: {cause}"):
+        compare.main(of_records(finished, tmp_path))
 
 
-def test_a_record_whose_model_was_edited_is_refused(flags, fake, tmp_path):
-    compare.main(flags)
-    records = tmp_path / "runs" / "exp" / "records"
-    path = sorted(records.glob("*.json"))[0]
-    content = json.loads(path.read_text())
-    layer = content["spec"]["layers"][1]
-    assert layer["args"]["c_out"] == 16
-    layer["args"]["c_out"] = 24
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf"{path.name}: its 'spec' is of another model"):
-        compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
-
-
-def test_one_record_twice_is_refused(flags, fake, tmp_path):
-    compare.main(flags)
-    records = tmp_path / "runs" / "exp" / "records"
-    path = next(records.glob("*tiny-seed0*.json"))
+def test_one_record_twice_is_refused(flags, finished, tmp_path):
+    path = next((finished / "records").glob("*tiny-seed0*.json"))
     for suffix in (".json", ".npz"):
-        shutil.copy(path.with_suffix(suffix), records / f"again{suffix}")
-    with pytest.raises(UserError, match=r"two records of one run \(tiny, seed 0\)"):
-        compare.main(flags)
-    with pytest.raises(UserError, match=r"two records of one run"):
-        compare.main(["--records", str(records), "--project", str(tmp_path / "t")])
+        shutil.copy(path.with_suffix(suffix), path.with_name(f"again{suffix}"))
+    for words in (flags, of_records(finished, tmp_path)):
+        with pytest.raises(UserError, match=r"two records of one run \(tiny, seed 0\)"):
+            compare.main(words)
 
 
 def test_a_fault_in_evaluating_one_run_is_its_own(flags, fake, tmp_path, monkeypatch):
