@@ -61,7 +61,7 @@ class _Weights:
     head: tuple[int, int]  # classes, anchors per level
     strides: tuple[int, ...]
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    epsilon: float | None = None  # of the backbone's BN, where the file says it
+    epsilon: float | None = None  # of the backbone's BN, where the file has it
 
 
 def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
@@ -114,7 +114,7 @@ def _own_content(path: Path) -> dict[str, Any] | None:
 def load_detector(
     weights: str | Path, *, device: torch.device | str, fuse: bool = False
 ) -> Detector:
-    """The detector of a FeatherDet or genuine YOLOv5 checkpoint, whole, in eval mode, on `device`.
+    """The complete detector of a FeatherDet or YOLOv5 checkpoint, in eval mode, on `device`.
 
     The weights are channels_last, as the images are, so that no forward pass converts them.
     Every tensor is loaded, or UserError lists what does not fit; weights that are not finite are
@@ -145,14 +145,14 @@ def transfer(model: Detector, weights: str | Path) -> TransferReport:
     for name, value in source.state.items():
         fits = name in own and own[name].shape == value.shape
         if name.startswith(f"{prefix}m."):
-            fits = fits and same_head  # 3 * (5 + 15) and 4 * (5 + 10) outputs are 60 alike
+            fits = fits and same_head  # 3 * (5 + 15) and 4 * (5 + 10) outputs are both 60
         elif name == f"{prefix}anchors":
             fits = fits and source.strides == model.stride
         if fits:
             fitting[name] = value
     model.load_state_dict(fitting, strict=False)
-    first = [name for name in own if name.startswith("model.0.")]
-    settings = _settings(model, source) if all(name in fitting for name in first) else ()
+    stem = [name for name in own if name.startswith("model.0.")]
+    settings = _settings(model, source) if all(name in fitting for name in stem) else ()
     return TransferReport(
         settings=settings,
         source=str(weights),
@@ -164,7 +164,7 @@ def transfer(model: Detector, weights: str | Path) -> TransferReport:
 
 
 def _settings(model: Detector, source: _Weights) -> tuple[str, ...]:
-    """Give `model` what the weights of its first rows were trained with; what changed, as text."""
+    """Give `model` the settings its stem's weights were trained with; the changes as text."""
     changed = []
     if source.normalisation != model.spec.normalisation and source.normalisation is not None:
         model.set_normalisation(*source.normalisation)
@@ -186,7 +186,7 @@ def model_payload(model: Detector) -> dict[str, Any]:
 
 
 def without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with absolute paths cut to their names: they say nothing on another machine."""
+    """`values` with absolute paths cut to their names: they mean nothing on another machine."""
     return {
         key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
         for key, value in values.items()
@@ -222,7 +222,7 @@ def _read_weights(path: Path) -> _Weights:
 
 
 def detector_of(content: Mapping[str, Any], path: Path) -> Detector:
-    """The detector of a checkpoint's `content`, whole; UserError naming its `path` otherwise."""
+    """The complete detector of a checkpoint's `content`; UserError naming its `path` otherwise."""
     for key, kind in (("spec", dict), ("names", list), ("model", dict)):
         if not isinstance(content.get(key), kind):
             raise UserError(f"{path}: not a detector's checkpoint: no usable {key!r} in it")

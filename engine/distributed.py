@@ -6,7 +6,8 @@ Everything here works without a process group, as a world of one.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -29,7 +30,6 @@ class Distributed:
 
     device: torch.device
     rank: int = 0
-    local_rank: int = 0
     world_size: int = 1
 
     @property
@@ -95,7 +95,7 @@ def start(device: str = "", *, timeout: float = 1800.0) -> Distributed:
                 f"rank {rank} of {world_size}: no process group ({backend}) within"
                 f" {timeout:g} s: {cause}; is the port free and every rank started?"
             ) from error
-    return Distributed(chosen, rank, local_rank, world_size)
+    return Distributed(chosen, rank, world_size)
 
 
 def _environment(name: str, default: int, *, minimum: int = 0, maximum: int = 2**31) -> int:
@@ -138,6 +138,16 @@ def barrier() -> None:
     """Wait for all ranks."""
     if is_active():
         dist.barrier()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 carries out the block first; the others find the files that it leaves."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
 
 
 def broadcast_object(value: T) -> T:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
@@ -16,28 +14,6 @@ ROUNDS = 30  # of k-means; it converges long before
 MUTATION_CHANCE = 0.9
 MUTATION_SPREAD = 0.1
 MIN_SIDE = 2.0  # pixels; the augmentation drops smaller boxes anyway
-
-
-@dataclass(frozen=True)
-class AnchorReport:
-    """What the search found: `anchors` (A, 2) in pixels, ascending area, and their recall."""
-
-    anchors: np.ndarray
-    recall: float
-    before: float | None
-    changed: bool
-
-    def text(self) -> str:
-        """One line for the console."""
-        if not self.changed and self.before is not None and self.before >= ENOUGH:
-            return f"AutoAnchor: best possible recall {self.before:.4f}, anchors kept"
-        pairs = " ".join(f"({w:.0f},{h:.0f})" for w, h in self.anchors)
-        if not self.changed:
-            return f"AutoAnchor: recall {self.recall:.4f}; none better found, anchors kept: {pairs}"
-        before = "" if self.before is None else f"{self.before:.4f} -> "
-        return (
-            f"AutoAnchor: best possible recall {before}{self.recall:.4f} with new anchors {pairs}"
-        )
 
 
 def box_sizes(
@@ -134,16 +110,19 @@ def by_area(anchors: np.ndarray) -> np.ndarray:
 
 def fit_anchors(
     sizes: np.ndarray, present: np.ndarray | None, count: int, *, threshold: float, seed: int
-) -> AnchorReport:
-    """Keep the `present` (A, 2) anchors when they suffice, else the better of them and new ones.
+) -> tuple[np.ndarray, str]:
+    """(A, 2) anchors in pixels, ascending area, and a line for the console.
 
-    `present` None means that the model has none yet: then `count` new ones are always taken.
+    The `present` ones when they suffice, else the better of them and new ones.  None means that
+    the model has none yet: then `count` new ones are taken.
     """
     before = None if present is None else best_possible_recall(sizes, present, threshold)
     if present is not None and before is not None and (before >= ENOUGH or not len(sizes)):
-        return AnchorReport(present, before, before, changed=False)
+        return present, f"AutoAnchor: best possible recall {before:.4f}, anchors kept"
     found = search_anchors(sizes, count, threshold=threshold, seed=seed)
     recall = best_possible_recall(sizes, found, threshold)
     if present is not None and before is not None and recall <= before:
-        return AnchorReport(present, before, before, changed=False)
-    return AnchorReport(found, recall, before, changed=True)
+        return present, f"AutoAnchor: best possible recall {before:.4f}, none better, anchors kept"
+    pairs = " ".join(f"({w:.0f},{h:.0f})" for w, h in found)
+    change = "" if before is None else f"{before:.4f} -> "
+    return found, f"AutoAnchor: best possible recall {change}{recall:.4f} with new anchors {pairs}"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -59,7 +58,12 @@ def model_to_train(
             if world.is_main:
                 say(report)
         if config.backbone_weights:
-            fill_backbone(model, config.backbone_weights, allow_partial=config.allow_partial)
+            with distributed.main_first():  # which may download
+                source = read_source(config.backbone_weights)
+            plan = plan_transfer(model, source)
+            if world.is_main:
+                say(plan.text())
+            plan.apply(model, allow_partial=config.allow_partial)
     size = max(-(-config.imgsz // model.max_stride), 2) * model.max_stride
     if size != config.imgsz:
         if world.is_main:
@@ -105,22 +109,6 @@ def model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
     return fitted.spec
 
 
-def fill_backbone(model: Detector, name: str, *, allow_partial: bool) -> None:
-    """ImageNet weights into the backbone, and their normalisation, after a printed report.
-
-    UserError for weights that cannot be read or do not fit, see models.weights.imagenet.
-    """
-    if not distributed.is_main():
-        distributed.barrier()  # rank 0 downloads, the others find the file in the cache
-    source = read_source(name)
-    if distributed.is_main():
-        distributed.barrier()
-    plan = plan_transfer(model, source)
-    if distributed.is_main():
-        say(plan.text())
-    plan.apply(model, allow_partial=allow_partial)
-
-
 def set_anchors(
     model: Detector, train: DataIndex, config: TrainConfig, hyp: Hyperparameters
 ) -> None:
@@ -134,12 +122,11 @@ def set_anchors(
     stride = torch.tensor(head.stride, dtype=torch.float32).view(-1, 1, 1)
     pixels = (head.anchors.cpu() * stride).reshape(-1, 2).double().numpy()
     present = None if isinstance(model.spec.anchors, int) else pixels
-    report = fit_anchors(sizes, present, len(pixels), threshold=hyp.anchor_t, seed=config.seed)
-    if report.changed:
-        anchors = np.ascontiguousarray(report.anchors.reshape(head.anchors.shape))
-        head.set_anchors(torch.from_numpy(anchors))
+    found, text = fit_anchors(sizes, present, len(pixels), threshold=hyp.anchor_t, seed=config.seed)
+    if found is not present:
+        head.set_anchors(torch.from_numpy(found.reshape(head.anchors.shape)))
     if distributed.is_main():
-        say(report.text())
+        say(text)
 
 
 def autocast_type(config: TrainConfig, world: Distributed) -> torch.dtype | None:

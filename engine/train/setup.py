@@ -128,13 +128,9 @@ def prepare_run(
             model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing
         ),
         schedule=schedule,
-        device=world.device,
+        config=config,
+        world=world,
         autocast=autocast,
-        grad_clip=config.grad_clip,
-        multi_scale=model.max_stride if config.multi_scale else 0,
-        seed=config.seed,
-        rank=world.rank,
-        world_size=world.world_size,
         no_sync=no_sync,
     )
     return TrainRun(
@@ -211,15 +207,12 @@ def _resumed(
 
 def _load_data(config: TrainConfig, world: Distributed) -> tuple[DataIndex, DataIndex]:
     """Both splits; rank 0 reads first and leaves the cache to the others."""
-    if not world.is_main:
-        distributed.barrier()
-    dataset = load_dataset_config(config.data)
-    train, val = (
-        load_split(dataset, split, progress=world.is_main, single_cls=config.single_cls)
-        for split in ("train", "val")
-    )
-    if world.is_main:
-        distributed.barrier()
+    with distributed.main_first():
+        dataset = load_dataset_config(config.data)
+        train, val = (
+            load_split(dataset, split, progress=world.is_main, single_cls=config.single_cls)
+            for split in ("train", "val")
+        )
     if train.names != val.names:
         raise UserError(
             f"{config.data}: train and val disagree about the classes:"

@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from data.loading.sample import Batch
 from engine import distributed
+from engine.distributed import Distributed
+from engine.train.config import TrainConfig
 from engine.train.interrupts import StopRequest
 from engine.train.optimizer import apply_rates, trainable, update_weights
 from engine.train.runlog import console_row
@@ -41,20 +43,16 @@ class StepPlan:
     forward: Callable[[Tensor], list[Tensor]]  # the model, perhaps compiled or distributed
     loss: AnchorLoss
     schedule: Schedule
-    device: torch.device
+    config: TrainConfig
+    world: Distributed
     autocast: torch.dtype | None = None  # fp16 or bf16 on CUDA
-    grad_clip: float = 10.0
-    multi_scale: int = 0  # the stride whose multiples are drawn; 0: every batch as it comes
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
     # in this context a backward pass leaves its gradients on their rank
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def read_every(self) -> int:
         """Steps between readings of results: on a CPU every step, where reading costs nothing."""
-        return READ_EVERY if self.device.type == "cuda" else 1
+        return READ_EVERY if self.world.device.type == "cuda" else 1
 
 
 @dataclass
@@ -173,22 +171,24 @@ def train_step(
     """
     step = state.epoch * plan.schedule.steps_per_epoch + state.batches
     rates = plan.schedule.at(step)
-    seed_step(plan.seed, step, plan.rank)  # for layers that draw: dropout
-    batch = batch.to(plan.device)
+    config, world = plan.config, plan.world
+    seed_step(config.seed, step, world.rank)  # for layers that draw: dropout
+    batch = batch.to(world.device)
     images, targets = to_network(batch.images), batch.targets
-    if plan.multi_scale:
+    if config.multi_scale:
         height, width = images.shape[2:]
-        size = drawn_size((height, width), stride=plan.multi_scale, seed=plan.seed, step=step)
+        stride = state.model.max_stride
+        size = drawn_size((height, width), stride=stride, seed=config.seed, step=step)
         images, targets = rescale(images, targets, size)
     clock.end("copy")
     state.pending += 1
     updates = state.pending >= rates.accumulate or step == plan.schedule.last_step
-    reduce = distributed.all_reduce_sum if plan.world_size > 1 else None
+    reduce = distributed.all_reduce_sum if world.world_size > 1 else None
     with nullcontext() if updates else plan.no_sync():
-        with torch.autocast(plan.device.type, plan.autocast, enabled=plan.autocast is not None):
+        with torch.autocast(world.device.type, plan.autocast, enabled=plan.autocast is not None):
             raw = plan.forward(images)
         clock.end("forward")
-        losses = plan.loss(raw, targets, reduce=reduce, world_size=plan.world_size)
+        losses = plan.loss(raw, targets, reduce=reduce, world_size=world.world_size)
         clock.end("loss")
         state.scaler.scale(losses.total).backward()
     clock.end("backward")
@@ -196,7 +196,7 @@ def train_step(
     norm = torch.zeros_like(total)
     if updates:
         apply_rates(state.optimizer, rates)
-        norm = update_weights(state.optimizer, state.scaler, max_norm=plan.grad_clip)
+        norm = update_weights(state.optimizer, state.scaler, max_norm=config.grad_clip)
         # fp16's scaler has skipped the update where the gradient is not finite
         state.ema.update(torch.isfinite(norm) if state.scaler.is_enabled() else None)
         state.pending = 0
@@ -218,7 +218,7 @@ def train_epoch(
 
     The state is then between two steps, the same on all ranks.  Raises NonFiniteError.
     """
-    guard = FiniteGuard(plan.device, state.scaler)
+    guard = FiniteGuard(state.device, state.scaler)
     stopped = False
     total = plan.schedule.steps_per_epoch
     bar = tqdm(total=total, initial=state.batches, dynamic_ncols=True, disable=not progress)
@@ -235,12 +235,12 @@ def train_epoch(
             if state.batches % plan.read_every == 0 or state.batches == total:
                 guard.check()
                 bar.set_description(_row(state, plan, batch), refresh=False)
-                stopped = distributed.any_rank(request.signal != 0, plan.device)
+                stopped = distributed.any_rank(request.signal != 0, state.device)
                 if stopped:
                     break
     guard.check()
-    if state.pending and plan.world_size > 1:
-        average_gradients(trainable(state.optimizer), plan.world_size)
+    if state.pending and plan.world.world_size > 1:
+        average_gradients(trainable(state.optimizer), plan.world.world_size)
     return not stopped and state.batches == total
 
 
@@ -265,8 +265,8 @@ def _timed(batches: Iterable[Batch], clock: StepClock) -> Iterator[Batch]:
 
 def _row(state: TrainState, plan: StepPlan, batch: Batch) -> str:
     memory = "0G"
-    if plan.device.type == "cuda":
-        memory = f"{torch.cuda.max_memory_reserved(plan.device) / 2**30:.3g}G"
+    if state.device.type == "cuda":
+        memory = f"{torch.cuda.max_memory_reserved(state.device) / 2**30:.3g}G"
     return console_row(
         f"{state.epoch}/{plan.schedule.epochs - 1}",
         memory,

@@ -9,7 +9,9 @@ from torch import nn
 
 from data.loading.sample import Batch
 from engine import distributed
+from engine.distributed import Distributed
 from engine.train import step
+from engine.train.config import TrainConfig
 from engine.train.ema import ModelEma
 from engine.train.interrupts import StopRequest
 from engine.train.optimizer import build_optimizer, trainable
@@ -52,9 +54,9 @@ def batches_of(count):
 
 @pytest.fixture
 def new_run(tiny_model, device):
-    """(hyper-parameters as keywords; plan=...) -> a fresh state and its plan."""
+    """Settings and hyper-parameters as keywords -> a fresh state and its plan."""
 
-    def build(*, steps=4, batch_size=2, scale=None, plan=None, **hyp):
+    def build(*, steps=4, batch_size=2, scale=None, ranks=1, no_sync=contextlib.nullcontext, **hyp):
         torch.manual_seed(0)
         recipe = Hyperparameters(warmup_epochs=0, **hyp)
         model = build_detector(load_spec(str(tiny_model)), classes=3).to(device).train()
@@ -64,7 +66,8 @@ def new_run(tiny_model, device):
         state = TrainState(model, ModelEma(model), optimizer, scaler, device)
         state.start_epoch(0)
         loss = AnchorLoss(model, recipe, image_size=64)
-        return state, StepPlan(model, loss, schedule, device, **plan or {})
+        world = Distributed(device, world_size=ranks)
+        return state, StepPlan(model, loss, schedule, TrainConfig(), world, no_sync=no_sync)
 
     return build
 
@@ -131,7 +134,7 @@ def test_only_an_update_exchanges_gradients_between_ranks(new_run):
         log.append("kept")
         yield
 
-    state, plan = new_run(steps=5, nbs=4, plan={"no_sync": no_sync})
+    state, plan = new_run(steps=5, nbs=4, no_sync=no_sync)
     forward = plan.forward.forward
     state.model.forward = lambda images: log.append("forward") or forward(images)
     run_epoch(state, plan, batches_of(5))
@@ -149,7 +152,7 @@ def test_waiting_gradients_are_averaged_over_ranks_before_they_are_saved(new_run
     calls = []
     monkeypatch.setattr(step, "average_gradients", lambda *arguments: calls.append(arguments[1]))
     for batches in (3, 4):  # after the fourth nothing waits
-        run_epoch(*new_run(steps=4, nbs=8, plan={"world_size": 2}), batches_of(batches))
+        run_epoch(*new_run(steps=4, nbs=8, ranks=2), batches_of(batches))
     assert calls == [2]
 
 
