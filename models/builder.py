@@ -104,7 +104,6 @@ def _measure_strides(model: Detector) -> list[int]:
             state = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
             meta = {name: tensor.to("meta") for name, tensor in state.items()}
             value = inputs if registry.BLOCKS[row.block].reads_several else inputs[0]
-            training = layer.training
             try:
                 maps[index] = torch.func.functional_call(layer.eval(), meta, (value,))
             except (RuntimeError, ValueError) as error:
@@ -114,7 +113,7 @@ def _measure_strides(model: Detector) -> list[int]:
                     f"{row.where}: row {index} {row.block} cannot take maps of {shapes} "
                     f"(channels x height x width at {PROBE} px): {cause}"
                 ) from error
-            layer.train(training)
+    model.train()
     row = detect[0]
     strides = []
     for source in row.sources:

@@ -10,14 +10,14 @@ import torch
 from models.heads.anchor import Detect
 
 
-def head(classes: int = 2) -> Detect:
-    detect = Detect([4, 4], classes=classes, anchors_per_level=2)
+def head(device: torch.device) -> Detect:
+    detect = Detect([4, 4], classes=2, anchors_per_level=2)
     detect.set_stride((8, 16), ((10, 14, 16, 30), (60, 80, 100, 90)))
-    return detect
+    return detect.to(device)
 
 
-def test_decode_by_hand() -> None:
-    detect = head()
+def test_decode_by_hand(device: torch.device) -> None:
+    detect = head(device)
     raw = [torch.full((1, 2, 4, 5, 7), -9.0), torch.full((1, 2, 2, 3, 7), -9.0)]
     # level 1, anchor 1, row 1, column 2: t = 0 is the middle of the ranges
     raw[1][0, 1, 1, 2] = torch.tensor(
@@ -33,9 +33,9 @@ def test_decode_by_hand() -> None:
     assert torch.allclose(scores[0, index], torch.tensor([0.5 * 0.75, 0.5 * 0.25]))
 
 
-def test_raw_maps_are_the_convolutions_values() -> None:
-    detect = head()
-    maps = [torch.randn(2, 4, 3, 5), torch.randn(2, 4, 2, 2)]
+def test_raw_maps_are_the_convolutions_values(device: torch.device) -> None:
+    detect = head(device)
+    maps = [torch.randn(2, 4, 3, 5, device=device), torch.randn(2, 4, 2, 2, device=device)]
     raw = detect(maps)
     flat = detect.m[0](maps[0])
     assert torch.equal(raw[0][1, 1, 2, 4], flat[1, 7:14, 2, 4])

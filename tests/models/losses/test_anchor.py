@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import complete_box_iou_loss
 
 from models.builder import build_detector
 from models.losses.anchor import AnchorLoss, assign
@@ -15,23 +18,30 @@ from utils.structures import Targets
 
 ROWS = {
     "anchors": [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]],
-    "backbone": [
-        [-1, 3, "Conv", [8, 3, 2]],
-        [-1, 1, "Conv", [8, 3, 2]],
-        [-1, 1, "Conv", [8, 3, 2]],
-    ],
+    "backbone": [[-1, 3, "Conv", [8, 3, 2]], *[[-1, 1, "Conv", [8, 3, 2]]] * 2],
     "head": [[[0, 1, 2], 1, "Detect", ["nc", "anchors"]]],
 }
+Row = tuple[int, int, float, float, float, float]  # image, label, box
 
 
-def targets(*rows: tuple[int, int, float, float, float, float]) -> Targets:
-    table = torch.tensor(rows, dtype=torch.float32).view(-1, 6)
+def targets(device: torch.device, *rows: Row) -> Targets:
+    table = torch.tensor(rows, dtype=torch.float32, device=device).view(-1, 6)
     return Targets(table[:, 0].long(), table[:, 1].long(), table[:, 2:])
 
 
-def cells(found, anchor: int) -> set[tuple[int, int]]:
-    chosen = found.valid & (found.anchor == anchor)
-    return set(zip(found.column[chosen].tolist(), found.row[chosen].tolist(), strict=True))
+def make_loss(
+    device: torch.device, classes: int, image_size: int, smoothing: float = 0
+) -> AnchorLoss:
+    model = build_detector(parse_spec(ROWS, "t"), classes=classes).to(device)
+    return AnchorLoss(model, Hyperparameters(), image_size=image_size, label_smoothing=smoothing)
+
+
+def random_maps(loss: AnchorLoss, batch: int, size: int) -> list[Tensor]:
+    torch.manual_seed(1)
+    shape = [
+        (batch, 3, size // stride, size // stride, 5 + loss.classes) for stride in loss.head.stride
+    ]
+    return [torch.randn(item).to(loss.head.anchors.device).requires_grad_() for item in shape]
 
 
 @pytest.mark.parametrize(
@@ -47,163 +57,123 @@ def cells(found, anchor: int) -> set[tuple[int, int]]:
         ((3.0, 3.0), {(3, 3), (2, 3), (3, 2)}),  # on a border: the cell and two neighbours
     ],
 )
-def test_cells_of_a_target(centre: tuple[float, float], expected: set[tuple[int, int]]) -> None:
+def test_cells_of_a_target(
+    device: torch.device, centre: tuple[float, float], expected: set[tuple[int, int]]
+) -> None:
     x, y = centre[0] * 8, centre[1] * 8
-    anchors = torch.tensor([[2.0, 2.0]])
-    found = assign(
-        targets((0, 0, x - 8, y - 8, x + 8, y + 8)), anchors, size=(8, 8), stride=8, ratio=4.0
-    )
-    assert cells(found, 0) == expected
-    kept = found.boxes[found.valid]
-    for (cx, cy, w, h), column, row in zip(
-        kept.tolist(),
-        found.column[found.valid].tolist(),
-        found.row[found.valid].tolist(),
-        strict=True,
-    ):
-        assert (cx + column, cy + row) == pytest.approx(centre, abs=1e-5)
-        assert (w, h) == pytest.approx((2.0, 2.0), rel=1e-5)
+    anchors = torch.tensor([[2.0, 2.0]], device=device)
+    truth = targets(device, (0, 0, x - 8, y - 8, x + 8, y + 8))
+    found = assign(truth, anchors, size=(8, 8), stride=8, ratio=4.0)
+    cells = torch.stack((found.column, found.row), -1)[found.valid]
+    assert {(column, row) for column, row in cells.tolist()} == expected
+    boxes = found.boxes[found.valid].cpu()
+    for position in (boxes[:, :2] + cells.cpu()).tolist():
+        assert position == pytest.approx(centre, abs=1e-5)
+    assert boxes[:, 2:].flatten().tolist() == pytest.approx([2.0] * 2 * len(expected), rel=1e-5)
 
 
-def test_anchors_are_assigned_by_side_ratio_under_the_limit() -> None:
-    anchors = torch.tensor([[1.0, 1.0], [2.0, 8.0], [4.0, 4.0], [8.0, 2.0]])
+def test_anchors_are_assigned_by_side_ratio_under_the_limit(device: torch.device) -> None:
+    anchors = torch.tensor([[1.0, 1.0], [2.0, 8.0], [4.0, 4.0], [8.0, 2.0]], device=device)
     # 32 x 8 px at stride 8 is 4 x 1 cells: ratios (4, 1), (2, 8), (1, 4), (2, 2)
-    found = assign(targets((0, 0, 20, 20, 52, 28)), anchors, size=(8, 8), stride=8, ratio=4.0)
-    assert sorted(set(found.anchor[found.valid].tolist())) == [3]
-    found = assign(targets((0, 0, 20, 20, 52, 28)), anchors, size=(8, 8), stride=8, ratio=4.01)
-    assert sorted(set(found.anchor[found.valid].tolist())) == [0, 2, 3]
+    truth = targets(device, (0, 0, 20, 20, 52, 28))
+    for ratio, expected in ((4.0, {3}), (4.01, {0, 2, 3})):
+        found = assign(truth, anchors, size=(8, 8), stride=8, ratio=ratio)
+        assert set(found.anchor[found.valid].tolist()) == expected
 
 
-def _loss_by_loop(raw, truth: Targets, loss: AnchorLoss) -> torch.Tensor:
-    """The same formulas, written as loops over targets, anchors and cells."""
+def loss_by_loop(raw: list[Tensor], truth: Targets, loss: AnchorLoss) -> Tensor:
+    """The same formulas, written as loops over targets, anchors and cells; for one image size."""
     box, obj, cls = 0.0, 0.0, 0.0
     for level, y in enumerate(raw):
         stride, anchors = loss.head.stride[level], loss.head.anchors[level]
         _, _, height, width, _ = y.shape
-        best = torch.zeros(y.shape[:4])
+        best = torch.zeros(y.shape[:4], device=y.device)
         box_terms, cls_terms = [], []
         for i in range(len(truth)):
             b, c = int(truth.image_index[i]), int(truth.labels[i])
             x1, y1, x2, y2 = (truth.boxes[i] / stride).tolist()
             cx, cy, w, h = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
             column, row = int(cx), int(cy)
-            places = [(column, row)]
-            if cx % 1 < 0.5 and cx > 1:
-                places.append((column - 1, row))
-            if cy % 1 < 0.5 and cy > 1:
-                places.append((column, row - 1))
-            if (width - cx) % 1 < 0.5 and width - cx > 1:
-                places.append((column + 1, row))
-            if (height - cy) % 1 < 0.5 and height - cy > 1:
-                places.append((column, row + 1))
+            cells = [(column, row)]
+            cells += [(column - 1, row)] if cx % 1 < 0.5 and cx > 1 else []
+            cells += [(column, row - 1)] if cy % 1 < 0.5 and cy > 1 else []
+            cells += [(column + 1, row)] if (width - cx) % 1 < 0.5 and width - cx > 1 else []
+            cells += [(column, row + 1)] if (height - cy) % 1 < 0.5 and height - cy > 1 else []
             for a, (aw, ah) in enumerate(anchors.tolist()):
                 if max(w / aw, aw / w, h / ah, ah / h) >= 4:
                     continue
-                for px, py in places:
+                for px, py in cells:
                     p = y[b, a, py, px]
                     s = p[:4].sigmoid()
-                    mx, my = s[0] * 2 - 0.5, s[1] * 2 - 0.5
+                    mx, my = s[0] * 2 - 0.5 + px, s[1] * 2 - 0.5 + py
                     mw, mh = (s[2] * 2) ** 2 * aw, (s[3] * 2) ** 2 * ah
-                    tx, ty = cx - px, cy - py
-                    ix = (
-                        torch.min(mx + mw / 2, torch.tensor(tx + w / 2))
-                        - torch.max(mx - mw / 2, torch.tensor(tx - w / 2))
-                    ).clamp(min=0)
-                    iy = (
-                        torch.min(my + mh / 2, torch.tensor(ty + h / 2))
-                        - torch.max(my - mh / 2, torch.tensor(ty - h / 2))
-                    ).clamp(min=0)
-                    iou = ix * iy / (mw * mh + w * h - ix * iy)
-                    hx = torch.max(mx + mw / 2, torch.tensor(tx + w / 2)) - torch.min(
-                        mx - mw / 2, torch.tensor(tx - w / 2)
-                    )
-                    hy = torch.max(my + mh / 2, torch.tensor(ty + h / 2)) - torch.min(
-                        my - mh / 2, torch.tensor(ty - h / 2)
-                    )
-                    v = 4 / math.pi**2 * (math.atan(w / h) - torch.atan(mw / mh)) ** 2
-                    alpha = (v / (v - iou + 1)).detach()
-                    ciou = iou - ((mx - tx) ** 2 + (my - ty) ** 2) / (hx**2 + hy**2) - v * alpha
-                    box_terms.append(1 - ciou)
-                    best[b, a, py, px] = torch.max(best[b, a, py, px], ciou.detach().clamp(min=0))
-                    one_hot = torch.zeros(loss.classes)
-                    one_hot[c] = 1
-                    cls_terms.append(
-                        torch.nn.functional.binary_cross_entropy_with_logits(p[5:], one_hot)
-                    )
+                    ours = torch.stack((mx - mw / 2, my - mh / 2, mx + mw / 2, my + mh / 2))
+                    theirs = truth.boxes[i] / stride
+                    box_terms.append(complete_box_iou_loss(ours[None], theirs[None])[0])
+                    overlap = (1 - box_terms[-1]).detach().clamp(min=0)
+                    best[b, a, py, px] = torch.max(best[b, a, py, px], overlap)
+                    one_hot = F.one_hot(torch.tensor(c), loss.classes).float().to(y.device)
+                    cls_terms.append(F.binary_cross_entropy_with_logits(p[5:], one_hot))
         if box_terms:
             box = box + torch.stack(box_terms).mean()
             cls = cls + torch.stack(cls_terms).mean()
-        obj = (
-            obj
-            + torch.nn.functional.binary_cross_entropy_with_logits(y[..., 4], best)
-            * (4, 1, 0.4)[level]
-        )
+        bce = F.binary_cross_entropy_with_logits(y[..., 4], best)
+        obj = obj + bce * (4, 1, 0.4)[level]
     nc = loss.classes
     return (0.05 * box + (96 / 640) ** 2 * obj + 0.5 * nc / 80 * cls) * raw[0].shape[0]
 
 
-def test_loss_equals_a_plain_loop_value_and_gradient() -> None:
-    torch.manual_seed(1)
-    model = build_detector(parse_spec(ROWS, "t"), classes=3)
-    loss = AnchorLoss(model, Hyperparameters(), image_size=96)
+def test_loss_equals_a_plain_loop_value_and_gradient(device: torch.device) -> None:
+    loss = make_loss(device, 3, 96)
     truth = targets(
+        device,
         (0, 2, 10.2, 5.7, 40.1, 60.9), (0, 1, 12.0, 5.0, 41.0, 61.0), (1, 0, 2.5, 3.5, 90.0, 80.0),
         (1, 1, 50.3, 50.9, 58.0, 59.5), (1, 2, 30.0, 20.0, 62.0, 90.0),
     )  # fmt: skip
-    raw = [torch.randn(2, 3, 96 // s, 96 // s, 8, requires_grad=True) for s in model.stride]
-    ours = loss(raw, truth)
-    reference = _loss_by_loop(raw, truth, loss)
-    assert ours.total.item() == pytest.approx(reference.item(), rel=1e-5)
-    grads = torch.autograd.grad(ours.total, raw)
-    for a, b in zip(grads, torch.autograd.grad(reference, raw), strict=True):
+    raw = random_maps(loss, 2, 96)
+    ours, reference = loss(raw, truth).total, loss_by_loop(raw, truth, loss)
+    assert ours.item() == pytest.approx(reference.item(), rel=1e-5)
+    for a, b in zip(
+        torch.autograd.grad(ours, raw), torch.autograd.grad(reference, raw), strict=True
+    ):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_no_targets_leaves_only_objectness() -> None:
-    model = build_detector(parse_spec(ROWS, "t"), classes=2)
-    loss = AnchorLoss(model, Hyperparameters(), image_size=640)
-    raw = [torch.zeros(2, 3, 64 // s, 64 // s, 7, requires_grad=True) for s in model.stride]
-    result = loss(raw, targets())
-    assert result.box.item() == 0
-    assert result.cls.item() == 0
+def test_no_targets_leaves_only_objectness(device: torch.device) -> None:
+    loss = make_loss(device, 2, 640)
+    raw = [torch.zeros_like(y, requires_grad=True) for y in random_maps(loss, 2, 64)]
+    result = loss(raw, targets(device))
+    assert (result.box.item(), result.cls.item()) == (0, 0)
     assert result.obj.item() == pytest.approx(math.log(2) * (4 + 1 + 0.4), rel=1e-6)
     result.total.backward()
     assert all(torch.isfinite(y.grad).all() for y in raw)
 
 
-def test_one_class_has_no_class_loss_and_smoothing_moves_the_truth() -> None:
-    truth = targets((0, 0, 8, 8, 24, 40))
-    one = AnchorLoss(
-        build_detector(parse_spec(ROWS, "t"), classes=1), Hyperparameters(), image_size=64
-    )
-    raw = [torch.randn(1, 3, 64 // s, 64 // s, 6) for s in one.head.stride]
-    assert one(raw, truth).cls.item() == 0
-    two = build_detector(parse_spec(ROWS, "t"), classes=2)
-    smooth = AnchorLoss(two, Hyperparameters(), image_size=64, label_smoothing=0.2)
-    logits = torch.tensor([[math.log(0.9 / 0.1), math.log(0.1 / 0.9)]])
+def test_one_class_has_no_class_loss_and_smoothing_moves_the_truth(device: torch.device) -> None:
+    one = make_loss(device, 1, 64)
+    assert one(random_maps(one, 1, 64), targets(device, (0, 0, 8, 8, 24, 40))).cls.item() == 0
+    smooth = make_loss(device, 2, 64, smoothing=0.2)
+    logits = torch.tensor([[math.log(0.9 / 0.1), math.log(0.1 / 0.9)]], device=device)
     entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))  # the minimum at these truths
-    assert smooth._classes(logits, torch.tensor([0])).item() == pytest.approx(entropy, rel=1e-5)
+    label = torch.tensor([0], device=device)
+    assert smooth._classes(logits, label).item() == pytest.approx(entropy, rel=1e-5)
 
 
-def test_split_over_ranks_the_gradient_is_that_of_one_process() -> None:
+def test_split_over_ranks_the_gradient_is_that_of_one_process(device: torch.device) -> None:
     """Two ranks with 3 and 0 boxes: average of their gradients = gradient of the whole batch."""
-    torch.manual_seed(2)
-    model = build_detector(parse_spec(ROWS, "t"), classes=3)
-    loss = AnchorLoss(model, Hyperparameters(), image_size=64)
-    truth = targets((0, 2, 10, 5, 40, 60), (0, 1, 12, 5, 41, 61), (1, 0, 2, 3, 60, 60))
-    raw = [torch.randn(4, 3, 64 // s, 64 // s, 8) for s in model.stride]
-    whole = [y.clone().requires_grad_() for y in raw]
+    loss = make_loss(device, 3, 64)
+    truth = targets(
+        device, (0, 2, 10, 5, 40, 60), (0, 1, 12, 5, 41, 61), (1, 0, 2, 3, 60, 60)
+    )  # fmt: skip
+    whole = random_maps(loss, 4, 64)
     loss(whole, truth).total.backward()
     halves = [
-        [y[:2].clone().requires_grad_() for y in raw],
-        [y[2:].clone().requires_grad_() for y in raw],
+        [y.detach()[part].requires_grad_() for y in whole] for part in (slice(2), slice(2, 4))
     ]
-    counts: list[torch.Tensor] = []
+    counts: list[Tensor] = []
     loss(halves[0], truth, reduce=lambda c: counts.append(c) or c)
-    for part, own in zip(halves, (truth, targets()), strict=True):
-        for y in part:
-            y.grad = None
+    for part, own in zip(halves, (truth, targets(device)), strict=True):
         loss(part, own, reduce=lambda c: counts[0], world_size=2).total.backward()
-    for level in range(3):
+    for level, y in enumerate(whole):
         averaged = torch.cat([part[level].grad / 2 for part in halves])
-        assert torch.allclose(averaged, whole[level].grad, rtol=1e-5, atol=1e-8)
+        assert torch.allclose(averaged, y.grad, rtol=1e-5, atol=1e-8)
