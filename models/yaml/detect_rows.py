@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,29 +35,22 @@ def anchors_of(row: Row, anchors: Any) -> Any:
 
 def read_anchors(anchors: Any, levels: int, where: str) -> tuple[tuple[float, ...], ...] | int:
     """Checked anchors: pixels per level, or how many to find. UserError for anything else."""
-    if isinstance(anchors, int) and not isinstance(anchors, bool):
-        if not 1 <= anchors <= MAX_ANCHORS:
-            raise UserError(
-                f"{where}: anchors to find per level must be from 1 to {MAX_ANCHORS}, got {anchors}"
-            )
+    if type(anchors) is int and 1 <= anchors <= MAX_ANCHORS:
         return anchors
-    if not isinstance(anchors, Sequence) or isinstance(anchors, str) or not anchors:
+    rows: list[tuple[float, ...]] = []
+    for level in anchors if isinstance(anchors, list | tuple) else ():
+        items = level if isinstance(level, list | tuple) else (level,)
+        flat = [v for item in items for v in (item if isinstance(item, list | tuple) else (item,))]
+        if len(flat) % 2 or not all(type(v) in (int, float) and 0 < v < math.inf for v in flat):
+            raise UserError(
+                f"{where}: anchors of a level are widths and heights over 0, got {level!r:.80}"
+            )
+        rows.append(tuple(map(float, flat)))
+    if not rows or not rows[0]:
         raise UserError(
             f"{where}: anchors must be one list of widths and heights per level, or how many to "
-            f"find per level, got {anchors!r}"
+            f"find per level (1 to {MAX_ANCHORS}), got {anchors!r:.80}"
         )
-    rows: list[tuple[float, ...]] = []
-    for level in anchors:
-        flat = [v for item in level for v in (item if isinstance(item, Sequence) else (item,))]
-        if (
-            not flat
-            or len(flat) % 2
-            or not all(isinstance(v, (int, float)) and v > 0 for v in flat)
-        ):
-            raise UserError(
-                f"{where}: anchors of a level are widths and heights over 0, got {level!r}"
-            )
-        rows.append(tuple(float(v) for v in flat))
     if len({len(row) for row in rows}) != 1:
         raise UserError(
             f"{where}: every level needs as many anchors, got {[len(r) // 2 for r in rows]}"

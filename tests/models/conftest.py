@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -23,7 +23,6 @@ Taps = Sequence[str] | Callable[[nn.Module, Tensor], Sequence[Tensor]]
 
 TOLERANCE = 1e-4  # times max(1, largest value of the reference)
 MACS_TOLERANCE = 1e-3
-CALIBRATION = (2, 8, 96)  # batches, images in each, pixels
 LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
 PROPERTY = "equality"
 COLUMNS = (
@@ -81,7 +80,7 @@ def prove(record_property: Callable[[str, object], None]) -> Callable[..., None]
         assert parameters(net) == params
         assert abs(counted - macs) <= MACS_TOLERANCE * macs, f"{counted} MACs, expected {macs}"
         randomise(reference)
-        calibrate(reference)
+        calibrate(reference, [make_images(8, (96, 96), seed) for seed in (1, 2)])
         copy_state(reference, net, order)
         logits, levels = compare(net, reference, taps, sizes)
         damaged = copy.deepcopy(net)
@@ -119,12 +118,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     )
 
 
-def pictures(images: int, size: int, seed: int) -> Tensor:
+def make_images(count: int, size: tuple[int, int], seed: int) -> Tensor:
     """Smooth shapes and noise: on noise alone the images of a batch look alike to a deep net."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = torch.randn(images, 3, 6, 6, generator=generator)
-    noise = torch.randn(images, 3, size, size, generator=generator)
-    return F.interpolate(shapes, size=(size, size), mode="bilinear") + 0.3 * noise
+    shapes = torch.randn(count, 3, 6, 6, generator=generator)
+    noise = torch.randn(count, 3, *size, generator=generator)
+    return F.interpolate(shapes, size=size, mode="bilinear") + 0.3 * noise
 
 
 def randomise(net: nn.Module) -> None:
@@ -142,8 +141,8 @@ def randomise(net: nn.Module) -> None:
                 bias.normal_(0, 0.3, generator=generator)
 
 
-def calibrate(net: nn.Module) -> None:
-    """Give BN the statistics of a few batches; nothing else is in training mode, so no dropout.
+def calibrate(net: nn.Module, batches: Iterable[Any]) -> None:
+    """Give BN the statistics of the batches; nothing else is in training mode.
 
     With the initial statistics the outputs of some nets hardly depend on the image, and damage to
     the net would go unseen.
@@ -155,10 +154,9 @@ def calibrate(net: nn.Module) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over the batches
         norm.train()
-    batches, images, size = CALIBRATION
     with torch.no_grad():
-        for batch in range(batches):
-            net(pictures(images, size, seed=1 + batch))
+        for batch in batches:
+            net(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     net.eval()
@@ -179,7 +177,7 @@ def executed_leaves(net: nn.Module) -> list[nn.Module]:
 
     handles = [leaf.register_forward_hook(note) for leaf in leaves(net)]
     with torch.no_grad():
-        net.eval()(pictures(1, 64, seed=0))
+        net.eval()(make_images(1, (64, 64), seed=0))
     for handle in handles:
         handle.remove()
     return found
@@ -235,7 +233,7 @@ def compare(
 
 def differences(net: Any, reference: nn.Module, taps: Taps, size: int) -> tuple[float, float]:
     """Relative difference of logits, and the largest one of the taps, on two images."""
-    images = pictures(2, size, seed=9)
+    images = make_images(2, (size, size), seed=9)
     with torch.no_grad():
         expected, expected_taps = outputs(reference, taps, images)
         logits, found = net(images), net.taps(images)

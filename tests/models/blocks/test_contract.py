@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.blocks.conv import fuse, row_defaults
 from models.builder import build_classifier, build_detector
@@ -21,6 +20,7 @@ from models.registry import BLOCKS, Block
 from models.spec import GraphSpec
 from models.yaml.parser import load_classifier, load_spec
 from models.yaml.sections import section_names
+from tests.models.conftest import calibrate, make_images
 
 CFG = Path(__file__).resolve().parents[3] / "cfg"
 CLASSES = 3
@@ -156,12 +156,8 @@ class Network:
         return build_classifier(load_classifier(self.name, classes=CLASSES))
 
     def inputs(self, size: tuple[int, int] | None = None, count: int = 2) -> Tensor:
-        """Smooth shapes and noise: on noise alone the images of a batch look alike to a deep net."""
         size = size or ((128, 128) if self.name.endswith("6") else (64, 64))
-        generator = torch.Generator().manual_seed(count)
-        shapes = torch.randn(count, 3, 6, 6, generator=generator)
-        noise = torch.randn(count, 3, *size, generator=generator)
-        return F.interpolate(shapes, size=size, mode="bilinear") + 0.3 * noise
+        return make_images(count, size, seed=count)
 
 
 def family(spec: GraphSpec) -> frozenset[Any]:
@@ -228,18 +224,12 @@ def net(subject: Case | Network) -> nn.Module:
     """
     net = subject.build()
     generator = torch.Generator().manual_seed(1)
-    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = None
+    for norm in [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]:
         with torch.no_grad():
             norm.weight.copy_(torch.rand(norm.weight.shape, generator=generator) * 0.4 + 0.8)
             norm.bias.copy_(torch.rand(norm.bias.shape, generator=generator))
-    with torch.no_grad():
-        net.train()(subject.inputs(count=8))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return net.eval()
+    calibrate(net, [subject.inputs(count=8)])
+    return net
 
 
 def changed(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:

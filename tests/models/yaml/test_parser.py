@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from models.builder import build_detector
 from models.spec import IMAGE, ModelSpec, make_divisible, scale_repeats
@@ -208,15 +207,9 @@ def test_included_sections_equal_the_written_ones() -> None:
     assert parse_spec(long_form, "test").layers == ours.layers
 
 
-def test_round_trips(tmp_path: Path) -> None:
+def test_round_trip_through_a_checkpoint() -> None:
     spec = load_spec("yolov5n-csp")
     assert ModelSpec.from_dict(spec.to_dict()) == spec
-    written = write(tmp_path, yaml.safe_dump(spec.to_yaml_dict()))
-    again = load_spec(written)
-    assert [(a.block, a.args, a.sources, a.repeats) for a in again.layers] == [
-        (a.block, a.args, a.sources, a.repeats) for a in spec.layers
-    ]
-    assert again.anchors == spec.anchors
 
 
 @pytest.mark.parametrize(
@@ -239,6 +232,9 @@ def test_round_trips(tmp_path: Path) -> None:
         (with_rows("- [-1, 1, Conv, [8]]", extra="activatoin: SiLU"), r"unknown key 'activatoin'; did you mean 'activation'"),
         (with_rows("- [-1, 1, Conv, [8]]", extra="activation: eval('x')"), r"activation \"eval"),
         (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, 'os.x']]]"), r"found 'os.x' instead of 'anchors'"),
+        (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, [1, 2]]]]"), r"widths and heights over 0, got 1"),
+        (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, [[1, .inf]]]]]"), r"widths and heights over 0, got \[1, inf\]"),
+        (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, []]]]"), r"anchors must be one list .* got \[\]"),
         (with_rows("- [-1, 1, Conv, [8]]", "[[[0, 0], 1, Detect, [nc, anchors]]]"), r"anchors for 1 levels, but Detect reads 2"),
         ("anchors: 3\nhead: []\n", r"key 'backbone' is missing"),
         ("backbone: csp-q\nanchors: 3\nhead: [[[P5], 1, Detect, []]]", r"has the scales n, s, m, l, x; 'q' is not"),
@@ -295,7 +291,7 @@ def test_a_file_too_large_for_a_model_is_refused_before_parsing(tmp_path: Path) 
         ({"backbone": [[-1, 1, "Conv", [10**9]]] * 2}, "row 0 Conv: "),
         ({"backbone": [[-1, 1, "Conv", [8, 10**9]]]}, "row 0 Conv: "),
         ({"backbone": [[-1, 900, "Conv", [8]]] * 100}, "Conv: over 10,000 weights"),
-        ({"anchors": 10_000_000}, "anchors .*from 1 to 64.* got 10000000"),
+        ({"anchors": 10_000_000}, r"anchors .*\(1 to 64\), got 10000000"),
         ({"anchors": [[8.0, 8.0] * 800_000]}, "row 1 Detect: over 500,000,000 parameters"),
     ],
 )  # fmt: skip
