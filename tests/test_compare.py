@@ -23,7 +23,7 @@ from engine.compare.config import CompareConfig
 from engine.compare.record import load_record
 from engine.compare.runs import state_of
 from engine.compare.schema import LatencyAt
-from engine.measure.peak import Task
+from engine.measure.peak import PeakSizes
 from engine.train.config import TrainConfig
 from engine.train.loop import fit
 from utils.config import parse
@@ -70,8 +70,8 @@ def quick(monkeypatch, tmp_path):
 
 def prepare(monkeypatch, folder):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    small = Task(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
-    monkeypatch.setattr(Task, "for_device", classmethod(lambda cls, device: small))
+    small = PeakSizes(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
+    monkeypatch.setattr(PeakSizes, "for_device", classmethod(lambda cls, device: small))
     monkeypatch.setattr(comparison, "write_plots", lambda results, folder: [])
 
 

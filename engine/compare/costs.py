@@ -25,8 +25,8 @@ from engine.compare.schema import (
 from engine.measure.bench import prepare, sample_images
 from engine.measure.energy import find_meter, measure_energy
 from engine.measure.latency import FAULTS, Candidate, LatencyConfig, LatencyReport, measure_latency
-from engine.measure.peak import Roof, measure_roof
-from engine.measure.roofline import Roofline, roofline
+from engine.measure.peak import DevicePeak, measure_peak
+from engine.measure.roofline import Times, by_block, roofline
 from models.detector import Detector
 from models.profile.counting import profile
 from models.profile.guidelines import findings, sentences
@@ -45,12 +45,12 @@ def _taken(kind: type[T], source: Any, **more: Any) -> T:
     return kind(**{**values, **more})
 
 
-def computed_cost(entry: ModelEntry, timed: Roofline | None = None) -> Cost | None:
+def computed_cost(entry: ModelEntry, timed: tuple[Times, ...] | None = None) -> Cost | None:
     """The cost of a model, with the times of its rows where it was timed; None without a model."""
     unfused = entry.profile
     if entry.spec is None or unfused is None:
         return None
-    model = prepare(entry.detector(), torch.device("cpu"), fused=True, channels_last=False)
+    model = prepare(entry.detector(), torch.device("cpu"))
     assert isinstance(model, Detector)
     fused = profile(model, unfused.image_size)
     total = fused.cost
@@ -77,7 +77,7 @@ def computed_cost(entry: ModelEntry, timed: Roofline | None = None) -> Cost | No
     if timed is not None:
         layers = [
             replace(layer, predicted=time.predicted, measured=time.measured, bound=time.bound)
-            for layer, time in zip(layers, timed.rows, strict=True)
+            for layer, time in zip(layers, timed, strict=True)
         ]
     return Cost(
         image_size=unfused.image_size,
@@ -123,7 +123,7 @@ def measure(
     ]
     batch = common_batch([row.latency for row in timed])
     measured = [
-        _with_details(row, entry, candidates[row.name], peak, device, config, batch)
+        _with_details(row, entry, candidates[row.name], peak, device, batch)
         if _working(row.latency)
         else row
         for row, entry in zip(timed, entries, strict=True)
@@ -133,7 +133,7 @@ def measure(
         device=device_name(device),
         threads=report.threads,
         batches=list(config.batches),
-        settings=report.to_dict()["settings"],
+        settings=report.settings,
         roof=None if peak is None else peak.to_dict(),
         energy_source=sources[0] if sources else None,
     )
@@ -152,9 +152,9 @@ def common_batch(latencies: Sequence[Sequence[LatencyAt]]) -> int | None:
     return max(common, default=None)
 
 
-def _measure_peak(device: torch.device) -> Roof | None:
+def _measure_peak(device: torch.device) -> DevicePeak | None:
     try:
-        return measure_roof(device)
+        return measure_peak(device)
     except FAULTS as error:
         warn(f"the peak of {device} is not measured: {cause_of(error)}")
         return None
@@ -164,23 +164,21 @@ def _with_details(
     row: Row,
     entry: ModelEntry,
     item: Candidate,
-    peak: Roof | None,
+    peak: DevicePeak | None,
     device: torch.device,
-    config: LatencyConfig,
     energy_batch: int | None,
 ) -> Row:
     """A row with the times of its layers and blocks, and the energy."""
-    layout = config.channels_last
     try:
-        model = prepare(item.model, device, fused=config.fused, channels_last=layout)
+        model = prepare(item.model, device)
         assert isinstance(model, Detector)
 
         def images(batch: int) -> torch.Tensor:
-            return sample_images(batch, item.image_size, device, like=model, channels_last=layout)
+            return sample_images(batch, item.image_size, device, like=model)
 
         if peak is not None:
             timed = roofline(model, images(1), peak)
-            blocks = [_taken(BlockTime, one, rows=list(one.rows)) for one in timed.by_block()]
+            blocks = [_taken(BlockTime, one, rows=list(one.rows)) for one in by_block(timed)]
             row = replace(row, cost=computed_cost(entry, timed), blocks=blocks)
         if energy_batch is not None:
             row = replace(row, energy=_energy(model, images(energy_batch), device))
@@ -208,7 +206,7 @@ def _latency(report: LatencyReport, name: str, batch: int) -> LatencyAt:
     if found is None:
         causes = (f.cause for f in report.failed if (f.model, f.batch) == (name, batch))
         return LatencyAt(batch, next(causes, "not measured"))
-    return _taken(LatencyAt, found, p50_ms=found.p50, p90_ms=found.p90, least_ms=found.least)
+    return _taken(LatencyAt, found, p50_ms=found.p50, p90_ms=found.p90, least_ms=found.fastest)
 
 
 def with_speedup(table: Sequence[Row], baseline: str) -> list[Row]:

@@ -19,25 +19,19 @@ from models.spec import IMAGE_CHANNELS
 Clock = Callable[[], float]  # seconds
 
 
-def prepare(
-    model: nn.Module, device: torch.device, *, fused: bool, channels_last: bool
-) -> nn.Module:
-    """A copy for inference on `device`; the original stays as it is."""
+def prepare(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy for inference on `device`, BN folded into the convolutions; the original stays."""
     ready = copy.deepcopy(model).to(device).eval()
-    if fused:
-        fuse(ready)
-    return ready.to(memory_format=torch.channels_last) if channels_last else ready
+    fuse(ready)
+    return ready
 
 
-def sample_images(
-    batch: int, image_size: int, device: torch.device, *, like: nn.Module, channels_last: bool
-) -> Tensor:
+def sample_images(batch: int, image_size: int, device: torch.device, *, like: nn.Module) -> Tensor:
     """(batch, 3, S, S) noise in [0, 1), the same each time, in the type of the model's weights."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, IMAGE_CHANNELS, image_size, image_size, generator=generator)
     weight = next(like.parameters(), None)
-    images = images.to(device, torch.float32 if weight is None else weight.dtype)
-    return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+    return images.to(device, torch.float32 if weight is None else weight.dtype)
 
 
 def synchronize(device: torch.device) -> None:

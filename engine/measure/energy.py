@@ -7,11 +7,13 @@ processes included, so compare runs of the same quiet machine.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -21,17 +23,6 @@ POWERCAP = Path("/sys/class/powercap")
 NOT_MEASURED = "not measured"
 MAX_UNREAD = 60.0  # seconds; no counter wraps around twice in that time
 MICRO, MILLI = 1e-6, 1e-3
-
-
-class Meter(Protocol):
-    """A counter of energy."""
-
-    @property
-    def source(self) -> str:
-        """What is counted, e.g. 'RAPL package-0'."""
-
-    def joules(self) -> float:
-        """Joules since the first reading, which is 0."""
 
 
 @dataclass(frozen=True)
@@ -53,110 +44,80 @@ class Energy:
         """Mean power."""
         return self.joules / self.seconds
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "joules_per_image": self.joules_per_image, "watts": self.watts}
 
+class Meter:
+    """The sum of counters, each a function that reads it and the value at which it restarts at 0.
 
-@dataclass(frozen=True)
-class RaplZone:
-    """A folder of the kernel's powercap tree; its counter starts again at 0 after `limit` µJ."""
+    `joules` must be called at least once while a counter goes round (minutes).
+    """
 
-    name: str
-    counter: Path
-    limit: int
-
-    def read(self) -> int:
-        """Microjoules. OSError where the system forbids it, ValueError for no number."""
-        return int(self.counter.read_text())
-
-
-class RaplMeter:
-    """The sum of several zones; to be read at least once in each round of a counter (minutes)."""
-
-    def __init__(self, zones: Sequence[RaplZone]) -> None:
-        self._zones = tuple(zones)
-        self._last = [zone.read() for zone in self._zones]
+    def __init__(
+        self, source: str, counters: Sequence[tuple[Callable[[], int], int]], unit: float
+    ) -> None:
+        self.source = source  # e.g. 'RAPL package-0, dram'
+        self._counters = tuple(counters)
+        self._unit = unit  # joules
+        self._last = [read() for read, _ in counters]
         self._total = 0
 
-    @property
-    def source(self) -> str:
-        """'RAPL package-0, dram'."""
-        return "RAPL " + ", ".join(zone.name for zone in self._zones)
-
     def joules(self) -> float:
-        """Joules since the meter was made."""
-        values = [zone.read() for zone in self._zones]
-        for zone, last, value in zip(self._zones, self._last, values, strict=True):
-            self._total += value - last + (zone.limit if value < last else 0)
+        """Joules since the meter was made. OSError or ValueError where a counter fails."""
+        values = [read() for read, _ in self._counters]
+        for (_, limit), last, value in zip(self._counters, self._last, values, strict=True):
+            self._total += value - last + (limit if value < last else 0)
         self._last = values
-        return self._total * MICRO
+        return self._total * self._unit
 
 
-class NvmlMeter:
-    """A GPU's own counter; `nvml` is the module pynvml, initialised."""
-
-    source = "NVML total energy"
-
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml = nvml
-        self._handle = handle
-        self._first = self._read()
-
-    def _read(self) -> int:
-        try:
-            return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
-        except self._nvml.NVMLError as error:
-            raise OSError(f"NVML: {error}") from error
-
-    def joules(self) -> float:
-        """Joules since the meter was made."""
-        return (self._read() - self._first) * MILLI
-
-
-def rapl_meter(root: Path = POWERCAP) -> RaplMeter | None:
+def rapl_meter(root: Path = POWERCAP) -> Meter | None:
     """The meter of all packages and their DRAM under `root`; None where one cannot be read.
 
     A package includes cores and graphics, the platform (psys) includes packages, and the
     intel-rapl-mmio tree counts the same package again: these are left out.
     """
     try:
-        folders = sorted(root.glob("intel-rapl:*"))
-        named = [(folder, (folder / "name").read_text().strip()) for folder in folders]
-        zones = [
-            RaplZone(name, folder / "energy_uj", int((folder / "max_energy_range_uj").read_text()))
-            for folder, name in named
+        folders = {path: (path / "name").read_text().strip() for path in root.glob("intel-rapl:*")}
+        zones = {
+            path: name
+            for path, name in sorted(folders.items())
             if name.startswith("package") or name == "dram"
+        }
+        counters = [
+            (partial(_number, path / "energy_uj"), _number(path / "max_energy_range_uj"))
+            for path in zones
         ]
-        return RaplMeter(zones) if zones else None
+        return Meter("RAPL " + ", ".join(zones.values()), counters, MICRO) if zones else None
     except (OSError, ValueError):
         return None
 
 
-def nvml_meter(device: torch.device, nvml: Any = None) -> NvmlMeter | None:
+def _number(path: Path) -> int:
+    return int(path.read_text())
+
+
+def nvml_meter(device: torch.device, nvml: Any = None) -> Meter | None:
     """The meter of a CUDA device; None without nvidia-ml-py, or where the GPU has no counter.
 
     The GPU is found by its UUID, since NVML does not follow CUDA_VISIBLE_DEVICES.
     """
-    nvml = nvml or _load_nvml()
-    if nvml is None:
+    try:
+        nvml = nvml or importlib.import_module("pynvml")  # optional: nvidia-ml-py
+    except ImportError:
         return None
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    if uuid is None:
-        return None
     try:
         nvml.nvmlInit()
-        return NvmlMeter(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+        read = partial(_nvml_counter, nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+        return Meter("NVML total energy", [(read, 0)], MILLI)
     except (OSError, nvml.NVMLError):
         return None
 
 
-def _load_nvml() -> Any:
+def _nvml_counter(nvml: Any, handle: Any) -> int:
     try:
-        import pynvml  # optional: nvidia-ml-py
-    except ImportError:
-        return None
-    return pynvml
+        return int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+    except nvml.NVMLError as error:
+        raise OSError(f"NVML: {error}") from error
 
 
 def find_meter(device: torch.device, *, powercap: Path = POWERCAP) -> Meter | None:

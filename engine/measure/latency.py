@@ -48,8 +48,6 @@ class LatencyConfig:
     warm_up: int = 3  # forward passes of each model before the rounds
     rounds: int = 50
     seconds: float = 60.0
-    fused: bool = True  # BN folded into the convolutions, as for inference
-    channels_last: bool = False
 
     def __post_init__(self) -> None:
         for name, low in {"warm_up": 1, "rounds": MIN_ROUNDS}.items():
@@ -88,7 +86,7 @@ class Latency:
         return self.milliseconds(90)
 
     @property
-    def least(self) -> float:
+    def fastest(self) -> float:
         """Milliseconds of one image in the fastest pass, which a busy machine affects least."""
         return self.milliseconds(0)
 
@@ -101,22 +99,6 @@ class Latency:
     def gflops_per_second(self) -> float:
         """Computation efficiency, GFLOPs times images/s (VoVNet, arXiv:1904.09730, section 4.1)."""
         return self.flops * self.images_per_second / 1e9
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "model": self.model,
-            "image_size": self.image_size,
-            "batch": self.batch,
-            "rounds": len(self.durations),
-            "p50_ms": self.p50,
-            "p90_ms": self.p90,
-            "least_ms": self.least,
-            "images_per_second": self.images_per_second,
-            "gflops_per_second": self.gflops_per_second,
-            "memory_bytes": self.memory_bytes,
-            "memory_source": self.memory_source,
-        }
 
 
 @dataclass(frozen=True)
@@ -143,14 +125,12 @@ class LatencyReport:
         found = (item for item in self.measured if (item.model, item.batch) == (model, batch))
         return next(found, None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it was measured, as plain values for JSON."""
+        layout = {"fused": True, "channels_last": False, "device": self.device}
         settings = {**vars(self.config), "batches": list(self.config.batches)}
-        return {
-            "settings": {**settings, "device": self.device, "threads": self.threads},
-            "measured": [item.to_dict() for item in self.measured],
-            "failed": [vars(item) for item in self.failed],
-        }
+        return {**settings, **layout, "threads": self.threads}
 
 
 @torch.inference_mode()
@@ -195,19 +175,16 @@ class _Run:
         self._config = config
         self._device = device
         self._images = torch.empty(0)
-        layout = {"fused": config.fused, "channels_last": config.channels_last}
-        self._model = self._attempt(lambda: prepare(candidate.model, device, **layout))
+        self._model = self._attempt(lambda: prepare(candidate.model, device))
         self._unusable = self.cause
 
     def start(self, batch: int) -> None:
         """Make the images and warm up: allocators and libraries settle."""
         self.cause = self._unusable
-        model, size, layout = self._model, self.candidate.image_size, self._config.channels_last
+        model, size = self._model, self.candidate.image_size
         if model is None:
             return
-        images = self._attempt(
-            lambda: sample_images(batch, size, self._device, like=model, channels_last=layout)
-        )
+        images = self._attempt(lambda: sample_images(batch, size, self._device, like=model))
         if images is not None:
             self._images = images
         for _ in range(self._config.warm_up):

@@ -19,7 +19,7 @@ LAUNCHES = 200  # tiny kernels per reading of the launch time
 
 
 @dataclass(frozen=True)
-class Roof:
+class DevicePeak:
     """Measured limits of a device for one number type."""
 
     flops_per_second: float
@@ -46,7 +46,7 @@ class Roof:
 
 
 @dataclass(frozen=True)
-class Task:
+class PeakSizes:
     """Sizes of what measures the peaks: a matmul, a 3x3 convolution of 256 channels, a copy."""
 
     side: int
@@ -55,7 +55,7 @@ class Task:
     repeats: int = 50
 
     @classmethod
-    def for_device(cls, device: torch.device) -> Task:
+    def for_device(cls, device: torch.device) -> PeakSizes:
         """Large enough to fill it and its caches; each repeat is short."""
         if device.type == "cpu":
             return cls(side=512, pixels=32, copy_bytes=64 * MIB)
@@ -63,29 +63,29 @@ class Task:
 
 
 @torch.inference_mode()
-def measure_roof(
+def measure_peak(
     device: torch.device,
     *,
     dtype: torch.dtype = torch.float32,
-    task: Task | None = None,
+    sizes: PeakSizes | None = None,
     clock: Clock = time.perf_counter,
-) -> Roof:
+) -> DevicePeak:
     """The best of several repeats on `device`, with torch's present settings (threads, TF32).
 
     Peak FLOP/s is the better of the matmul and the convolution, bandwidth counts a copy's reads
     and writes.
     """
-    task = task or Task.for_device(device)
+    sizes = sizes or PeakSizes.for_device(device)
 
     def best(step: Callable[[], Any]) -> float:
-        return _best_seconds(step, task.repeats, device, clock)
+        return _best_seconds(step, sizes.repeats, device, clock)
 
-    a, b = (torch.randn(task.side, task.side, device=device, dtype=dtype) for _ in range(2))
-    matmul = 2 * task.side**3 / best(lambda: a @ b)
-    image = torch.randn(1, 256, task.pixels, task.pixels, device=device, dtype=dtype)
+    a, b = (torch.randn(sizes.side, sizes.side, device=device, dtype=dtype) for _ in range(2))
+    matmul = 2 * sizes.side**3 / best(lambda: a @ b)
+    image = torch.randn(1, 256, sizes.pixels, sizes.pixels, device=device, dtype=dtype)
     layer = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(device, dtype)
     convolution = 2 * 9 * 256 * image.numel() / best(lambda: layer(image))
-    source = torch.ones(task.copy_bytes // 4, device=device)
+    source = torch.ones(sizes.copy_bytes // 4, device=device)
     target = torch.zeros_like(source)
     bandwidth = 2 * source.numel() * 4 / best(lambda: target.copy_(source))
     one = torch.zeros(1, device=device)
@@ -94,7 +94,7 @@ def measure_roof(
         for _ in range(LAUNCHES):
             one.add_(1)
 
-    return Roof(max(matmul, convolution), bandwidth, best(launch) / LAUNCHES)
+    return DevicePeak(max(matmul, convolution), bandwidth, best(launch) / LAUNCHES)
 
 
 def _best_seconds(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.measure.bench import Clock, Marks, synchronize
-from engine.measure.peak import COMPUTE, MEMORY, Roof
+from engine.measure.peak import COMPUTE, MEMORY, DevicePeak
 from models.graph import RowGraph
 from models.profile.counting import RowProfile, profile
 
@@ -84,27 +84,14 @@ class Times:
         """COMPUTE where most of the predicted time is, else MEMORY."""
         return COMPUTE if 2 * self.compute_bound > self.predicted else MEMORY
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**vars(self), "rows": list(self.rows), "bound": self.bound}
 
-
-@dataclass(frozen=True)
-class Roofline:
-    """Rows of a model and the peaks of the device they ran on."""
-
-    image_size: int
-    batch: int
-    roof: Roof
-    rows: tuple[Times, ...]
-
-    def by_block(self) -> tuple[Times, ...]:
-        """The rows of each block together, the longest measured first."""
-        kinds: dict[str, list[Times]] = {}
-        for row in self.rows:
-            kinds.setdefault(row.block, []).append(row)
-        sums = [_sum(block, rows) for block, rows in kinds.items()]
-        return tuple(sorted(sums, key=lambda item: item.measured, reverse=True))
+def by_block(rows: Sequence[Times]) -> tuple[Times, ...]:
+    """The rows of each block together, the longest measured first."""
+    kinds: dict[str, list[Times]] = {}
+    for row in rows:
+        kinds.setdefault(row.block, []).append(row)
+    sums = [_sum(block, some) for block, some in kinds.items()]
+    return tuple(sorted(sums, key=lambda item: item.measured, reverse=True))
 
 
 def _sum(block: str, rows: Sequence[Times]) -> Times:
@@ -113,19 +100,19 @@ def _sum(block: str, rows: Sequence[Times]) -> Times:
     return Times(block, tuple(index for row in rows for index in row.rows), **sums)
 
 
-def predict(row: RowProfile, roof: Roof, measured: float) -> Times:
+def predict(row: RowProfile, peak: DevicePeak, measured: float) -> Times:
     """A row's predicted times on a device of these peaks, and its measured one (seconds)."""
     kernels = row.cost.kernels
-    compute = [kernel for kernel in kernels if roof.bound(kernel) == COMPUTE]
+    compute = [kernel for kernel in kernels if peak.bound(kernel) == COMPUTE]
     return Times(
         block=row.spec.block,
         rows=(row.index,),
         flops=row.cost.flops,
         bytes=row.cost.bytes,
         kernels=len(kernels),
-        predicted=sum(map(roof.seconds, kernels)),
-        compute_bound=sum(map(roof.seconds, compute)),
-        launch=len(kernels) * roof.launch_seconds,
+        predicted=sum(map(peak.seconds, kernels)),
+        compute_bound=sum(map(peak.seconds, compute)),
+        launch=len(kernels) * peak.launch_seconds,
         measured=measured,
     )
 
@@ -133,18 +120,16 @@ def predict(row: RowProfile, roof: Roof, measured: float) -> Times:
 def roofline(
     model: RowGraph,
     images: Tensor,
-    roof: Roof,
+    peak: DevicePeak,
     *,
     rounds: int = 10,
     clock: Clock = time.perf_counter,
-) -> Roofline:
+) -> tuple[Times, ...]:
     """Predict and time each row of a prepared model (`bench.prepare`) on square images."""
     batch, _, height, width = images.shape
     if height != width:
         raise ValueError(f"images must be square, got {height}x{width}")
     measured = time_rows(model, images, rounds=rounds, clock=clock)
     profiled = profile(model, height, batch=batch)
-    rows = tuple(
-        predict(row, roof, seconds) for row, seconds in zip(profiled.rows, measured, strict=True)
-    )
-    return Roofline(height, batch, roof, rows)
+    rows = zip(profiled.rows, measured, strict=True)
+    return tuple(predict(row, peak, seconds) for row, seconds in rows)

@@ -32,7 +32,7 @@ from engine.compare.typed import construct
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.metrics import Shard, metrics_of
 from engine.measure.latency import LatencyConfig
-from engine.measure.peak import Task
+from engine.measure.peak import PeakSizes
 from engine.train.config import TrainConfig
 from utils.config import parse
 from utils.errors import UserError
@@ -353,13 +353,13 @@ def measured_rows(found, config):
 
 @pytest.fixture
 def quick_peak(monkeypatch):
-    small = Task(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
-    monkeypatch.setattr(Task, "for_device", classmethod(lambda cls, device: small))
+    small = PeakSizes(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
+    monkeypatch.setattr(PeakSizes, "for_device", classmethod(lambda cls, device: small))
     monkeypatch.setattr(costs, "ENERGY_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("quick_peak")
-@pytest.mark.parametrize("part", ["roofline", "measure_energy", "measure_roof"])
+@pytest.mark.parametrize("part", ["roofline", "measure_energy", "measure_peak"])
 def test_what_cannot_be_measured_of_one_model_is_noted(tiny_model, monkeypatch, part, capsys):
     def broken(*args, **more):
         raise torch.OutOfMemoryError("out of memory\nmore")
@@ -370,7 +370,7 @@ def test_what_cannot_be_measured_of_one_model_is_noted(tiny_model, monkeypatch, 
     measurement, (row,) = measured_rows(found, config)
     assert row.latency[0].p50_ms > 0
     assert (row.blocks is None) == (part != "measure_energy")
-    if part == "measure_roof":
+    if part == "measure_peak":
         assert measurement.roof is None
         assert "not measured: OutOfMemoryError: out of memory" in capsys.readouterr().err
     else:
