@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,14 +25,10 @@ from models.yaml.parser import load_spec
 from utils.errors import UserError
 
 
-def work(module: nn.Module, *shapes: Sequence[int]) -> tuple[int, int]:
-    """MACs and other operations."""
-    cost = count(module, *shapes)
-    return cost.macs, cost.operations
-
-
-def profile_file(name: str, *, image_size: int = 640, classes: int = 80) -> ModelProfile:
-    return profile_spec(load_spec(name), image_size=image_size, classes=classes)
+def profile_file(
+    name: str, *, image_size: int = 640, classes: int = 80, **parts: str
+) -> ModelProfile:
+    return profile_spec(load_spec(name, **parts), image_size=image_size, classes=classes)
 
 
 class Call(nn.Module):
@@ -47,53 +44,49 @@ class Call(nn.Module):
 
 @pytest.fixture(scope="module")
 def yolov5l() -> ModelProfile:
-    return profile_file("yolov5l", image_size=640, classes=80)
+    return profile_file("yolov5l")
 
 
-class TestByHand:
-    def test_convolution_with_bn_and_activation(self) -> None:
-        # 8x8 -> 4x4 with 16 channels of 3x3x3: 256 outputs; BN 2 and SiLU 1 on each
-        cost = work(BLOCKS["Conv"](3, 16, 3, 2), (1, 3, 8, 8))
-        assert cost == (256 * 27, 256 * 3)
+# fmt: off
+BY_HAND: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, int]]] = {
+    # 8x8 -> 4x4 with 16 channels of 3x3x3: 256 outputs; BN 2 and SiLU 1 on each
+    "convolution, BN, activation": (
+        lambda: BLOCKS["Conv"](3, 16, 3, 2), (1, 3, 8, 8), (256 * 27, 256 * 3)),
+    # 4x4, 8 channels: 1x1 to 4 (64 outputs), 3x3 to 8 (128 outputs), one addition on 128
+    "residual bottleneck": (
+        lambda: BLOCKS["Bottleneck"](8, 8), (1, 8, 4, 4),
+        (64 * 8 + 128 * 4 * 9, 64 * 3 + 128 * 3 + 128)),
+    # 2 images: max-pool 2x2 of 4 channels 4x4 -> 2x2: 32 outputs of 3 comparisons;
+    # SE: mean of 32 inputs; 1x1 4 -> 1: 2 outputs with bias, ReLU; 1x1 1 -> 4: 8 outputs with
+    # bias, sigmoid; product 32; nearest upsampling to 4x4: 128
+    "pool, squeeze, upsample": (
+        lambda: nn.Sequential(BLOCKS["MaxPool"](4, 2), BLOCKS["SE"](4), BLOCKS["Upsample"](4)),
+        (2, 4, 4, 4), (2 * 4 + 8 * 1, 32 * 3 + 32 + 2 + 2 + 8 + 8 + 32 + 128)),
+    "grouped convolution and linear": (
+        lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False), nn.Flatten(),
+                              nn.Linear(128, 5), nn.Linear(5, 3, bias=False)),
+        (2, 8, 4, 4), (256 * 2 * 9 + 2 * 5 * 128 + 2 * 3 * 5, 2 * 5)),
+    "linear on a sequence": (lambda: nn.Linear(6, 4), (2, 3, 6), (6 * 4 * 6, 24)),
+    "bilinear": (lambda: BLOCKS["Upsample"](2, None, 2, "bilinear"), (1, 2, 3, 3), (0, 72 * 7)),
+    "average pool": (lambda: nn.AvgPool2d(2), (1, 2, 4, 4), (0, 8 * 4)),
+    **{act: (partial(BLOCKS["Conv"], 4, 4, act=act), (1, 4, 4, 4), (64 * 4, 64 * 3))
+       for act in ("SiLU", "ReLU", "LeakyReLU(0.1)", "Hardswish", "Mish")},
+    "chunk and cat": (
+        lambda: Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), (1, 4, 4, 4), (0, 0)),
+    "zero padding": (lambda: BLOCKS["ZeroPad"](4, [1, 1, 1, 1]), (1, 4, 4, 4), (0, 0)),
+    # half = 4 on 4x4: 64 outputs per convolution; 1x1 4, depthwise 9, 1x1 4; BN on 3, SiLU on 2
+    "shuffle unit": (
+        lambda: BLOCKS["ShuffleUnit"](8, 8), (1, 8, 4, 4), (64 * (4 + 9 + 4), 64 * (2 * 3 + 2))),
+}
+# fmt: on
 
-    def test_residual_bottleneck(self) -> None:
-        # 4x4, 8 channels: 1x1 to 4 (64 outputs), 3x3 to 8 (128 outputs), one addition on 128
-        cost = work(BLOCKS["Bottleneck"](8, 8), (1, 8, 4, 4))
-        assert cost == (64 * 8 + 128 * 4 * 9, 64 * 3 + 128 * 3 + 128)
 
-    def test_pool_squeeze_upsample(self) -> None:
-        # 2 images: max-pool 2x2 of 4 channels 4x4 -> 2x2: 32 outputs of 3 comparisons;
-        # SE: mean of 32 inputs; 1x1 4 -> 1: 2 outputs with bias, ReLU; 1x1 1 -> 4: 8 outputs with
-        # bias, sigmoid; product 32; nearest upsampling to 4x4: 128
-        net = nn.Sequential(BLOCKS["MaxPool"](4, 2), BLOCKS["SE"](4), BLOCKS["Upsample"](4))
-        cost = work(net, (2, 4, 4, 4))
-        assert cost == (2 * 4 + 8 * 1, 32 * 3 + 32 + 2 + 2 + 8 + 8 + 32 + 128)
-
-    def test_grouped_convolution_and_linear(self) -> None:
-        net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False), nn.Flatten(),
-                            nn.Linear(128, 5), nn.Linear(5, 3, bias=False))  # fmt: skip
-        assert work(net, (2, 8, 4, 4)) == (256 * 2 * 9 + 2 * 5 * 128 + 2 * 3 * 5, 2 * 5)
-
-    def test_linear_on_a_sequence(self) -> None:
-        assert work(nn.Linear(6, 4), (2, 3, 6)) == (6 * 4 * 6, 24)
-
-    def test_bilinear_upsampling_and_average_pool(self) -> None:
-        assert work(BLOCKS["Upsample"](2, None, 2, "bilinear"), (1, 2, 3, 3)) == (0, 72 * 7)
-        assert work(nn.AvgPool2d(2), (1, 2, 4, 4)) == (0, 8 * 4)
-
-    @pytest.mark.parametrize("name", ["SiLU", "ReLU", "LeakyReLU(0.1)", "Hardswish", "Mish"])
-    def test_every_activation_counts_one(self, name: str) -> None:
-        assert work(BLOCKS["Conv"](4, 4, act=name), (1, 4, 4, 4))[1] == 64 * 3
-
-    def test_moving_memory_is_free(self) -> None:
-        shuffle = Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1))
-        assert work(shuffle, (1, 4, 4, 4)) == (0, 0)
-        assert work(BLOCKS["ZeroPad"](4, [1, 1, 1, 1]), (1, 4, 4, 4)) == (0, 0)
-
-    def test_shuffle_unit_has_nothing_but_its_branch(self) -> None:
-        # half = 4 on 4x4: 64 outputs per convolution; 1x1 4, depthwise 9, 1x1 4; BN on 3, SiLU on 2
-        cost = work(BLOCKS["ShuffleUnit"](8, 8), (1, 8, 4, 4))
-        assert cost == (64 * (4 + 9 + 4), 64 * (2 * 3 + 2))
+@pytest.mark.parametrize(("build", "shape", "expected"), BY_HAND.values(), ids=BY_HAND)
+def test_macs_and_operations_by_hand(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], expected: tuple[int, int]
+) -> None:
+    cost = count(build(), shape)
+    assert (cost.macs, cost.operations) == expected
 
 
 class TestUncounted:
@@ -152,7 +145,7 @@ class TestDetector:
         assert found == expected
 
     def test_rows_of_yolov5l_ghost(self) -> None:
-        result = profile_file("yolov5l-ghost", image_size=640, classes=80)
+        result = profile_file("yolov5l-ghost")
         expected = {1: (38720, 1.9694), 2: (43600, 2.1766), 6: (871360, 2.7597),
                     13: (903488, 2.8772), 18: (298624, 0.954)}  # fmt: skip
         for index, pair in expected.items():
@@ -275,8 +268,14 @@ class TestCommandLine:
             ),
             (["yolov5n", "--plot", "a.xyz"], r"a file name that ends in \.png"),
             ([], "FILE is missing"),
+            (["yolov5n", "--backbone", "ghostnet-1.1"], "'1.1' is not one of them; did you mean '1.3'"),
+            (["yolov5n", "--backbone", "ghosnet-1.0"], "did you mean 'ghostnet-1.0'"),
+            (["yolov5n", "--neck", "pan-gost"], "did you mean 'pan-ghost'"),
+            (["yolov5n6", "--backbone", "ghostnet-1.0"], r"reads the end of its backbone \(P6\), the new one ends in P5.*pan-p6"),
+            (["--classify", "ghostnet-1.0", "--neck", "pan"], "takes backbones alone"),
+            (["yolov5n", "--json", "--yaml"], "exclude each other"),
         ],
-    )
+    )  # fmt: skip
     def test_mistakes_are_user_errors(self, argv: Sequence[str], message: str) -> None:
         with pytest.raises(UserError, match=message):
             main(argv)
@@ -313,7 +312,7 @@ class TestCombinations:
             for backbone in ("ghostnet-0.5", "csp-n")
             for neck in ("pan", "fpn")
         ]
-        whole = profile_file("yolov5n", image_size=640, classes=80)
+        whole = profile_file("yolov5n")
         cells = lines[2].split()[5:]
         assert cells[0] == f"{whole.params:,}"
         assert cells[4] == f"{whole.flops / 1e9:.3f}"
@@ -323,9 +322,8 @@ class TestCombinations:
         main(["yolov5n", "--backbone", "shufflenetv2-0.5", "--neck", "pan-p6", "--yaml"])
         file = tmp_path / "composed.yaml"
         file.write_text(capsys.readouterr().out)
-        again = profile_file(str(file), image_size=640, classes=80)
-        spec = load_spec("yolov5n", backbone="shufflenetv2-0.5", neck="pan-p6")
-        ours = profile_spec(spec, image_size=640, classes=80)
+        again = profile_file(str(file))
+        ours = profile_file("yolov5n", backbone="shufflenetv2-0.5", neck="pan-p6")
         assert (again.params, again.macs) == (ours.params, ours.macs)
 
     def test_fit_says_what_it_did(self, capsys) -> None:
@@ -341,18 +339,3 @@ class TestCombinations:
         assert (ghost["params"], shuffle["params"]) == (5_182_508, 2_278_604)
         assert round(ghost["macs"] / 1e6, 2) == 141.15
         assert ghost["neck"] == {"params": 0, "macs": 0}
-
-    @pytest.mark.parametrize(
-        ("argv", "message"),
-        [
-            (["yolov5n", "--backbone", "ghostnet-1.1"], "'1.1' is not one of them; did you mean '1.3'"),
-            (["yolov5n", "--backbone", "ghosnet-1.0"], "did you mean 'ghostnet-1.0'"),
-            (["yolov5n", "--neck", "pan-gost"], "did you mean 'pan-ghost'"),
-            (["yolov5n6", "--backbone", "ghostnet-1.0"], r"reads the end of its backbone \(P6\), the new one ends in P5.*pan-p6"),
-            (["--classify", "ghostnet-1.0", "--neck", "pan"], "takes backbones alone"),
-            (["yolov5n", "--json", "--yaml"], "exclude each other"),
-        ],
-    )  # fmt: skip
-    def test_mistakes(self, argv: Sequence[str], message: str) -> None:
-        with pytest.raises(UserError, match=message):
-            main(argv)
