@@ -1,6 +1,6 @@
 """Whether one model's AP is really higher: a paired bootstrap over the images of one data set.
 
-Images are drawn with replacement, the same ones for every model, and AP is computed anew each time
+Images are drawn with replacement, the same ones for every model, and AP is computed again each time
 (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13).  Which detection
 is right does not depend on the draw, so COCO's matching is done once for each image and IoU; a
 draw then only counts how often each image is in it.  The ranking stays, too: sorted once.

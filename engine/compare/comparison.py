@@ -19,10 +19,10 @@ from engine.compare.plan import RunPlan
 from engine.compare.report.examples import examples
 from engine.compare.report.page import write_report
 from engine.compare.report.plots import write_plots
-from engine.compare.report.tables import FailedRun, ModelRuns, rows
+from engine.compare.report.tables import ModelRuns, rows
 from engine.compare.report.text import complete, console, csv_table, markdown
 from engine.compare.runs import HALF, TRAINED, Session, state_of, train_all
-from engine.compare.schema import FAILED, PARTLY, Results
+from engine.compare.schema import FAILED, PARTLY, Results, Run
 from engine.compare.setup import Comparison, finished_runs, plan_comparison
 from engine.measure.latency import LatencyConfig
 from engine.train.interrupts import StopRequest, stop_requests
@@ -153,10 +153,10 @@ def _finish(session: Session, run: RunPlan, cause: str | None, device: str) -> N
             cause = cause_of(error)
     if cause is not None:
         cause = printable(cause)
-        session.failed[run.id] = FailedRun(run.seed, cause, run.command)
+        session.failed[run.id] = Run(run.seed, FAILED, run.command, cause)
         tqdm.write(f"{run.title} failed: {cause}", file=sys.stderr)
         return
-    ap = session.done[run.id].record.accuracy["AP"]
+    ap = session.done[run.id].accuracy["AP"]
     tqdm.write(f"{run.title}: AP {'-' if ap is None else f'{ap:.3f}'}")
 
 

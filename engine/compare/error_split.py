@@ -89,7 +89,7 @@ class Diagnosis:
         np.ndarray
     )  # (N,) int64, label of the ground-truth box that the detection would get; -1: none
     totals: np.ndarray  # (classes,) ground-truth boxes; -1: a class that has none
-    missed: np.ndarray  # (classes,) boxes that nobody has and no repaired detection would get
+    missed: np.ndarray  # (classes,) boxes that no detection has and no repaired one would get
 
 
 def split_errors(found: BoxTable, truth: BoxTable) -> ErrorSplit:

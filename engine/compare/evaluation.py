@@ -17,7 +17,6 @@ from engine.checkpoint import load_checkpoint, load_detector
 from engine.compare.plan import RunPlan
 from engine.compare.protocol import VERSIONS, Protocol, differences, listed, of_a_run
 from engine.compare.record import FOLDER, Record, model_id, plain_spec, read_curves, save_record
-from engine.compare.report.tables import FinishedRun
 from engine.compare.runs import Session
 from engine.compare.setup import Comparison, require_one_training
 from engine.distributed import select_device
@@ -35,7 +34,7 @@ NOT_KEPT = (
 )  # fmt: skip
 
 
-def evaluate_run(session: Session, run: RunPlan, device: str) -> FinishedRun:
+def evaluate_run(session: Session, run: RunPlan, device: str) -> Record:
     """Evaluate a trained run, or a given checkpoint, and write its record.
 
     Raises UserError for weights that cannot be read or evaluated, that are not of this run, or
@@ -71,11 +70,8 @@ def evaluate_run(session: Session, run: RunPlan, device: str) -> FinishedRun:
         environment=environment,
         training=kept_settings(saved["config"]) if trained else {},
     )
-    folder = session.folder / FOLDER
-    require_one_training(
-        [*session.done.values(), FinishedRun(folder / f"{record.stem}.json", record)]
-    )
-    return FinishedRun(save_record(folder, record, metrics.detections, plan.truth), record)
+    require_one_training([*session.done.values(), record])
+    return save_record(session.folder / FOLDER, record, metrics.detections, plan.truth)
 
 
 def kept_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from utils.errors import UserError, nearest
 from utils.paths import ROOT
 
 TRAINING_PASSES = 3  # a step costs about three forwards: one, and twice as much backwards
-COMMON_NAMES = ("best", "last")  # of checkpoints; the run's folder says more
+COMMON_NAMES = ("best", "last")  # of checkpoints; the run's folder names them better
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -109,6 +108,7 @@ class Record:
     # TrainConfig without NOT_KEPT; {}: not trained here, or a record older than this field
     training: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
+    path: Path = field(default=Path(), compare=False)  # of its JSON file, in which it is not
 
     @property
     def stem(self) -> str:
@@ -178,14 +178,15 @@ def plain_spec(spec: ModelSpec, source: str) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(json.dumps(plain)))
 
 
-def save_record(folder: Path, record: Record, detections: BoxTable, truth: BoxTable) -> Path:
+def save_record(folder: Path, record: Record, detections: BoxTable, truth: BoxTable) -> Record:
     """Write the record; the JSON comes last, so that a record that is there is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     save_truth(folder / truth_name(record.fingerprint), truth)
     path = folder / f"{record.stem}.json"
     save_arrays(path.with_suffix(".npz"), pack(detections))
-    write_text(path, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
-    return path
+    plain = {key: value for key, value in asdict(record).items() if key != "path"}
+    write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    return replace(record, path=path)
 
 
 def load_record(path: Path) -> Record:
@@ -196,12 +197,10 @@ def load_record(path: Path) -> Record:
     return record
 
 
-def records_in(folder: Path) -> Iterator[tuple[Path, Record]]:
+def records_in(folder: Path) -> list[Record]:
     """The records of a folder, by name; JSON files of other formats are passed over."""
-    for path in sorted(folder.glob("*.json")):
-        record = _read(path)
-        if record is not None:
-            yield path, record
+    found = map(_read, sorted(folder.glob("*.json")))
+    return [record for record in found if record is not None]
 
 
 def _read(path: Path) -> Record | None:
@@ -210,7 +209,7 @@ def _read(path: Path) -> Record | None:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             return None
-        record = construct(Record, content)
+        record = replace(construct(Record, content), path=path)
         _check(record)
     except Exception as error:
         raise UserError(f"{path}: not a record: {error}") from error

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from engine.checkpoint import load_checkpoint
 from engine.compare.plan import RunPlan, run_flags
-from engine.compare.report.tables import FailedRun, FinishedRun
+from engine.compare.record import Record
+from engine.compare.schema import Run
 from engine.compare.setup import Comparison
 from engine.train.interrupts import StopRequest, stop
 from utils.errors import UserError
@@ -39,8 +40,8 @@ class Session:
 
     plan: Comparison
     folder: Path
-    done: dict[str, FinishedRun] = field(default_factory=dict)
-    failed: dict[str, FailedRun] = field(default_factory=dict)
+    done: dict[str, Record] = field(default_factory=dict)
+    failed: dict[str, Run] = field(default_factory=dict)
 
     def run_folder(self, plan: RunPlan) -> Path:
         """What train.py writes to."""

@@ -23,8 +23,7 @@ from engine.compare.protocol import (
     protocol_differences,
     require_equal,
 )
-from engine.compare.record import FOLDER, model_id, records_in
-from engine.compare.report.tables import FinishedRun
+from engine.compare.record import FOLDER, Record, model_id, records_in
 from engine.distributed import select_device
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.metrics import by_id, truth_of
@@ -51,7 +50,7 @@ class Comparison:
     threads: int | None  # of each run on a CPU
     truth: BoxTable | None
     images: int  # evaluated
-    given: Mapping[str, FinishedRun]  # by run, from --records
+    given: Mapping[str, Record]  # by run, from --records
 
     @property
     def lock(self) -> Lock:
@@ -82,6 +81,11 @@ def plan_comparison(config: CompareConfig) -> Comparison:
         train = splits.trained.get("train")
         seen = len(splits.evaluated) if train is None else len(train) * config.epochs
     planned = runs(config, models, protocol, seen)
+    given: dict[str, Record] = {}
+    if config.records:
+        if not Path(config.records).is_dir():
+            raise UserError(f"--records {config.records}: no such folder")
+        given = _usable(Path(config.records), planned, protocol)
     return Comparison(
         config=config,
         protocol=protocol,
@@ -94,7 +98,7 @@ def plan_comparison(config: CompareConfig) -> Comparison:
         threads=threads,
         truth=None if splits is None else truth_of(by_id(splits.evaluated)),
         images=0 if splits is None else len(splits.evaluated),
-        given=_usable(Path(config.records), planned, protocol) if config.records else {},
+        given=given,
     )
 
 
@@ -121,23 +125,19 @@ def run_devices(config: CompareConfig) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _records(folder: Path) -> list[FinishedRun]:
-    return [FinishedRun(path, record) for path, record in records_in(folder)]
-
-
-def _require_readable(item: FinishedRun) -> None:
+def _require_readable(item: Record) -> None:
     """UserError where a record's detections cannot be read, or are of other images or classes."""
     _require_within(item, load_detections(item.path), "detections")
 
 
-def _require_within(item: FinishedRun, boxes: BoxTable, what: str) -> None:
-    images, classes = item.record.images, len(item.record.data.classes)
+def _require_within(item: Record, boxes: BoxTable, what: str) -> None:
+    images, classes = item.images, len(item.data.classes)
     for numbers, end in ((boxes.image, images), (boxes.labels, classes)):
         if ((numbers < 0) | (numbers >= end)).any():
             raise UserError(f"{item.path}: {what} beyond its {images} images, {classes} classes")
 
 
-def _readable(item: FinishedRun) -> bool:
+def _readable(item: Record) -> bool:
     """Whether a record's detections can be read; a warning where not."""
     try:
         _require_readable(item)
@@ -147,15 +147,15 @@ def _readable(item: FinishedRun) -> bool:
     return True
 
 
-def require_one_training(items: Iterable[FinishedRun]) -> None:
+def require_one_training(items: Iterable[Record]) -> None:
     """Refuse (UserError) runs that were not trained by the same settings, field by field.
 
     A setting that a record lacks is one that came later: it had its default.
     """
-    known = [item for item in items if item.record.training]
+    known = [item for item in items if item.training]
     default = TrainConfig().to_dict()
     for item in known[1:]:
-        ours, theirs = known[0].record.training, item.record.training
+        ours, theirs = known[0].training, item.training
         keys = dict.fromkeys((*ours, *theirs))
         differing = differences(
             {key: ours.get(key, default.get(key)) for key in keys},
@@ -163,64 +163,61 @@ def require_one_training(items: Iterable[FinishedRun]) -> None:
         )
         if differing:
             raise UserError(
-                f"{known[0].path.name} and {item.path.name} were trained by different settings and"
+                f"{known[0].stem}.json and {item.stem}.json were trained by different settings and"
                 f" cannot be rows of one table: {listed(differing)}"
             )
 
 
-def _require_once(items: Iterable[FinishedRun]) -> None:
+def _require_once(items: Iterable[Record]) -> None:
     """Refuse (UserError) two records of the same run."""
-    seen: dict[tuple[str, int | None], FinishedRun] = {}
+    seen: dict[tuple[str, int | None], Record] = {}
     for item in items:
-        other = seen.setdefault((item.record.model_id, item.record.seed), item)
+        other = seen.setdefault((item.model_id, item.seed), item)
         if other is not item:
-            seed = "" if item.record.seed is None else f", seed {item.record.seed}"
+            seed = "" if item.seed is None else f", seed {item.seed}"
             raise UserError(
-                f"{other.path} and {item.path}: two records of one run ({item.record.name}{seed});"
+                f"{other.path} and {item.path}: two records of one run ({item.name}{seed});"
                 " remove one"
             )
 
 
-def _usable(folder: Path, planned: Sequence[RunPlan], protocol: Protocol) -> dict[str, FinishedRun]:
-    """The planned runs that `folder` has records of; others of the same models are named."""
-    if not folder.is_dir():
-        raise UserError(f"--records {folder}: no such folder")
+def _usable(
+    folder: Path, planned: Sequence[RunPlan], protocol: Protocol, *, own: bool = False
+) -> dict[str, Record]:
+    """By run: the records that `folder` has of the planned runs.
+
+    A record of another protocol is named and left out; in the comparison's own folder it is a
+    UserError.
+    """
     wanted = {(run.entry.model_id, run.seed): run for run in planned}
-    found: dict[str, FinishedRun] = {}
-    used: list[FinishedRun] = []
-    for item in _records(folder):
-        run = wanted.get((item.record.model_id, item.record.seed))
+    found: dict[str, Record] = {}
+    used = []
+    for item in records_in(folder):
+        if own:
+            require_equal({"this comparison": protocol, str(item.path): item.protocol})
+        run = wanted.get((item.model_id, item.seed))
         if run is None:
             continue
-        differing = protocol_differences(item.record.protocol, protocol)
+        differing = protocol_differences(item.protocol, protocol)
         if not differing:
             used.append(item)
             if _readable(item):
                 found[run.id] = item
-        elif item.record.protocol["data"] == protocol["data"]:
+        elif item.protocol["data"] == protocol["data"]:
             warn(f"{item.path}: not used, another protocol: {listed(differing)}")
     _require_once(used)
     return found
 
 
-def finished_runs(plan: Comparison, folder: Path) -> dict[str, FinishedRun]:
+def finished_runs(plan: Comparison, folder: Path) -> dict[str, Record]:
     """By run: the records of the comparison's own folder, and those of --records.
 
     UserError where a record in the folder has another protocol.
     """
-    own = {}
-    wanted = {(run.entry.model_id, run.seed): run for run in plan.runs}
-    if plan.config.kind == TABLE:
-        return dict(plan.given)
-    present = _records(folder / FOLDER)
-    _require_once(present)
-    for item in present:
-        require_equal({"this comparison": plan.protocol, str(item.path): item.record.protocol})
-        run = wanted.get((item.record.model_id, item.record.seed))
-        if run is not None and _readable(item):
-            own[run.id] = item
-    done = {**plan.given, **own}
-    require_one_training(done.values())
+    done = dict(plan.given)
+    if plan.config.kind != TABLE:
+        done |= _usable(folder / FOLDER, plan.runs, plan.protocol, own=True)
+        require_one_training(done.values())
     return done
 
 
@@ -229,30 +226,29 @@ def _of_records(
 ) -> Comparison:
     """A table of the records of a folder alone: they bring models, protocol and ground truth."""
     folder = Path(config.records)
-    found = _records(folder) if folder.is_dir() else []
+    found = records_in(folder) if folder.is_dir() else []
     if not found:
         raise UserError(f"--records {folder}: no record there")
-    protocol = require_equal({item.path.name: item.record.protocol for item in found})
+    protocol = require_equal({item.path.name: item.protocol for item in found})
     require_one_training(found)
     _require_once(found)
     for item in found:
         _require_readable(item)
     models: dict[str, ModelEntry] = {}
     for item in found:
-        models.setdefault(item.record.model_id, _entry(item))
+        models.setdefault(item.model_id, _entry(item))
     names = [model.name for model in models.values()]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"--records {folder}: two different models are called {twice!r}")
-    first = found[0].record
+    first = found[0]
     truth = load_truth(folder, first.fingerprint)
     _require_within(found[0], truth, "ground truth")
-    seeds = sorted({item.record.seed for item in found if item.record.seed is not None})
+    seeds = sorted({item.seed for item in found if item.seed is not None})
     if seeds:
         protocol[SEEDS] = seeds
     planned = [
-        (item, RunPlan(models[item.record.model_id], item.record.seed, item.record.stem, 0.0, ""))
-        for item in found
+        (item, RunPlan(models[item.model_id], item.seed, item.stem, 0.0, "")) for item in found
     ]
     return Comparison(
         config=config,
@@ -270,19 +266,18 @@ def _of_records(
     )
 
 
-def _entry(item: FinishedRun) -> ModelEntry:
+def _entry(record: Record) -> ModelEntry:
     """A record's model. UserError naming the file if it cannot be built, or is another one."""
-    record = item.record
     classes, size = len(record.data.classes), record.conditions.image_size
     try:
         spec = ModelSpec.from_dict(record.spec)
         profile = profile_spec(spec, image_size=size, classes=classes)
     except Exception as error:  # the builder's own checks are for what the parser lets through
-        raise UserError(f"{item.path}: its model: {cause_of(error)}") from error
+        raise UserError(f"{record.path}: its model: {cause_of(error)}") from error
     found = model_id(spec)
     if record.seed is not None and found != record.model_id:  # a checkpoint's is of its bytes
         raise UserError(
-            f"{item.path}: its 'spec' is of another model ({found}) than its 'model_id'"
+            f"{record.path}: its 'spec' is of another model ({found}) than its 'model_id'"
             f" ({record.model_id}): was it edited? Its costs would not be those of what was trained"
         )
     return ModelEntry(record.name, record.model, record.model_id, spec, profile, classes)

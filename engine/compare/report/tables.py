@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -31,29 +30,12 @@ from engine.evaluate.box_table import BoxTable
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """A run that is done, and the file of its record."""
-
-    path: Path
-    record: Record
-
-
-@dataclass(frozen=True)
-class FailedRun:
-    """A run that is not done, and why."""
-
-    seed: int | None
-    cause: str
-    command: str
-
-
-@dataclass(frozen=True)
 class ModelRuns:
     """All that is known of one model."""
 
     entry: ModelEntry
-    finished: Sequence[FinishedRun] = ()  # by seed
-    failed: Sequence[FailedRun] = ()
+    finished: Sequence[Record] = ()  # by seed
+    failed: Sequence[Run] = ()
 
 
 def spread(values: Sequence[float | None]) -> Spread:
@@ -78,7 +60,7 @@ def rows(
     errors: dict[str, ErrorSplit | None] = {}
     for item in models:
         name = item.entry.name
-        found = {one.record.seed: load_detections(one.path) for one in item.finished}
+        found = {one.seed: load_detections(one.path) for one in item.finished}
         resampled[name] = {seed: resample_ap(one, truth, draw) for seed, one in found.items()}
         splits = [split_errors(one, truth) for one in found.values()]
         errors[name] = ErrorSplit.mean(splits) if splits else None
@@ -108,8 +90,7 @@ def _differences(
         return None
     samples = [np.mean([side[seed] for seed in common], axis=0) for side in (ours, theirs)]
     recorded = [
-        [one.record.accuracy for one in side.finished if one.record.seed in common]
-        for side in (model, baseline)
+        [one.accuracy for one in side.finished if one.seed in common] for side in (model, baseline)
     ]
     result = {}
     for metric in METRICS:
@@ -121,7 +102,7 @@ def _differences(
 
 def _row(item: ModelRuns) -> Row:
     entry = item.entry
-    records = [one.record for one in item.finished]
+    records = item.finished
     accuracy = [record.accuracy for record in records]
     return Row(
         name=entry.name,
@@ -151,7 +132,8 @@ def _cause(item: ModelRuns) -> str | None:
     if item.entry.cause is not None:
         return item.entry.cause
     causes = [
-        one.cause if one.seed is None else f"seed {one.seed}: {one.cause}" for one in item.failed
+        str(one.cause) if one.seed is None else f"seed {one.seed}: {one.cause}"
+        for one in item.failed
     ]
     return "; ".join(causes) or None
 
@@ -159,20 +141,19 @@ def _cause(item: ModelRuns) -> str | None:
 def _runs(item: ModelRuns) -> list[Run]:
     done = [
         Run(
-            seed=one.record.seed,
+            seed=one.seed,
             status=DONE,
-            command=one.record.command,
+            command=one.command,
             record=one.path.name,
-            accuracy=one.record.accuracy,
-            best_epoch=one.record.best_epoch,
-            seconds=train_seconds(one.record),
-            curves=one.record.curves,
-            environment=one.record.environment,
+            accuracy=one.accuracy,
+            best_epoch=one.best_epoch,
+            seconds=train_seconds(one),
+            curves=one.curves,
+            environment=one.environment,
         )
         for one in item.finished
     ]
-    failed = [Run(one.seed, FAILED, one.command, one.cause) for one in item.failed]
-    return sorted([*done, *failed], key=lambda run: -1 if run.seed is None else run.seed)
+    return sorted([*done, *item.failed], key=lambda run: -1 if run.seed is None else run.seed)
 
 
 def _classes(records: Sequence[Record]) -> list[ClassAccuracy]:

@@ -139,13 +139,13 @@ def test_no_detection_at_all():
 def test_a_record_comes_back_as_it_was(tmp_path):
     truth, found = random_data()
     record = a_record(metrics=metrics_of(found, truth).to_dict())
-    path = save_record(tmp_path, record, found, truth)
+    path = save_record(tmp_path, record, found, truth).path
     assert path.name == record.stem + ".json"
     assert load_record(path) == record
     assert len(load_detections(path)) == len(found)
     again = load_truth(tmp_path, record.fingerprint)
     assert all(np.array_equal(vars(again)[key], value) for key, value in vars(truth).items())
-    assert [item for item, _ in records_in(tmp_path)] == [path]
+    assert [item.path for item in records_in(tmp_path)] == [path]
     assert ModelSpec.from_dict(record.spec).layers[0].block == "Conv"
     assert sorted(item.suffix for item in tmp_path.iterdir()) == [".json", ".npz", ".npz"]
 
@@ -208,7 +208,7 @@ def written(tmp_path_factory):
     truth, found = random_data()
     record = a_record(metrics=metrics_of(found, truth).to_dict())
     folder = tmp_path_factory.mktemp("written")
-    return save_record(folder, record, found, truth).read_text()
+    return save_record(folder, record, found, truth).path.read_text()
 
 
 @pytest.mark.parametrize(

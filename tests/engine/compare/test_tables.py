@@ -19,15 +19,13 @@ from engine.compare.costs import common_batch, computed_cost, measure
 from engine.compare.plan import model_entries, run_flags, runs
 from engine.compare.record import Record, plain_spec, save_record
 from engine.compare.report.tables import (
-    FailedRun,
-    FinishedRun,
     ModelRuns,
     rows,
     spread,
     train_seconds,
 )
 from engine.compare.report.text import markdown
-from engine.compare.schema import DONE, FAILED, PARTLY, PROFILED, LatencyAt, Results, Spread
+from engine.compare.schema import DONE, FAILED, PARTLY, PROFILED, LatencyAt, Results, Run, Spread
 from engine.compare.typed import construct
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.metrics import Shard, metrics_of
@@ -152,11 +150,13 @@ def table(tmp_path_factory, tiny_model):
                 cost={},
                 environment={"commit": "abc"},
             )
-            finished.append(FinishedRun(save_record(folder, record, found, truth), record))
+            finished.append(save_record(folder, record, found, truth))
         models.append(ModelRuns(entry, finished))
-    models[1] = ModelRuns(models[1].entry, models[1].finished[1:], [FailedRun(0, "it broke", "x")])
+    models[1] = ModelRuns(
+        models[1].entry, models[1].finished[1:], [Run(0, FAILED, "x", "it broke")]
+    )
     models.append(
-        ModelRuns(named(base, "broken"), (), [FailedRun(0, "a", "x"), FailedRun(1, "b", "y")])
+        ModelRuns(named(base, "broken"), (), [Run(0, FAILED, "x", "a"), Run(1, FAILED, "y", "b")])
     )
     return models, rows(models, truth=truth, images=IMAGES, baseline="weak"), truth
 
@@ -173,12 +173,12 @@ def results_of(made, baseline="weak", measurement=None):
 def test_rows_are_the_means_of_their_records(table):
     models, made, _ = table
     for item, row in zip(models[:2], made[:2], strict=True):
-        aps = [one.record.metrics["coco"]["AP"] for one in item.finished]
+        aps = [one.metrics["coco"]["AP"] for one in item.finished]
         assert row.accuracy["AP"].values == aps
         assert row.accuracy["AP"].mean == pytest.approx(sum(aps) / len(aps))
         assert [run.accuracy["AP"] for run in row.runs if run.status == DONE] == aps
         for number, metrics in enumerate(row.classes):
-            values = [one.record.metrics["per_class"][number]["ap"] for one in item.finished]
+            values = [one.metrics["per_class"][number]["ap"] for one in item.finished]
             assert metrics.AP.values == values
     assert made[0].accuracy["AP"].sd == pytest.approx(
         statistics.stdev(made[0].accuracy["AP"].values)
@@ -203,7 +203,7 @@ def test_the_difference_is_that_of_the_seeds_both_have(table):
     assert made[2].difference is None
     found = made[1].difference["AP"]
     weak, strong = models[0].finished[1], models[1].finished[0]
-    expected = strong.record.metrics["coco"]["AP"] - weak.record.metrics["coco"]["AP"]
+    expected = strong.metrics["coco"]["AP"] - weak.metrics["coco"]["AP"]
     assert found.seeds == [1]
     assert found.delta == pytest.approx(expected)
     assert found.significant
@@ -234,7 +234,7 @@ def test_errors_are_split(table):
 def test_training_figures_by_hand(table):
     models, made, _ = table
     # 100 images at 50/s and 100 at 100/s take 3 s, and the evaluations 2 s (3 s with seed 1)
-    assert train_seconds(models[0].finished[0].record) == pytest.approx(5.0)
+    assert train_seconds(models[0].finished[0]) == pytest.approx(5.0)
     training = made[0].training
     assert training.seconds.values == pytest.approx([5.0, 6.0])
     assert training.images_per_second.mean == pytest.approx(200 / 3)
@@ -243,7 +243,7 @@ def test_training_figures_by_hand(table):
 
 
 def test_an_epoch_that_was_resumed_at_its_end_has_no_speed(table):
-    record = copy.deepcopy(table[0][0].finished[0].record)
+    record = copy.deepcopy(table[0][0].finished[0])
     record.curves["images_per_second"][0] = 0.0
     assert train_seconds(record) == pytest.approx(2 * 100 / 100 + 2.0)
 
