@@ -83,7 +83,7 @@ def texture(rng: Rng, size: Size, first: np.ndarray, second: np.ndarray, period:
     patterns = (
         _wave(size, degrees, 2 * max(size)) + 128,  # a gradient
         3 * wave + 128,  # stripes
-        wave * across // 16 + 128,  # checks
+        wave * across // 20 + 128,  # checks
         3 * (wave + across - 40),  # dots
         (2 * noise(rng, size, period) + noise(rng, size, period // 3 + 1)) // 3,  # clouds
         np.full(size, rng.integers(256)),
@@ -118,7 +118,8 @@ def scribble(rng: Rng, canvas: Canvas, *, max_width: int = 9) -> None:
         cv2.polylines(mask, [path.astype(np.int32)], False, 255, thickness, cv2.LINE_AA)
     else:
         blot = place("disc", (0, 0), 2)[0][::3]
-        blot = blot * rng.integers(40, 101, (len(blot), 1)) / 100
+        radii = rng.integers(10, 101, (len(blot), 1))
+        blot = blot * (radii + np.roll(radii, 1, 0)) / 200
         mask = rasterize([blot * rng.integers(4, 36) + centre], (height, width))
     canvas.paint(mask, random_colour(rng), 0, opacity=int(rng.integers(128, 256)))
 
@@ -186,10 +187,10 @@ def paint_object(rng: Rng, canvas: Canvas, label: int, mask: np.ndarray, *, owne
     first = random_colour(rng, ground, hue)
     second = first + (random_colour(rng, ground, hue) - first) * rng.integers(2, 8) // 10
     side = max(cv2.boundingRect(mask)[2:])
-    if side >= 14 and rng.integers(100) < OUTLINED:
+    if side >= 16 and rng.integers(100) < OUTLINED:
         canvas.paint(mask, random_colour(rng, first), owner)
-        rim = 2 * int(rng.integers(1, max(2, side // 22) + 1)) + 1
-        mask = cv2.erode(mask, np.ones((rim, rim), np.uint8))
+        kernel = 2 * int(rng.integers(1, 2 + side // 40)) + 1
+        mask = cv2.erode(mask, np.ones((kernel, kernel), np.uint8))
     _, _, width, height = cv2.boundingRect(mask)
     period = max(side * int(rng.integers(12, 51)) // 100, 3)
     if width:  # the rim of a thin object covers all of it
