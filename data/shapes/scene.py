@@ -19,10 +19,10 @@ from data.shapes.outlines import NAMES, place, rasterize
 # Difficulty, measured by training yolov5n and yolov5n-ghost as `make demo` does. Shares are in %.
 EMPTY_SHARE, CROWD_SHARE = 8, 8  # of images: without objects; with one crowd region
 OBJECTS = (3, 16)  # min and max, in an image that has any
-SIZE_BANDS = ((13, 8, 16), (40, 16, 64), (47, 64, None))  # share, min and max longer side (px)
+SIZE_BANDS = ((10, 8, 16), (36, 16, 64), (54, 64, None))  # share, min and max longer side (px)
 MAX_SIDE = 0.85  # of the image's shorter side, where a band has no max
 TILT, SQUEEZE = 34, 70  # max rotation either way in degrees, min ratio of the axes in %
-OVERLAP, ANYWHERE = 0.30, 15  # max part of an object over others; share of objects with no limit
+OVERLAP, ANYWHERE = 0.25, 15  # max part of an object over others; share of objects with no limit
 USUAL_HUE, OUTLINED = 90, 50  # share of objects in their class's usual hue; with a rim
 MIN_VISIBLE, MIN_SIDE = 0.30, 4  # of an object, and in pixels; less is not annotated
 CRUMB = 0.03  # loose parts under this part of an object's visible area do not count
