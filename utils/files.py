@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -66,6 +65,8 @@ def locked(folder: Path) -> Iterator[None]:
 
     Its child processes do not inherit it.  Raises UserError when another process has it.
     """
+    import fcntl  # not on every system, and needed here only
+
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:

@@ -15,7 +15,7 @@ NEWEST = "newest"
 CACHES = ("none", "ram", "disk")
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 DEFAULT_TIMEOUT = 1800.0  # seconds; a scan or a final evaluation on rank 0 must fit in it
-# What may be changed by --resume: where the data lies, how to compute, when to stop and save.
+# What --resume may change: where the data are, how to compute, when to stop and save.
 FREE_ON_RESUME = (
     "resume", "data", "device", "workers", "cache", "profile", "noplots", "ddp_timeout", "epochs",
     "patience", "nosave", "noval", "save_period", "exist_ok",
@@ -45,7 +45,7 @@ class TrainConfig:
         help="ImageNet weights for the backbone: timm:NAME, or a .pth, .pt or .safetensors file",
     )
     allow_partial: bool = option(
-        False, help="take --backbone-weights that fit less than 95 %% of the backbone"
+        False, help="accept --backbone-weights that fit less than 95 %% of the backbone"
     )
     data: str = option("shapes", help="data set YAML, by path or name")
     hyp: str = option("default", help="hyper-parameter YAML, by path or name")
@@ -56,7 +56,11 @@ class TrainConfig:
         help="images per step over all ranks; -1 finds what fits on one GPU",
     )
     imgsz: int = option(
-        640, flags=("--img", "--img-size"), min=1, max=MAX_PIXELS, help="network size in pixels"
+        640,
+        flags=("--img", "--img-size"),
+        min=1,
+        max=MAX_PIXELS,
+        help="network size in pixels",
     )
     rect: bool = option(
         False, help="rectangular batches of images of similar shape, without mosaic"
@@ -118,7 +122,7 @@ class TrainConfig:
         help="mixed precision on CUDA; auto: fp16 there, off on CPU",
     )
     compile: bool = option(False, help="compile the model with torch.compile")
-    grad_clip: float = option(10.0, min=0, help="maximum norm of the gradient; 0: no limit")
+    grad_clip: float = option(10.0, min=0, help="maximum norm of the gradients; 0: no limit")
     profile: bool = option(False, help="print the time of each part of a training step")
     ddp_timeout: float = option(
         DEFAULT_TIMEOUT, help="seconds that ranks wait for each other before the run ends"

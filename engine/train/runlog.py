@@ -80,10 +80,8 @@ def plot_results(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 class TensorBoard:
     """Scalars per epoch as TensorBoard events, when tensorboard is installed; else nothing."""
 
-    def __init__(
-        self, folder: Path, *, enabled: bool = True, purge_from: int | None = None
-    ) -> None:
-        """`purge_from`: the epoch that a resumed run continues; old events from there on go."""
+    def __init__(self, folder: Path, *, enabled: bool, purge_from: int) -> None:
+        """`purge_from`: the epoch that a resumed run continues; older events of it are removed."""
         self._writer: Any = None
         if enabled and importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter  # heavy, and optional

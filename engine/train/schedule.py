@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from utils.hyp import Hyperparameters
 
-WARMUP_STEPS_AT_LEAST = 100  # YOLOv5's floor for small data sets
+MIN_WARMUP_STEPS = 100  # YOLOv5's floor for small data sets
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up, then a linear or half-cosine fall per epoch from lr0 to lr0 * lrf.
+    """Warm-up, then linear or cosine decay per epoch from lr0 to lr0 * lrf.
 
     `batch_size` is the total over ranks.  `step` counts batches from 0 over the whole run.
-    `adaptive` optimizers (Adam, AdamW) move by the rate itself whatever the gradient, so their
-    biases do not start above lr0.
+    `adaptive` optimizers (Adam, AdamW) take steps of the size of the rate whatever the gradient, so
+    their biases do not start above lr0.
     """
 
     hyp: Hyperparameters
@@ -44,11 +44,11 @@ class Schedule:
         """max(warm-up epochs, 100 batches); none with warmup_epochs 0."""
         if self.hyp.warmup_epochs == 0:
             return 0
-        return max(round(self.hyp.warmup_epochs * self.steps_per_epoch), WARMUP_STEPS_AT_LEAST)
+        return max(round(self.hyp.warmup_epochs * self.steps_per_epoch), MIN_WARMUP_STEPS)
 
     @property
     def nominal_batch(self) -> float:
-        """hyp.nbs; in a run too short for hyp.min_updates of these, fewer batches, at least one."""
+        """hyp.nbs; fewer images, at least one batch, in a run too short for hyp.min_updates."""
         if not self.hyp.min_updates:
             return self.hyp.nbs
         batches = (self.last_step + 1) // self.hyp.min_updates
@@ -65,7 +65,7 @@ class Schedule:
         return self.hyp.weight_decay * self.batch_size * self.accumulate / self.nominal_batch
 
     def shortened(self) -> str:
-        """What hyp.min_updates made of the nominal batch, in words."""
+        """What hyp.min_updates makes of the nominal batch, as text."""
         return (
             f"an update for every {self.accumulate * self.batch_size} images instead of"
             f" {self.hyp.nbs:g} (nbs), so that {self.last_step + 1} batches make"
@@ -79,7 +79,7 @@ class Schedule:
         return self.epochs * self.steps_per_epoch - 1
 
     def factor(self, epoch: int) -> float:
-        """The rate of `epoch` (from 0) over lr0, warm-up aside."""
+        """The learning rate of `epoch` (from 0) as a share of lr0, without warm-up."""
         lrf, done = self.hyp.lrf, epoch / self.epochs
         if self.cosine:
             return lrf + (1 - lrf) * (1 + math.cos(math.pi * done)) / 2

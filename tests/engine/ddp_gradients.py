@@ -5,20 +5,28 @@ Under torchrun each rank takes its own two images of each case; alone, one proce
 
 import os
 import sys
+from contextlib import nullcontext
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from engine import distributed
+from engine.train.config import TrainConfig
+from engine.train.model import wrapped
 from models.builder import build_detector
 from models.losses.anchor import AnchorLoss
 from models.yaml.parser import load_spec
 from utils.hyp import Hyperparameters
 from utils.structures import Targets
 
-# boxes on rank 0 and on rank 1, two images each
-CASES = {"equal": (3, 3), "unequal": (7, 2), "one without": (5, 0), "none": (0, 0)}
+# of each batch, boxes on rank 0 and on rank 1, two images each; several batches accumulate
+CASES = {
+    "equal": [(3, 3)],
+    "unequal": [(7, 2)],
+    "one without": [(5, 0)],
+    "none": [(0, 0)],
+    "accumulated": [(5, 0), (2, 7), (3, 3)],
+}
 
 
 def share(boxes, rank):
@@ -47,22 +55,21 @@ def main(model_file, out):
     """Write {case: {parameter: gradient}} from rank 0."""
     world = distributed.start("cpu", timeout=60)
     result = {}
-    for name, boxes in CASES.items():
+    for name, batches in CASES.items():
         torch.manual_seed(0)
         model = build_detector(load_spec(model_file), classes=3).train()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         loss = AnchorLoss(model, Hyperparameters(), image_size=64)
-        if world.world_size > 1:
-            images, targets = share(boxes, world.rank)
-            wrapped = DistributedDataParallel(model)  # must outlive the backward pass
-            reduce = distributed.all_reduce_sum
-            losses = loss(wrapped(images), targets, reduce=reduce, world_size=world.world_size)
-        else:
-            images, targets = whole(boxes)
-            losses = loss(model(images), targets)
-        losses.total.backward()
+        several = world.world_size > 1
+        forward, no_sync = wrapped(model, TrainConfig(), world)
+        for index, boxes in enumerate(batches):
+            images, targets = share(boxes, world.rank) if several else whole(boxes)
+            reduce = distributed.all_reduce_sum if several else None
+            with nullcontext() if index == len(batches) - 1 else no_sync():
+                losses = loss(forward(images), targets, reduce=reduce, world_size=world.world_size)
+                losses.total.backward()
         result[name] = {key: parameter.grad for key, parameter in model.named_parameters()}
     if world.is_main:
         torch.save(result, out)
@@ -71,8 +78,8 @@ def main(model_file, out):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    # gloo's thread needs the interpreter once more to free the last backward pass's all-reduce, and
-    # aborts when that is ending.  A run goes on for seconds after its last step; here is nothing
-    # left to do, so the process ends without taking the interpreter down first.
+    # gloo's thread needs the interpreter once more to free the last all-reduce, and aborts when the
+    # interpreter ends at that moment.  A run continues for seconds after its last step; this
+    # process has nothing left to do, so it ends without taking the interpreter down first.
     sys.stderr.flush()
     os._exit(0)

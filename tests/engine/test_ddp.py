@@ -64,14 +64,14 @@ def rows_of(folder):
 
 
 def test_gradients_equal_those_of_one_rank(tiny_model, tmp_path):
-    """Unequal numbers of boxes, a rank without any, none at all; statistics fixed."""
+    """Unequal numbers of boxes, a rank without any, none at all, several batches per update."""
     path = {"PYTHONPATH": str(Path.cwd())}
     code, _, errors = finish(torchrun(GRADIENTS, tiny_model, tmp_path / "two.pt", env=path))
     assert code == 0, errors
     command = [sys.executable, GRADIENTS, tiny_model, tmp_path / "one.pt"]
     subprocess.run(command, env={**os.environ, **path}, check=True)
     two, one = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("two", "one"))
-    assert list(one) == ["equal", "unequal", "one without", "none"]
+    assert list(one) == ["equal", "unequal", "one without", "none", "accumulated"]
     for case, gradients in one.items():
         for key, gradient in gradients.items():
             error = (two[case][key] - gradient).norm()

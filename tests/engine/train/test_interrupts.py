@@ -41,3 +41,17 @@ def test_exit_codes():
     assert caught.value.exit_code == 143
     with pytest.raises(KeyboardInterrupt):
         stop(signal.SIGINT)
+
+
+def test_a_closed_terminal_stops_a_run_unless_nohup_started_it():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with stop_requests() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with stop_requests() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

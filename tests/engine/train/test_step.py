@@ -215,7 +215,7 @@ def test_a_gradient_that_is_no_number_is_seen_at_the_same_step(new_run):
 
 
 def test_fp16_that_skips_every_update_ends_the_run(new_run):
-    """The scaler halves its scale at each of them; before, it fell to 0 and nothing was told."""
+    """The scaler halves its scale at each of them; without an end it falls to 0 in silence."""
     state, plan = new_run(steps=12, nbs=2, scale=8.0)
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     poison_gradients(state)
