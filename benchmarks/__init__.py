@@ -1,1 +1,1 @@
-"""Scripts that time this project beside a bare loop or a peer, in one run."""
+"""Scripts that time this project and a bare loop or a peer in one run."""

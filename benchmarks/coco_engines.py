@@ -65,13 +65,13 @@ def made_up(load: Load) -> tuple[BoxTable, BoxTable]:
 
 
 def ours(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
-    """The twelve figures by engine/evaluate/coco.py."""
+    """The twelve metrics by engine/evaluate/coco.py."""
     result = coco_metrics(found, truth, images=load.images, classes=load.classes)
     return list(result.twelve.values())
 
 
 def by_pycocotools(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
-    """The twelve figures by the reference."""
+    """The twelve metrics by the reference."""
     reference = COCO()
     reference.dataset, results = as_json(load, truth, found)
     reference.createIndex()
@@ -83,7 +83,7 @@ def by_pycocotools(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
 
 
 def by_faster_coco_eval(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
-    """The twelve figures by faster-coco-eval (not among this project's requirements)."""
+    """The twelve metrics by faster-coco-eval (not among this project's requirements)."""
     import faster_coco_eval as other
 
     dataset, results = as_json(load, truth, found)
@@ -137,12 +137,12 @@ def main(argv: list[str] | None = None) -> int:
     for name, engine in engines.items():
         start = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-            figures = engine(load, truth, found)
+            metrics = engine(load, truth, found)
         seconds = time.perf_counter() - start
-        first = first or figures
-        difference = float(np.abs(np.subtract(figures, first)).max())
+        first = first or metrics
+        difference = float(np.abs(np.subtract(metrics, first)).max())
         sys.stdout.write(
-            f"{name:20} {seconds:8.2f} s   AP {figures[0]:.4f}   differs by {difference:.1e}\n"
+            f"{name:20} {seconds:8.2f} s   AP {metrics[0]:.4f}   differs by {difference:.1e}\n"
         )
     return 0
 

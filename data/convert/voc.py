@@ -74,11 +74,16 @@ def convert_voc(config: VocConfig, *, progress: bool = True) -> list[Path]:
     splits = {split: _read_split(config, lists[split], progress=progress) for split in lists}
     names = _class_names(config, [image for images in splits.values() for image in images])
     for split, images in splits.items():
-        content = {
-            "info": {"description": config.description.replace("{split}", split)},
-            **_coco(images, names, config.supercategory),
-        }
-        _write(out / split, targets[split], images, content)
+        info = {"description": config.description.replace("{split}", split)}
+        content = {"info": info, **_coco(images, names, config.supercategory)}
+        try:  # the JSON file last: if it exists, the split is complete
+            for folder in (out / split, out / "annotations"):
+                folder.mkdir(parents=True, exist_ok=True)
+            for image in images:
+                shutil.copyfile(image.path, out / split / image.path.name)
+            write_text(targets[split], json.dumps(content))
+        except OSError as error:
+            raise UserError(f"{error.filename or out}: {error.strerror}") from error
     return list(targets.values())
 
 
@@ -187,18 +192,6 @@ def _coco(images: Sequence[VocImage], names: Sequence[str], supercategory: str) 
             for i, name in enumerate(names, start=1)
         ],
     }
-
-
-def _write(folder: Path, target: Path, images: Sequence[VocImage], content: Any) -> None:
-    """Images first, the JSON file last and as a whole: if it exists, the split is complete."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for image in images:
-            shutil.copyfile(image.path, folder / image.path.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, json.dumps(content))
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: {error.strerror}") from error
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """The embedded data set 'shapes': drawn on first use, the same pixels every time, in COCO's form.
 
-`python -m data.shapes [--root datasets/shapes]` draws it by hand; train.py does so by itself.
+`python -m data.shapes [--root datasets/shapes]` draws it; train.py does so on first use.
 """
 
 from __future__ import annotations
