@@ -308,6 +308,12 @@ def test_a_split_that_chose_nothing_can_be_evaluated(flags, fake, rectangles, tm
     assert accuracy(results_in(tmp_path / "alone" / "exp")) == accuracy(results_in(folder))
     with pytest.raises(UserError, match="split: test and val"):
         compare.main([*flags, "--split", "val", "--exist-ok"])
+    weights = ["--weights", str(fake.finished["tiny"] / "weights" / "best.pt"), "--split", "test"]
+    data = ["--data", str(data), "--name", "weights"]
+    compare.main([*weights, *common(rectangles, tmp_path), *data])
+    (row,) = results_in(tmp_path / "runs" / "weights")["rows"]
+    assert "--task test" in row["runs"][0]["command"]
+    assert row["accuracy"]["AP"]["values"][0] == record.accuracy["AP"]
 
 
 def test_a_signal_while_a_checkpoint_is_read_is_no_damage(trained, monkeypatch):

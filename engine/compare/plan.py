@@ -211,6 +211,7 @@ def run_command(config: CompareConfig, model: ModelEntry, seed: int | None) -> s
     if seed is None:
         words = ["python", "val.py", "--weights", model.model.weights, "--data", config.data]
         words += ["--img", str(config.imgsz), "--batch-size", str(config.batch_size)]
+        words += ["--task", config.split] if config.split != "val" else []
     else:
         words = ["python", "train.py", *run_flags(config, model, seed)]
     words += ["--workers", str(config.workers)]

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from data.index.records import DataIndex, ImageRecord
 from engine.compare import costs
 from engine.compare.arrays import load_detections
 from engine.compare.bootstrap import Draw, difference, resample_ap
@@ -28,7 +27,7 @@ from engine.compare.report.text import markdown
 from engine.compare.schema import DONE, FAILED, PARTLY, PROFILED, LatencyAt, Results, Run, Spread
 from engine.compare.typed import construct
 from engine.evaluate.box_table import BoxTable
-from engine.evaluate.metrics import Shard, metrics_of
+from engine.evaluate.coco import coco_metrics
 from engine.measure.latency import LatencyConfig
 from engine.measure.peak import PeakSizes
 from engine.train.config import TrainConfig
@@ -103,18 +102,13 @@ def detections(truth, share, seed):
     return found.take(order)
 
 
-def metrics_of_found(found, truth):
-    records = []
-    for number in range(IMAGES):
-        mine = truth.take(truth.image == number)
-        records.append(
-            ImageRecord(
-                Path(f"{number}.png"), 500, 500, number, mine.boxes, mine.labels, mine.crowd,
-                mine.areas, (None,) * len(mine),
-            )
-        )  # fmt: skip
-    index = DataIndex(tuple(records), ("a", "b"), (1, 2), (), "0123456789abcdef")
-    return metrics_of([Shard(found, IMAGES, (), (0.1, 0.2, 0.3))], records, index)
+def metrics_of(found, truth):
+    coco = coco_metrics(found, truth, images=IMAGES, classes=2).twelve
+    classes = [
+        {"name": name, "instances": IMAGES, "ap": coco["AP"] + number / 50, "ap50": None}
+        for number, name in enumerate("ab")
+    ]
+    return {"precision": 0.5, "recall": 0.25, "coco": coco, "per_class": classes}
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +124,6 @@ def table(tmp_path_factory, tiny_model):
         finished = []
         for seed in (0, 1):
             found = detections(truth, share, seed)
-            metrics = metrics_of_found(found, truth)
             record = Record(
                 name=name,
                 model_id=name,
@@ -139,7 +132,7 @@ def table(tmp_path_factory, tiny_model):
                 seed=seed,
                 protocol=PROTOCOL,
                 command=f"train {name} {seed}",
-                metrics=metrics.to_dict(),
+                metrics=metrics_of(found, truth),
                 best_epoch=1,
                 curves={
                     "epoch": [0.0, 1.0],
