@@ -19,6 +19,7 @@ from engine.checkpoint import model_payload, save_checkpoint
 from engine.evaluate.config import ValConfig
 from models.builder import build_detector
 from models.yaml.parser import load_spec
+from utils.config import changed
 from utils.errors import UserError
 
 PART = 24  # images of COCO's val2017
@@ -214,5 +215,5 @@ def test_weights_are_required():
 
 
 def test_changed_settings():
-    changed = ValConfig(weights="w.pt", imgsz=320).changed()
-    assert changed == {"weights": "w.pt", "imgsz": 320}
+    config = ValConfig(weights="w.pt", imgsz=320)
+    assert changed(config) == {"weights": "w.pt", "imgsz": 320}

@@ -72,6 +72,13 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name} must be at least {low}, got {value}")
 
 
+def changed(config: Any) -> dict[str, Any]:
+    """The settings that differ from the defaults, and those without one."""
+    fields = dataclasses.fields(config)
+    values = {field.name: (getattr(config, field.name), field.default) for field in fields}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
 def flag(name: str) -> str:
     """The flag of a field: '--conf-thres' for conf_thres."""
     return "--" + name.replace("_", "-")

@@ -15,7 +15,7 @@ GREY = 114  # YOLOv5's padding value
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Scale an image to fit `dst` and centre it on grey.
+    """Scale an image to fit `dst`, or to a long side, and centre it on grey.
 
     `src` and `dst` are (height, width) in pixels.  The scaled image has whole pixels and lies at a
     whole offset; boxes use exactly these, so that they fit the drawn pixels without the half-pixel
@@ -24,6 +24,7 @@ class Letterbox:
 
     src: tuple[int, int]
     dst: tuple[int, int]
+    long_side: int | None = None  # of the scaled image; None: as long as `dst` allows
 
     def __post_init__(self) -> None:
         if min(self.src) < 1 or min(self.dst) < 1:
@@ -39,18 +40,20 @@ class Letterbox:
         """Each side = ceil(ratio * size / stride + 0.5) * stride, ratio = side / long side."""
         long_side = max(src)
         height, width = (math.ceil(s / long_side * size / stride + 0.5) * stride for s in src)
-        return LongSideLetterbox(src, (height, width), size)
+        return Letterbox(src, (height, width), size)
 
     @staticmethod
     def tight(src: tuple[int, int], size: int, stride: int) -> Letterbox:
-        """The least canvas of multiples of `stride` round the image scaled to long side `size`."""
+        """The smallest canvas of multiples of `stride` for the image scaled to long side `size`."""
         ratio = size / max(src)
         height, width = (max(math.ceil(round(s * ratio) / stride), 1) * stride for s in src)
-        return LongSideLetterbox(src, (height, width), size)
+        return Letterbox(src, (height, width), size)
 
     @property
     def scale(self) -> float:
         """Network pixels per image pixel."""
+        if self.long_side is not None:
+            return self.long_side / max(self.src)
         return min(self.dst[0] / self.src[0], self.dst[1] / self.src[1])
 
     @property
@@ -99,15 +102,3 @@ class Letterbox:
         height, width = self.src
         xyxy = (boxes - boxes.new_tensor(self.offset * 2)) / boxes.new_tensor(self.scale_xy * 2)
         return torch.minimum(xyxy.clamp(min=0), boxes.new_tensor([width, height, width, height]))
-
-
-@dataclass(frozen=True)
-class LongSideLetterbox(Letterbox):
-    """A letterbox whose image's long side is `long_side`, not what the canvas would allow."""
-
-    long_side: int
-
-    @property
-    def scale(self) -> float:
-        """Network pixels per image pixel."""
-        return self.long_side / max(self.src)

@@ -24,7 +24,7 @@ from data.loading.transforms import (
     random_affine,
 )
 from utils.hyp import Hyperparameters
-from utils.letterbox import Letterbox, LongSideLetterbox
+from utils.letterbox import Letterbox
 from utils.seeding import generator
 from utils.structures import Targets
 
@@ -100,7 +100,7 @@ def fetch(records: Sequence[ImageRecord], store: ImageStore, index: int) -> Samp
 
 def padding(size: tuple[int, int], canvas: tuple[int, int]) -> Letterbox:
     """The grey round an image of (height, width) `size` that has its scale already."""
-    return LongSideLetterbox(size, canvas, max(size))
+    return Letterbox(size, canvas, max(size))
 
 
 def collate(

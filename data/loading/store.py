@@ -18,7 +18,7 @@ from data.index.cache import cache_file
 from data.index.records import ImageRecord
 from utils.errors import UserError
 from utils.images import ImageError, read_image
-from utils.letterbox import Letterbox, LongSideLetterbox
+from utils.letterbox import Letterbox
 from utils.ranks import local_ranks
 from utils.terminal import warn
 
@@ -68,7 +68,7 @@ class ImageStore:
         """The scale from record `position`'s image to the stored one (no padding)."""
         record = self._records[position]
         whole = Letterbox.square((record.height, record.width), self._size)
-        return LongSideLetterbox(whole.src, whole.size, self._size)
+        return Letterbox(whole.src, whole.size, self._size)
 
     def _read(self, position: int) -> np.ndarray:
         record = self._records[position]

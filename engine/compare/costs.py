@@ -202,10 +202,9 @@ def _energy(model: Detector, images: torch.Tensor, device: torch.device) -> Ener
 
 
 def _latency(report: LatencyReport, name: str, batch: int) -> LatencyAt:
-    found = report.of(name, batch)
-    if found is None:
-        causes = (f.cause for f in report.failed if (f.model, f.batch) == (name, batch))
-        return LatencyAt(batch, next(causes, "not measured"))
+    found = report.results[name, batch]
+    if isinstance(found, str):
+        return LatencyAt(batch, found)
     return _taken(LatencyAt, found, p50_ms=found.p50, p90_ms=found.p90, least_ms=found.fastest)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from utils.config import MAX_PIXELS, MAX_WORKERS, check_options, default_workers, option
 
@@ -93,9 +91,3 @@ class ValConfig:
             augment=self.augment,
             single_cls=self.single_cls,
         )
-
-    def changed(self) -> dict[str, Any]:
-        """The settings that differ from the defaults, and those without one."""
-        fields = dataclasses.fields(self)
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields}
-        return {name: value for name, (value, default) in values.items() if value != default}

@@ -9,7 +9,6 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from data.index.records import DataIndex
@@ -88,7 +87,6 @@ def plot_precision_recall(precision: np.ndarray, *, names: Sequence[str], path: 
 
 def _axes(title: str, across: str, up: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(9, 6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=across, ylabel=up)
     axes.set_title(title, fontweight="bold")
@@ -139,7 +137,6 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     side = len(matrix)
     size = float(np.clip(3 + 0.55 * side, 7, 18))
     figure = Figure(figsize=(size + 1.5, size), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(np.ma.masked_equal(share, 0), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the column")
@@ -154,23 +151,17 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     axes.grid(which="minor", color=GRID_COLOR, linewidth=0.3)
     axes.tick_params(which="both", length=0)
     if side - 1 <= NUMBERED_CLASSES:
-        _numbers(
-            axes, matrix, share, size=float(np.clip(POINTS_PER_INCH * 0.18 * size / side, 5, 10))
-        )
+        letters = float(np.clip(POINTS_PER_INCH * 0.18 * size / side, 5, 10))
+        for row, column in np.argwhere(matrix):
+            shade = "white" if share[row, column] > 0.5 else "black"
+            text = f"{share[row, column]:.2f}\n{matrix[row, column]}"
+            axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=letters)
     _save(figure, path)
-
-
-def _numbers(axes: Axes, matrix: np.ndarray, share: np.ndarray, *, size: float) -> None:
-    for row, column in np.argwhere(matrix):
-        shade = "white" if share[row, column] > 0.5 else "black"
-        text = f"{share[row, column]:.2f}\n{matrix[row, column]}"
-        axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=size)
 
 
 def plot_study(sizes: Sequence[int], series: Mapping[str, Sequence[float]], path: Path) -> None:
     """Write one small diagram for each named series over the image sizes (pixels)."""
     figure = Figure(figsize=(4.5 * len(series), 4), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, (name, values) in zip(
         figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True
     ):

@@ -102,28 +102,14 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A model that could not run at a batch size (out of memory, say), and why."""
-
-    model: str
-    batch: int
-    cause: str
-
-
-@dataclass(frozen=True)
 class LatencyReport:
-    """All latencies of one measurement, by batch and then in the order given."""
+    """All latencies of one measurement."""
 
-    measured: tuple[Latency, ...]
-    failed: tuple[Failure, ...]
+    # by model and batch size; instead of a latency the cause of a failure (out of memory, say)
+    results: dict[tuple[str, int], Latency | str]
     config: LatencyConfig
     device: str
     threads: int | None  # of torch on a CPU
-
-    def of(self, model: str, batch: int) -> Latency | None:
-        """One latency, None where it failed."""
-        found = (item for item in self.measured if (item.model, item.batch) == (model, batch))
-        return next(found, None)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -143,24 +129,25 @@ def measure_latency(
 ) -> LatencyReport:
     """Time all candidates on `device`, interleaved, at each batch size.
 
-    A candidate that cannot run at a batch size is reported as failed there; the rest is measured.
+    A candidate that cannot run at a batch size has the cause there; the rest is measured.
     ValueError when two have the same name.
     """
     if len({candidate.name for candidate in candidates}) < len(candidates):
         raise ValueError(f"names must differ, got {[item.name for item in candidates]}")
-    measured: list[Latency] = []
-    failed: list[Failure] = []
+    results: dict[tuple[str, int], Latency | str] = {}
     runs = [_Run(item, config, device) for item in candidates]
     for batch in config.batches:
         for run in runs:
             run.start(batch)
         able = [run for run in runs if run.cause is None]
         durations = interleave(able, config, device=device, clock=clock)
-        results = [run.result(seconds) for run, seconds in zip(able, durations, strict=True)]
-        measured += [item for item in results if item is not None]
-        failed += [Failure(run.candidate.name, batch, run.cause) for run in runs if run.cause]
+        for run, seconds in zip(able, durations, strict=True):
+            results[run.candidate.name, batch] = run.result(seconds)
+        for run in runs:
+            if run.cause is not None:
+                results[run.candidate.name, batch] = run.cause
     threads = torch.get_num_threads() if device.type == "cpu" else None
-    return LatencyReport(tuple(measured), tuple(failed), config, device_name(device), threads)
+    return LatencyReport(results, config, device_name(device), threads)
 
 
 class _Run:
@@ -195,15 +182,13 @@ class _Run:
             model = self._model
             self._attempt(lambda: model(self._images))
 
-    def result(self, durations: Sequence[float]) -> Latency | None:
-        """The latency; None after a failure."""
+    def result(self, durations: Sequence[float]) -> Latency | str:
+        """The latency, or the cause of a failure."""
         measured = self._attempt(self._cost) if self.cause is None else None
         if measured is None:
-            return None
-        flops, memory, source = measured
+            return self.cause or ""
         name, size = self.candidate.name, self.candidate.image_size
-        batch = len(self._images)
-        return Latency(name, size, batch, tuple(durations), flops, memory, source)
+        return Latency(name, size, len(self._images), tuple(durations), *measured)
 
     def _attempt(self, step: Callable[[], T]) -> T | None:
         """What `step` returns, None for a failure, which leaves its memory to the other models."""

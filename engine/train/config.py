@@ -166,11 +166,6 @@ class TrainConfig:
         }
         return TrainConfig(**plain)
 
-    def changed(self) -> dict[str, Any]:
-        """The settings that differ from the defaults."""
-        default = TrainConfig().to_dict()
-        return {key: value for key, value in self.to_dict().items() if value != default[key]}
-
     def resumed_as(self, saved: TrainConfig, given: Collection[str]) -> TrainConfig:
         """The settings of a resumed run: `saved`, with what this command line may change.
 

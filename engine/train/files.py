@@ -15,6 +15,7 @@ from engine.train.setup import TrainRun
 from engine.train.step import NonFiniteError
 from models.profile.counting import profile
 from models.profile.tables import row_table, summary
+from utils.config import changed
 from utils.files import write_yaml
 from utils.terminal import say
 
@@ -26,8 +27,8 @@ def announce(run: TrainRun) -> None:
     if not run.world.is_main:
         return
     config, model = run.config, run.state.model
-    changed = ", ".join(f"{key}={value}" for key, value in config.changed().items())
-    say(f"settings: {changed or 'all default'}")
+    settings = ", ".join(f"{key}={value}" for key, value in changed(config).items())
+    say(f"settings: {settings or 'all default'}")
     write_yaml(run.folder / "opt.yaml", config.to_dict())
     if not run.resumed:
         counted = profile(model, config.imgsz)

@@ -28,6 +28,7 @@ from engine.train.runlog import TensorBoard, console_header, csv_text, plot_resu
 from engine.train.setup import TrainRun, prepare_run
 from engine.train.step import StepClock, train_epoch
 from models.losses.anchor import AnchorLoss
+from utils.config import changed
 from utils.errors import FeatherDetError, TerminatedError, UserError
 from utils.files import write_text
 from utils.terminal import say, warn
@@ -46,9 +47,7 @@ def fit(config: TrainConfig, given: Collection[str] | None = None) -> DetectionM
     try:
         with dead_workers_named(), stop_requests() as request, ExitStack() as locks:
             with request.may_abort():
-                run = prepare_run(
-                    config, world, locks, config.changed() if given is None else given
-                )
+                run = prepare_run(config, world, locks, changed(config) if given is None else given)
                 announce(run)
             # each new size would be timed again by cuDNN
             fixed_size = not (run.config.multi_scale or run.config.rect)

@@ -117,12 +117,10 @@ def test_all_models_and_batches_are_measured():
     models = [Candidate("a", Waits(clock, 0.5), 8), Candidate("b", Waits(clock, 0.25), 16)]
     config = LatencyConfig(batches=(1, 4), rounds=7, warm_up=1)
     report = measure_latency(models, config, device=CPU, clock=clock)
-    order = [(item.model, item.batch) for item in report.measured]
-    assert order == [("a", 1), ("b", 1), ("a", 4), ("b", 4)]
-    assert [item.p50 for item in report.measured] == pytest.approx([500, 250, 500, 250])
-    a, b = report.of("a", 4), report.of("b", 4)
-    assert a is not None
-    assert b is not None
+    assert list(report.results) == [("a", 1), ("b", 1), ("a", 4), ("b", 4)]
+    found = [item.p50 for item in report.results.values()]
+    assert found == pytest.approx([500, 250, 500, 250])
+    a, b = report.results["a", 4], report.results["b", 4]
     assert (a.flops, b.flops) == (2 * 64 * 12, 2 * 256 * 12)
     assert a.memory_source == MODELLED
     assert a.memory_bytes == 4 * (16 + 4 * 64 * (3 + 4))  # weights, bias; images and result
@@ -138,12 +136,9 @@ def test_one_that_cannot_run_does_not_end_the_rest():
     models = [Candidate("big", Waits(clock, 1, full=4), 8), Candidate("ok", Waits(clock, 1), 8)]
     config = LatencyConfig(batches=(1, 4), rounds=5)
     report = measure_latency(models, config, device=CPU, clock=clock)
-    order = [(item.model, item.batch) for item in report.measured]
-    assert order == [("big", 1), ("ok", 1), ("ok", 4)]
-    (failure,) = report.failed
-    assert (failure.model, failure.batch) == ("big", 4)
-    assert failure.cause == "OutOfMemoryError: CUDA out of memory."
-    assert report.of("big", 4) is None
+    assert report.results.pop(("big", 4)) == "OutOfMemoryError: CUDA out of memory."
+    assert sorted(report.results) == [("big", 1), ("ok", 1), ("ok", 4)]
+    assert all(isinstance(found, Latency) for found in report.results.values())
 
 
 @pytest.mark.parametrize("call", [2, 5, 9])  # in the warm-up, in a round, for the memory
@@ -161,9 +156,8 @@ def test_one_that_fails_on_the_way_does_not_end_the_rest(call, monkeypatch):
     models = [Candidate("bad", Tires(clock, 1), 8), Candidate("ok", Waits(clock, 1), 8)]
     config = LatencyConfig(batches=(1,), warm_up=3, rounds=5)
     report = measure_latency(models, config, device=CPU, clock=clock)
-    assert [item.model for item in report.measured] == ["ok"]
-    assert [item.cause for item in report.failed] == ["RuntimeError: CUDA error: no more"]
-    assert len(report.measured[0].durations) == 5
+    assert report.results["bad", 1] == "RuntimeError: CUDA error: no more"
+    assert len(report.results["ok", 1].durations) == 5
 
 
 def test_one_that_cannot_be_made_ready_does_not_end_the_rest():
@@ -175,8 +169,9 @@ def test_one_that_cannot_be_made_ready_does_not_end_the_rest():
     models = [Candidate("bad", Heavy(clock, 1), 8), Candidate("ok", Waits(clock, 1), 8)]
     config = LatencyConfig(batches=(1, 2), rounds=5)
     report = measure_latency(models, config, device=CPU, clock=clock)
-    assert [(item.model, item.batch) for item in report.failed] == [("bad", 1), ("bad", 2)]
-    assert [(item.model, item.batch) for item in report.measured] == [("ok", 1), ("ok", 2)]
+    failed = [key for key, found in report.results.items() if isinstance(found, str)]
+    assert failed == [("bad", 1), ("bad", 2)]
+    assert len(report.results) == 4
 
 
 def test_two_of_a_name_are_refused():
@@ -207,7 +202,7 @@ def test_the_order_of_two_models_is_right():
     large = Candidate("large", build_detector(load_spec("yolov5s"), classes=3), 256)
     config = LatencyConfig(batches=(1,), rounds=7, warm_up=1)
     report = measure_latency([large, small], config, device=CPU)
-    slow, fast = report.measured
+    slow, fast = report.results.values()
     assert slow.flops > 40 * fast.flops
     assert fast.p50 < slow.p50
     assert fast.fastest < slow.fastest
@@ -226,9 +221,9 @@ def test_memory_of_a_gpu_is_measured_for_each_model_alone():
     alone = measure_latency(together[:1], config, device=device)
     for batch in config.batches:
         small, large, single = (
-            both.of("yolov5n", batch),
-            both.of("yolov5s", batch),
-            alone.of("yolov5n", batch),
+            both.results["yolov5n", batch],
+            both.results["yolov5s", batch],
+            alone.results["yolov5n", batch],
         )
         assert small.memory_source == MEASURED
         assert small.memory_bytes < large.memory_bytes
