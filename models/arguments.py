@@ -17,15 +17,14 @@ class Range:
     """Numbers from `min` to `max`, odd ones only where asked."""
 
     min: float
-    max: float = 2**31 - 1
+    max: float = 1_000_000
     odd: bool = False
 
     def __contains__(self, value: float) -> bool:
         return self.min <= value <= self.max and (not self.odd or value % 2 == 1)
 
     def __str__(self) -> str:
-        end = f"at least {self.min:g}" if self.max == Range.max else f"{self.min:g} to {self.max:g}"
-        return f"odd, {end}" if self.odd else end
+        return f"{'odd, ' if self.odd else ''}{self.min:,} to {self.max:,}"
 
 
 Positive = Annotated[int, Range(1)]

@@ -26,14 +26,6 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return torch.channel_shuffle(x, groups)
 
 
-def even_and_odd(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Channels 0, 2, 4 ... and 1, 3, 5 ...: a shuffle in two groups, and its halves.
-
-    (B, C, H, W) -> two of (B, C / 2, H, W), views of x.
-    """
-    return x[:, 0::2], x[:, 1::2]
-
-
 @register
 class ShuffleUnit(Block):
     """Half passes, half goes through 1x1, depthwise, 1x1; concatenated, then shuffled.
@@ -67,9 +59,10 @@ class ShuffleUnit(Block):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.shuffle == "start":
-            passed, worked = even_and_odd(x)
-            return torch.cat((passed, self.branch(worked)), 1)
+        if (
+            self.shuffle == "start"
+        ):  # even and odd channels: a shuffle in two groups, and its halves
+            return torch.cat((x[:, 0::2], self.branch(x[:, 1::2])), 1)
         passed, worked = x.chunk(2, 1)
         return channel_shuffle(torch.cat((passed, self.branch(worked)), 1), GROUPS)
 

@@ -11,7 +11,7 @@ Nothing in a file is ever run.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from models.blocks.conv import activation
 from models.spec import DETECT, SECTIONS, GraphSpec, ModelSpec, read_normalisation
 from models.yaml.detect_rows import anchors_of, merge_detection_rows, read_anchors
 from models.yaml.resolve import resolve_rows
+from models.yaml.rows import checked
 from models.yaml.sections import Section, check_keys, multiple, named_section, read_section
 from models.yaml.swap import base_chain, swap_rows
 from utils.errors import UserError
@@ -59,9 +60,9 @@ class Draft:
         if layers[-1].block != DETECT or sum(layer.block == DETECT for layer in layers) != 1:
             raise UserError(f"{self.source}: exactly one Detect row is needed, as the last row")
         anchors = self.values.get("anchors") if anchors is None else anchors
-        notes = self.values.get("notes", [])
-        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
-            raise UserError(f"{self.source}: notes must be a list of texts, got {notes!r}")
+        notes = self.values.get("notes") or ()
+        if notes:
+            checked(self.source, "notes", notes, Sequence[str])
         normalisation = self.values.get("normalisation")
         if isinstance(normalisation, Mapping) and set(normalisation) == {"mean", "std"}:
             normalisation = (normalisation["mean"], normalisation["std"])

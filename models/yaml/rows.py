@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models import registry
-from models.arguments import check
+from models.arguments import Positive, check
 from models.spec import make_divisible, round_channels
 from utils.errors import UserError, nearest
 from utils.yamlio import Document
@@ -60,6 +60,16 @@ class Row:
     setting: Setting
 
 
+def checked(where: str, name: str, value: Any, annotation: Any) -> Any:
+    """The value.  UserError unless it is of the annotated type and range, see models.arguments."""
+    try:
+        check(name, value, annotation)
+    except ValueError as error:
+        hint = "; expressions are never run" if isinstance(value, str) else ""
+        raise UserError(f"{where}: {error}{hint}") from error
+    return value
+
+
 def read_rows(
     document: Document, key: tuple[str, ...], section: str, setting: Setting = Setting()
 ) -> tuple[Row, ...]:
@@ -91,14 +101,12 @@ def _row(item: Any, section: str, where: str, setting: Setting) -> Row:
     if not isinstance(item, list) or len(item) != 4:
         raise UserError(f"{where}: a row is [from, number, block, args], got {item!r}")
     source, repeats, block, args = item
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise UserError(f"{where}: number must be a whole number from 1, got {repeats!r}")
+    checked(where, "number", repeats, Positive)
     if not isinstance(args, (list, Mapping)):
         raise UserError(f"{where}: args must be a list or a mapping, got {args!r}")
     sources = tuple(source) if isinstance(source, list) else (source,)
     for entry in sources:
-        if isinstance(entry, bool) or not isinstance(entry, (int, str)):
-            raise UserError(f"{where}: from must be row numbers or names, got {entry!r}")
+        checked(where, "from", entry, int | str)
     return Row(section, sources, repeats, _block_name(block, where), args, name, where, setting)
 
 
@@ -144,11 +152,7 @@ def bind_arguments(row: Row) -> dict[str, Any]:
     for name, value in bound.items():
         if isinstance(value, str) and name in channels and _is_reference(row, value):
             continue
-        try:
-            check(name, value, parameters[name].annotation)
-        except ValueError as error:
-            hint = "; expressions are never run" if isinstance(value, str) else ""
-            raise UserError(f"{row.where}: {row.block}: {error}{hint}") from error
+        checked(f"{row.where}: {row.block}", name, value, parameters[name].annotation)
     return bound
 
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from models.yaml.rows import CLASSIFIER, Row, Setting, read_rows
+from models.arguments import Positive, Range
+from models.yaml.rows import CLASSIFIER, Row, Setting, checked, read_rows
 from models.yaml.swap import base_chain, swap_rows
 from utils.errors import UserError, nearest
 from utils.paths import ROOT, find_config
@@ -195,13 +196,10 @@ def check_keys(document: Document, known: Sequence[str], *parents: str) -> None:
 
 
 def multiple(values: Mapping[str, Any], key: str, where: str) -> float | None:
-    """A number over 0 and up to 100 of a mapping, or None where it is absent."""
+    """A multiple of a mapping, 0.001 to 100, or None where it is absent."""
     if key not in values:
         return None
-    value = values[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 100:
-        raise UserError(f"{where}: {key} must be a number over 0 and up to 100, got {value!r}")
-    return float(value)
+    return float(checked(where, key, values[key], Annotated[float, Range(0.001, 100)]))
 
 
 def _setting(
@@ -211,19 +209,17 @@ def _setting(
     activation, norm, divisor = (data.get(key) for key in ("activation", "norm", "divisor"))
     if section != "backbone" and (activation is not None or norm is not None):
         raise UserError(f"{where}: activation and norm of a {section} are the model's; remove them")
-    if activation is not None and not isinstance(activation, str):
-        raise UserError(f"{where}: activation must be a name, got {activation!r}")
-    if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
-        raise UserError(f"{where}: divisor must be a whole number from 1, got {divisor!r}")
+    checked(where, "activation", activation, str | None)
+    checked(where, "divisor", divisor, Positive | None)
     if norm is None:
         return Setting(depth, width, divisor, activation)
     if not isinstance(norm, Mapping) or set(norm) != {"eps", "momentum"}:
         raise UserError(f"{where}: norm must be {{eps: ..., momentum: ...}}, got {norm!r}")
-    for key, value in norm.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-            raise UserError(f"{where}: norm.{key} must be a number in (0, 1], got {value!r}")
-    both = float(norm["eps"]), float(norm["momentum"])
-    return Setting(depth, width, divisor, activation, both)
+    eps, momentum = (
+        float(checked(where, f"norm.{key}", norm[key], Annotated[float, Range(1e-12, 1)]))
+        for key in ("eps", "momentum")
+    )
+    return Setting(depth, width, divisor, activation, (eps, momentum))
 
 
 def _scales(document: Document) -> dict[str, Mapping[str, Any]]:
