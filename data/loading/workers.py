@@ -31,6 +31,7 @@ from utils.structures import Targets
 from utils.terminal import warn
 
 TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user asked for that many
+REUSED_BYTES = 31 << 20  # under glibc's DEFAULT_MMAP_THRESHOLD_MAX
 TOO_MANY_FILES = "Too many open files"
 NO_ROOM = (
     "no room for a batch in /dev/shm: batches go through pipes, which is slower;"
@@ -191,6 +192,8 @@ def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to whole groups
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
+    # after freeing this, glibc reuses the memory of images instead of asking for cleared pages
+    np.empty(REUSED_BYTES, np.uint8)
     # multiprocessing would print a traceback, drop the batch and leave the parent waiting
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
 
