@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import contextlib
-import io
 import time
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from engine.compare.bootstrap import (
     IOUS,
@@ -18,7 +14,7 @@ from engine.compare.bootstrap import (
     resample_ap,
     weighted_ap,
 )
-from engine.evaluate.box_table import BoxTable, to_xywh
+from engine.evaluate.box_table import BoxTable
 from engine.evaluate.coco import coco_metrics
 from engine.evaluate.matching import coco_order, match
 
@@ -49,48 +45,6 @@ def random_case(rng, *, images, classes, boxes, detections, crowd=0.1, tied=Fals
     return truth, BoxTable.detections(image, label, d, scores).take(np.lexsort((-scores, image)))
 
 
-def by_pycocotools(truth, found, images, classes):
-    """(10, classes) AP at each IoU threshold; NaN for a class without a ground-truth box."""
-
-    def annotation(table, number, box):
-        return {
-            "id": number + 1,
-            "image_id": int(table.image[number]),
-            "category_id": int(table.labels[number]),
-            "bbox": box.tolist(),
-        }
-
-    given, results = COCO(), COCO()
-    heads = {
-        "images": [{"id": number} for number in range(images)],
-        "categories": [{"id": number} for number in range(classes)],
-    }
-    true = [
-        annotation(truth, number, box)
-        | {"area": float(truth.areas[number]), "iscrowd": int(truth.crowd[number])}
-        for number, box in enumerate(to_xywh(truth.boxes))
-    ]
-    detected = [
-        annotation(found, number, box)
-        | {"area": float(box[2:].prod()), "iscrowd": 0, "score": float(found.scores[number])}
-        for number, box in enumerate(to_xywh(found.boxes))
-    ]
-    given.dataset, results.dataset = (
-        heads | {"annotations": true},
-        heads | {"annotations": detected},
-    )
-    with contextlib.redirect_stdout(io.StringIO()):
-        given.createIndex()
-        results.createIndex()
-        reference = COCOeval(given, results, "bbox")
-        reference.evaluate()
-        reference.accumulate()
-    np.testing.assert_array_equal(reference.params.iouThrs, IOUS)
-    np.testing.assert_array_equal(reference.params.recThrs, RECALLS)
-    values = reference.eval["precision"][:, :, :, 0, 2].mean(1)
-    return np.where(values < 0, np.nan, values)
-
-
 CASES = {
     "plain": {"images": 6, "classes": 4, "boxes": 60, "detections": 300},
     "ties": {"images": 6, "classes": 4, "boxes": 60, "detections": 300, "tied": True},
@@ -108,12 +62,16 @@ CASES = {
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", CASES)
-def test_all_images_once_equal_pycocotools_and_cocoeval(name, seed):
+def test_all_images_once_equal_pycocotools_and_cocoeval(name, seed, by_pycocotools):
     case = CASES[name]
     images, classes = case["images"], case["classes"]
     truth, found = random_case(np.random.default_rng(seed), **case)
     ours = weighted_ap(found, truth, np.ones((1, images), dtype=np.int32))[0]
-    theirs = by_pycocotools(truth, found, images, classes)
+    reference = by_pycocotools(truth, found, images, classes)
+    np.testing.assert_array_equal(reference.params.iouThrs, IOUS)
+    np.testing.assert_array_equal(reference.params.recThrs, RECALLS)
+    theirs = reference.eval["precision"][:, :, :, 0, 2].mean(1)  # -1: no ground-truth box
+    theirs = np.where(theirs < 0, np.nan, theirs)
     twelve = coco_metrics(found, truth, images=images, classes=classes).twelve
     defined = ~np.isnan(theirs[0])
     if not defined.any():

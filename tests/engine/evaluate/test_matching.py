@@ -1,12 +1,7 @@
 from __future__ import annotations
 
-import contextlib
-import io
-
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from engine.evaluate import matching
 from engine.evaluate.box_table import BoxTable
@@ -117,53 +112,17 @@ class TestMatch:
         assert match(one, truth(), AT_HALF).target.tolist() == [[-1]]
 
     @pytest.mark.parametrize("seed", range(12))
-    def test_the_same_as_pycocotools(self, seed):
+    def test_the_same_as_pycocotools(self, seed, by_pycocotools):
         some, detections = random_case(np.random.default_rng(seed), boxes=25, detections=70)
         result = match(detections, some, AT_HALF)
-        correct, ignored = by_pycocotools(some, detections)
+        theirs = by_pycocotools(some, detections, 3, 2, areaRng=[[0, 1e10]], maxDets=[1000])
+        correct, ignored = np.zeros((2, len(detections)), dtype=bool)
+        for item in filter(None, theirs.evalImgs):
+            rows = np.array(item["dtIds"], dtype=int) - 1
+            ignored[rows] = item["dtIgnore"][0]
+            correct[rows] = (item["dtMatches"][0] > 0) & ~ignored[rows]
         np.testing.assert_array_equal(result.target[0] >= 0, correct)
         np.testing.assert_array_equal(result.ignored[0], ignored)
-
-
-def by_pycocotools(some: BoxTable, detections: BoxTable) -> tuple[np.ndarray, np.ndarray]:
-    """Which detections are matched with a plain box, and which are ignored, at IoU 0.5."""
-
-    def rows(table: BoxTable) -> list[dict]:
-        sizes = table.boxes[:, 2:] - table.boxes[:, :2]
-        return [
-            {
-                "id": number + 1,
-                "image_id": int(table.image[number]),
-                "category_id": int(table.labels[number]) + 1,
-                "bbox": [*table.boxes[number, :2].tolist(), *sizes[number].tolist()],
-                "area": float(sizes[number].prod()),
-                "iscrowd": int(table.crowd[number]),
-                "score": float(table.scores[number]),
-            }
-            for number in range(len(table))
-        ]
-
-    head = {
-        "images": [{"id": number} for number in range(3)],
-        "categories": [{"id": 1}, {"id": 2}],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        sets = []
-        for table in (some, detections):
-            data = COCO()
-            data.dataset = {**head, "annotations": rows(table)}
-            data.createIndex()
-            sets.append(data)
-        judge = COCOeval(*sets, "bbox")
-        judge.params.areaRng, judge.params.maxDets = [[0, 1e10]], [1000]
-        judge.evaluate()
-    correct, ignored = np.zeros((2, len(detections)), dtype=bool)
-    for item in filter(None, judge.evalImgs):
-        ids = np.array(item["dtIds"], dtype=int) - 1
-        skipped = item["dtIgnore"][0].astype(bool)
-        correct[ids] = (item["dtMatches"][0] > 0) & ~skipped
-        ignored[ids] = skipped
-    return correct, ignored
 
 
 class TestCurves:
