@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,12 +11,11 @@ from pathlib import Path
 
 from engine.compare.protocol import SEEDS, Protocol, listed, protocol_differences
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import locked, write_text
 from utils.paths import run_folder
 from utils.terminal import warn
 
 FILE = "protocol.json"
-BUSY = ".busy"
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def locked_folder(project: str, name: str, lock: Lock, *, exist_ok: bool = False
     while True:
         folder = comparison_folder(project, name, lock, exist_ok=exist_ok)
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder):
+        with locked(folder):
             present = read_lock(folder)  # again: another process may have been quicker
             if present is None or not conflict(present, lock):
                 write_lock(folder, lock if present is None else lock.after(present))
@@ -105,20 +103,3 @@ def comparison_folder(project: str, name: str, lock: Lock, *, exist_ok: bool = F
         if reasons:
             warn(f"{folder} has another protocol: {listed(reasons)}")
         number += 1
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """No other process works in the folder meanwhile. UserError where one does already.
-
-    The lock ends with this process, whatever way it ends.
-    """
-    with (folder / BUSY).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: another compare.py is still at work there;"
-                " wait for it, or choose another --name"
-            ) from error
-        yield

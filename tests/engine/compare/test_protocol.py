@@ -3,7 +3,8 @@
 import copy
 import json
 import shlex
-from contextlib import contextmanager
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,12 +13,10 @@ from engine.compare import folder as compare_folder
 from engine.compare.config import EVALUATE, PROFILE, TABLE, TRAIN, CompareConfig
 from engine.compare.folder import (
     Lock,
-    alone,
     comparison_folder,
     conflict,
     locked_folder,
     read_lock,
-    write_lock,
 )
 from engine.compare.protocol import (
     differences,
@@ -39,6 +38,13 @@ PROTOCOL = {
     "device": {"name": "cpu", "threads": 1},
 }
 MODELS = {"one": "aa", "two": "bb"}
+LOCKING = """
+import sys
+from pathlib import Path
+from utils.files import locked
+with locked(Path(sys.argv[1])):
+    pass
+"""
 
 
 def changed(**fields):
@@ -197,14 +203,7 @@ def test_a_damaged_lock_is_named(tmp_path, text):
         claim(str(tmp_path), "exp", Lock(PROTOCOL, MODELS))
 
 
-def test_only_one_works_in_a_folder(tmp_path):
-    with alone(tmp_path), pytest.raises(UserError, match="still at work"), alone(tmp_path):
-        pass
-    with alone(tmp_path):
-        pass
-
-
-def test_a_folder_is_held_while_its_lock_is_read_and_written(tmp_path, monkeypatch):
+def test_a_folder_is_locked_before_it_is_looked_at_again(tmp_path, monkeypatch):
     """Another one with the same name, a moment earlier: the second sees it and goes elsewhere."""
     lock, other = Lock(PROTOCOL, MODELS), Lock(changed(image_size=96), MODELS)
     look = compare_folder.comparison_folder
@@ -213,23 +212,21 @@ def test_a_folder_is_held_while_its_lock_is_read_and_written(tmp_path, monkeypat
     def late(*args, **more):
         found = look(*args, **more)
         if next(quicker, False):
-            with alone_in(found):
-                write_lock(found, other)
+            claim(str(tmp_path), "exp", other)
         return found
-
-    @contextmanager
-    def alone_in(folder):
-        folder.mkdir()
-        with alone(folder):
-            yield
 
     monkeypatch.setattr(compare_folder, "comparison_folder", late)
     with locked_folder(str(tmp_path), "exp", lock) as folder:
         assert folder == tmp_path / "exp2"
         assert read_lock(tmp_path / "exp") == other
         assert read_lock(folder) == lock
-        with pytest.raises(UserError, match="still at work"), alone(folder):
-            pass
+        second = subprocess.run(
+            [sys.executable, "-c", LOCKING, str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "another process is using this folder" in second.stderr
 
 
 def test_the_protocol_of_a_training_comparison(rectangles):
