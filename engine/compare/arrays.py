@@ -16,6 +16,7 @@ from engine.evaluate.box_table import BoxTable
 from engine.evaluate.matching import coco_order
 from utils.errors import UserError
 from utils.files import write_bytes
+from utils.images import read_bytes
 
 TRUTH = "truth-"
 FINGERPRINT_LENGTH = 12  # digits in a file's name
@@ -95,7 +96,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as raw, np.load(raw) as file:
+        with np.load(io.BytesIO(read_bytes(path))) as file:
             return {key: file[key] for key in file.files}
     except Exception as error:
         raise UserError(f"{path}: not readable as a part of a record: {error}") from error

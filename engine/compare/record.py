@@ -27,6 +27,7 @@ from models.spec import ModelSpec
 from utils.config import MAX_PIXELS
 from utils.errors import UserError
 from utils.files import write_text
+from utils.images import read_bytes
 
 FORMAT = "featherdet-record-1"
 FOLDER = "records"  # in a comparison's folder
@@ -206,7 +207,7 @@ def records_in(folder: Path) -> list[Record]:
 def _read(path: Path) -> Record | None:
     """A record; None for a JSON file of another format."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        content = json.loads(read_bytes(path), parse_constant=_refuse)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             return None
         record = replace(construct(Record, content), path=path)

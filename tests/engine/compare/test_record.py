@@ -1,6 +1,7 @@
 """Records: what is rounded and how much, and what is the same when read again."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -368,6 +369,15 @@ def test_an_encrypted_archive_is_a_damaged_one(tmp_path):
             place = content.find(mark, place + 1)
     (tmp_path / "x.npz").write_bytes(bytes(content))
     with pytest.raises(UserError, match=r"x.npz: not readable.*encrypted"):
+        load_detections(tmp_path / "x.json")
+
+
+def test_what_is_no_regular_file_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"x.json: not a record: not a regular file"):
+        records_in(tmp_path)
+    os.mkfifo(tmp_path / "x.npz")
+    with pytest.raises(UserError, match=r"x.npz: not readable.*not a regular file"):
         load_detections(tmp_path / "x.json")
 
 
