@@ -59,9 +59,7 @@ class ShuffleUnit(Block):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            self.shuffle == "start"
-        ):  # even and odd channels: a shuffle in two groups, and its halves
+        if self.shuffle == "start":  # even and odd channels: halves of what a shuffle gives
             return torch.cat((x[:, 0::2], self.branch(x[:, 1::2])), 1)
         passed, worked = x.chunk(2, 1)
         return channel_shuffle(torch.cat((passed, self.branch(worked)), 1), GROUPS)

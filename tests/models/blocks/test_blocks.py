@@ -565,19 +565,21 @@ class TestStages:
         assert counts == [self.formula(block, c_in, 32, n) for n in (1, 2, 5)]
         assert len(set(counts)) == 3
 
-    def test_osa_stage_by_hand(self) -> None:
-        # 12 -> 8: 1x1 96 + BN 16. Chain 3x3: 8 -> 4 288 + 8, 4 -> 4 144 + 8.
-        # Aggregation 1x1 of 8 + 4 + 4 = 16 -> 8: 128 + 16.
-        assert parameters(BLOCKS["OSAStage"](12, 8, 2)) == 112 + 296 + 152 + 144
-
-    def test_shuffle_stage_by_hand(self) -> None:
-        # two units of half 4: 1x1 16 + 8, depthwise 3x3 36 + 8, 1x1 16 + 8
-        assert parameters(BLOCKS["ShuffleStage"](8, 8, 2)) == 2 * (24 + 44 + 24)
-
-    def test_mix_stage_by_hand(self) -> None:
-        # one block of 8: expansion 8 -> 12 96 + 24; depthwise 6 * 9 + 6 * 25 + BN 24;
-        # SE 12 -> 2 -> 12: 26 + 36; projection in two groups 12 * 8 / 2 + BN 16
-        assert parameters(BLOCKS["MixStage"](8, 8, 1)) == 120 + 228 + 62 + 64
+    @pytest.mark.parametrize(
+        ("block", "c_in", "n", "by_hand"),
+        [
+            # 12 -> 8: 1x1 96 + BN 16. Chain 3x3: 8 -> 4 288 + 8, 4 -> 4 144 + 8.
+            # Aggregation 1x1 of 8 + 4 + 4 = 16 -> 8: 128 + 16.
+            ("OSAStage", 12, 2, 112 + 296 + 152 + 144),
+            # two units of half 4: 1x1 16 + 8, depthwise 3x3 36 + 8, 1x1 16 + 8
+            ("ShuffleStage", 8, 2, 2 * (24 + 44 + 24)),
+            # one block of 8: expansion 8 -> 12 96 + 24; depthwise 6 * 9 + 6 * 25 + BN 24;
+            # SE 12 -> 2 -> 12: 26 + 36; projection in two groups 12 * 8 / 2 + BN 16
+            ("MixStage", 8, 1, 120 + 228 + 62 + 64),
+        ],
+    )
+    def test_parameters_by_hand(self, block: str, c_in: int, n: int, by_hand: int) -> None:
+        assert parameters(BLOCKS[block](c_in, 8, n)) == by_hand
 
     def test_mix_stage_uses_kernels_3_and_5(self) -> None:
         kernels = {m.kernel_size for m in BLOCKS["MixStage"](8, 8).modules()
@@ -635,27 +637,19 @@ class TestClassifierEnd:
         assert torch.equal(block.eval()(x), block(x))
 
 
-class TestFusion:
-    """WeightedSum against the formula of arXiv:1911.09070, section 3.3."""
-
-    def weighted(self, *weights: float) -> nn.Module:
-        block = BLOCKS["WeightedSum"]([1] * len(weights))
-        with torch.no_grad():
-            block.weight.copy_(torch.tensor(weights))
-        return block
-
-    def test_by_hand(self) -> None:
-        maps = [torch.full((1, 1, 1, 2), value) for value in (1.0, 10.0, 100.0)]
-        found = self.weighted(1.0, 2.0, 3.0)(maps)
-        assert found.flatten().tolist() == pytest.approx([321 / 6.0001] * 2, rel=1e-6)
-
-    def test_starts_as_the_mean(self) -> None:
-        maps = [torch.full((1, 1, 1, 1), value) for value in (1.0, 3.0)]
-        assert BLOCKS["WeightedSum"]([1, 1])(maps).item() == pytest.approx(4 / 2.0001, rel=1e-6)
-
-    def test_a_negative_weight_takes_its_map_away(self) -> None:
-        maps = [torch.full((1, 1, 1, 1), value) for value in (5.0, 7.0)]
-        assert self.weighted(-3.0, 2.0)(maps).item() == pytest.approx(14 / 2.0001, rel=1e-6)
-
-    def test_no_weight_left_is_no_division_by_zero(self) -> None:
-        assert self.weighted(-1.0, 0.0)([torch.ones(1, 1, 1, 1)] * 2).item() == 0
+@pytest.mark.parametrize(
+    ("weights", "values", "expected"),
+    [
+        ([1, 2, 3], [1, 10, 100], 321 / 6.0001),
+        (None, [1, 3], 4 / 2.0001),  # starts as the mean
+        ([-3, 2], [5, 7], 14 / 2.0001),  # a negative weight removes its map
+        ([-1, 0], [1, 1], 0),  # no weight left: no division by 0
+    ],
+)
+def test_weighted_sum_by_hand(weights: Any, values: list[float], expected: float) -> None:
+    """The formula of arXiv:1911.09070, section 3.3."""
+    block = BLOCKS["WeightedSum"]([1] * len(values))
+    if weights is not None:
+        block.weight.data = torch.tensor(weights, dtype=torch.float32)
+    maps = [torch.full((1, 1, 1, 2), float(value)) for value in values]
+    assert block(maps).flatten().tolist() == pytest.approx([expected] * 2, rel=1e-6)

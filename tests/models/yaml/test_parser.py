@@ -134,18 +134,15 @@ def test_one_expression_is_a_constant_and_no_other(
     ("text", "expected"),
     [
         ("nn.SiLU()", "SiLU"), ("SiLU", "SiLU"), ("nn.LeakyReLU(0.1)", "LeakyReLU(0.1)"),
-        ("LeakyReLU", "LeakyReLU"), ("nn.Hardswish()", "Hardswish"), ("Mish()", "Mish"),
-        ("nn.Identity()", "Identity"),
+        ("LeakyReLU", "LeakyReLU"), ("Mish()", "Mish"), ("nn.Identity()", "Identity"),
+        *((text, None) for text in ("nn.SiLU(__import__('os'))", "Silu2", "exec('x')", "ReLU(3)",
+                                    "SiLU()()")),
     ],
 )  # fmt: skip
-def test_activation_forms(text: str, expected: str) -> None:
-    assert normalise_activation(text, "x") == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["nn.SiLU(__import__('os'))", "Silu2", "exec('x')", "ReLU(3)", "SiLU()()"]
-)
-def test_other_activations_are_refused(text: str) -> None:
+def test_activation_forms(text: str, expected: str | None) -> None:
+    if expected is not None:
+        assert normalise_activation(text, "x") == expected
+        return
     with pytest.raises(UserError, match=r"here: activation"):
         normalise_activation(text, "here")
 
