@@ -47,6 +47,12 @@ _HEADERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
 _PLAIN = {"JPEG": {"L", "RGB"}, "PNG": {"L", "RGB", "RGBA"}}  # modes cv2 reads as Pillow does
 _EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 _ORIENTATION = 0x0112
+_ROTATIONS = {
+    3: cv2.ROTATE_180,
+    6: cv2.ROTATE_90_CLOCKWISE,
+    7: cv2.ROTATE_180,
+    8: cv2.ROTATE_90_COUNTERCLOCKWISE,
+}
 _BITS_PER_SAMPLE = 258
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _REDUCED = {
@@ -203,12 +209,6 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
     """Undo the camera's orientation (Exif 2.3, tag 0x0112)."""
     if orientation in {5, 7}:
         image = cv2.transpose(image)
-    if orientation == 6:
-        return cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)
-    if orientation == 8:
-        return cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE)
-    if orientation in {3, 7}:
-        return cv2.rotate(image, cv2.ROTATE_180)
     if orientation in {2, 4}:
         return cv2.flip(image, 1 if orientation == 2 else 0)
-    return image
+    return cv2.rotate(image, _ROTATIONS[orientation]) if orientation in _ROTATIONS else image

@@ -15,13 +15,11 @@ from utils.letterbox import GREY
 def mosaic4(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> Sample:
     """Four samples round a random centre of a grey canvas of twice `size`.
 
-    The samples are scaled to the size they shall have (long side `size`, as a rule).  The centre
+    The samples have their final scale (long side `size`, as a rule).  The centre
     is uniform in [size / 2, 3 size / 2] in both axes; the samples touch it with one corner each,
     top left, top right, bottom left, bottom right, and are cut at the canvas.  Boxes and polygons
     are clipped with them.  The result has the image_id of the first sample.
     """
-    if len(samples) != 4:
-        raise ValueError(f"a mosaic takes 4 samples, got {len(samples)}")
     side = 2 * size
     centre_x, centre_y = (int(v) for v in rng.integers(size // 2, side - size // 2 + 1, 2))
     canvas = np.full((side, side, 3), GREY, dtype=np.uint8)

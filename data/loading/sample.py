@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,21 +20,11 @@ class Sample:
     boxes: np.ndarray  # (N, 4) float32, xyxy pixels
     labels: np.ndarray  # (N,) int64
     image_id: int | str
-    segments: tuple[np.ndarray | None, ...] = field(
-        default=()
-    )  # per box (P, 2) float32 pixels or None
+    segments: tuple[np.ndarray | None, ...] = ()  # per box (P, 2) float32 pixels or None
 
     def __post_init__(self) -> None:
-        if self.image.dtype != np.uint8 or self.image.ndim != 3:
-            raise ValueError(
-                f"Sample.image must be HWC uint8, got {self.image.dtype} {self.image.shape}"
-            )
-        if self.boxes.shape != (len(self.labels), 4):
-            raise ValueError(f"{len(self.labels)} labels but boxes of shape {self.boxes.shape}")
         if not self.segments:
             object.__setattr__(self, "segments", (None,) * len(self.labels))
-        if len(self.segments) != len(self.labels):
-            raise ValueError(f"{len(self.labels)} labels but {len(self.segments)} segments")
 
     @property
     def size(self) -> tuple[int, int]:

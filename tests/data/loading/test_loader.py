@@ -194,7 +194,9 @@ def test_start_step_is_the_tail_of_the_epoch(make_index, workers, rect):
         loader.set_epoch(0, start_step=5)
 
 
-def test_one_image_and_a_batch_larger_than_the_set(make_index):
+def test_no_image_one_image_and_a_batch_larger_than_the_set(make_index):
+    with pytest.raises(UserError, match="no usable image"):
+        TrainLoader(DataIndex((), ("a",), (1,), (), ""), config(), ALL)
     (batch,) = epoch_of(TrainLoader(make_index(1), config(batch_size=16), ALL))
     assert batch.images.shape == (1, 3, 64, 64)
     (batch,) = epoch_of(TrainLoader(make_index(5), config(batch_size=16), ALL))
@@ -258,21 +260,6 @@ def test_a_killed_worker_is_named_in_time(make_index):
     assert not isinstance(caught.value, UserError)
 
 
-def test_the_words_about_a_dead_worker_become_one_line(make_index):
-    loader = TrainLoader(make_index(), config(), ALL)
-
-    def fail(keys):
-        raise RuntimeError("DataLoader worker (pid(s) 12, 34) exited unexpectedly\nadvice")
-
-    loader._loader.collate_fn = fail
-    with pytest.raises(FeatherDetError) as caught:
-        list(loader)
-    assert str(caught.value) == (
-        "a process that loads images has died: worker (pid(s) 12, 34) exited unexpectedly; "
-        "fewer --workers, more memory or more shared memory (/dev/shm) may help"
-    )
-
-
 @pytest.mark.parametrize("start", ["spawn", "forkserver"])
 @pytest.mark.slow
 def test_other_start_methods_give_the_same(make_index, start):
@@ -281,11 +268,6 @@ def test_other_start_methods_give_the_same(make_index, start):
     loader._loader.multiprocessing_context = start
     assert_equal(epoch_of(TrainLoader(index, config(), ALL), 1), epoch_of(loader, 1))
     assert_equal([*ValLoader(index, config())], [*ValLoader(index, config(workers=1))])
-
-
-def test_an_empty_set_is_refused():
-    with pytest.raises(UserError, match="no usable image"):
-        TrainLoader(DataIndex((), ("a",), (1,), (), ""), config(), ALL)
 
 
 def test_memory_is_pinned_only_on_request(make_index):
@@ -319,25 +301,15 @@ def test_validation_has_each_image_once_letterboxed(make_index, rect, workers):
     assert_equal(first, list(batches))
 
 
-def test_validation_without_rect_fills_its_batches(make_index):
-    batches = ValLoader(make_index(9), config(batch_size=4))
-    assert [b.image_ids for b in batches] == [(0, 1, 2, 3), (4, 5, 6, 7), (8,)]
-
-
-def test_validation_ranks_have_every_image_once(make_index):
+def test_validation_deals_images_to_ranks_and_fills_batches(make_index):
     index = make_index(9)
-    seen = [
-        [i for b in ValLoader(index, config(rank=r, world_size=2, rect=True)) for i in b.image_ids]
-        for r in range(2)
-    ]
-    assert sorted(seen[0]) == [0, 2, 4, 6, 8]
-    assert sorted(seen[1]) == [1, 3, 5, 7]
-
-
-def test_validation_of_an_empty_share_is_no_batch(make_index):
-    batches = ValLoader(make_index(1), config(rank=1, world_size=2, workers=1))
-    assert len(batches) == 0
-    assert list(batches) == []
+    assert ids(ValLoader(index, config(batch_size=4))) == [(0, 1, 2, 3), (4, 5, 6, 7), (8,)]
+    for rank, expected in ((0, [0, 2, 4, 6, 8]), (1, [1, 3, 5, 7])):
+        share = ids(ValLoader(index, config(rank=rank, world_size=2, rect=True)))
+        assert sorted(sum(share, ())) == expected
+    empty = ValLoader(make_index(1), config(rank=1, world_size=2, workers=1))
+    assert len(empty) == 0
+    assert list(empty) == []
 
 
 def test_a_program_ends_although_a_worker_was_killed(rectangles, root):

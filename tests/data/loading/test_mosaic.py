@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from data.loading.mosaic import mosaic4
 from data.loading.sample import Sample
@@ -66,8 +65,3 @@ def test_images_without_boxes_and_polygons_go_along():
     assert canvas.labels.tolist() == [2]
     corners = canvas.segments[0]
     np.testing.assert_array_equal(np.hstack((corners.min(0), corners.max(0))), canvas.boxes[0])
-
-
-def test_a_mosaic_has_four():
-    with pytest.raises(ValueError, match="takes 4 samples, got 3"):
-        mosaic4([tile(n) for n in range(3)], SIZE, generator(0))

@@ -126,9 +126,22 @@ def test_a_batch_that_cannot_be_sent_ends_in_one_line(batches_of, monkeypatch, c
     assert line.endswith("a batch cannot be sent: OSError: [Errno 24] Too many open files")
 
 
-def test_too_many_open_files_name_the_remedy():
-    with pytest.raises(UserError, match="ulimit -n"), workers_module.dead_workers_named():
-        raise RuntimeError("Too many open files. Communication with the workers is no longer ...")
+@pytest.mark.parametrize(
+    ("words", "kind", "message"),
+    [
+        ("Too many open files. Communication with ...", UserError, "Too many open files: try ulim"),
+        (
+            "DataLoader worker (pid(s) 12, 34) exited unexpectedly\nadvice",
+            FeatherDetError,
+            "a process that loads images has died: worker (pid(s) 12, 34) exited unexpectedly; ",
+        ),
+    ],
+)
+def test_what_torch_raises_about_workers_becomes_one_line(words, kind, message):
+    with pytest.raises(kind) as caught, workers_module.dead_workers_named():
+        raise RuntimeError(words)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
 
 
 def sleep() -> None:
@@ -149,4 +162,6 @@ def test_only_own_processes_are_killed_at_exit(batches_of):
         assert other.is_alive()
     finally:
         other.kill()
+        other.join()
+        loader._loader._iterator._shutdown_workers()  # torch forgets the process
         signal.signal(signal.SIGCHLD, handler)
