@@ -47,7 +47,11 @@ def read_source(name: str) -> Source:
         raise UserError(
             f"--backbone-weights {name}: expected timm:NAME or a file of {', '.join(SUFFIXES)}"
         )
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:  # e.g. a name that is too long
+        raise UserError(f"--backbone-weights {path}: {error.strerror}") from error
+    if not found:
         raise UserError(f"--backbone-weights {name}: the file does not exist")
     if path.suffix == ".safetensors":
         return source_of_tensors(name, _read_safetensors(path), ordered=False)

@@ -61,7 +61,7 @@ def detector(backbone: str) -> Detector:
     return build_detector(load_spec("yolov5n", backbone=backbone), classes=2).eval()
 
 
-def sample_images(seed: int, count: int = 2, size: int = 96) -> Tensor:
+def sample_images(seed: int, count: int = 2, size: int = 64) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shapes = torch.rand(count, 3, 6, 6, generator=generator)
     noise = 0.1 * torch.randn(count, 3, size, size, generator=generator)
@@ -435,6 +435,7 @@ def test_a_network_that_cannot_run_is_refused():
         ),
         ("a.safetensors", b"none", r"not a \.safetensors file"),
         ("a.pth", None, "does not exist"),
+        ("a" * 300 + ".pth", None, "File name too long"),
         ("ghostnet_100", None, r"timm:NAME or a file of \.pth"),
     ],
 )

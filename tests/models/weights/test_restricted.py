@@ -318,6 +318,20 @@ def test_truncated_anywhere_is_one_line(tmp_path: Path, legacy: bool) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_flipped_bit_of_a_tensor_is_noticed(tmp_path: Path) -> None:
+    """By the checksum in the zip."""
+    path = tmp_path / "x.pt"
+    save(path, {"t": torch.arange(1000.0)}, legacy=False)
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.arange(990.0, 1000).numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    with (
+        open_pickled(path) as opened,
+        pytest.raises(UserError, match=r"storage '0' cannot be read .*CRC"),
+    ):
+        opened.tensor(opened.root["t"])
+
+
 def test_random_damage_is_found_or_harmless(tmp_path: Path, legacy: bool) -> None:
     path = tmp_path / "x.pt"
     save(path, {"t": torch.arange(4.0), "s": torch.nn.Linear(1, 1).state_dict()}, legacy=legacy)
