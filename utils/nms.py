@@ -73,7 +73,7 @@ def _one(boxes: Tensor, scores: Tensor, config: NmsConfig) -> Detections:
 def _suppress(boxes: Tensor, score: Tensor, groups: Tensor, config: NmsConfig) -> Tensor:
     """Indices kept of candidates sorted by score, best first, at most `max_det`.
 
-    Each group is moved to a place of its own, in float64: torchvision's batched_nms moves in
+    Each group is moved to a region of its own, in float64: torchvision's batched_nms moves in
     float32, which blurs high classes by whole hundredths of a pixel, and only up to a number of
     boxes that is another one on each device.  Greedy suppression never uses a worse box to decide
     on a better one, so the best candidates alone give the first rows exactly; more are taken only

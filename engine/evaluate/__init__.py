@@ -1,1 +1,1 @@
-"""Evaluation: mAP, curves and pictures of a detector on a data set."""
+"""Evaluation: metrics, curves and drawn detections of a detector on a data set."""

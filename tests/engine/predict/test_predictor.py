@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,13 @@ def detector() -> Detector:
     return tiny()
 
 
+@pytest.fixture
+def made(detector, device):
+    """Predictors of the detector at 64 px on the device."""
+    text = "0" if device.type == "cuda" else "cpu"
+    return partial(Predictor, detector, image_size=64, device=text)
+
+
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -55,8 +63,8 @@ def answer(predictor: Predictor, boxes: list[list[float]], scores: list[list[flo
     return shapes
 
 
-def test_boxes_come_back_in_pixels_of_the_image(detector):
-    predictor = Predictor(detector, image_size=64, device="cpu")
+def test_boxes_come_back_in_pixels_of_the_image(made):
+    predictor = made()
     # 40 x 100 shrinks to 26 x 64, 3 rows of grey above and below in 32 x 64
     shapes = answer(predictor, [[16.0, 3.0, 48.0, 29.0]], [[0.1, 0.8, 0.0]])
     result = predictor(noise(40, 100))
@@ -67,18 +75,18 @@ def test_boxes_come_back_in_pixels_of_the_image(detector):
     assert result.text == "1 bus"
 
 
-def test_square_option_and_small_images_are_enlarged(detector):
-    predictor = Predictor(detector, image_size=64, device="cpu", square=True)
+def test_square_option_and_small_images_are_enlarged(made):
+    predictor = made(square=True)
     shapes = answer(predictor, [[0.0, 16.0, 64.0, 48.0]], [[0.9, 0.0, 0.0]])
     result = predictor(noise(10, 20))
     assert shapes == [(1, 3, 64, 64)]
     assert torch.allclose(result.detections.boxes, torch.tensor([[0.0, 0.0, 20.0, 10.0]]))
 
 
-def test_the_network_sees_rgb_over_255_on_grey(detector):
-    predictor = Predictor(detector, image_size=64, device="cpu", square=True)
+def test_the_network_sees_rgb_over_255_on_grey(made):
+    predictor = made(square=True)
     seen = []
-    predictor.model.forward = lambda images: seen.append(images) or [images]
+    predictor.model.forward = lambda images: seen.append(images.cpu()) or [images]
     predictor.model.head.decode = lambda raw: (torch.zeros(1, 0, 4), torch.zeros(1, 0, 3))
     image = np.zeros((32, 64, 3), np.uint8)
     image[:] = (255, 51, 0)
@@ -105,13 +113,13 @@ def test_batch_groups_by_shape_and_keeps_the_order(detector):
     assert predictor.batch([]) == []
 
 
-def test_one_name_per_object_and_thresholds(detector):
-    predictor = Predictor(detector, image_size=64, device="cpu")
+def test_one_name_per_object_and_thresholds(made):
+    predictor = made()
     rows = [[0.0, 0, 30, 30], [1, 1, 31, 31], [40, 40, 60, 60]]
     answer(predictor, [[float(v) for v in row] for row in rows],
            [[0.6, 0.5, 0.0], [0.3, 0.0, 0.0], [0.0, 0.0, 0.2]])  # fmt: skip
     assert predictor(noise(64, 64)).detections.labels.tolist() == [0]  # best class, NMS, conf
-    low = Predictor(detector, image_size=64, device="cpu", nms=NmsConfig(conf=0.1, iou=0.99))
+    low = made(nms=NmsConfig(conf=0.1, iou=0.99))
     answer(low, [[float(v) for v in row] for row in rows],
            [[0.6, 0.5, 0.0], [0.3, 0.0, 0.0], [0.0, 0.0, 0.2]])  # fmt: skip
     assert low(noise(64, 64)).detections.labels.tolist() == [0, 1, 0, 2]
@@ -276,8 +284,8 @@ def test_a_bad_file_is_named_with_its_cause(detector, tmp_path):
         Predictor(detector, device="cpu")(tmp_path / "a.jpg")
 
 
-def test_names_can_be_replaced(detector):
-    predictor = Predictor(detector, image_size=64, device="cpu", names=["Mensch", "Bus", "Ampel"])
+def test_names_can_be_replaced(made):
+    predictor = made(names=["Mensch", "Bus", "Ampel"])
     answer(predictor, [[8.0, 8.0, 56.0, 56.0]], [[0.0, 0.0, 0.9]])
     assert predictor(noise(64, 64)).text == "1 Ampel"
 
