@@ -305,6 +305,7 @@ def test_genuine_weights_find_the_known_objects(shared: Path):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_half_on_cuda_agrees_with_float_on_the_cpu(detector):
     image = noise(96, 128)
     config = NmsConfig(conf=0.0, max_det=5)
