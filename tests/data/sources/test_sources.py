@@ -8,8 +8,8 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -85,13 +85,8 @@ def test_one_image(tmp_path):
     path = picture(tmp_path / "ein bild äß #1.png", 77)
     read = Read(str(path))
     (frame,) = read.frames
-    assert (frame.kind, frame.path, frame.item, frame.items, frame.number) == (
-        "image",
-        path,
-        1,
-        1,
-        1,
-    )
+    assert (frame.kind, frame.path) == ("image", path)
+    assert frame.item == frame.items == frame.number == 1
     assert frame.image.shape == (12, 16, 3)
     assert (frame.image == 77).all()
     assert not read.problems
@@ -165,9 +160,6 @@ def test_a_single_bad_source_is_a_user_error(tmp_path, make, message):  # D5, S1
     with pytest.raises(UserError, match=message) as caught:
         Sources(str(make(tmp_path)))
     assert "\n" not in str(caught.value)
-
-
-def test_no_source_at_all():
     with pytest.raises(UserError, match="no source"):
         Sources([])
 
@@ -590,55 +582,55 @@ def test_a_play_list_behind_a_url_reaches_no_other_host(path):
         assert other.asked == []
 
 
-def test_rtsp_redirects_are_refused():
-    asked = []
+@contextmanager
+def answering(talk: Callable[[socket.socket], None]) -> Iterator[str]:
+    """'127.0.0.1:port' of a server that talks to each connection until it breaks."""
 
-    def answer(server: socket.socket, reply: bytes) -> None:
+    def run() -> None:
         while True:
             try:
                 connection, _ = server.accept()
             except OSError:
                 return
-            with connection:
-                asked.append(reply)
-                while connection.recv(4096):
-                    connection.sendall(reply)
+            with connection, suppress(OSError):
+                connection.recv(4096)
+                talk(connection)
 
-    with (
-        socket.create_server(("127.0.0.1", 0)) as first,
-        socket.create_server(("127.0.0.1", 0)) as other,
-    ):
-        target = f"rtsp://127.0.0.1:{other.getsockname()[1]}/x"
-        reply = f"RTSP/1.0 302 Moved\r\nCSeq: 1\r\nLocation: {target}\r\n\r\n".encode()
-        for server, text in ((first, reply), (other, b"RTSP/1.0 404 Not Found\r\n\r\n")):
-            threading.Thread(target=answer, args=(server, text), daemon=True).start()
-        read = Read(f"rtsp://127.0.0.1:{first.getsockname()[1]}/cam", stream=QUICK)
-        for server in (first, other):
-            server.shutdown(socket.SHUT_RDWR)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=run, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_rtsp_redirects_are_refused():
+    asked = []
+    with answering(asked.append) as other:
+
+        def redirect(connection: socket.socket) -> None:
+            target = f"Location: rtsp://{other}/x\r\n"
+            connection.sendall(f"RTSP/1.0 302 Moved\r\nCSeq: 1\r\n{target}\r\n".encode())
+
+        with answering(redirect) as server:
+            read = Read(f"rtsp://{server}/cam", stream=QUICK)
     assert isinstance(read.error, UserError)
     assert "redirects to 127.0.0.1" in read.problems[0]
-    assert set(asked) == {reply}
+    assert not asked
 
 
-@pytest.mark.parametrize("head", [b"", b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n"])
+IMAGE_HEAD = b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n"
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.0 200 OK\r\nX: ", IMAGE_HEAD + b"\r\n"])
 def test_an_image_that_drips_ends_in_time(head):
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(head)
+        for _ in range(100):
+            connection.sendall(b"x")
+            time.sleep(0.1)
 
-        def drip() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(head or b"HTTP/1.0 200 OK\r\nX: ")
-                for _ in range(100):
-                    try:
-                        connection.sendall(b"x")
-                    except OSError:
-                        return
-                    time.sleep(0.1)
-
-        threading.Thread(target=drip, daemon=True).start()
+    with answering(drip) as server:
         start = time.monotonic()
-        read = Read(f"http://127.0.0.1:{server.getsockname()[1]}/a.jpg", stream=QUICK)
+        read = Read(f"http://{server}/a.jpg", stream=QUICK)
     assert time.monotonic() - start < 4
     assert "not complete within 2 s" in read.problems[0]
 
@@ -647,22 +639,14 @@ def test_an_image_that_drips_ends_in_time(head):
 def test_a_flood_is_refused_early(length, monkeypatch):
     monkeypatch.setattr("data.sources.urls.MAX_IMAGE_BYTES", 1 << 20)
     sent = [0]
-    with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def flood() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n" + length)
-                connection.sendall(b"\r\n")
-                while sent[0] < 50 << 20:
-                    try:
-                        sent[0] += connection.send(bytes(1 << 16))
-                    except OSError:
-                        return
+    def flood(connection: socket.socket) -> None:
+        connection.sendall(IMAGE_HEAD + length + b"\r\n")
+        while sent[0] < 50 << 20:
+            sent[0] += connection.send(bytes(1 << 16))
 
-        threading.Thread(target=flood, daemon=True).start()
-        read = Read(f"http://127.0.0.1:{server.getsockname()[1]}/a.jpg", stream=QUICK)
+    with answering(flood) as server:
+        read = Read(f"http://{server}/a.jpg", stream=QUICK)
     assert "more than 1048576 bytes" in read.problems[0]
     assert sent[0] < 20 << 20
 
