@@ -17,9 +17,9 @@ from engine.compare.schema import Model
 from models.builder import build_detector
 from models.detector import Detector
 from models.profile.counting import ModelProfile, profile_spec
-from models.profile.fit import Budget, fit, read_budget
+from models.profile.fit import fit, read_budget
 from models.spec import ModelSpec
-from models.yaml.parser import Draft, load_draft
+from models.yaml.parser import load_draft
 from utils.errors import UserError, nearest
 from utils.paths import ROOT
 
@@ -99,34 +99,22 @@ def _models(config: CompareConfig, classes: int) -> Iterator[ModelEntry]:
     for (file, backbone, neck), draft in zip(combined, drafts, strict=True):
         stem = Path(file).stem
         parts = (file if stems.count(stem) > 1 else stem, backbone, neck)
-        model = Model(
-            cfg=file,
-            backbone=backbone,
-            neck=neck,
-            fit=config.fit,
-            weights="",
-            source=_short_source(draft.source),
-            notes=[],
-        )
         name = " + ".join(part for part in parts if part)
-        yield _built(name, model, draft, budget, config.imgsz, classes)
-
-
-def _built(
-    name: str, model: Model, draft: Draft, budget: Budget | None, size: int, classes: int
-) -> ModelEntry:
-    try:
-        if budget is None:
-            spec = draft.resolve()
-        else:
-            fitted = fit(draft, budget, classes=classes)
-            spec = fitted.spec
-            model.notes.append(fitted.text(budget))
-        profile = profile_spec(spec, image_size=size, classes=classes)
-    except UserError as error:
-        return ModelEntry(name, model, cause=str(error))
-    model.notes.extend((*spec.notes, *profile.notes()))
-    return ModelEntry(name, model, model_id(spec), spec, profile, classes)
+        source, notes = _short_source(draft.source), list[str]()
+        model = Model(file, backbone, neck, config.fit, "", source, notes)
+        try:
+            if budget is None:
+                spec = draft.resolve()
+            else:
+                fitted = fit(draft, budget, classes=classes)
+                spec = fitted.spec
+                notes.append(fitted.text(budget))
+            profile = profile_spec(spec, image_size=config.imgsz, classes=classes)
+        except UserError as error:
+            yield ModelEntry(name, model, cause=str(error))
+            continue
+        notes += [*spec.notes, *profile.notes()]
+        yield ModelEntry(name, model, model_id(spec), spec, profile, classes)
 
 
 def _checkpoint(config: CompareConfig, file: str) -> ModelEntry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,16 +41,16 @@ class Comparison:
 
     config: CompareConfig
     protocol: Protocol
-    splits: Splits | None
     models: tuple[ModelEntry, ...]
     runs: tuple[RunPlan, ...]
     baseline: str
     devices: tuple[str, ...]  # --device of each run at a time
     device: torch.device  # that costs are measured on
-    threads: int | None  # of each run on a CPU
-    truth: BoxTable | None
-    images: int  # evaluated
-    given: Mapping[str, Record]  # by run, from --records
+    threads: int | None = None  # of each run on a CPU
+    splits: Splits | None = None
+    truth: BoxTable | None = None
+    images: int = 0  # evaluated
+    given: Mapping[str, Record] = field(default_factory=dict)  # by run, from --records
 
     @property
     def lock(self) -> Lock:
@@ -247,22 +247,18 @@ def _of_records(
     seeds = sorted({item.seed for item in found if item.seed is not None})
     if seeds:
         protocol[SEEDS] = seeds
-    planned = [
-        (item, RunPlan(models[item.model_id], item.seed, item.stem, 0.0, "")) for item in found
-    ]
+    planned = [RunPlan(models[one.model_id], one.seed, one.stem, 0.0, "") for one in found]
     return Comparison(
         config=config,
         protocol=protocol,
-        splits=None,
         models=tuple(models.values()),
-        runs=tuple(run for _, run in planned),
+        runs=tuple(planned),
         baseline=baseline_of(config.baseline, names),
         devices=devices,
         device=device,
-        threads=None,
         truth=truth,
         images=first.images,
-        given={run.id: item for item, run in planned},
+        given={one.stem: one for one in found},
     )
 
 
