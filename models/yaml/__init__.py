@@ -1,1 +1,1 @@
-"""Model YAML to ModelSpec. Nothing here imports torch."""
+"""Model YAML to ModelSpec.  Torch is used for shapes only: a row's width is asked of its block."""
