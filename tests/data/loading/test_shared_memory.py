@@ -81,8 +81,8 @@ def batches_of(rectangles, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     index = load_split(load_dataset_config(str(rectangles)), "val", progress=False)
 
-    def make(workers):
-        return ValLoader(index, LoaderConfig(64, 2, 32, workers=workers, seed=0))
+    def make(workers, **changes):
+        return ValLoader(index, LoaderConfig(64, 2, 32, workers=workers, seed=0, **changes))
 
     return make
 
@@ -99,6 +99,16 @@ def test_without_room_batches_go_through_the_pipe(batches_of, monkeypatch, capsy
         assert torch.equal(batch.targets.boxes, expected.targets.boxes)
         batch.images[0] = 0  # in memory of its own
     assert capsys.readouterr().err.count("no room for a batch in /dev/shm") == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_for_cuda_are_pinned(batches_of, workers):
+    for expected, batch in zip(batches_of(0), batches_of(workers, pin_memory=True), strict=True):
+        assert batch.images.is_pinned()
+        assert batch.targets.boxes.is_pinned()
+        assert torch.equal(batch.images, expected.images)
 
 
 def test_without_semaphores_the_main_process_loads(batches_of, monkeypatch, capsys):
