@@ -28,7 +28,7 @@ from models.weights.sources import read_source
 from models.yaml.parser import load_draft
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
-from utils.terminal import say, warn
+from utils.ranks import say_main, warn_main
 
 DEFAULT_MODEL = "yolov5n"
 AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -54,23 +54,19 @@ def model_to_train(
         spec = model_spec(config, classes=classes)
         model = build_detector(spec, classes=classes, names=train.names)
         if config.weights:
-            report = transfer(model, config.weights).text()
-            if world.is_main:
-                say(report)
+            say_main(transfer(model, config.weights).text())
         if config.backbone_weights:
             with distributed.main_first():  # which may download
                 source = read_source(config.backbone_weights)
             plan = plan_transfer(model, source)
-            if world.is_main:
-                say(plan.text())
+            say_main(plan.text())
             plan.apply(model, allow_partial=config.allow_partial)
     size = max(-(-config.imgsz // model.max_stride), 2) * model.max_stride
     if size != config.imgsz:
-        if world.is_main:
-            warn(
-                f"--imgsz {config.imgsz} is not a multiple of the stride {model.max_stride}:"
-                f" {size} is used"
-            )
+        warn_main(
+            f"--imgsz {config.imgsz} is not a multiple of the stride {model.max_stride}: {size} is"
+            " used"
+        )
         config = replace(config, imgsz=size)
     model.to(world.device).to(memory_format=torch.channels_last).train()
     if saved is None and (not config.noautoanchor or isinstance(model.spec.anchors, int)):
@@ -104,8 +100,7 @@ def model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
         return draft.resolve()
     budget = read_budget(config.fit, image_size=config.imgsz)
     fitted = fit(draft, budget, classes=classes)
-    if distributed.is_main():
-        say(fitted.text(budget))
+    say_main(fitted.text(budget))
     return fitted.spec
 
 
@@ -125,8 +120,7 @@ def set_anchors(
     found, text = fit_anchors(sizes, present, len(pixels), threshold=hyp.anchor_t, seed=config.seed)
     if found is not present:
         head.set_anchors(torch.from_numpy(found.reshape(head.anchors.shape)))
-    if distributed.is_main():
-        say(text)
+    say_main(text)
 
 
 def autocast_type(config: TrainConfig, world: Distributed) -> torch.dtype | None:

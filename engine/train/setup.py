@@ -30,8 +30,8 @@ from utils.errors import UserError, cause_of
 from utils.files import TEMPORARY, locked
 from utils.hyp import Hyperparameters, load_hyp
 from utils.paths import new_run_dir
+from utils.ranks import warn_main
 from utils.seeding import seed_everything
-from utils.terminal import warn
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def prepare_run(
     }
     if saved is not None:
         _restore(state, saved["train_state"], data_info, schedule, path)
-    if schedule.nominal_batch != hyp.nbs and world.is_main:
-        warn(f"a short run: {schedule.shortened()}")
+    if schedule.nominal_batch != hyp.nbs:
+        warn_main(f"a short run: {schedule.shortened()}")
     if folder is None and world.is_main:  # last, so that a mistake leaves none behind
         folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         _lock(folder, locks)
@@ -241,6 +241,8 @@ def _restore(
         ]
         if not changed:
             state.load_dict(saved, epochs=schedule.epochs, steps=schedule.steps_per_epoch)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a damaged file makes of the values in it
         raise UserError(
             f"{path}: its training state is damaged ({cause_of(error)}); for a new run from its"
@@ -250,8 +252,8 @@ def _restore(
         raise UserError(
             f"--resume: {'; '.join(changed)}; restore it, or start a new run with --weights"
         )
-    if ranks != data_info["world size"] and distributed.is_main():
-        warn(
+    if ranks != data_info["world size"]:
+        warn_main(
             f"the run was saved by {ranks} ranks and continues with {data_info['world size']}:"
             " close to, but not bit for bit, what it would have been"
         )
