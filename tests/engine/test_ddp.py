@@ -166,11 +166,3 @@ def test_a_rank_that_stays_away_ends_the_run_within_the_timeout(train_flags, tmp
     assert code != 0
     assert "another rank ended or did not answer within 5 s" in errors, errors
     assert time.monotonic() - started < 90
-
-
-@pytest.mark.slow
-def test_a_total_batch_that_cannot_be_shared_out_is_refused(train_flags):
-    process = torchrun("train.py", *train_flags, "--batch-size", "5", "--epochs", "1")
-    code, _, errors = finish(process)
-    assert code != 0
-    assert "multiple of their number" in errors

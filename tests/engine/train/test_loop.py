@@ -6,9 +6,12 @@ import pytest
 import torch
 import yaml
 
+from engine import distributed
 from engine.checkpoint import load_checkpoint, load_detector
 from engine.train import loop
+from engine.train.config import TrainConfig
 from engine.train.loop import fit, reproducible
+from engine.train.setup import check_world
 from engine.train.step import NonFiniteError
 from models.builder import build_detector
 from models.yaml.parser import load_spec
@@ -146,6 +149,13 @@ def test_what_cannot_work_is_refused_and_leaves_no_folder(settings, tmp_path, mo
     with pytest.raises(UserError, match=message):
         fit(settings(*more))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("batch", "message"), [(5, "multiple of their number"), (-1, "one GPU")])
+def test_a_batch_that_ranks_cannot_share_is_refused(batch, message):
+    world = distributed.Distributed(torch.device("cpu"), world_size=2)
+    with pytest.raises(UserError, match=message):
+        check_world(TrainConfig(batch_size=batch), world)
 
 
 def test_a_model_without_anchors_gets_those_of_the_data(settings, tiny_model, tmp_path, capsys):
