@@ -33,14 +33,14 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def pycocotools_figures(annotations: Path, predictions: Path) -> np.ndarray:
+def pycocotools_metrics(annotations: Path, predictions: Path) -> np.ndarray:
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO(str(annotations))
-        judge = COCOeval(reference, reference.loadRes(str(predictions)), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return np.array(judge.stats)
+        evaluation = COCOeval(reference, reference.loadRes(str(predictions)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return np.array(evaluation.stats)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_genuine_weights_on_real_images(part_of_coco, shared, tmp_path, capsys):
     assert code == 0
     folder = tmp_path / "runs" / "exp"
     document = json.loads((folder / "metrics.json").read_text())
-    theirs = pycocotools_figures(part_of_coco.parent / "val.json", folder / "predictions.json")
+    theirs = pycocotools_metrics(part_of_coco.parent / "val.json", folder / "predictions.json")
     np.testing.assert_allclose(list(document["coco"].values()), theirs, rtol=0, atol=1e-9)
     assert document["map"] == pytest.approx(PART_AP, abs=0.004)
     assert document["settings"]["image_size"] == 640

@@ -52,16 +52,16 @@ def timed(clock: FakeClock, rounds: int, seconds: float = 1e9, **steps: float):
 
 def test_rounds_go_through_all_and_begin_with_another_each_time():
     clock = FakeClock()
-    laps = timed(clock, 6, a=1.0, b=2.0, c=4.0)
+    durations = timed(clock, 6, a=1.0, b=2.0, c=4.0)
     assert "".join(clock.calls) == "abcbcacababcbcacab"
-    assert laps == [[1.0] * 6, [2.0] * 6, [4.0] * 6]
+    assert durations == [[1.0] * 6, [2.0] * 6, [4.0] * 6]
 
 
 def test_drift_hits_all_alike():
-    laps = timed(FakeClock(drift=0.05), 30, a=1.0, b=1.0, c=1.0)
-    medians = [float(torch.tensor(lap).median()) for lap in laps]
+    durations = timed(FakeClock(drift=0.05), 30, a=1.0, b=1.0, c=1.0)
+    medians = [float(torch.tensor(duration).median()) for duration in durations]
     assert medians == pytest.approx([medians[0]] * 3, rel=0.05)
-    assert max(laps[0]) > 4 * min(laps[0])  # there was drift
+    assert max(durations[0]) > 4 * min(durations[0])  # there was drift
 
 
 def test_the_budget_ends_the_rounds_but_not_before_the_minimum():
@@ -85,9 +85,9 @@ def test_impossible_settings(wrong):
         LatencyConfig(**wrong)
 
 
-def test_figures_by_hand():
-    laps = tuple(0.010 * i for i in range(1, 12))  # 10 to 110 ms for two images
-    found = Latency("m", 64, 2, laps, flops=3 * 10**9, memory_bytes=1, memory_source=MODELLED)
+def test_metrics_by_hand():
+    durations = tuple(0.010 * i for i in range(1, 12))  # 10 to 110 ms for two images
+    found = Latency("m", 64, 2, durations, flops=3 * 10**9, memory_bytes=1, memory_source=MODELLED)
     assert found.p50 == pytest.approx(30)
     assert found.p90 == pytest.approx(50)
     assert found.fastest == pytest.approx(5)

@@ -111,7 +111,7 @@ def test_video_becomes_mp4_of_the_same_duration(tmp_path, stride, fps):
     assert files(tmp_path / "exp") == ["clip.mp4", *names, "labels/other.txt", "other.jpg"]
 
 
-def test_two_streams_are_recorded_side_by_side(tmp_path):
+def test_two_streams_are_recorded_in_parallel(tmp_path):
     with outputs_in(tmp_path) as outputs:
         for number in (1, 2, 3):
             for item, label in ((1, "rtsp://cam:554/a?b=c"), (2, "webcam 0")):
