@@ -187,6 +187,12 @@ def test_a_strange_folder_is_left_alone_and_nothing_is_made_to_look(tmp_path):
     assert list((tmp_path / "exp").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["a/../../b", "", "/b"])
+def test_a_name_stays_inside_the_project(tmp_path, name):
+    with pytest.raises(UserError, match="must be a folder inside --project"):
+        comparison_folder(str(tmp_path / "runs"), name, Lock(PROTOCOL, MODELS))
+
+
 @pytest.mark.parametrize(
     "text",
     [
