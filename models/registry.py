@@ -49,6 +49,12 @@ class Block(nn.Module):
     reads_several: ClassVar[bool] = False
     c_out: int
 
+    def forward(self, x: Any) -> Any:
+        """The parts one after another, in the order of their assignment."""
+        for part in self.children():
+            x = part(x)
+        return x
+
     def fuse_(self) -> None:
         """Fold this block's own BN into its own convolution, where one directly follows the other.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal
 
 from torch import Tensor, nn
@@ -13,9 +11,6 @@ from models.blocks.conv import make_activation
 from models.registry import Block, register
 
 Gate = Literal["Sigmoid", "Hardsigmoid"]  # the latter is relu6(x + 3) / 6
-GATES: Mapping[Gate, type[nn.Module]] = MappingProxyType(
-    {"Sigmoid": nn.Sigmoid, "Hardsigmoid": nn.Hardsigmoid}
-)
 
 
 @register
@@ -43,7 +38,7 @@ class SE(Block):
         self.reduce = nn.Conv2d(c_in, width, 1)
         self.act = make_activation(act)
         self.expand = nn.Conv2d(width, c_in, 1)
-        self.gate = GATES[gate]()
+        self.gate = getattr(nn, gate)()
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3), keepdim=True)

@@ -220,3 +220,24 @@ class Focus(Block):
         rows = x[..., ::2, :], x[..., 1::2, :]
         phases = [row[..., column::2] for column in (0, 1) for row in rows]
         return self.conv(torch.cat(phases, 1))
+
+
+@register
+class HeadConv(Conv):
+    """A Conv whose width no multiplier touches: the last 1x1 of many papers.
+
+    (B, c_in, H, W) -> (B, c_out, H', W').
+    """
+
+    channel_args = ()
+
+
+@register
+class NormAct(Block):
+    """BN and activation without a convolution: (B, c_in, H, W) -> (B, c_in, H, W)."""
+
+    def __init__(self, c_in: int, act: Act = True) -> None:
+        super().__init__()
+        self.c_out = c_in
+        self.bn = batch_norm(c_in)
+        self.act = make_activation(act)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ class C3Ghost(C3):
     + (2 h + 2) c_out + n (h^2 / 2 + 87 h / 4).
     """
 
-    ignores: ClassVar[tuple[str, ...]] = ("shortcut", "groups")
+    ignores = ("shortcut", "groups")
 
     def make_unit(self, width: int, *, shortcut: bool, groups: int) -> nn.Module:
         """A GhostBottleneck whatever `shortcut` and `groups` say."""
@@ -165,7 +165,7 @@ class GhostUnit(Block):
     4).
     """
 
-    channel_args: ClassVar[tuple[str, ...]] = ("c_out", "hidden")
+    channel_args = ("c_out", "hidden")
 
     def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +113,7 @@ class MixStage(Block):
     [c_in != c] (c_in + 2) c + n (3 c w / 2 + 22 w + 2 c + 2 r w + r).
     """
 
-    ignores: ClassVar[tuple[str, ...]] = ("groups", "expansion")
+    ignores = ("groups", "expansion")
 
     def __init__(
         self,
@@ -145,6 +144,3 @@ class MixStage(Block):
                 for _ in range(n)
             )
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.m(self.enter(x))

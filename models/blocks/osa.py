@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections import OrderedDict
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +14,6 @@ from models.blocks.conv import Conv
 from models.registry import Block, register
 
 KERNEL = 3
-
-
-class SeparableConv(nn.Module):
-    """Depthwise 3x3 without BN or activation, then a 1x1 with both: VoVNetV2-19-dw's convolution.
-
-    (B, width, H, W) -> (B, width, H, W).
-    """
-
-    def __init__(self, width: int, act: Act) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(
-            width, width, KERNEL, padding=KERNEL // 2, groups=width, bias=False
-        )
-        self.pointwise = Conv(width, width, act=act)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.depthwise(x))
 
 
 @register
@@ -43,7 +27,7 @@ class OSA(Block):
     needs c_in == c_out.  `n` is the row's number of repeats.
     """
 
-    channel_args: ClassVar[tuple[str, ...]] = ("c_out", "width")
+    channel_args = ("c_out", "width")
 
     def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
@@ -69,7 +53,7 @@ class OSA(Block):
         if depthwise:
             if c_in != width:
                 self.reduce = Conv(c_in, width, act=act)
-            self.m = nn.ModuleList(SeparableConv(width, act) for _ in range(n))
+            self.m = nn.ModuleList(_separable(width, act) for _ in range(n))
         else:
             inputs = [c_in] + [width] * (n - 1)
             self.m = nn.ModuleList(_chain(c, width, bottleneck, act) for c in inputs)
@@ -84,6 +68,16 @@ class OSA(Block):
             maps.append(y)
         y = self.ese(self.aggregate(torch.cat(maps, 1)))
         return x + y if self.identity else y
+
+
+def _separable(width: int, act: Act) -> nn.Module:
+    """Depthwise 3x3 without BN or activation, then a 1x1 with both: as in VoVNetV2-19-dw."""
+    return nn.Sequential(
+        OrderedDict(
+            depthwise=nn.Conv2d(width, width, KERNEL, padding=1, groups=width, bias=False),
+            pointwise=Conv(width, width, act=act),
+        )
+    )
 
 
 def _chain(c_in: int, width: int, bottleneck: float, act: Act) -> nn.Module:
@@ -103,7 +97,7 @@ class OSAStage(Block):
     [c_in != c] (c_in + 2) c + 9 c h + 2 h + (n - 1) (9 h^2 + 2 h) + (c + n h + 2) c.
     """
 
-    ignores: ClassVar[tuple[str, ...]] = ("groups",)
+    ignores = ("groups",)
 
     def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
@@ -132,9 +126,6 @@ class OSAStage(Block):
             act=act,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.osa(self.enter(x))
-
 
 @register
 class VoVStage(Block):
@@ -147,7 +138,7 @@ class VoVStage(Block):
     arXiv:1911.06667, section 3.2.
     """
 
-    channel_args: ClassVar[tuple[str, ...]] = ("c_out", "width")
+    channel_args = ("c_out", "width")
 
     def __init__(  # noqa: PLR0913  the arguments of a YAML row
         self,
@@ -178,6 +169,3 @@ class VoVStage(Block):
                 for index in range(n)
             )
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.m(x)

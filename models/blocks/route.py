@@ -1,15 +1,16 @@
-"""Rows that join, resize, pool or pad maps: concatenation and weighted sums first."""
+"""Rows without a convolution: they join, resize, pool or pad maps, or end a classifier."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.arguments import Natural, Positive
+from models.arguments import Act, Natural, Positive, Ratio
+from models.blocks.conv import make_activation
 from models.registry import Block, register
 
 EPSILON = 1e-4  # the paper's; keeps the quotient finite where all weights are 0
@@ -23,7 +24,7 @@ class Concat(Block):
     be 1.
     """
 
-    reads_several: ClassVar[bool] = True
+    reads_several = True
 
     def __init__(self, c_in: Sequence[int], dimension: Literal[1] = 1) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class WeightedSum(Block):
     parameter and start equal.  Fast normalized fusion of BiFPN, arXiv:1911.09070, section 3.3.
     """
 
-    reads_several: ClassVar[bool] = True
+    reads_several = True
 
     def __init__(self, c_in: Sequence[int]) -> None:
         super().__init__()
@@ -125,3 +126,42 @@ class ZeroPad(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x, self.padding)
+
+
+@register
+class GlobalPool(Block):
+    """The mean of each channel: (B, c_in, H, W) -> (B, c_in, 1, 1)."""
+
+    def __init__(self, c_in: int) -> None:
+        super().__init__()
+        self.c_out = c_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
+@register
+class Linear(Block):
+    """Dropout, a linear layer, an activation: (B, c_in) or (B, c_in, 1, 1) -> (B, c_out).
+
+    No multiplier touches its width.
+    """
+
+    channel_args = ()
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: Positive,
+        act: Act = False,
+        bias: bool = True,
+        dropout: Ratio = 0.0,
+    ) -> None:
+        super().__init__()
+        self.c_out = c_out
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.linear = nn.Linear(c_in, c_out, bias)
+        self.act = make_activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.linear(self.dropout(x.flatten(1))))

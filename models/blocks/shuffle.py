@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -117,16 +117,12 @@ class ShuffleStage(Block):
     + n (2 h^2 + 15 h).
     """
 
-    ignores: ClassVar[tuple[str, ...]] = ("shortcut", "groups", "expansion")
+    ignores = ("shortcut", "groups", "expansion")
 
     def __init__(
         self, c_in: int, c_out: Positive, n: Count = 1, kernel: Odd = 3, act: Act = True
     ) -> None:
         super().__init__()
-        require_multiple(2, c_out=c_out)
         self.c_out = c_out
         self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
         self.m = nn.Sequential(*(ShuffleUnit(c_out, c_out, kernel, act=act) for _ in range(n)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.m(self.enter(x))

@@ -14,10 +14,9 @@ import torchvision
 from torch import Tensor, nn
 
 from models.blocks.attention import SE
-from models.blocks.dense import DenseLayer
+from models.blocks.dense import DenseLayer, PeleeStage
 from models.blocks.ghost import DFC
 from models.blocks.osa import OSA
-from models.blocks.pelee import PeleeStage
 from models.blocks.residual import ResidualBasic, ResidualBottleneck
 from models.blocks.shuffle import ShuffleUnit
 from models.builder import build_classifier
