@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.structures import Detections
 
 MAX_CANDIDATES = 30_000  # by score, before suppression; YOLOv5's limit
-FIRST_CANDIDATES = 2_000  # enough to fill max_det on most images
+PORTION = 1_000  # candidates suppressed at once
 
 
 @dataclass(frozen=True)
@@ -75,17 +75,18 @@ def _suppress(boxes: Tensor, score: Tensor, groups: Tensor, config: NmsConfig) -
 
     Each group is moved to a region of its own, in float64: torchvision's batched_nms moves in
     float32, which blurs high classes by whole hundredths of a pixel, and only up to a number of
-    boxes that is another one on each device.  Greedy suppression never uses a worse box to decide
-    on a better one, so the best candidates alone give the first rows exactly; more are taken only
-    while these do not fill `max_det`.
+    boxes that is another one on each device.  A worse box never decides on a better one, so the
+    candidates are taken in portions: those kept so far and the next ones, until `max_det` are kept.
     """
-    apart = boxes.double()
+    apart, score = boxes.double(), score.double()
     if len(boxes):
         apart = apart + (groups * (apart.max() - apart.min() + 1))[:, None]
     iou = float(np.float32(config.iou))  # what the CUDA kernel compares with
-    count = min(FIRST_CANDIDATES, len(score))
-    while True:
-        kept = torchvision.ops.nms(apart[:count], score[:count].double(), iou)
-        if len(kept) >= config.max_det or count == len(score):
-            return kept[: config.max_det]
-        count = min(count * 4, len(score))
+    indices = torch.arange(len(score), device=score.device)
+    kept = indices[:0]
+    for portion in indices.split(PORTION):
+        rows = torch.cat((kept, portion))
+        kept = rows[torchvision.ops.nms(apart[rows], score[rows], iou)]
+        if len(kept) >= config.max_det:
+            break
+    return kept[: config.max_det]

@@ -90,7 +90,7 @@ def test_the_same_as_a_plain_loop(seed: int, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("max_det", [5, 300, 5000])
-def test_taking_candidates_by_and_by_changes_nothing(
+def test_suppressing_in_portions_changes_nothing(
     max_det: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = torch.Generator().manual_seed(0)
@@ -98,11 +98,11 @@ def test_taking_candidates_by_and_by_changes_nothing(
     boxes = torch.cat((corner, corner + 5 + torch.rand(1, 3000, 2, generator=rng) * 60), 2)
     scores = torch.rand(1, 3000, 3, generator=rng)
     config = NmsConfig(conf=0.1, iou=0.5, max_det=max_det)
-    by_and_by = nms(boxes, scores, config)[0]
-    monkeypatch.setattr("utils.nms.FIRST_CANDIDATES", 10**9)
+    in_portions = nms(boxes, scores, config)[0]
+    monkeypatch.setattr("utils.nms.PORTION", 10**9)
     at_once = nms(boxes, scores, config)[0]
-    assert torch.equal(by_and_by.boxes, at_once.boxes)
-    assert torch.equal(by_and_by.labels, at_once.labels)
+    assert torch.equal(in_portions.boxes, at_once.boxes)
+    assert torch.equal(in_portions.labels, at_once.labels)
     assert len(at_once) == min(max_det, len(at_once))
 
 
