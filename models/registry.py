@@ -8,8 +8,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from inspect import Parameter
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
@@ -21,21 +20,12 @@ T = TypeVar("T", bound="type[Block]")
 MAX_REPEATS = 1000  # of a row; the deepest published stage has some forty
 
 
-@dataclass(frozen=True)
-class Argument:
-    """One argument of a block's constructor; `default` is meaningless when `required`."""
-
-    default: Any
-    required: bool
-    annotation: Any
-
-
 class Block(nn.Module):
     """Base of everything a row of a model YAML may name.
 
-    The constructor takes `c_in` first (a list of widths where `reads_several`) and sets `c_out`,
-    which is its argument of that name where it has one.  Its annotations are checked before it is
-    called with values of a file; it raises ValueError for what they cannot express.
+    The constructor takes `c_in` first (a list of widths where `reads_several`) and gives `c_out`,
+    its argument of that name where it has one, to this one.  Its annotations are checked before it
+    is called with values of a file; it raises ValueError for what they cannot express.
 
     `ignores`: arguments of the block it replaces that a swap may drop; `channel_args`: arguments
     that follow the width multiple; `arguments`: all after `c_in` in positional order, set by
@@ -43,11 +33,14 @@ class Block(nn.Module):
     arguments of a row skip it, as in YOLOv5's files.
     """
 
-    arguments: ClassVar[Mapping[str, Argument]] = MappingProxyType({})
+    arguments: ClassVar[Mapping[str, Parameter]]
     ignores: ClassVar[tuple[str, ...]] = ()
     channel_args: ClassVar[tuple[str, ...]] = ("c_out",)
     reads_several: ClassVar[bool] = False
-    c_out: int
+
+    def __init__(self, c_out: int = 0) -> None:  # 0: torch's own layers do not pass it on
+        super().__init__()
+        self.c_out = c_out
 
     def forward(self, x: Any) -> Any:
         """The parts one after another, in the order of their assignment."""
@@ -65,35 +58,24 @@ class Block(nn.Module):
 BLOCKS: dict[str, type[Block]] = {}
 
 # Short keys of a mapping argument, as every YOLO user writes them.
-ALIASES: Mapping[str, str] = MappingProxyType({"c": "c_out", "k": "kernel", "s": "stride"})
+ALIASES = {"c": "c_out", "k": "kernel", "s": "stride"}
 
 # Names that YOLOv5's model files take from torch.nn, and the blocks that stand for them here.
-YAML_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "nn.Conv2d": "Conv2d",
-        "nn.MaxPool2d": "MaxPool",
-        "nn.Upsample": "Upsample",
-        "nn.ZeroPad2d": "ZeroPad",
-    }
-)
+YAML_NAMES = {
+    "nn.Conv2d": "Conv2d",
+    "nn.MaxPool2d": "MaxPool",
+    "nn.Upsample": "Upsample",
+    "nn.ZeroPad2d": "ZeroPad",
+}
 
 
 def register(cls: T) -> T:
-    """Class decorator: enter a block under its own name.
-
-    ValueError when the name is taken, TypeError when the constructor's first parameter is not
-    `c_in`.
-    """
+    """Class decorator: enter a block under its own name.  ValueError when the name is taken."""
     if cls.__name__ in BLOCKS:
         raise ValueError(f"block {cls.__name__!r} is already registered")
-    first, *others = inspect.signature(cls).parameters.values()
-    if first.name != "c_in":
-        raise TypeError(f"block {cls.__name__!r} must take c_in first, takes {first.name}")
+    _, *others = inspect.signature(cls).parameters.values()
     hints = typing.get_type_hints(cls.__init__, include_extras=True)
-    cls.arguments = {
-        item.name: Argument(item.default, item.default is item.empty, hints[item.name])
-        for item in others
-    }
+    cls.arguments = {item.name: item.replace(annotation=hints[item.name]) for item in others}
     BLOCKS[cls.__name__] = cls
     return cls
 
@@ -108,7 +90,7 @@ def build(
     """
     if name not in BLOCKS:
         raise ValueError("unknown block")
-    block = BLOCKS[name]
+    block: Any = BLOCKS[name]
     for key, value in args.items():
         if key in block.arguments:
             check(key, value, block.arguments[key].annotation)

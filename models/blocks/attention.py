@@ -29,12 +29,11 @@ class SE(Block):
         act: Act = "ReLU",
         gate: Gate = "Sigmoid",
     ) -> None:
-        super().__init__()
+        super().__init__(c_in)
         width = int(c_in * ratio) if reduced is None else reduced
         if not 1 <= width <= c_in:
             asked = f"ratio {ratio}" if reduced is None else f"reduced {reduced!r}"
             raise ValueError(f"{asked} gives {width!r} of {c_in} channels; need 1 to {c_in}")
-        self.c_out = c_in
         self.reduce = nn.Conv2d(c_in, width, 1)
         self.act = make_activation(act)
         self.expand = nn.Conv2d(width, c_in, 1)
@@ -53,8 +52,7 @@ class ESE(Block):
     """
 
     def __init__(self, c_in: int) -> None:
-        super().__init__()
-        self.c_out = c_in
+        super().__init__(c_in)
         self.fc = nn.Conv2d(c_in, c_in, 1)
         self.gate = nn.Hardsigmoid()
 

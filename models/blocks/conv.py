@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +20,15 @@ BN_EPS = 1e-3  # YOLOv5's values; torch's own are 1e-5 and 0.1
 BN_MOMENTUM = 0.03
 
 # In place where backward needs the result only; elsewhere in place would cost a copy in training.
-ACTIVATIONS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {
-        "SiLU": nn.SiLU,
-        "ReLU": partial(nn.ReLU, inplace=True),
-        "ReLU6": partial(nn.ReLU6, inplace=True),
-        "LeakyReLU": partial(nn.LeakyReLU, inplace=True),
-        "Hardswish": nn.Hardswish,
-        "Mish": nn.Mish,
-        "Identity": nn.Identity,
-    }
-)
+ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
+    "SiLU": nn.SiLU,
+    "ReLU": partial(nn.ReLU, inplace=True),
+    "ReLU6": partial(nn.ReLU6, inplace=True),
+    "LeakyReLU": partial(nn.LeakyReLU, inplace=True),
+    "Hardswish": nn.Hardswish,
+    "Mish": nn.Mish,
+    "Identity": nn.Identity,
+}
 _ACTIVATION_TEXT = re.compile(
     r"(?:nn\.)?(?P<name>[A-Za-z0-9]+)(?:\(\s*(?P<value>[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?)?\s*\))?"
 )
@@ -47,13 +44,11 @@ def activation(text: str) -> nn.Module:
     ValueError for anything but a name of ACTIVATIONS, bare, with `()`, or with one number where
     the activation takes one (LeakyReLU).
     """
-    known = ", ".join(ACTIVATIONS)
     match = _ACTIVATION_TEXT.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"activation {text!r} is not Name, Name() or Name(number); known: {known}")
-    name, value = match["name"], match["value"]
+    name, value = (match["name"], match["value"]) if match else (text, None)
     if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {text!r}; known: {known}{nearest(name, ACTIVATIONS)}")
+        known = f"{', '.join(ACTIVATIONS)}{nearest(name, ACTIVATIONS)}"
+        raise ValueError(f"unknown activation {text!r}; known: {known}")
     if value is None:
         return ACTIVATIONS[name]()
     if name != "LeakyReLU" or not math.isfinite(float(value)):
@@ -77,11 +72,8 @@ def row_defaults(act: str = "SiLU", norm: tuple[float, float] | None = None) -> 
 
 def make_activation(act: Act) -> nn.Module:
     """True -> the model's default, False -> Identity, text -> `activation(text)`."""
-    if act is True:
-        return activation(_defaults.get()[0])
-    if act is False:
-        return nn.Identity()
-    return activation(act)
+    text = _defaults.get()[0] if act is True else act
+    return activation(text) if text else nn.Identity()
 
 
 def fuse(module: nn.Module) -> None:
@@ -100,8 +92,8 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 def bn_scale_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Float64 (scale, shift) of a BN in eval mode: bn(x) = scale * x + shift, per channel."""
     mean, variance = bn.running_mean, bn.running_var
-    if mean is None or variance is None:
-        raise ValueError("BN without running statistics cannot be folded")
+    assert mean is not None
+    assert variance is not None
     scale = bn.weight.double() / torch.sqrt(variance.double() + bn.eps)
     return scale, bn.bias.double() - mean.double() * scale
 
@@ -134,11 +126,10 @@ class Conv(Block):
         groups: Positive = 1,
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         require_multiple(groups, c_in=c_in, c_out=c_out)
         size = (kernel, kernel) if isinstance(kernel, int) else kernel
         pad = (size[0] // 2, size[1] // 2) if padding is None else (padding, padding)
-        self.c_out = c_out
         self.conv = nn.Conv2d(c_in, c_out, size, stride, pad, groups=groups, bias=False)
         self.bn: nn.Module = batch_norm(c_out)
         self.act = make_activation(act)
@@ -212,8 +203,7 @@ class Focus(Block):
         groups: Positive = 1,
         act: Act = True,
     ) -> None:
-        super().__init__()
-        self.c_out = c_out
+        super().__init__(c_out)
         self.conv = Conv(4 * c_in, c_out, kernel, stride, padding, groups, act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -237,7 +227,6 @@ class NormAct(Block):
     """BN and activation without a convolution: (B, c_in, H, W) -> (B, c_in, H, W)."""
 
     def __init__(self, c_in: int, act: Act = True) -> None:
-        super().__init__()
-        self.c_out = c_in
+        super().__init__(c_in)
         self.bn = batch_norm(c_in)
         self.act = make_activation(act)

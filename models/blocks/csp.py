@@ -27,9 +27,8 @@ class Bottleneck(Block):
         groups: Positive = 1,
         expansion: Factor = 0.5,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         hidden = hidden_width(c_out, expansion)
-        self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, 1)
         self.cv2 = Conv(hidden, c_out, 3, groups=groups)
         self.add = shortcut and c_in == c_out
@@ -57,17 +56,14 @@ class C3(Block):
         groups: Positive = 1,
         expansion: Factor = 0.5,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         hidden = hidden_width(c_out, expansion)
-        self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, 1)
         self.cv2 = Conv(c_in, hidden, 1)
         self.cv3 = Conv(2 * hidden, c_out, 1)
-        self.m = nn.Sequential(
-            *(self.make_unit(hidden, shortcut=shortcut, groups=groups) for _ in range(n))
-        )
+        self.m = nn.Sequential(*(self.make_unit(hidden, shortcut, groups) for _ in range(n)))
 
-    def make_unit(self, width: int, *, shortcut: bool, groups: int) -> nn.Module:
+    def make_unit(self, width: int, shortcut: bool, groups: int) -> nn.Module:
         """One of the n inner blocks, `width` channels in and out."""
         return Bottleneck(width, width, shortcut, groups, 1.0)
 
@@ -94,18 +90,16 @@ class BottleneckCSP(Block):
         expansion: Factor = 0.5,
         act: Act = "LeakyReLU(0.1)",
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         hidden = hidden_width(c_out, expansion)
-        self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, 1)
         self.cv2 = nn.Conv2d(c_in, hidden, 1, bias=False)
         self.cv3 = nn.Conv2d(hidden, hidden, 1, bias=False)
         self.cv4 = Conv(2 * hidden, c_out, 1)
         self.bn = batch_norm(2 * hidden)
         self.act = make_activation(act)
-        self.m = nn.Sequential(
-            *(Bottleneck(hidden, hidden, shortcut, groups, 1.0) for _ in range(n))
-        )
+        units = (Bottleneck(hidden, hidden, shortcut, groups, 1.0) for _ in range(n))
+        self.m = nn.Sequential(*units)
 
     def forward(self, x: Tensor) -> Tensor:
         joined = torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1)
@@ -120,9 +114,8 @@ class SPP(Block):
     """
 
     def __init__(self, c_in: int, c_out: Positive, kernels: Sequence[Odd] = (5, 9, 13)) -> None:
-        super().__init__()
+        super().__init__(c_out)
         hidden = hidden_width(c_in, 0.5)
-        self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, 1)
         self.cv2 = Conv(hidden * (len(kernels) + 1), c_out, 1)
         self.m = nn.ModuleList(nn.MaxPool2d(kernel, 1, kernel // 2) for kernel in kernels)
@@ -140,9 +133,8 @@ class SPPF(Block):
     """
 
     def __init__(self, c_in: int, c_out: Positive, kernel: Odd = 5) -> None:
-        super().__init__()
+        super().__init__(c_out)
         hidden = hidden_width(c_in, 0.5)
-        self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, 1)
         self.cv2 = Conv(4 * hidden, c_out, 1)
         self.m = nn.MaxPool2d(kernel, 1, kernel // 2)

@@ -48,11 +48,9 @@ class DenseStage(Block):
         bottleneck: Positive = 4,
         act: Act = True,
     ) -> None:
-        super().__init__()
-        self.c_out = c_in + n * growth
-        self.m = nn.Sequential(
-            *(DenseLayer(c_in + i * growth, growth, bottleneck, act) for i in range(n))
-        )
+        super().__init__(c_in + n * growth)
+        widths = [c_in + index * growth for index in range(n)]
+        self.m = nn.Sequential(*(DenseLayer(width, growth, bottleneck, act) for width in widths))
 
 
 @register
@@ -67,8 +65,7 @@ class DenseTransition(Block):
     channel_args = ()
 
     def __init__(self, c_in: int, compression: Factor = 0.5, act: Act = True) -> None:
-        super().__init__()
-        self.c_out = hidden_width(c_in, compression)
+        super().__init__(hidden_width(c_in, compression))
         self.bn = batch_norm(c_in)
         self.act = make_activation(act)
         self.conv = nn.Conv2d(c_in, self.c_out, 1, bias=False)
@@ -84,9 +81,8 @@ class PeleeStem(Block):
     """
 
     def __init__(self, c_in: int, c_out: Positive = 32, act: Act = True) -> None:
-        super().__init__()
+        super().__init__(c_out)
         half = hidden_width(c_out, 0.5)
-        self.c_out = c_out
         self.enter = Conv(c_in, c_out, 3, 2, act=act)
         self.branch = nn.Sequential(Conv(c_out, half, act=act), Conv(half, c_out, 3, 2, act=act))
         self.join = Conv(2 * c_out, c_out, act=act)
@@ -147,14 +143,12 @@ class PeleeStage(Block):
         stride: Literal[1, 2] = 1,
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         require_multiple(2, growth=growth)  # shared by two ways
-        self.c_out = c_out
         self.pool: nn.Module = nn.AvgPool2d(2, 2) if stride == 2 else nn.Identity()
-        self.m = nn.Sequential(
-            *(
-                TwoWayDenseLayer(c_in + index * growth, growth // 2, bottleneck, act)
-                for index in range(n)
-            )
+        layers = (
+            TwoWayDenseLayer(c_in + index * growth, growth // 2, bottleneck, act)
+            for index in range(n)
         )
+        self.m = nn.Sequential(*layers)
         self.transition = Conv(c_in + n * growth, c_out, act=act)

@@ -38,10 +38,9 @@ class GhostConv(Block):
         groups: Positive = 1,
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         require_multiple(2, c_out=c_out)
         half = c_out // 2
-        self.c_out = c_out
         self.cv1 = Conv(c_in, half, kernel, stride, groups=groups, act=act)
         self.cv2 = Conv(half, half, CHEAP_KERNEL, groups=half, act=act)
 
@@ -62,13 +61,12 @@ class GhostBottleneck(Block):
     def __init__(
         self, c_in: int, c_out: Positive, kernel: Odd = 3, stride: Literal[1, 2] = 1
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         require_multiple(4, c_out=c_out)
         if stride == 1 and c_in != c_out:
             raise ValueError(f"stride 1 keeps the width, got c_in {c_in} and c_out {c_out}")
         half = c_out // 2
         strided = stride == 2
-        self.c_out = c_out
         self.conv = nn.Sequential(
             GhostConv(c_in, half),
             DWConv(half, half, kernel, stride, act=False) if strided else nn.Identity(),
@@ -95,7 +93,7 @@ class C3Ghost(C3):
 
     ignores = ("shortcut", "groups")
 
-    def make_unit(self, width: int, *, shortcut: bool, groups: int) -> nn.Module:
+    def make_unit(self, width: int, shortcut: bool, groups: int) -> nn.Module:
         """A GhostBottleneck whatever `shortcut` and `groups` say."""
         return GhostBottleneck(width, width)
 
@@ -118,9 +116,8 @@ class GhostModule(Block):
         cheap_kernel: Odd = 3,
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         primary = math.ceil(c_out / ratio)
-        self.c_out = c_out
         self.primary = Conv(c_in, primary, kernel, stride, act=act)
         self.cheap = Conv(primary, primary * (ratio - 1), cheap_kernel, groups=primary, act=act)
 
@@ -179,26 +176,22 @@ class GhostUnit(Block):
         dfc: bool = False,
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         width = 2 * c_out if hidden is None else hidden
-        self.c_out = c_out
         self.ghost1 = GhostModule(c_in, width, act=act)
         self.dfc: nn.Module | None = DFC(c_in, width) if dfc else None
         self.down: nn.Module = nn.Identity()
         if stride == 2:
-            self.down = Conv(width, width, kernel, stride, groups=width, act=False)
-        self.se: nn.Module = nn.Identity()
-        if se > 0:
-            reduced = round_channels(width * se, SE_DIVISOR)
-            self.se = SE(width, reduced=reduced, act=act, gate="Hardsigmoid")
+            self.down = DWConv(width, width, kernel, stride, act=False)
+        reduced = round_channels(width * se, SE_DIVISOR)
+        self.se = SE(width, reduced=reduced, act=act, gate="Hardsigmoid") if se else nn.Identity()
         self.ghost2 = GhostModule(width, c_out, act=False)
         self.shortcut: nn.Module | None = None
         if shortcut and stride == 1 and c_in == c_out:
             self.shortcut = nn.Identity()
         elif shortcut:
             self.shortcut = nn.Sequential(
-                Conv(c_in, c_in, kernel, stride, groups=c_in, act=False),
-                Conv(c_in, c_out, act=False),
+                DWConv(c_in, c_in, kernel, stride, act=False), Conv(c_in, c_out, act=False)
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,9 @@ class MixConv(Block):
         stride: Positive = 1,
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_in)
         if len(kernels) > c_in:
             raise ValueError(f"{len(kernels)} kernels for {c_in} channels")
-        self.c_out = c_in
         self.widths = split_channels(c_in, len(kernels))
         self.convs = nn.ModuleList(
             nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False)
@@ -84,17 +84,12 @@ class MixConvBlock(Block):
         shortcut: bool = True,
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         width = hidden_width(c_in, expand)
-        self.c_out = c_out
-        self.expand: nn.Module = nn.Identity()
-        if expand != 1:
-            self.expand = Conv(c_in, width, groups=expand_groups, act=act)
+        groups = expand_groups
+        self.expand = nn.Identity() if expand == 1 else Conv(c_in, width, groups=groups, act=act)
         self.mix = MixConv(width, kernels, stride, act)
-        self.se: nn.Module = nn.Identity()
-        if se:
-            reduced = hidden_width(c_in, se)
-            self.se = SE(width, reduced=reduced, act=act)
+        self.se = SE(width, reduced=hidden_width(c_in, se), act=act) if se else nn.Identity()
         self.project = Conv(width, c_out, groups=project_groups, act=False)
         self.add = shortcut and stride == 1 and c_in == c_out
 
@@ -126,21 +121,8 @@ class MixStage(Block):
         se: Ratio = 0.25,
         act: Act = True,
     ) -> None:
-        super().__init__()
-        self.c_out = c_out
+        super().__init__(c_out)
         self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
-        self.m = nn.Sequential(
-            *(
-                MixConvBlock(
-                    c_out,
-                    c_out,
-                    kernels,
-                    expand=expand,
-                    se=se,
-                    project_groups=2,
-                    shortcut=shortcut,
-                    act=act,
-                )
-                for _ in range(n)
-            )
-        )
+        same = partial(MixConvBlock, expand=expand, se=se, project_groups=2, act=act)
+        blocks = (same(c_out, c_out, kernels, shortcut=shortcut) for _ in range(n))
+        self.m = nn.Sequential(*blocks)

@@ -41,13 +41,12 @@ class OSA(Block):
         ese: bool = False,
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         width = hidden_width(c_out, 0.5) if width is None else width
         if bottleneck and depthwise:
             raise ValueError(f"bottleneck must be 0 with depthwise, got {bottleneck}")
         if identity and c_in != c_out:
             raise ValueError(f"identity needs c_in == c_out, got {c_in} and {c_out}")
-        self.c_out = c_out
         self.identity = identity
         self.reduce: nn.Module = nn.Identity()
         if depthwise:
@@ -111,20 +110,10 @@ class OSAStage(Block):
         bottleneck: Factor = 0.0,
         act: Act = True,
     ) -> None:
-        super().__init__()
-        self.c_out = c_out
+        super().__init__(c_out)
         self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
-        self.osa = OSA(
-            c_out,
-            c_out,
-            n,
-            hidden_width(c_out, expansion),
-            bottleneck=bottleneck,
-            depthwise=depthwise,
-            identity=shortcut,
-            ese=ese,
-            act=act,
-        )
+        width = hidden_width(c_out, expansion)
+        self.osa = OSA(c_out, c_out, n, width, bottleneck, depthwise, shortcut, ese, act)
 
 
 @register
@@ -152,20 +141,10 @@ class VoVStage(Block):
         bottleneck: Factor = 0.0,
         act: Act = True,
     ) -> None:
-        super().__init__()
-        self.c_out = c_out
-        self.m = nn.Sequential(
-            *(
-                OSA(
-                    c_out if index else c_in,
-                    c_out,
-                    layers,
-                    width,
-                    bottleneck=bottleneck,
-                    identity=identity and index > 0,
-                    ese=ese == "every" or (ese == "last" and index == n - 1),
-                    act=act,
-                )
-                for index in range(n)
-            )
-        )
+        super().__init__(c_out)
+        self.m = nn.Sequential()
+        for index in range(n):
+            gated = ese == "every" or (ese == "last" and index == n - 1)
+            added = identity and index > 0
+            self.m.append(OSA(c_in, c_out, layers, width, bottleneck, False, added, gated, act))
+            c_in = c_out

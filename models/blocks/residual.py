@@ -29,8 +29,7 @@ class ResidualBasic(Block):
     """
 
     def __init__(self, c_in: int, c_out: Positive, stride: Positive = 1, act: Act = True) -> None:
-        super().__init__()
-        self.c_out = c_out
+        super().__init__(c_out)
         self.cv1 = Conv(c_in, c_out, 3, stride, act=act)
         self.cv2 = Conv(c_out, c_out, 3, act=False)
         self.shortcut = _shortcut(c_in, c_out, stride)
@@ -57,9 +56,8 @@ class ResidualBottleneck(Block):
         expansion: Factor = 0.25,
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         hidden = hidden_width(c_out, expansion)
-        self.c_out = c_out
         self.cv1 = Conv(c_in, hidden, act=act)
         self.cv2 = Conv(hidden, hidden, 3, stride, act=act)
         self.cv3 = Conv(hidden, c_out, act=False)
@@ -95,15 +93,14 @@ class InvertedResidual(Block):
         shortcut: bool = True,
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         width = hidden_width(c_in, expand) if hidden is None else hidden
-        self.c_out = c_out
         self.expand: nn.Module = nn.Identity() if width == c_in else Conv(c_in, width, act=act)
         self.depthwise = Conv(width, width, kernel, stride, groups=width, act=act)
-        self.se: nn.Module = nn.Identity()
-        if se:
-            reduced = min(round_channels(width * se, SE_DIVISOR), width)
-            self.se = SE(width, reduced=reduced, act="ReLU", gate="Hardsigmoid")
+        reduced = min(round_channels(width * se, SE_DIVISOR), width)
+        self.se = (
+            SE(width, reduced=reduced, act="ReLU", gate="Hardsigmoid") if se else nn.Identity()
+        )
         self.project = Conv(width, c_out, act=False)
         self.add = shortcut and stride == 1 and c_in == c_out
 

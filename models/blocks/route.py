@@ -27,10 +27,9 @@ class Concat(Block):
     reads_several = True
 
     def __init__(self, c_in: Sequence[int], dimension: Literal[1] = 1) -> None:
-        super().__init__()
+        super().__init__(sum(c_in))
         if len(c_in) < 2:
             raise ValueError(f"needs at least two maps, got the widths {c_in!r}")
-        self.c_out = sum(c_in)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(maps), 1)
@@ -47,12 +46,11 @@ class WeightedSum(Block):
     reads_several = True
 
     def __init__(self, c_in: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__(c_in[0])
         if len(c_in) < 2:
             raise ValueError(f"needs at least two maps, got the widths {c_in!r}")
         if len(set(c_in)) != 1:
             raise ValueError(f"adds maps of equal width, got {c_in!r}; put a 1x1 Conv before")
-        self.c_out = c_in[0]
         self.weight = nn.Parameter(torch.ones(len(c_in)))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -78,8 +76,7 @@ class Upsample(Block):
         scale_factor: Positive = 2,
         mode: Literal["nearest", "bilinear"] = "nearest",
     ) -> None:
-        super().__init__()
-        self.c_out = c_in
+        super().__init__(c_in)
         self.scale_factor = scale_factor
         self.mode = mode
 
@@ -99,11 +96,10 @@ class MaxPool(Block):
         padding: Natural = 0,
         ceil_mode: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(c_in)
         stride = kernel if stride is None else stride
         if padding > kernel // 2:
             raise ValueError(f"padding must be 0 to kernel // 2 = {kernel // 2}, got {padding}")
-        self.c_out = c_in
         self.pool = nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,8 +116,7 @@ class ZeroPad(Block):
     def __init__(
         self, c_in: int, padding: tuple[Natural, Natural, Natural, Natural] = (0, 0, 0, 0)
     ) -> None:
-        super().__init__()
-        self.c_out = c_in
+        super().__init__(c_in)
         self.padding = tuple(padding)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,8 +128,7 @@ class GlobalPool(Block):
     """The mean of each channel: (B, c_in, H, W) -> (B, c_in, 1, 1)."""
 
     def __init__(self, c_in: int) -> None:
-        super().__init__()
-        self.c_out = c_in
+        super().__init__(c_in)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3), keepdim=True)
@@ -157,8 +151,7 @@ class Linear(Block):
         bias: bool = True,
         dropout: Ratio = 0.0,
     ) -> None:
-        super().__init__()
-        self.c_out = c_out
+        super().__init__(c_out)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.linear = nn.Linear(c_in, c_out, bias)
         self.act = make_activation(act)

@@ -45,12 +45,11 @@ class ShuffleUnit(Block):
         shuffle: Shuffle = "end",
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         require_multiple(2, c_out=c_out)
         half = c_out // 2
         if c_in != c_out:
             raise ValueError(f"keeps its width, got c_in {c_in} and c_out {c_out}")
-        self.c_out = c_out
         self.shuffle = shuffle
         self.branch = nn.Sequential(
             Conv(half, half, act=act),
@@ -86,13 +85,12 @@ class ShuffleDown(Block):
         shuffle: Shuffle = "end",
         act: Act = True,
     ) -> None:
-        super().__init__()
+        super().__init__(c_out)
         require_multiple(2, c_out=c_out)
         half = c_out // 2
         if official_widths and c_in >= c_out:
             raise ValueError(f"official_widths needs c_in < c_out, got {c_in} and {c_out}")
         first, second = (c_in, c_out - c_in) if official_widths else (half, half)
-        self.c_out = c_out
         self.shuffle = shuffle
         self.branch1 = nn.Sequential(
             Conv(c_in, c_in, kernel, stride, groups=c_in, act=False), Conv(c_in, first, act=act)
@@ -122,7 +120,6 @@ class ShuffleStage(Block):
     def __init__(
         self, c_in: int, c_out: Positive, n: Count = 1, kernel: Odd = 3, act: Act = True
     ) -> None:
-        super().__init__()
-        self.c_out = c_out
+        super().__init__(c_out)
         self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
         self.m = nn.Sequential(*(ShuffleUnit(c_out, c_out, kernel, act=act) for _ in range(n)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import Parameter
 from typing import Any
 
 from models import registry
@@ -145,7 +146,8 @@ def bind_arguments(row: Row) -> dict[str, Any]:
         )
     else:
         bound = dict(zip(given, map(_plain, row.args), strict=False))
-    missing = [name for name in given if name not in bound and parameters[name].required]
+    required = [name for name in given if parameters[name].default is Parameter.empty]
+    missing = [name for name in required if name not in bound]
     if missing:
         raise UserError(f"{row.where}: {row.block} needs {', '.join(missing)}")
     channels = registry.BLOCKS[row.block].channel_args
