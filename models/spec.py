@@ -132,15 +132,13 @@ class ModelSpec(GraphSpec):
             keys["normalisation"] = {"mean": mean, "std": std}
         if self.notes:
             keys["notes"] = list(self.notes)
-        settings = {(r.activation, r.norm) for r in self.layers if r.section == "backbone"}
-        if len(settings) > 1:
-            raise ValueError("backbone rows of different activation or norm make no model file")
-        backbone: dict[str, Any] = {"rows": rows["backbone"]}  # so that no width is rounded again
-        for activation, norm in settings:
-            if norm is not None:
-                backbone = {"norm": {"eps": norm[0], "momentum": norm[1]}, **backbone}
-            if activation is not None:
-                backbone = {"activation": activation, **backbone}
+        backbone: dict[str, Any] = {}
+        first = self.layers[0]  # all rows of a backbone have the same settings
+        if first.activation is not None:
+            backbone["activation"] = first.activation
+        if first.norm is not None:
+            backbone["norm"] = {"eps": first.norm[0], "momentum": first.norm[1]}
+        backbone["rows"] = rows["backbone"]  # under this key no width is rounded again
         neck = {"neck": {"rows": rows["neck"]}} if rows["neck"] else {}
         return {**keys, "backbone": backbone, **neck, "head": rows["head"]}
 
@@ -149,6 +147,8 @@ def read_normalisation(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]
     """(mean, std) from plain values, three numbers each; ValueError for anything else."""
     if value is None:
         return None
+    if isinstance(value, Mapping) and set(value) == {"mean", "std"}:
+        value = (value["mean"], value["std"])
     try:
         mean, std = (tuple(float(item) for item in values) for values in value)
     except (TypeError, ValueError):

@@ -14,7 +14,6 @@ from models.registry import BLOCKS
 from models.spec import DETECT, ModelSpec
 from models.yaml.parser import OUTPUT, Draft
 from models.yaml.rows import Row, bind_arguments
-from models.yaml.sections import Size
 from utils.errors import UserError, nearest
 
 TOLERANCE = 0.02  # of the budget
@@ -188,9 +187,8 @@ class _Search:
 def _resized(draft: Draft, backbone: float, neck: float, *, depth: float) -> Draft:
     """The draft with both parts at these widths, and the neck at this depth."""
     part = draft.sections["backbone"]
-    if part.size is None:  # rows of the model file itself
-        width = _width(draft, ("backbone",))
-        part = replace(part, size=Size(draft.file.stem, width, (width,)))
+    if not part.title:  # rows of the model file itself
+        part = replace(part, title=draft.file.stem, published=(_width(draft, ("backbone",)),))
     sections = {"backbone": part.resized(width=backbone)}
     sections |= {
         key: draft.sections[key].resized(width=neck, depth=depth)
@@ -201,7 +199,7 @@ def _resized(draft: Draft, backbone: float, neck: float, *, depth: float) -> Dra
 
 
 def _rows(draft: Draft, parts: Sequence[str]) -> list[Row]:
-    return [row for key in parts if key in draft.sections for row in draft.sections[key].rows]
+    return [row for key in parts for row in draft.rows(key)]
 
 
 def _follows_taps(draft: Draft) -> bool:

@@ -17,20 +17,12 @@ MAX_ANCHORS = 64  # per level; YOLOv5 has 3
 def anchors_of(row: Row, anchors: Any) -> Any:
     """The anchors of a Detect row: [nc, anchors] as words, or values instead of the word."""
     args = row.args
-    if isinstance(args, Mapping):
-        if set(args) - {"anchors"}:
-            raise UserError(
-                f"{row.where}: Detect takes only 'anchors', got {', '.join(map(str, args))}"
-            )
-        return args.get("anchors", anchors)
-    for item, word in zip(args, ("nc", "anchors"), strict=False):
-        if isinstance(item, str) and item != word:
-            raise UserError(
-                f"{row.where}: Detect takes [nc, anchors], found {item!r} instead of {word!r}"
-            )
-    if len(args) > 2:
-        raise UserError(f"{row.where}: Detect takes [nc, anchors], found {len(args)} arguments")
-    return args[1] if len(args) == 2 and args[1] != "anchors" else anchors
+    given = ["nc", *args.values()] if isinstance(args, Mapping) and {*args} <= {"anchors"} else args
+    wanted = zip(given, ("nc", "anchors"), strict=False)
+    wrong = any(isinstance(item, str) and item != word for item, word in wanted)
+    if isinstance(given, Mapping) or len(given) > 2 or wrong:
+        raise UserError(f"{row.where}: Detect takes [nc, anchors], got {args!r}")
+    return given[1] if len(given) == 2 and given[1] != "anchors" else anchors
 
 
 def read_anchors(anchors: Any, levels: int, where: str) -> tuple[tuple[float, ...], ...] | int:
@@ -46,14 +38,10 @@ def read_anchors(anchors: Any, levels: int, where: str) -> tuple[tuple[float, ..
                 f"{where}: anchors of a level are widths and heights over 0, got {level!r:.80}"
             )
         rows.append(tuple(map(float, flat)))
-    if not rows or not rows[0]:
+    if len({len(row) for row in rows}) != 1 or not rows[0]:
         raise UserError(
-            f"{where}: anchors must be one list of widths and heights per level, or how many to "
-            f"find per level (1 to {MAX_ANCHORS}), got {anchors!r:.80}"
-        )
-    if len({len(row) for row in rows}) != 1:
-        raise UserError(
-            f"{where}: every level needs as many anchors, got {[len(r) // 2 for r in rows]}"
+            f"{where}: anchors must be one list of widths and heights per level, equally long, or "
+            f"how many to find per level (1 to {MAX_ANCHORS}), got {anchors!r:.80}"
         )
     if len(rows) != levels:
         raise UserError(f"{where}: anchors for {len(rows)} levels, but Detect reads {levels} rows")
@@ -67,23 +55,20 @@ def merge_detection_rows(layers: list[LayerSpec]) -> list[LayerSpec]:
         for index, layer in enumerate(layers)
         if layer.block == "Conv2d" and isinstance(layer.args.get("c_out"), str)
     ]
-    detect = layers[-1]
     if not outputs:
-        if detect.block == "Detect" and not detect.sources:
-            raise UserError(
-                f"{detect.where}: Detect with [] reads nn.Conv2d rows, but there are none"
-            )
         return layers
-    if detect.block != "Detect" or detect.sources not in {(), tuple(outputs)}:
-        raise UserError(f"{detect.where}: Detect must read the detection rows {outputs}, or []")
     kept = [index for index in range(len(layers)) if index not in outputs]
-    position = {old: new for new, old in enumerate(kept)} | {IMAGE: IMAGE}
-    layers[-1] = replace(detect, sources=tuple(layers[index].sources[0] for index in outputs))
-    for index in kept:
-        reads = [source for source in layers[index].sources if source in outputs]
-        if reads:
-            raise UserError(f"{layers[index].where}: reads row {reads[0]}, a detection output")
+    new = {old: index for index, old in enumerate(kept)} | {IMAGE: IMAGE}
+    detect = layers[-1]
+    others = [layers[index] for index in kept[:-1]]
+    if (
+        detect.block != "Detect"
+        or detect.sources not in {(), tuple(outputs)}
+        or any(set(layer.sources) & set(outputs) for layer in others)
+    ):
+        raise UserError(f"{detect.where}: Detect alone must read the rows {outputs}, or []")
+    sources = tuple(layers[index].sources[0] for index in outputs)
     return [
-        replace(layers[old], sources=tuple(position[source] for source in layers[old].sources))
-        for old in kept
+        replace(layer, sources=tuple(new[source] for source in layer.sources))
+        for layer in [*others, replace(detect, sources=sources)]
     ]

@@ -21,7 +21,7 @@ from models.blocks.conv import activation
 from models.spec import DETECT, SECTIONS, GraphSpec, ModelSpec, read_normalisation
 from models.yaml.detect_rows import anchors_of, merge_detection_rows, read_anchors
 from models.yaml.resolve import resolve_rows
-from models.yaml.rows import checked
+from models.yaml.rows import Row, checked
 from models.yaml.sections import Section, check_keys, multiple, named_section, read_section
 from models.yaml.swap import base_chain, swap_rows
 from utils.errors import UserError
@@ -51,23 +51,28 @@ class Draft:
         width = multiple(self.values, "width_multiple", self.source) or 1.0
         return depth, width
 
+    def rows(self, section: str) -> tuple[Row, ...]:
+        """The rows of a section, which the model may lack."""
+        return self.sections[section].rows if section in self.sections else ()
+
     def resolve(self) -> ModelSpec:
         """Absolute rows and final widths.  UserError with the row."""
         depth, width = self.multiples
-        rows = [row for key in SECTIONS if key in self.sections for row in self.sections[key].rows]
+        rows = [row for key in SECTIONS for row in self.rows(key)]
         layers, anchors = resolve_rows(rows, depth=depth, width=width)
         layers = merge_detection_rows(layers)
-        if layers[-1].block != DETECT or sum(layer.block == DETECT for layer in layers) != 1:
-            raise UserError(f"{self.source}: exactly one Detect row is needed, as the last row")
+        *others, last = layers
+        if last.block != DETECT or not last.sources or DETECT in {row.block for row in others}:
+            raise UserError(
+                f"{self.source}: exactly one Detect row is needed, as the last row, and it must "
+                "read other rows"
+            )
         anchors = self.values.get("anchors") if anchors is None else anchors
         notes = self.values.get("notes") or ()
         if notes:
             checked(self.source, "notes", notes, Sequence[str])
-        normalisation = self.values.get("normalisation")
-        if isinstance(normalisation, Mapping) and set(normalisation) == {"mean", "std"}:
-            normalisation = (normalisation["mean"], normalisation["std"])
         try:
-            normalisation = read_normalisation(normalisation)
+            normalisation = read_normalisation(self.values.get("normalisation"))
         except ValueError as error:
             raise UserError(f"{self.source}: {error}") from error
         return ModelSpec(
@@ -105,7 +110,7 @@ def load_classifier(name: str, *, classes: int = 1000, width: float | None = Non
 
     `width` replaces the size's own.  UserError where the file has no `classifier`.
     """
-    section = named_section(name, "backbone", width=width)
+    section = named_section(name, "backbone", {"width": width})
     if not section.classifier:
         raise UserError(f"{name}: the backbone file has no rows under 'classifier'")
     layers, _ = resolve_rows([*section.rows, *section.classifier], depth=1.0, width=1.0)
@@ -153,39 +158,35 @@ def _read(model: Document) -> Draft:
 
 def _with_backbone(draft: Draft, backbone: Section) -> Draft:
     """The model on another backbone, whose taps the other rows must read by name."""
-    others = [row for key in SECTIONS[1:] if key in draft.sections
-              for row in draft.sections[key].rows]  # fmt: skip
+    others = [row for key in SECTIONS[1:] for row in draft.rows(key)]
     ends = [part.rows[-1].name for part in (draft.sections["backbone"], backbone)]
     for index, row in enumerate(others):
-        numbers = [source for source in row.sources if isinstance(source, int)]
-        if any(number >= 0 or index + number < -1 for number in numbers):
-            raise UserError(
-                f"--backbone: {row.where} reads rows by number, which another backbone would shift;"
-                " name the rows there, or give a neck as well (--neck pan)"
-            )
-        if any(index + number == -1 for number in numbers) and ends[0] != ends[1]:
-            raise UserError(
-                f"--backbone: {row.where} reads the end of its backbone ({ends[0]}), the new one "
-                f"ends in {ends[1]}; give a neck as well, e.g. --neck pan-p6, which makes P6 itself"
-            )
+        for source in row.sources:
+            if isinstance(source, int) and (source >= 0 or index + source < -1):
+                raise UserError(
+                    f"--backbone: {row.where} reads rows by number, which another backbone would "
+                    "shift; name the rows there, or give a neck as well (--neck pan)"
+                )
+            if isinstance(source, int) and index + source == -1 and ends[0] != ends[1]:
+                raise UserError(
+                    f"--backbone: {row.where} reads the end of its backbone ({ends[0]}), the new "
+                    f"one ends in {ends[1]}; give a neck as well, e.g. --neck pan-p6, which makes "
+                    "P6 itself"
+                )
     return replace(draft, sections={**draft.sections, "backbone": backbone})
 
 
 def _with_neck(draft: Draft, neck: Section) -> Draft:
     """The model with all between backbone and Detect replaced; Detect reads the neck's outN."""
-    head = draft.sections.get("head", Section(()))
-    detect = [row for row in head.rows if row.block == DETECT]
+    detect = [row for row in draft.rows("head") if row.block == DETECT]
     outputs = sorted(row.name for row in neck.rows if row.name and OUTPUT.fullmatch(row.name))
     if len(detect) != 1 or not outputs:
         missing = "a neck names its outputs out2, out3, ..." if detect else "no Detect row"
         raise UserError(f"--neck: {draft.source}: {missing}")
     anchors = anchors_of(detect[0], draft.values.get("anchors"))
     if isinstance(anchors, list) and len(anchors) != len(outputs):
-        checked = read_anchors(anchors, len(anchors), draft.source)
-        anchors = checked if isinstance(checked, int) else len(checked[0]) // 2
+        read = read_anchors(anchors, len(anchors), draft.source)
+        anchors = read if isinstance(read, int) else len(read[0]) // 2
     row = replace(detect[0], sources=tuple(outputs), args=[])
-    return replace(
-        draft,
-        values={**draft.values, "anchors": anchors},
-        sections={**draft.sections, "neck": neck, "head": replace(head, rows=(row,))},
-    )
+    sections = {**draft.sections, "neck": neck, "head": Section((row,))}
+    return replace(draft, values={**draft.values, "anchors": anchors}, sections=sections)

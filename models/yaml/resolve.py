@@ -13,8 +13,6 @@ from models.yaml.detect_rows import anchors_of
 from models.yaml.rows import CLASSIFIER, DETECTION_CHANNELS, Row, bind_arguments
 from utils.errors import UserError, nearest
 
-OTHER_TASKS = {"Segment": "segmentation", "Classify": "classification"}
-
 
 def resolve_rows(rows: Sequence[Row], *, depth: float, width: float) -> tuple[list[LayerSpec], Any]:
     """Rows with absolute numbers and final widths; and the anchors that a Detect row states.
@@ -27,11 +25,6 @@ def resolve_rows(rows: Sequence[Row], *, depth: float, width: float) -> tuple[li
     widths: dict[int, int] = {IMAGE: IMAGE_CHANNELS}
     anchors = None
     for index, row in enumerate(rows):
-        if row.block in OTHER_TASKS:
-            raise UserError(
-                f"{row.where}: {row.block} is a {OTHER_TASKS[row.block]} model; FeatherDet trains "
-                "detectors (a Detect row)"
-            )
         sources = _sources(row, index, names)
         if row.name is not None:
             if row.name in names:

@@ -10,14 +10,13 @@ from typing import Any
 
 from models import registry
 from models.arguments import Positive, check
-from models.spec import make_divisible, round_channels
+from models.spec import DETECT, make_divisible, round_channels
 from utils.errors import UserError, nearest
 from utils.yamlio import Document
 
-DETECTION_CHANNELS = re.compile(
-    r"na\s*\*\s*\(\s*nc\s*\+\s*5\s*\)"
-)  # v1's one expression, a constant
-DETECTOR_BLOCKS = ("Detect", "Segment", "Classify")
+# v1's one expression, a constant
+DETECTION_CHANNELS = re.compile(r"na\s*\*\s*\(\s*nc\s*\+\s*5\s*\)")
+OTHER_TASKS = {"Segment": "segmentation", "Classify": "classification"}
 CLASSIFIER = "classifier"  # the section of rows after a backbone that make it one
 WIDTH_STEP = 8  # channels; YOLOv5's widths are multiples of it
 
@@ -91,20 +90,17 @@ def read_rows(
 
 def _row(item: Any, section: str, where: str, setting: Setting) -> Row:
     name = None
-    if isinstance(item, Mapping):
-        if len(item) != 1:
-            raise UserError(
-                f"{where}: a named row is 'NAME: [from, number, block, args]', got {item!r}"
-            )
-        (name, item) = next(iter(item.items()))
+    if isinstance(item, Mapping) and len(item) == 1:
+        ((name, item),) = item.items()
         if not isinstance(name, str) or not name.isidentifier():
             raise UserError(f"{where}: row name {name!r} must be letters, digits and _")
-    if not isinstance(item, list) or len(item) != 4:
-        raise UserError(f"{where}: a row is [from, number, block, args], got {item!r}")
+    if not isinstance(item, list) or len(item) != 4 or not isinstance(item[3], list | Mapping):
+        raise UserError(
+            f"{where}: a row is [from, number, block, args] or NAME: [...], where args are a list "
+            f"or a mapping; got {item!r}"
+        )
     source, repeats, block, args = item
     checked(where, "number", repeats, Positive)
-    if not isinstance(args, (list, Mapping)):
-        raise UserError(f"{where}: args must be a list or a mapping, got {args!r}")
     sources = tuple(source) if isinstance(source, list) else (source,)
     for entry in sources:
         checked(where, "from", entry, int | str)
@@ -112,7 +108,12 @@ def _row(item: Any, section: str, where: str, setting: Setting) -> Row:
 
 
 def _block_name(block: Any, where: str) -> str:
-    known = (*registry.BLOCKS, *registry.YAML_NAMES, *DETECTOR_BLOCKS)
+    known = (*registry.BLOCKS, *registry.YAML_NAMES, DETECT)
+    if isinstance(block, str) and block in OTHER_TASKS:
+        raise UserError(
+            f"{where}: {block} is a {OTHER_TASKS[block]} model; FeatherDet trains detectors (a "
+            "Detect row)"
+        )
     if not isinstance(block, str) or block not in known:
         close = nearest(str(block), known)
         raise UserError(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from models.arguments import Positive, Range
@@ -24,39 +25,29 @@ VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
 
 
 @dataclass(frozen=True)
-class Size:
-    """Which size of a published backbone the rows have."""
-
-    name: str
-    width: float
-    published: tuple[float, ...]  # widths of this depth that the paper has
-
-
-@dataclass(frozen=True)
 class Section:
     """Rows of a backbone or neck; `classifier`: those that make it an ImageNet classifier."""
 
     rows: tuple[Row, ...]
     classifier: tuple[Row, ...] = ()
-    size: Size | None = None
+    title: str = ""  # which size of a published backbone it is; '' for other rows
+    width: float = 1.0
+    published: tuple[float, ...] = ()  # widths of this depth that the paper has
 
     @property
     def note(self) -> str:
         """What tables add: 'backbone ghostnet-1.0 at width 0.7, not published', or ''."""
-        size = self.size
-        if size is None or size.width in size.published:
+        if not self.title or self.width in self.published:
             return ""
-        return f"backbone {size.name} at width {size.width:g}, not published"
+        return f"backbone {self.title} at width {self.width:g}, not published"
 
     def resized(self, *, width: float, depth: float | None = None) -> Section:
         """The same rows at another width, and another depth where one is given."""
-        rows = tuple(
-            replace(
-                row, setting=replace(row.setting, width=width, depth=depth or row.setting.depth)
-            )
-            for row in self.rows
+        changes: dict[str, Any] = (
+            {"width": width} if depth is None else {"width": width, "depth": depth}
         )
-        return replace(self, rows=rows, size=self.size and replace(self.size, width=width))
+        rows = (replace(row, setting=replace(row.setting, **changes)) for row in self.rows)
+        return replace(self, rows=tuple(rows), width=width)
 
 
 def read_section(document: Document, section: str, content: Any) -> Section:
@@ -74,32 +65,20 @@ def read_section(document: Document, section: str, content: Any) -> Section:
     if "file" not in content:
         setting = _setting(content, section, where, width=1.0, depth=1.0)
         return Section(read_rows(document, (section, "rows"), section, setting))
-    if not isinstance(content["file"], str):
-        raise UserError(f"{where}: {section}.file must name a YAML file of rows")
-    local = document.path.parent / content["file"]
-    return named_section(
-        str(local) if local.is_file() else content["file"],
-        section,
-        where=where,
-        scale=None if content.get("scale") is None else str(content["scale"]),
-        width=multiple(content, "width", where),
-        depth=multiple(content, "depth", where),
-    )
+    name = checked(where, f"{section}.file", content["file"], str)
+    local = document.path.parent / name
+    return named_section(str(local) if local.is_file() else name, section, content, where=where)
 
 
 def named_section(
-    name: str,
-    section: str,
-    *,
-    where: str = "",
-    scale: str | None = None,
-    width: float | None = None,
-    depth: float | None = None,
+    name: str, section: str, size: Mapping[str, Any] = MappingProxyType({}), *, where: str = ""
 ) -> Section:
     """A section file by path or name; `vovnet-27-slim` is vovnet.yaml at the scale 27-slim.
 
-    `width` and `depth` replace the scale's.  UserError with the nearest known name.
+    `size` may give the scale, and a width and depth instead of the scale's.  UserError with the
+    nearest known name.
     """
+    scale = size.get("scale")
     try:
         if scale is None:
             path, scale = _find(name, section)
@@ -108,7 +87,7 @@ def named_section(
         *variants, base = base_chain(load_yaml(path), FOLDERS[section])
         for variant in variants:
             check_keys(variant, EXTENDING_KEYS)
-        part = _read_file(base, section, scale=scale, width=width, depth=depth)
+        part = _read_file(base, section, "" if scale is None else str(scale), size)
         for variant in reversed(variants):
             part = replace(part, rows=swap_rows(variant, {section: part.rows})[section])
     except UserError as error:
@@ -142,33 +121,23 @@ def _find(name: str, section: str) -> tuple[Path, str | None]:
     )
 
 
-def _read_file(
-    document: Document,
-    section: str,
-    *,
-    scale: str | None,
-    width: float | None,
-    depth: float | None,
-) -> Section:
-    """The rows of a section file at one of its scales."""
+def _read_file(document: Document, section: str, scale: str, size: Mapping[str, Any]) -> Section:
+    """The rows of a section file at one of its scales ('' where it has none)."""
     check_keys(document, FILE_KEYS)
     scales, data, where = _scales(document), document.data, document.at("scales")
-    name = document.path.name
-    if (scale or "") not in scales:
-        if "" in scales:
-            raise UserError(f"{name} has no scales, but scale {scale!r} is requested")
+    if scale not in scales:
+        has = f"has the scales {', '.join(scales)}" if "" not in scales else "has no scales"
         asked = f"{scale!r} is not one of them{nearest(scale, scales)}" if scale else "name one"
-        raise UserError(f"{name} has the scales {', '.join(scales)}; {asked}")
-    values = scales[scale or ""]
-    # a backbone is as published, whatever multiples the model has
-    fixed = 1.0 if section == "backbone" else None
-    setting = _setting(
-        data,
-        section,
-        str(document.path),
-        width=width or multiple(values, "width", where) or fixed,
-        depth=depth or multiple(values, "depth", where) or fixed,
+        raise UserError(f"{document.path.name} {has}; {asked}")
+    values = scales[scale]
+    width, depth = (
+        multiple(size, key, str(document.path))
+        or multiple(values, key, where)
+        # a backbone is as published, whatever multiples the model has
+        or (1.0 if section == "backbone" else None)
+        for key in ("width", "depth")
     )
+    setting = _setting(data, section, str(document.path), width=width, depth=depth)
     filled = replace(document, data=_substitute(data, values, document, ()))
     rows = read_rows(filled, ("rows",), section, setting)
     if section != "backbone":
@@ -179,8 +148,8 @@ def _read_file(
         for other in scales.values()
         if {**other, "width": 0} == {**values, "width": 0}  # sizes of other depth do not count
     )
-    title = document.path.stem if scale is None else f"{document.path.stem}-{scale}"
-    return Section(rows, end, Size(title, width or values.get("width", 1.0), published))
+    title = f"{document.path.stem}-{scale}".removesuffix("-")
+    return Section(rows, end, title, width or 1.0, published)
 
 
 def check_keys(document: Document, known: Sequence[str], *parents: str) -> None:
@@ -197,9 +166,8 @@ def check_keys(document: Document, known: Sequence[str], *parents: str) -> None:
 
 def multiple(values: Mapping[str, Any], key: str, where: str) -> float | None:
     """A multiple of a mapping, 0.001 to 100, or None where it is absent."""
-    if key not in values:
-        return None
-    return float(checked(where, key, values[key], Annotated[float, Range(0.001, 100)]))
+    value = checked(where, key, values.get(key), Annotated[float, Range(0.001, 100)] | None)
+    return value and float(value)
 
 
 def _setting(
@@ -215,21 +183,16 @@ def _setting(
         return Setting(depth, width, divisor, activation)
     if not isinstance(norm, Mapping) or set(norm) != {"eps", "momentum"}:
         raise UserError(f"{where}: norm must be {{eps: ..., momentum: ...}}, got {norm!r}")
-    eps, momentum = (
-        float(checked(where, f"norm.{key}", norm[key], Annotated[float, Range(1e-12, 1)]))
-        for key in ("eps", "momentum")
-    )
-    return Setting(depth, width, divisor, activation, (eps, momentum))
+    for key, value in norm.items():
+        checked(where, f"norm.{key}", value, Annotated[float, Range(1e-12, 1)])
+    return Setting(depth, width, divisor, activation, (float(norm["eps"]), float(norm["momentum"])))
 
 
 def _scales(document: Document) -> dict[str, Mapping[str, Any]]:
     """The scales of a section file by name; one without a name where it has none."""
     scales = document.mapping().get("scales", {"": {}})
-    if (
-        not isinstance(scales, Mapping)
-        or not scales
-        or not all(isinstance(values, Mapping) for values in scales.values())
-    ):
+    maps = [scales, *scales.values()] if isinstance(scales, Mapping) else []
+    if len(maps) < 2 or not all(isinstance(values, Mapping) for values in maps):
         raise UserError(f"{document.at('scales')}: scales must map names to mappings")
     return {str(key): values for key, values in scales.items()}
 

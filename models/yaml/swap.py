@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models import registry
-from models.yaml.rows import Row, bind_arguments
+from models.yaml.rows import Row, bind_arguments, checked
 from utils.errors import UserError, nearest
 from utils.paths import find_config
 from utils.yamlio import Document, load_yaml
@@ -34,9 +34,8 @@ class Swap:
         if self.stride is None:
             return True
         stride = registry.BLOCKS[row.block].arguments.get("stride")
-        return stride is not None and self.stride == bind_arguments(row).get(
-            "stride", stride.default
-        )
+        default = stride.default if stride else None
+        return bool(self.stride == bind_arguments(row).get("stride", default))
 
     def apply(self, row: Row) -> Row:
         """The row with the other block.  UserError for an argument that means nothing there."""
@@ -120,20 +119,16 @@ def _read_swaps(document: Document, at: tuple[str, ...]) -> list[Swap]:
         for key in data:
             if key not in {"swap", "keep"}:
                 raise UserError(f"{document.at(*at, key)}: expected swap and keep, found {key!r}")
-    keep, swaps = data.get("keep", []), data.get("swap")
-    if not isinstance(keep, list) or not all(isinstance(item, str) for item in keep):
-        raise UserError(
-            f"{document.at(*at, 'keep')}: keep must be a list of row names, got {keep!r}"
-        )
-    if keep and swaps is None:
-        raise UserError(f"{document.at(*at, 'keep')}: keep without swap keeps nothing")
-    if not isinstance(swaps, Mapping | None):
+    keep, swaps = data.get("keep", []), data.get("swap", {})
+    if keep != []:
+        checked(document.at(*at, "keep"), "keep", keep, Sequence[str])
+    if not isinstance(swaps, Mapping) or (keep and not swaps):
         raise UserError(
             f"{document.at(*at, 'swap')}: swap must map blocks to blocks, got {swaps!r}"
         )
     return [
         _swap(str(key), value, at, tuple(keep), document.at(*at, "swap", key))
-        for key, value in (swaps or {}).items()
+        for key, value in swaps.items()
     ]
 
 

@@ -228,7 +228,7 @@ def test_round_trip_through_a_checkpoint() -> None:
         (with_rows("- [-1, 1, Conv, [8]]", "[[-1, 1, Conv, [8]]]"), r"exactly one Detect row"),
         (with_rows("- [-1, 1, Conv, [8]]", extra="activatoin: SiLU"), r"unknown key 'activatoin'; did you mean 'activation'"),
         (with_rows("- [-1, 1, Conv, [8]]", extra="activation: eval('x')"), r"activation \"eval"),
-        (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, 'os.x']]]"), r"found 'os.x' instead of 'anchors'"),
+        (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, 'os.x']]]"), r"Detect takes \[nc, anchors\], got \['nc', 'os.x'\]"),
         (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, [1, 2]]]]"), r"widths and heights over 0, got 1"),
         (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, [[1, .inf]]]]]"), r"widths and heights over 0, got \[1, inf\]"),
         (with_rows("- [-1, 1, Conv, [8]]", "[[[0], 1, Detect, [nc, []]]]"), r"anchors must be one list .* got \[\]"),
