@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,29 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     """(N, 4) x1 y1 x2 y2 -> (N, 4) centre x, centre y, width, height."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat(((low + high) / 2, high - low), -1)
+
+
+def yolo_rows(
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    size: tuple[int, int],
+    *,
+    scores: np.ndarray | None,
+    digits: str,
+) -> str:
+    """YOLO's lines `class cx cy w h`, normalised by `size` (height, width), and the score if given.
+
+    boxes: (N, 4) xyxy pixels; scores: (N,).  `digits` is the format of a number.
+    """
+    corners = boxes.astype(np.float64) / (np.array([size[1], size[0]] * 2))
+    centre, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+    values = np.concatenate((centre, sides), 1)
+    if scores is not None:
+        values = np.concatenate((values, scores[:, None]), 1)
+    return "".join(
+        f"{label} " + " ".join(f"{value:{digits}}" for value in row) + "\n"
+        for label, row in zip(labels, values.tolist(), strict=True)
+    )
 
 
 def complete_iou(predicted: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:

@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import tempfile
-from types import TracebackType
 from typing import IO
 
 _COMPLAINT = re.compile(rb"(?:Corrupt JPEG data|Premature end of JPEG file)[^\n]*\n?")
@@ -33,12 +32,7 @@ class DecoderLog:
                 self.stderr = os.fdopen(os.dup(self._saved), "w")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._saved is None:
             return
         os.dup2(self._saved, _STDERR)

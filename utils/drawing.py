@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.errors import UserError
+from utils.files import writing
 from utils.letterbox import Letterbox
 
 Color = tuple[int, int, int]
@@ -254,7 +255,5 @@ def write_image(path: Path, image: np.ndarray) -> None:
         done = False
     if not done:
         raise UserError(f"{path}: cannot encode an image as {path.suffix!r}; use .jpg or .png")
-    try:
+    with writing(path):
         path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror}") from error

@@ -46,6 +46,15 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         raise UserError(f"{path}: could not be written ({cause}){kept}") from error
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     write_bytes(path, text.encode("utf-8"))

@@ -46,10 +46,6 @@ class Detections:
     def __len__(self) -> int:
         return int(self.labels.shape[0])
 
-    def with_boxes(self, boxes: Tensor) -> Detections:
-        """The same detections with other boxes, e.g. after `Letterbox.to_image`."""
-        return Detections(boxes, self.scores, self.labels)
-
     @staticmethod
     def to_cpu(images: Sequence[Detections]) -> list[Detections]:
         """The same detections in main memory, by one copy for all images."""

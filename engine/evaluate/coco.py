@@ -69,13 +69,16 @@ def coco_metrics(
         evaluation.accumulate()
     precision, recall = (np.asarray(evaluation.eval[key]) for key in ("precision", "recall"))
     ious = np.linspace(0.5, 0.95, len(precision))
+    twelve = {}
+    for key, (is_precision, iou, area, limit) in METRICS.items():
+        values = (precision if is_precision else recall)[..., area, limit]
+        if iou is not None:
+            values = values[np.isclose(ious, iou)]
+        values = values[values > NOT_DEFINED]
+        twelve[key] = float(values.mean()) if values.size else NOT_DEFINED
     ap = precision[:, :, :, 0, 2]  # IoU, recall, class
-    return CocoMetrics(
-        {key: _metric(precision, recall, ious, *what) for key, what in METRICS.items()},
-        _defined(ap.mean((0, 1))),
-        _defined(ap[0].mean(0)),
-        _defined(ap[0].T),
-    )
+    ap = np.where(ap > NOT_DEFINED, ap, np.nan)  # of a class either all or none
+    return CocoMetrics(twelve, ap.mean((0, 1)), ap[0].mean(0), ap[0].T)
 
 
 def _hotcoco(detections: BoxTable, truth: BoxTable, images: int, classes: int) -> Any:
@@ -121,26 +124,6 @@ def _pycocotools(detections: BoxTable, truth: BoxTable, images: int, classes: in
         table.createIndex()
         tables.append(table)
     return COCOeval(*tables, "bbox")
-
-
-def _metric(
-    precision: np.ndarray,
-    recall: np.ndarray,
-    ious: np.ndarray,
-    is_precision: bool,
-    iou: float | None,
-    area: int,
-    limit: int,
-) -> float:
-    values = precision[:, :, :, area, limit] if is_precision else recall[:, :, area, limit]
-    if iou is not None:
-        values = values[np.isclose(ious, iou)]
-    values = values[values > NOT_DEFINED]
-    return float(values.mean()) if values.size else NOT_DEFINED
-
-
-def _defined(values: np.ndarray) -> np.ndarray:
-    return np.where(values > NOT_DEFINED, values, np.nan)
 
 
 def twelve_lines(twelve: dict[str, float]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +29,8 @@ from models.detector import Detector
 from models.losses.anchor import AnchorLoss
 from utils.errors import FeatherDetError, UserError
 from utils.nms import NmsConfig, nms, non_finite
+from utils.ranks import warn_main
 from utils.structures import Detections
-from utils.terminal import warn
-
-T = TypeVar("T")
 
 
 def evaluate(
@@ -64,19 +62,21 @@ def evaluate(
     )
     if not is_active():
         return metrics_of([detect()], records, index)
-    outcomes: list[Shard | Exception | None] = [None] * dist.get_world_size()
+    outcomes: list[Any] = [None] * dist.get_world_size()
     dist.gather_object(_outcome(detect), outcomes if is_main() else None)
-    answer = _outcome(partial(_merge, outcomes, records, index)) if is_main() else None
+    answer: Any = next((item for item in outcomes if isinstance(item, Exception)), None)
+    if is_main() and answer is None:
+        answer = _outcome(partial(metrics_of, outcomes, records, index))
     light = answer
     if isinstance(answer, DetectionMetrics):
         light = replace(answer, detections=BoxTable.concatenate([]), curves=None, precision50=None)
-    sent = broadcast_object(light)
-    if not isinstance(sent, DetectionMetrics):
-        raise sent or RuntimeError("rank 0 sent no metrics")
-    return answer if isinstance(answer, DetectionMetrics) else sent
+    sent: Any = broadcast_object(light)
+    if isinstance(sent, Exception):
+        raise sent
+    return answer if is_main() else sent
 
 
-def _outcome(step: Callable[[], T]) -> T | Exception:
+def _outcome(step: Callable[[], Any]) -> Any:
     """What `step` returns, or its error in a form that surely travels between processes.
 
     An error must reach the other ranks, or they would wait for this one until the timeout.
@@ -87,17 +87,6 @@ def _outcome(step: Callable[[], T]) -> T | Exception:
         return error
     except Exception as error:
         return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def _merge(
-    outcomes: Sequence[Shard | Exception | None],
-    records: Sequence[ImageRecord],
-    index: DataIndex,
-) -> DetectionMetrics:
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
-    return metrics_of([item for item in outcomes if isinstance(item, Shard)], records, index)
 
 
 def check(model: Detector, index: DataIndex, config: EvalConfig) -> None:
@@ -116,11 +105,11 @@ def _some(names: Sequence[str]) -> str:
 
 def _compare_names(model: Detector, index: DataIndex, config: EvalConfig) -> None:
     unnamed = tuple(str(number) for number in range(len(model.names)))
-    if config.single_cls or model.names in {index.names, unnamed} or not is_main():
+    if config.single_cls or model.names in {index.names, unnamed}:
         return
     pairs = zip(model.names, index.names, strict=True)
     mine, theirs = next(pair for pair in pairs if pair[0] != pair[1])
-    warn(
+    warn_main(
         f"warning: class names of model and data set differ, first {mine!r} and {theirs!r}; "
         "classes are compared by their numbers"
     )

@@ -16,7 +16,7 @@ from engine.evaluate.batch_images import BatchImages
 from engine.evaluate.matching import Curves, confusion_matrix
 from engine.evaluate.metrics import by_id, truth_of
 from engine.evaluate.results import DetectionMetrics
-from utils.errors import UserError
+from utils.files import writing
 from utils.terminal import warn
 
 LEGEND_CLASSES = 20  # more lines than this have no legend
@@ -159,7 +159,7 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     _save(figure, path)
 
 
-def plot_study(sizes: Sequence[int], series: Mapping[str, Sequence[float]], path: Path) -> None:
+def plot_study(sizes: Sequence[float], series: Mapping[str, Sequence[float]], path: Path) -> None:
     """Write one small diagram for each named series over the image sizes (pixels)."""
     figure = Figure(figsize=(4.5 * len(series), 4), layout="constrained")
     for axes, (name, values) in zip(
@@ -175,9 +175,6 @@ def plot_study(sizes: Sequence[int], series: Mapping[str, Sequence[float]], path
 
 
 def _save(figure: Figure, path: Path) -> None:
-    try:
-        with warnings.catch_warnings():  # of names in scripts that the font lacks
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            figure.savefig(path, dpi=DPI)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror}") from error
+    with writing(path), warnings.catch_warnings():  # of names in scripts that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(path, dpi=DPI)

@@ -14,11 +14,10 @@ import numpy as np
 
 from data.index.records import DataIndex, ImageRecord
 from engine.evaluate.box_table import BoxTable, to_xywh
-from engine.evaluate.coco import twelve_lines
 from engine.evaluate.matching import Curves
 from engine.measure.bench import Speed
-from utils.errors import UserError
-from utils.files import write_text
+from utils.boxes import yolo_rows
+from utils.files import write_text, writing
 from utils.terminal import printable
 
 NAME_WIDTH = 22
@@ -94,10 +93,6 @@ class DetectionMetrics:
             )
         return "\n".join(lines)
 
-    def coco_text(self) -> str:
-        """COCO's twelve lines."""
-        return twelve_lines(self.coco)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values without the detections; None where a metric is not defined."""
         names = ("map50", "map", "precision", "recall", "confidence", "fitness", "images")
@@ -154,22 +149,17 @@ def save_labels(
     for record, name in zip(index.records, _label_names(index.records), strict=True):
         number = numbers[record.image_id]
         rows = slice(starts[number], starts[number + 1])
-        size = np.array([record.width, record.height] * 2, dtype=np.float64)
-        corners = found.boxes[rows].astype(np.float64) / size
-        centre, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
-        values = np.concatenate((centre, sides), 1)
-        if scores:
-            values = np.concatenate((values, found.scores[rows, None]), 1)
-        lines = [
-            f"{label} " + " ".join(f"{value:.6g}" for value in line) + "\n"
-            for label, line in zip(found.labels[rows].tolist(), values.tolist(), strict=True)
-        ]
+        text = yolo_rows(
+            found.boxes[rows],
+            found.labels[rows].tolist(),
+            (record.height, record.width),
+            scores=found.scores[rows] if scores else None,
+            digits=".6g",
+        )
         path = folder / name
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(lines), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path}: cannot write: {error.strerror}") from error
+            path.write_text(text, encoding="utf-8")
 
 
 def _label_names(records: Sequence[ImageRecord]) -> list[Path]:

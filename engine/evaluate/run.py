@@ -18,6 +18,7 @@ from engine import distributed
 from engine.checkpoint import load_detector
 from engine.distributed import Distributed
 from engine.evaluate.batch_images import BatchImages
+from engine.evaluate.coco import twelve_lines
 from engine.evaluate.config import ValConfig
 from engine.evaluate.evaluator import check, evaluate
 from engine.evaluate.results import DetectionMetrics, save_labels, save_metrics, save_predictions
@@ -26,7 +27,7 @@ from utils.config import changed
 from utils.errors import UserError
 from utils.files import write_text
 from utils.paths import new_run_dir
-from utils.terminal import say, warn
+from utils.ranks import say_main, warn_main
 
 WARM_UPS = 3  # forward passes on CUDA before a timing
 STUDY_COLUMNS = ("size", "mAP50", "mAP50-95", "pre-process ms", "inference ms", "NMS ms")
@@ -40,15 +41,16 @@ def run(config: ValConfig) -> None:
     """
     world = distributed.start(config.device)
     try:
-        task = load(config, world)
-        task.say("val.py: " + ", ".join(f"{key}={value}" for key, value in changed(config).items()))
+        validation = load(config, world)
+        settings = ", ".join(f"{key}={value}" for key, value in changed(config).items())
+        say_main(f"val.py: {settings}")
         with dead_workers_named():
             if config.task == "study":
-                task.study()
+                validation.study()
             else:
-                task.validate()
+                validation.validate()
         if config.task != "speed":
-            task.say(f"results: {task.folder}")
+            say_main(f"results: {validation.folder}")
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of GPU memory: batch {config.batch_size} at {config.imgsz} px is too much for"
@@ -65,20 +67,17 @@ def load(config: ValConfig, world: Distributed) -> Validation:
     model = load_detector(config.weights, device=world.device, fuse=True)
     if config.half:
         model.to_half()
-    if not world.is_main:
-        distributed.barrier()
-    index = load_split(
-        load_dataset_config(config.data),
-        config.split,
-        progress=world.is_main,
-        single_cls=config.single_cls,
-    )
-    check(model, index, config.evaluation)
+    with distributed.main_first():
+        index = load_split(
+            load_dataset_config(config.data),
+            config.split,
+            progress=world.is_main,
+            single_cls=config.single_cls,
+        )
+        check(model, index, config.evaluation)
     folder = Path(config.project)
-    if world.is_main:
-        distributed.barrier()
-        if config.task != "speed":
-            folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
+    if world.is_main and config.task != "speed":
+        folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
     return Validation(config, world, model, index, distributed.broadcast_object(folder))
 
 
@@ -91,11 +90,6 @@ class Validation:
     model: Detector
     index: DataIndex
     folder: Path
-
-    def say(self, text: str) -> None:
-        """Print on rank 0."""
-        if self.world.is_main:
-            say(text)
 
     def measure(self, size: int, images: BatchImages | None = None) -> DetectionMetrics:
         """One evaluation at `size` pixels (a multiple of the stride); a short warm-up on CUDA."""
@@ -129,13 +123,13 @@ class Validation:
         writes = self.world.is_main and not timing
         images = BatchImages(index.names) if writes and not config.noplots else None
         metrics = self.measure(size, images)
-        self.say(metrics.table(absent=config.verbose))
+        say_main(metrics.table(absent=config.verbose))
         if not timing:
-            self.say(metrics.coco_text())
+            say_main(twelve_lines(metrics.coco))
+        say_main(metrics.speed.text())
         settings = self.settings(size)
         shown = "conf iou max_det image_size rect augment half batch_size device"
-        self.say(metrics.speed.text())
-        self.say("at " + ", ".join(f"{key} {settings[key]}" for key in shown.split()))
+        say_main("at " + ", ".join(f"{key} {settings[key]}" for key in shown.split()))
         if writes:  # the plots come last: should the disk be full, the numbers are there
             save_metrics(metrics, folder / "metrics.json", settings)
             if config.save_json:
@@ -149,27 +143,29 @@ class Validation:
 
     def settings(self, size: int) -> dict[str, Any]:
         """What the metrics depend on, as plain values."""
-        config, evaluation, device = self.config, self.config.evaluation, self.world.device
-        names = ("rect", "augment", "half", "single_cls", "batch_size")
+        values = {**vars(self.config), **vars(self.config.evaluation), "split": self.config.split}
+        before = ("conf", "iou", "max_det")
+        own = ("rect", "augment", "half", "single_cls", "batch_size")
+        device = self.world.device
         return {
-            **{name: getattr(evaluation, name) for name in ("conf", "iou", "max_det")},
+            **{name: values[name] for name in before},
             "image_size": size,
-            **{name: getattr(config, name) for name in names},
+            **{name: values[name] for name in own},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "ranks": self.world.world_size,
-            **{name: getattr(config, name) for name in ("weights", "data", "split")},
+            **{name: values[name] for name in ("weights", "data", "split")},
             "fingerprint": self.index.fingerprint,
         }
 
     def study(self) -> None:
         """Evaluate at each of the sizes; print a line for each, write study.csv and study.png."""
         rows: list[tuple[float, ...]] = []
-        self.say("".join(f"{head:>16}" for head in STUDY_COLUMNS))
+        say_main("".join(f"{head:>16}" for head in STUDY_COLUMNS))
         sizes = [network_size(size, self.model.max_stride) for size in self.config.study_sizes]
         for size in dict.fromkeys(sizes):
             metrics = self.measure(size)
             rows.append((size, metrics.map50, metrics.map, *metrics.speed))
-            self.say(f"{size:>16}" + "".join(f"{value:>16.4g}" for value in rows[-1][1:]))
+            say_main(f"{size:>16}" + "".join(f"{value:>16.4g}" for value in rows[-1][1:]))
             if not self.world.is_main:
                 continue
             table = io.StringIO()
@@ -179,8 +175,7 @@ class Validation:
                 from engine.evaluate.plots import plot_study  # imports matplotlib
 
                 columns = dict(zip(STUDY_COLUMNS, zip(*rows, strict=True), strict=True))
-                sizes_so_far = [int(value) for value in columns.pop("size")]
-                plot_study(sizes_so_far, columns, self.folder / "study.png")
+                plot_study(columns.pop("size"), columns, self.folder / "study.png")
 
 
 @torch.inference_mode()
@@ -195,6 +190,6 @@ def warm_up(model: Detector, size: int, batch_size: int) -> None:
 def network_size(size: int, stride: int) -> int:
     """`size`, or the next multiple of `stride` (reported on stderr)."""
     rounded = -(-size // stride) * stride
-    if rounded != size and distributed.is_main():
-        warn(f"image size {size} is not a multiple of the stride {stride}: {rounded} is used")
+    if rounded != size:
+        warn_main(f"image size {size} is not a multiple of the stride {stride}: {rounded} is used")
     return rounded

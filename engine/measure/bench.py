@@ -30,16 +30,13 @@ def sample_images(batch: int, image_size: int, device: torch.device, *, like: nn
     """(batch, 3, S, S) noise in [0, 1), the same each time, in the type of the model's weights."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, IMAGE_CHANNELS, image_size, image_size, generator=generator)
-    weight = next(like.parameters(), None)
-    return images.to(device, torch.float32 if weight is None else weight.dtype)
+    return images.to(device, next(like.parameters()).dtype)
 
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all work given to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    elif device.type != "cpu":
-        getattr(torch, device.type).synchronize()
 
 
 @contextmanager
@@ -68,7 +65,6 @@ class Marks:
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
             return event
-        synchronize(self.device)
         return self._clock()
 
     def seconds(self, start: Any, end: Any) -> float:

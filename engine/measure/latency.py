@@ -49,15 +49,6 @@ class LatencyConfig:
     rounds: int = 50
     seconds: float = 60.0
 
-    def __post_init__(self) -> None:
-        for name, low in {"warm_up": 1, "rounds": MIN_ROUNDS}.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if not self.batches or min(self.batches) < 1:
-            raise ValueError(f"batches must be positive numbers, got {self.batches}")
-        if not self.seconds > 0:
-            raise ValueError(f"seconds must be over 0, got {self.seconds}")
-
 
 @dataclass(frozen=True)
 class Latency:
@@ -130,68 +121,62 @@ def measure_latency(
     """Time all candidates on `device`, interleaved, at each batch size.
 
     A candidate that cannot run at a batch size has the cause there; the rest is measured.
-    ValueError when two have the same name.
     """
-    if len({candidate.name for candidate in candidates}) < len(candidates):
-        raise ValueError(f"names must differ, got {[item.name for item in candidates]}")
     results: dict[tuple[str, int], Latency | str] = {}
-    runs = [_Run(item, config, device) for item in candidates]
+    runs = [_Run(item, device) for item in candidates]
     for batch in config.batches:
         for run in runs:
-            run.start(batch)
-        able = [run for run in runs if run.cause is None]
-        durations = interleave(able, config, device=device, clock=clock)
-        for run, seconds in zip(able, durations, strict=True):
-            results[run.candidate.name, batch] = run.result(seconds)
+            run.start(batch, config.warm_up)
+        able = [run for run in runs if not run.cause]
+        durations = dict(
+            zip(able, interleave(able, config, device=device, clock=clock), strict=True)
+        )
         for run in runs:
-            if run.cause is not None:
-                results[run.candidate.name, batch] = run.cause
+            results[run.candidate.name, batch] = run.result(durations.get(run, ()))
     threads = torch.get_num_threads() if device.type == "cpu" else None
     return LatencyReport(results, config, device_name(device), threads)
 
 
 class _Run:
-    """A prepared model with its images; calling it is one forward pass.
+    """A model with its images; calling it is one forward pass.
 
     `cause` is that of a failure at this batch size, after which it does nothing.
     """
 
-    def __init__(self, candidate: Candidate, config: LatencyConfig, device: torch.device) -> None:
+    def __init__(self, candidate: Candidate, device: torch.device) -> None:
         self.candidate = candidate
-        self.cause: str | None = None
-        self._config = config
+        self.cause = ""
         self._device = device
+        self._model: Any = None
         self._images = torch.empty(0)
-        self._model = self._attempt(lambda: prepare(candidate.model, device))
-        self._unusable = self.cause
 
-    def start(self, batch: int) -> None:
-        """Make the images and warm up: allocators and libraries settle."""
-        self.cause = self._unusable
-        model, size = self._model, self.candidate.image_size
-        if model is None:
-            return
-        images = self._attempt(lambda: sample_images(batch, size, self._device, like=model))
-        if images is not None:
-            self._images = images
-        for _ in range(self._config.warm_up):
+    def start(self, batch: int, warm_up: int) -> None:
+        """Prepare the model, make the images and warm up: allocators and libraries settle."""
+        self.cause = ""
+        self._attempt(lambda: self._prepare(batch))
+        for _ in range(warm_up):
             self()
 
+    def _prepare(self, batch: int) -> None:
+        size, device = self.candidate.image_size, self._device
+        self._model = self._model or prepare(self.candidate.model, device)
+        self._images = sample_images(batch, size, device, like=self._model)
+
     def __call__(self) -> None:
-        if self.cause is None and self._model is not None:
-            model = self._model
-            self._attempt(lambda: model(self._images))
+        self._attempt(lambda: self._model(self._images))
 
     def result(self, durations: Sequence[float]) -> Latency | str:
         """The latency, or the cause of a failure."""
-        measured = self._attempt(self._cost) if self.cause is None else None
-        if measured is None:
-            return self.cause or ""
+        cost = self._attempt(self._cost)
+        if cost is None:
+            return self.cause
         name, size = self.candidate.name, self.candidate.image_size
-        return Latency(name, size, len(self._images), tuple(durations), *measured)
+        return Latency(name, size, len(self._images), tuple(durations), *cost)
 
     def _attempt(self, step: Callable[[], T]) -> T | None:
         """What `step` returns, None for a failure, which leaves its memory to the other models."""
+        if self.cause:
+            return None
         try:
             result = step()
             synchronize(self._device)
@@ -209,7 +194,6 @@ class _Run:
         counts.
         """
         model, images, device = self._model, self._images, self._device
-        assert model is not None
         flops = count(model, (1, *images.shape[1:])).flops
         tensors = (*model.parameters(), *model.buffers())
         weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

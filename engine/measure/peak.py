@@ -78,7 +78,15 @@ def measure_peak(
     sizes = sizes or PeakSizes.for_device(device)
 
     def best(step: Callable[[], Any]) -> float:
-        return _best_seconds(step, sizes.repeats, device, clock)
+        step()
+        durations = []
+        for _ in range(sizes.repeats):
+            synchronize(device)
+            start = clock()
+            step()
+            synchronize(device)
+            durations.append(clock() - start)
+        return min(durations)
 
     a, b = (torch.randn(sizes.side, sizes.side, device=device, dtype=dtype) for _ in range(2))
     matmul = 2 * sizes.side**3 / best(lambda: a @ b)
@@ -95,17 +103,3 @@ def measure_peak(
             one.add_(1)
 
     return DevicePeak(max(matmul, convolution), bandwidth, best(launch) / LAUNCHES)
-
-
-def _best_seconds(
-    step: Callable[[], Any], repeats: int, device: torch.device, clock: Clock
-) -> float:
-    step()
-    durations = []
-    for _ in range(repeats):
-        synchronize(device)
-        start = clock()
-        step()
-        synchronize(device)
-        durations.append(clock() - start)
-    return min(durations)

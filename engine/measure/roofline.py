@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.measure.bench import Clock, Marks, synchronize
 from engine.measure.peak import COMPUTE, MEMORY, DevicePeak
 from models.graph import RowGraph
-from models.profile.counting import RowProfile, profile
+from models.profile.counting import profile
 
 
 @torch.inference_mode()
@@ -90,31 +90,16 @@ def by_block(rows: Sequence[Times]) -> tuple[Times, ...]:
     kinds: dict[str, list[Times]] = {}
     for row in rows:
         kinds.setdefault(row.block, []).append(row)
-    sums = [_sum(block, some) for block, some in kinds.items()]
-    return tuple(sorted(sums, key=lambda item: item.measured, reverse=True))
-
-
-def _sum(block: str, rows: Sequence[Times]) -> Times:
     names = ("flops", "bytes", "kernels", "predicted", "compute_bound", "launch", "measured")
-    sums = {name: sum(getattr(row, name) for row in rows) for name in names}
-    return Times(block, tuple(index for row in rows for index in row.rows), **sums)
-
-
-def predict(row: RowProfile, peak: DevicePeak, measured: float) -> Times:
-    """A row's predicted times on a device of these peaks, and its measured one (seconds)."""
-    kernels = row.cost.kernels
-    compute = [kernel for kernel in kernels if peak.bound(kernel) == COMPUTE]
-    return Times(
-        block=row.spec.block,
-        rows=(row.index,),
-        flops=row.cost.flops,
-        bytes=row.cost.bytes,
-        kernels=len(kernels),
-        predicted=sum(map(peak.seconds, kernels)),
-        compute_bound=sum(map(peak.seconds, compute)),
-        launch=len(kernels) * peak.launch_seconds,
-        measured=measured,
-    )
+    sums = [
+        Times(
+            block,
+            tuple(index for row in some for index in row.rows),
+            **{name: sum(getattr(row, name) for row in some) for name in names},
+        )
+        for block, some in kinds.items()
+    ]
+    return tuple(sorted(sums, key=lambda item: item.measured, reverse=True))
 
 
 def roofline(
@@ -123,13 +108,25 @@ def roofline(
     peak: DevicePeak,
     *,
     rounds: int = 10,
-    clock: Clock = time.perf_counter,
 ) -> tuple[Times, ...]:
     """Predict and time each row of a prepared model (`bench.prepare`) on square images."""
-    batch, _, height, width = images.shape
-    if height != width:
-        raise ValueError(f"images must be square, got {height}x{width}")
-    measured = time_rows(model, images, rounds=rounds, clock=clock)
-    profiled = profile(model, height, batch=batch)
-    rows = zip(profiled.rows, measured, strict=True)
-    return tuple(predict(row, peak, seconds) for row, seconds in rows)
+    measured = time_rows(model, images, rounds=rounds)
+    found = []
+    for row, seconds in zip(
+        profile(model, images.shape[2], batch=len(images)).rows, measured, strict=True
+    ):
+        kernels = row.cost.kernels
+        compute = [kernel for kernel in kernels if peak.bound(kernel) == COMPUTE]
+        times = Times(
+            block=row.spec.block,
+            rows=(row.index,),
+            flops=row.cost.flops,
+            bytes=row.cost.bytes,
+            kernels=len(kernels),
+            predicted=sum(map(peak.seconds, kernels)),
+            compute_bound=sum(map(peak.seconds, compute)),
+            launch=len(kernels) * peak.launch_seconds,
+            measured=seconds,
+        )
+        found.append(times)
+    return tuple(found)

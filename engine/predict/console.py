@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from types import TracebackType
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from data.sources.frames import Frame
 from engine.measure.bench import Speed
 from engine.predict.predictor import Result
 from utils.terminal import readable, say
@@ -24,21 +25,16 @@ class Console:
     def __init__(self, *, stride: int = 1) -> None:
         self._stride = stride
         self._video: _Video | None = None
-        self._sums = [0.0, 0.0, 0.0]
+        self._sums = np.zeros(3)
         self._count = 0
 
     def __enter__(self) -> Console:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._end_video()
         if self._count:
-            say(Speed(*(value / self._count for value in self._sums)).text())
+            say(Speed(*(self._sums / self._count)).text())
 
     def problem(self, text: str) -> None:
         """One line on stderr that does not break a progress bar."""
@@ -49,36 +45,41 @@ class Console:
         """Report one frame."""
         frame = result.frame
         assert frame is not None  # of a source
-        self._sums = [total + value for total, value in zip(self._sums, result.speed, strict=True)]
+        self._sums += result.speed
         self._count += 1
         head = f"{frame.kind} {frame.item}/{frame.items} {frame.label}:"
+        if self._video is not None and self._video.head != head:
+            self._end_video()
         if frame.kind == "video":
-            if self._video is None or self._video.head != head:
-                self._end_video()
-                self._video = _Video(head, frame.frames, self._stride)
-            self._video.add(result)
+            self._video = self._video or _Video(head, frame, self._stride)
+            self._video.results.append((len(result.detections), result.speed.inference))
+            self._video.size = _size(result)
+            self._video.bar.update()
             return
-        self._end_video()
         number = f" frame {frame.number}" if frame.kind == "stream" else ""
-        size = "x".join(map(str, result.network_size))
-        say(f"{head}{number} {size} {result.text}, {result.speed.inference:.1f}ms")
+        say(f"{head}{number} {_size(result)} {result.text}, {result.speed.inference:.1f}ms")
 
     def _end_video(self) -> None:
-        if self._video is not None:
-            text, self._video = self._video.end(), None
-            say(text)
+        video, self._video = self._video, None
+        if video is None:
+            return
+        video.bar.close()
+        objects, times = zip(*video.results, strict=True)
+        say(
+            f"{video.head} {len(times)} frames {video.size} {sum(objects)} detections in "
+            f"{np.count_nonzero(objects)} of them, {np.mean(times):.1f}ms per frame"
+        )
 
 
 class _Video:
-    """Counts over one video."""
+    """What is shown of one video at its end, and its bar."""
 
-    def __init__(self, head: str, frames: int | None, stride: int) -> None:
+    def __init__(self, head: str, frame: Frame, stride: int) -> None:
         self.head = head
-        self._frames = self._objects = self._with_objects = 0
-        self._inference = 0.0
-        self._size = ""
-        self._bar: tqdm[Any] = tqdm(
-            total=math.ceil(frames / stride) if frames else None,
+        self.size = ""
+        self.results: list[tuple[int, float]] = []  # number of detections, inference in ms
+        self.bar: tqdm[Any] = tqdm(
+            total=math.ceil(frame.frames / stride) if frame.frames else None,
             desc=head.rstrip(":"),
             unit="frame",
             dynamic_ncols=True,
@@ -86,17 +87,6 @@ class _Video:
             disable=None,  # only on a terminal
         )
 
-    def add(self, result: Result) -> None:
-        self._frames += 1
-        self._objects += len(result.detections)
-        self._with_objects += len(result.detections) > 0
-        self._inference += result.speed.inference
-        self._size = "x".join(map(str, result.network_size))
-        self._bar.update()
 
-    def end(self) -> str:
-        self._bar.close()
-        return (
-            f"{self.head} {self._frames} frames {self._size} {self._objects} detections in "
-            f"{self._with_objects} of them, {self._inference / self._frames:.1f}ms per frame"
-        )
+def _size(result: Result) -> str:
+    return "x".join(map(str, result.network_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -28,19 +29,12 @@ def require_display() -> None:
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):
         reason = "this machine has no display (DISPLAY is not set)"
-    elif _probe():
-        return
+    else:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = [sys.executable, "-c", PROBE]
+            subprocess.run(command, capture_output=True, timeout=PROBE_SECONDS, check=True)
+            return
     raise UserError(f"--view-img needs a window, and {reason}; leave it out, the copies are saved")
-
-
-def _probe() -> bool:
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE], capture_output=True, timeout=PROBE_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
 
 
 def show(result: Result, drawn: np.ndarray) -> bool:

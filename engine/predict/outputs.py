@@ -6,8 +6,6 @@ import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO
 
 import cv2
 import numpy as np
@@ -15,8 +13,10 @@ import numpy as np
 from data.sources.frames import Frame
 from engine.predict.config import DetectConfig
 from engine.predict.predictor import Result
+from utils.boxes import yolo_rows
 from utils.drawing import write_image
 from utils.errors import UserError
+from utils.files import writing
 from utils.paths import new_run_dir
 from utils.terminal import say
 
@@ -42,34 +42,25 @@ class Outputs:
         self._stems: dict[int, str] = {}
         self._taken: set[str] = set()
         self._videos: dict[int, _Video] = {}
-        self._table: IO[str] | None = None
-        if config.exist_ok and config.writes:
-            _refuse_inputs_in(Path(config.project) / config.name, inputs)
+        self._has_table = False
+        base = Path(config.project) / config.name
+        for path in inputs if config.exist_ok and config.writes else ():
+            if base.resolve() in {*path.resolve().parents, *path.absolute().parents}:
+                raise UserError(
+                    f"{base}: the run folder contains the source {path}; choose another --project "
+                    "or --name, so that nothing is overwritten"
+                )
 
     def __enter__(self) -> Outputs:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        videos = list(self._videos.values())
-        self._videos.clear()
-        for video in videos:
+    def __exit__(self, *exception: object) -> None:
+        for video in self._videos.values():
             video.close()
-        table, self._table = self._table, None
-        if table is not None:
-            try:
-                table.close()
-            except OSError as cause:
-                if error is None:
-                    raise _cannot_write(Path(table.name), cause) from cause
         if self.folder is not None:
             say(f"Results saved to {self.folder}")
-        if error is None:
-            for video in videos:
+        if exception[0] is None:
+            for video in self._videos.values():
                 video.check()
 
     def write(self, result: Result, *, draw: bool = False) -> np.ndarray:
@@ -97,12 +88,10 @@ class Outputs:
             self._save(self.folder, stem, frame, drawn)
         if config.save_txt:
             path = _subfolder(self.folder, "labels") / f"{name}.txt"
-            try:
+            with writing(path):
                 path.write_text(label_rows(result, conf=config.save_conf), encoding="utf-8")
-            except OSError as error:
-                raise _cannot_write(path, error) from error
         if config.save_csv:
-            self._append(self.folder, result, frame)
+            self._append(self.folder / "predictions.csv", result, frame)
         if config.save_crop:
             _write_crops(_subfolder(self.folder, "crops"), name, result)
         return drawn
@@ -137,23 +126,24 @@ class Outputs:
             self._videos[frame.item] = _Video(folder / f"{stem}.mp4", fps, image.shape[:2])
         self._videos[frame.item].write(image)
 
-    def _append(self, folder: Path, result: Result, frame: Frame) -> None:
-        path = folder / "predictions.csv"
+    def _append(self, path: Path, result: Result, frame: Frame) -> None:
         found = result.detections
         columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
-        try:
-            if self._table is None:
-                self._table = path.open("w", newline="", encoding="utf-8")
-                csv.writer(self._table).writerow(COLUMNS)
-            csv.writer(self._table).writerows(
+        with (
+            writing(path),
+            path.open("a" if self._has_table else "w", newline="", encoding="utf-8") as file,
+        ):
+            table = csv.writer(file)
+            if not self._has_table:
+                table.writerow(COLUMNS)
+            self._has_table = True
+            table.writerows(
                 (
                     *(frame.label, frame.number, label, result.names[label], f"{score:.5f}"),
                     *(f"{value:.2f}" for value in box),
                 )
                 for box, score, label in zip(*columns, strict=True)
             )
-        except OSError as error:
-            raise _cannot_write(path, error) from error
 
 
 class _Video:
@@ -187,20 +177,14 @@ class _Video:
 
 def label_rows(result: Result, *, conf: bool) -> str:
     """YOLO's rows `class cx cy w h`, normalised, and the confidence with `conf`; '' for none."""
-    height, width = result.image.shape[:2]
     found = result.detections
-    rows = []
-    for box, score, label in zip(
-        found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-    ):
-        left, top, right, bottom = box
-        values = (
-            *((left + right) / 2 / width, (top + bottom) / 2 / height),
-            *((right - left) / width, (bottom - top) / height),
-            *((score,) if conf else ()),
-        )
-        rows.append(" ".join((str(label), *(f"{value:.6f}" for value in values))) + "\n")
-    return "".join(rows)
+    return yolo_rows(
+        found.boxes.numpy(),
+        found.labels.tolist(),
+        (result.image.shape[0], result.image.shape[1]),
+        scores=found.scores.numpy() if conf else None,
+        digits=".6f",
+    )
 
 
 def safe_name(text: str) -> str:
@@ -229,22 +213,6 @@ def _write_crops(folder: Path, name: str, result: Result) -> None:
 
 def _subfolder(folder: Path, name: str) -> Path:
     path = folder / name
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
     return path
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot write: {error.strerror}")
-
-
-def _refuse_inputs_in(folder: Path, inputs: Sequence[Path]) -> None:
-    home = folder.resolve()
-    for path in inputs:
-        if home in path.resolve().parents or home in path.absolute().parents:
-            raise UserError(
-                f"{folder}: the run folder contains the source {path}; choose another --project or "
-                "--name, so that nothing is overwritten"
-            )

@@ -211,7 +211,7 @@ class Predictor:
             cure = "" if batch.dtype == torch.float32 else "; try without --half"
             raise UserError(f"{titles[bad]}: the model's outputs are not finite{cure}")
         found = [
-            item.with_boxes(box.to_image(item.boxes))
+            replace(item, boxes=box.to_image(item.boxes))
             for item, box in zip(Detections.to_cpu(nms(*decoded, self.nms)), boxes, strict=True)
         ]
         watch.mark()

@@ -25,19 +25,6 @@ def run(config: DetectConfig) -> None:
         stream=StreamConfig(give_up=config.stream_timeout),
         report=console.problem,
     )
-    predictor = build_predictor(config)
-    with Outputs(config, inputs=sources.files) as outputs, console:
-        for result in predictor.stream(sources):
-            console.show(result)
-            drawn = outputs.write(result, draw=config.view_img)
-            if config.view_img and not display.show(result, drawn):
-                break
-    if sources.problems:
-        raise PartlyDoneError(f"{len(sources.problems)} sources skipped or cut short, see above")
-
-
-def build_predictor(config: DetectConfig) -> Predictor:
-    """The model with its thresholds, for the classes asked for."""
     names = load_dataset_config(config.data).names if config.data else None
     if config.data and names is None:
         raise UserError(f"--data {config.data}: it names no classes itself; leave it out")
@@ -57,4 +44,11 @@ def build_predictor(config: DetectConfig) -> Predictor:
         names=names,
     )
     predictor.only(config.classes)
-    return predictor
+    with Outputs(config, inputs=sources.files) as outputs, console:
+        for result in predictor.stream(sources):
+            console.show(result)
+            drawn = outputs.write(result, draw=config.view_img)
+            if config.view_img and not display.show(result, drawn):
+                break
+    if sources.problems:
+        raise PartlyDoneError(f"{len(sources.problems)} sources skipped or cut short, see above")
