@@ -88,17 +88,10 @@ def draw_boxes(
     """(H, W, 3) uint8 RGB with (N, 4) xyxy pixel boxes and (N,) class indices -> a new such image.
 
     `scores` (N,) are printed behind the names; the best boxes come on top.  Line and font follow
-    the image's size unless `thickness` (pixels) is given for the line.  Raises ValueError for
-    another image type or unequal lengths.
+    the image's size unless `thickness` (pixels) is given for the line.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"draw_boxes needs (H, W, 3) uint8, got {image.dtype} {image.shape}")
-    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     classes = [int(value) for value in np.asarray(labels).reshape(-1)]
     values = None if scores is None else np.asarray(scores, dtype=np.float64).reshape(-1)
-    if len(corners) != len(classes) or (values is not None and len(values) != len(classes)):
-        given = "no" if values is None else len(values)
-        raise ValueError(f"{len(corners)} boxes, {len(classes)} labels, {given} scores")
     canvas = np.ascontiguousarray(image).copy()
     side = math.sqrt(image.shape[0] * image.shape[1])
     line = thickness or max(round(side / PIXELS_PER_LINE), 1)
@@ -106,7 +99,10 @@ def draw_boxes(
     order = list(range(len(classes)))[::-1]
     if values is not None:
         order = [int(row) for row in np.argsort(values, kind="stable")]
-    pixels = _whole(corners, image.shape[0], image.shape[1])
+    shape = (image.shape[0], image.shape[1])
+    limits = np.array([shape[1] - 1, shape[0] - 1] * 2)
+    corners = np.nan_to_num(np.asarray(boxes, dtype=np.float64), nan=0, posinf=1e9, neginf=0)
+    pixels = np.clip(corners.reshape(-1, 4).round(), 0, limits).astype(int).tolist()
     for row in order:
         left, top, right, bottom = pixels[row]
         shade = color(classes[row])
@@ -115,20 +111,15 @@ def draw_boxes(
     taken = np.zeros((0, 4))
     for row in [] if hide_labels else reversed(order):  # the best ones have the first choice
         text = _text(classes[row], names, None if values is None or hide_conf else values[row])
-        patch = _fitting_label(text, color(classes[row]), font_size, image.shape[1])
-        left, top, right, bottom = _position(
-            patch, pixels[row], line // 2, taken, (image.shape[0], image.shape[1])
-        )
+        size = font_size
+        patch = _label(text, size, color(classes[row]))
+        while patch.shape[1] > shape[1] and size > TINIEST_FONT:  # until it fits into the image
+            size -= 1
+            patch = _label(text, size, color(classes[row]))
+        left, top, right, bottom = _position(patch, pixels[row], line // 2, taken, shape)
         taken = np.vstack((taken, (left, top, right, bottom)))
         canvas[top:bottom, left:right] = patch[: bottom - top, : right - left]
     return canvas
-
-
-def _whole(boxes: np.ndarray, height: int, width: int) -> list[Pixels]:
-    """Boxes as pixels of the image; what is not finite goes to the border."""
-    limits = np.array([width - 1, height - 1, width - 1, height - 1])
-    rows = np.clip(np.nan_to_num(np.round(boxes), nan=0, posinf=1e9, neginf=0), 0, limits)
-    return [(int(a), int(b), int(c), int(d)) for a, b, c, d in rows]
 
 
 def _text(label: int, names: Sequence[str], score: float | None) -> str:
@@ -137,15 +128,6 @@ def _text(label: int, names: Sequence[str], score: float | None) -> str:
     if any(char.isprintable() and _font_for(char) is None for char in name):
         name = f"class {label}"  # better than a row of empty squares
     return name if score is None else f"{name} {score:.2f}"
-
-
-def _fitting_label(text: str, shade: Color, font_size: int, width: int) -> np.ndarray:
-    """The label in this font size, or in the largest one that fits into the image's width."""
-    patch = _label(text, font_size, shade)
-    while patch.shape[1] > width and font_size > TINIEST_FONT:
-        font_size -= 1
-        patch = _label(text, font_size, shade)
-    return patch
 
 
 def _position(
@@ -199,25 +181,16 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(name, size)
 
 
-@lru_cache(maxsize=1)
-def _wide_fonts() -> tuple[str, ...]:
-    found = []
-    for name in WIDE_FONTS:
-        try:
-            _font(name, 16)
-        except OSError:  # not installed
-            continue
-        found.append(name)
-    return tuple(found)
-
-
 @lru_cache(maxsize=4096)
 def _font_for(char: str) -> str | None:
     """The first font that has a glyph for `char`."""
     if ord(char) < 128:
         return _latin()
-    for name in (_latin(), *_wide_fonts()):
-        font = _font(name, 16)
+    for name in (_latin(), *WIDE_FONTS):
+        try:
+            font = _font(name, 16)
+        except OSError:  # not installed
+            continue
         missing, glyph = font.getmask("\U0010ffff"), font.getmask(char)
         if glyph.size != missing.size or bytes(glyph) != bytes(missing):
             return name
@@ -228,10 +201,7 @@ def grid(images: Sequence[np.ndarray], columns: int, cell: int | tuple[int, int]
     """RGB images of any size, letterboxed into cells, row by row -> one RGB image.
 
     `cell` is (height, width) in pixels, or one number for a square.
-    Raises ValueError without images.
     """
-    if not images or columns < 1:
-        raise ValueError(f"grid needs images and columns, got {len(images)} and {columns}")
     height, width = (cell, cell) if isinstance(cell, int) else cell
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 from data.index.records import DataIndex
 from engine.evaluate.batch_images import BatchImages
-from engine.evaluate.matching import Curves, confusion_matrix
+from engine.evaluate.matching import confusion_matrix
 from engine.evaluate.metrics import by_id, truth_of
 from engine.evaluate.results import DetectionMetrics
 from utils.files import writing
@@ -26,6 +27,10 @@ DPI = 200
 POINTS_PER_INCH = 72  # of letters
 MEAN_COLOR = "#1f3fbf"
 GRID_COLOR = "#d9d9d9"
+STYLE: dict[Any, Any] = {
+    **{"axes.grid": True, "grid.color": GRID_COLOR, "grid.linewidth": 0.6, "axes.axisbelow": True},
+    **{"axes.spines.top": False, "axes.spines.right": False},
+}
 
 
 def save_plots(
@@ -42,81 +47,59 @@ def save_plots(
     curves, precision50 = metrics.curves, metrics.precision50
     assert curves is not None
     assert precision50 is not None
-    plot_curves(curves, index.names, folder)
     names = [index.names[label] for label in curves.classes]
-    plot_precision_recall(precision50[curves.classes], names=names, path=folder / "PR_curve.png")
-    matrix = confusion_matrix(metrics.detections, truth_of(by_id(index)), len(index.names))
-    plot_confusion(matrix, index.names, folder / "confusion_matrix.png")
-
-
-def plot_curves(curves: Curves, names: Sequence[str], folder: Path) -> None:
-    """Write P_curve.png, R_curve.png and F1_curve.png over the confidence into `folder`."""
-    for file, title, values in (
-        ("P_curve.png", "Precision", curves.precision),
-        ("R_curve.png", "Recall", curves.recall),
-        ("F1_curve.png", "F1", curves.f1),
+    for title, values in (
+        ("Precision", curves.precision),
+        ("Recall", curves.recall),
+        ("F1", curves.f1),
     ):
+        mean, summary = values.mean(0) if names else np.zeros(1), "(none)"
+        best = curves.best if title == "F1" else int(mean.argmax())
+        if names:
+            summary = f"{mean[best]:.2f} at {curves.confidence[best]:.3f}"
         figure, axes = _axes(f"{title} and confidence", "Confidence", title)
-        label = f"all classes {_at_best(values, curves, title)}"
-        some = [names[index] for index in curves.classes]
-        _lines(axes, curves.confidence, values, names=some, label=label)
-        _save(figure, folder / file)
-
-
-def _at_best(values: np.ndarray, curves: Curves, title: str) -> str:
-    if not len(values):
-        return "(none)"
-    mean = values.mean(0)
-    best = curves.best if title == "F1" else 0 if title == "Recall" else int(mean.argmax())
-    return f"{mean[best]:.2f} at {curves.confidence[best]:.3f}"
-
-
-def plot_precision_recall(precision: np.ndarray, *, names: Sequence[str], path: Path) -> None:
-    """Write precision (K, R) of K named classes at IoU 0.5 over R recalls from 0 to 1.
-
-    The area under each line, as COCO takes it (the mean over the recalls), is in the legend.
-    """
-    recall = np.linspace(0, 1, precision.shape[1])
-    figure, axes = _axes("Precision and recall, IoU 0.5", "Recall", "Precision")
+        _lines(axes, curves.confidence, values, names, f"all classes {summary}")
+        _save(figure, folder / f"{title[: 2 if title == 'F1' else 1]}_curve.png")
+    # the area under each line, as COCO takes it (the mean over the recalls), is in the legend
+    precision = precision50[curves.classes]
     area = precision.mean(1)
-    some = [f"{name} {value:.3f}" for name, value in zip(names, area, strict=True)]
-    label = f"all classes {area.mean():.3f} mAP50" if len(area) else "all classes (none)"
-    _lines(axes, recall, precision, names=some, label=label)
-    _save(figure, path)
+    summary = f"{area.mean():.3f} mAP50" if names else "(none)"
+    named = [f"{name} {value:.3f}" for name, value in zip(names, area, strict=True)]
+    figure, axes = _axes("Precision and recall, IoU 0.5", "Recall", "Precision")
+    _lines(axes, np.linspace(0, 1, precision.shape[1]), precision, named, f"all classes {summary}")
+    _save(figure, folder / "PR_curve.png")
+    matrix = confusion_matrix(metrics.detections, truth_of(by_id(index)), len(index.names))
+    _plot_confusion(matrix, index.names, folder / "confusion_matrix.png")
 
 
 def _axes(title: str, across: str, up: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.add_subplot()
+    with mpl.rc_context(STYLE):
+        axes = figure.add_subplot()
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=across, ylabel=up)
     axes.set_title(title, fontweight="bold")
-    axes.grid(color=GRID_COLOR, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     return figure, axes
 
 
 def _lines(
-    axes: Axes, across: np.ndarray, values: np.ndarray, *, names: Sequence[str], label: str
+    axes: Axes, across: np.ndarray, values: np.ndarray, names: Sequence[str], label: str
 ) -> None:
     """One thin line for each class and a thick one for their mean."""
     few = len(values) <= LEGEND_CLASSES
-    colors = mpl.colormaps["tab20"].colors if few else [GRID_COLOR]  # type: ignore[attr-defined]
+    colors = mpl.colormaps["tab20"].colors if few else ["#8c8c8c"]  # type: ignore[attr-defined]
+    width, depth = (1.3, 0.9) if few else (0.6, 0.45)
     for row, (line, name) in enumerate(zip(values, names, strict=True)):
-        shade = colors[row % len(colors)] if few else "#8c8c8c"
-        width, depth = (1.3, 0.9) if few else (0.6, 0.45)
+        shade = colors[row % len(colors)]
         axes.plot(across, line, color=shade, linewidth=width, alpha=depth, label=_short(name))
+    if not len(values):
+        return
     handles = axes.get_lines() if few else []
-    if len(values):
-        mean = axes.plot(across, values.mean(0), color=MEAN_COLOR, linewidth=3, label=label)
-        handles = [*mean, *handles]
-    if handles and few:
-        axes.legend(
-            handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9
-        )
-    elif handles:
-        axes.legend(handles=handles, loc="upper right", framealpha=0.9, fontsize=10)
+    mean = axes.plot(across, values.mean(0), color=MEAN_COLOR, linewidth=3, label=label)
+    if few:
+        style: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": 9}
+        axes.legend(handles=[*mean, *handles], frameon=False, **style)
+    else:
+        axes.legend(handles=mean, loc="upper right", framealpha=0.9, fontsize=10)
 
 
 def _short(name: str) -> str:
@@ -126,7 +109,7 @@ def _short(name: str) -> str:
     return " " + text if text.startswith("_") else text
 
 
-def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+def _plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
     """Write a (K + 1, K + 1) matrix of counts, row = predicted, column = true, last = background.
 
     The colour is the share of the column: of the ground truth of a class (in the last column, of
@@ -162,15 +145,12 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
 def plot_study(sizes: Sequence[float], series: Mapping[str, Sequence[float]], path: Path) -> None:
     """Write one small diagram for each named series over the image sizes (pixels)."""
     figure = Figure(figsize=(4.5 * len(series), 4), layout="constrained")
-    for axes, (name, values) in zip(
-        figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True
-    ):
+    with mpl.rc_context(STYLE):
+        row = figure.subplots(1, len(series), squeeze=False)[0]
+    for axes, (name, values) in zip(row, series.items(), strict=True):
         axes.plot(sizes, values, marker="o", color=MEAN_COLOR, linewidth=2)
         axes.set(xlabel="image size (pixels)", ylabel=name)
         axes.set_ylim(bottom=0)
-        axes.grid(color=GRID_COLOR, linewidth=0.6)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
     _save(figure, path)
 
 

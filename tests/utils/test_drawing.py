@@ -117,7 +117,7 @@ def test_latin_cyrillic_and_greek_names_have_glyphs(name):
 
 
 def test_a_name_without_glyphs_becomes_the_class_number(monkeypatch):
-    monkeypatch.setattr(drawing, "_wide_fonts", lambda: ())
+    monkeypatch.setattr(drawing, "WIDE_FONTS", ())
     drawing._font_for.cache_clear()
     assert drawing._text(7, ["x"] * 7 + ["行人"], None) == "class 7"
     drawing._font_for.cache_clear()
@@ -135,15 +135,6 @@ def test_not_finite_or_far_boxes_do_not_break_it():
     assert draw_boxes(grey(), boxes, [0], names=["a"]).shape == (120, 160, 3)
 
 
-@pytest.mark.parametrize(
-    ("image", "labels"),
-    [(np.zeros((9, 9), np.uint8), [0]), (np.zeros((9, 9, 3)), [0]), (grey(), [])],
-)
-def test_wrong_input_is_refused(image, labels):
-    with pytest.raises(ValueError, match=r"needs|boxes"):
-        draw_boxes(image, [[0, 0, 5, 5]], labels, names=["a"])
-
-
 def test_grid_places_cells_row_by_row():
     images = [np.full((50, 50, 3), value, np.uint8) for value in (10, 20, 30)]
     out = grid(images, 2, 40)
@@ -151,8 +142,6 @@ def test_grid_places_cells_row_by_row():
     assert [int(out[y, x, 0]) for y, x in ((20, 20), (20, 60), (60, 20))] == [10, 20, 30]
     assert out[60, 60, 0] == 255  # no fourth image
     assert grid(images[:1], 4, (20, 30)).shape == (20, 30, 3)
-    with pytest.raises(ValueError, match="needs images"):
-        grid([], 2, 40)
 
 
 def test_write_image_keeps_rgb_and_names_what_it_cannot_write(tmp_path):
