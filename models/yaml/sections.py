@@ -43,10 +43,10 @@ class Section:
 
     def resized(self, *, width: float, depth: float | None = None) -> Section:
         """The same rows at another width, and another depth where one is given."""
-        changes: dict[str, Any] = (
-            {"width": width} if depth is None else {"width": width, "depth": depth}
-        )
-        rows = (replace(row, setting=replace(row.setting, **changes)) for row in self.rows)
+        rows = []
+        for row in self.rows:
+            setting = replace(row.setting, width=width, depth=depth or row.setting.depth)
+            rows.append(replace(row, setting=setting))
         return replace(self, rows=tuple(rows), width=width)
 
 

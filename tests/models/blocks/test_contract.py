@@ -17,7 +17,6 @@ from models.blocks.conv import fuse, row_defaults
 from models.builder import build_classifier, build_detector
 from models.detector import Detector
 from models.registry import BLOCKS, Block
-from models.spec import GraphSpec
 from models.yaml.parser import load_classifier, load_spec
 from models.yaml.sections import section_names
 from tests.models.conftest import calibrate, make_images
@@ -160,52 +159,26 @@ class Network:
         return make_images(count, size, seed=count)
 
 
-def family(spec: GraphSpec) -> frozenset[Any]:
-    """What the sizes of a family have in common: their blocks, flags and words."""
-    return frozenset(
-        (layer.block, *sorted((k, v) for k, v in layer.args.items() if isinstance(v, (bool, str))))
-        for layer in spec.layers
-    )
-
-
-def size(spec: GraphSpec) -> int:
-    """Something that orders the sizes of one family, without building any."""
-    return sum(
-        layer.repeats * sum(v for v in layer.args.values() if isinstance(v, int)) ** 2
-        for layer in spec.layers
-    )
-
-
-def smallest_of_each_family(names: list[str]) -> set[str]:
-    """One of each family; none that is far larger than a relative, as ResNet-50 than ResNet-18."""
-    chosen: dict[frozenset[Any], tuple[int, str]] = {}
-    for name in names:
-        spec = load_classifier(name, classes=CLASSES)
-        found = (size(spec), name)
-        chosen[family(spec)] = min(found, chosen.get(family(spec), found))
-    least: dict[str, int] = {}
-    for value, name in chosen.values():
-        relatives = name.split("-")[0]
-        least[relatives] = min(value, least.get(relatives, value))
-    return {name for value, name in chosen.values() if value <= 2 * least[name.split("-")[0]]}
+# of the zoo; all others are slow
+QUICK = (
+    "bottleneckcsp-n", "csp-n", "densenet-121", "ghostnet-0.5", "ghostnetv2-1.0", "mixnet-s",
+    "mobilenetv2-1.0", "mobilenetv3-small", "peleenet", "resnet-18", "shufflenetv2-0.5",
+    "shufflenetv2-0.5-tv", "vovnet-27-slim", "vovnetv2-19-slim",
+)  # fmt: skip
 
 
 def subjects() -> list[Any]:
-    backbones, detectors = (
-        section_names("backbone"),
-        sorted(path.stem for path in CFG.glob("*.yaml")),
-    )
-    quick = {
-        *smallest_of_each_family(backbones),
-        *(n for n in detectors if n.startswith("yolov5n")),
-    }
+    detectors = sorted(path.stem for path in CFG.glob("*.yaml"))
+    backbones = section_names("backbone")
+    assert set(QUICK) <= set(backbones)
     networks = [Network(name, True) for name in detectors]
     networks += [Network(name, False) for name in backbones]
     return [
         *(pytest.param(case, id=str(case)) for case in CASES),
         *(
-            pytest.param(net, id=net.name, marks=[] if net.name in quick else [pytest.mark.slow])
+            pytest.param(net, id=net.name, marks=[] if quick else [pytest.mark.slow])
             for net in networks
+            for quick in [net.name in QUICK or net.name.startswith("yolov5n")]
         ),
     ]
 
