@@ -18,12 +18,10 @@ from utils.errors import UserError
 from utils.files import write_bytes
 from utils.images import read_bytes
 
-TRUTH = "truth-"
 FINGERPRINT_LENGTH = 12  # digits in a file's name
 PIXEL_STEPS = 16  # of a pixel
 SCORE_STEPS = 4096  # of a factor of 2
 MIN_SCORE = 2.0**-15
-TYPES = (np.uint8, np.uint16, np.uint32)  # the smallest that fits is written
 # Kinds of numpy's types, by the array's name
 TRUTH_KINDS = {"image": "i", "labels": "i", "boxes": "f", "crowd": "b", "areas": "f"}
 DETECTION_KINDS = {"image": "u", "labels": "u", "boxes": "u", "scores": "u"}
@@ -31,33 +29,25 @@ DETECTION_KINDS = {"image": "u", "labels": "u", "boxes": "u", "scores": "u"}
 
 def truth_name(fingerprint: str) -> str:
     """The file of the ground truth of a data set."""
-    return f"{TRUTH}{fingerprint[:FINGERPRINT_LENGTH]}.npz"
+    return f"truth-{fingerprint[:FINGERPRINT_LENGTH]}.npz"
 
 
 def save_truth(path: Path, truth: BoxTable) -> None:
     """Write the ground truth, unless a readable file is there."""
     try:
-        _load_arrays(path)
+        _load(path, TRUTH_KINDS)
     except UserError:
         save_arrays(path, {key: getattr(truth, key) for key in TRUTH_KINDS})
 
 
 def load_truth(folder: Path, fingerprint: str) -> BoxTable:
     """The ground truth that the records of `folder` were compared with. UserError without it."""
-    path = folder / truth_name(fingerprint)
-    arrays = _load_arrays(path)
-    if not _is_table(arrays, TRUTH_KINDS):
-        raise UserError(f"{path}: not the ground truth of a data set")
-    return BoxTable.ground_truth(**arrays)
+    return BoxTable.ground_truth(**_load(folder / truth_name(fingerprint), TRUTH_KINDS))
 
 
 def load_detections(record: Path) -> BoxTable:
     """The detections of a record, by its JSON file. UserError where they are missing or damaged."""
-    path = record.with_suffix(".npz")
-    arrays = _load_arrays(path)
-    if not _is_table(arrays, DETECTION_KINDS):
-        raise UserError(f"{path}: not the detections of a record")
-    return unpack(arrays)
+    return unpack(_load(record.with_suffix(".npz"), DETECTION_KINDS))
 
 
 def pack(found: BoxTable) -> dict[str, np.ndarray]:
@@ -83,8 +73,7 @@ def unpack(arrays: Mapping[str, np.ndarray]) -> BoxTable:
 
 
 def _small(values: np.ndarray) -> np.ndarray:
-    highest = int(values.max(initial=0))
-    return values.astype(next(kind for kind in TYPES if highest <= np.iinfo(kind).max))
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -94,22 +83,20 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_bytes(path, file.getvalue())
 
 
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+def _load(path: Path, kinds: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Columns of finite numbers, four for 'boxes' and one else, equally long; else UserError."""
     try:
         with np.load(io.BytesIO(read_bytes(path))) as file:
-            return {key: file[key] for key in file.files}
+            arrays = {key: file[key] for key in file.files}
     except Exception as error:
         raise UserError(f"{path}: not readable as a part of a record: {error}") from error
-
-
-def _is_table(arrays: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> bool:
-    """Whether these are columns of finite numbers, four for 'boxes' and one else, equally long."""
-    if arrays.keys() != kinds.keys():
-        return False
-    rows = arrays["image"].size
-    return all(
+    right = arrays.keys() == kinds.keys() and all(
         array.dtype.kind == kinds[name]
-        and array.shape == ((rows, 4) if name == "boxes" else (rows,))
+        and array.shape == (arrays["image"].size, *((4,) if name == "boxes" else ()))
         and np.isfinite(array).all()
         for name, array in arrays.items()
     )
+    if not right:
+        what = "ground truth of a data set" if kinds is TRUTH_KINDS else "detections of a record"
+        raise UserError(f"{path}: not the {what}")
+    return arrays

@@ -8,12 +8,13 @@ draw then only counts how often each image is in it.  The ranking stays, too: so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from engine.evaluate.box_table import BoxTable
-from engine.evaluate.matching import Matching, coco_order, match
+from engine.evaluate.matching import coco_order, match
 from utils.seeding import generator
 
 IOUS = np.linspace(0.5, 0.95, 10)  # COCO's thresholds, with COCO's last digits
@@ -35,55 +36,6 @@ def interpolated_ap(hits: np.ndarray, seen: np.ndarray, total: np.ndarray) -> np
     return np.where(total > 0, (envelope * gained).sum(1) / len(RECALLS), 0.0)
 
 
-@dataclass(frozen=True)
-class _ClassRanking:
-    """One class of one detector, ready for weights on the images."""
-
-    image: np.ndarray  # (N,) number of the image of each detection, best first
-    right: tuple[np.ndarray, ...]  # for each threshold the positions of the right ones
-    ignored: tuple[np.ndarray, ...]  # and of those that count nowhere
-    boxes: np.ndarray  # (images,) ground-truth boxes
-
-    def ap(self, times: np.ndarray) -> np.ndarray:
-        """(B, images) how often each image is there -> (B, T); NaN without a ground-truth box.
-
-        A detection of weight k stands for k equal ones in a row.  Only the last of them matters:
-        among right ones precision rises, among wrong ones recall stays.
-        """
-        weights = times[:, self.image]
-        seen = weights.cumsum(1, dtype=np.int32)
-        total = times @ self.boxes
-        result = np.zeros((len(times), len(self.right)))
-        for level, (right, ignored) in enumerate(zip(self.right, self.ignored, strict=True)):
-            count = seen[:, right]
-            if len(ignored):
-                skipped = np.zeros((len(times), len(ignored) + 1), dtype=np.int32)
-                weights[:, ignored].cumsum(1, dtype=np.int32, out=skipped[:, 1:])
-                count -= skipped[:, ignored.searchsorted(right)]
-            hits = weights[:, right].cumsum(1, dtype=np.int32)
-            result[:, level] = interpolated_ap(hits, count, total)
-        result[total == 0] = np.nan
-        return result
-
-
-def _rankings(
-    detections: BoxTable, matching: Matching, truth: BoxTable, images: int
-) -> list[_ClassRanking]:
-    plain = truth.take(~truth.crowd)
-    tables = []
-    for label in np.unique(plain.labels):
-        mine = np.flatnonzero(detections.labels == label)
-        tables.append(
-            _ClassRanking(
-                detections.image[mine],
-                tuple(np.flatnonzero(level[mine] >= 0) for level in matching.target),
-                tuple(np.flatnonzero(level[mine]) for level in matching.ignored),
-                np.bincount(plain.image[plain.labels == label], minlength=images),
-            )
-        )
-    return tables
-
-
 def weighted_ap(found: BoxTable, truth: BoxTable, times: np.ndarray) -> np.ndarray:
     """AP at each of IOUS, (B, 10), of B data sets that hold image i `times[b, i]` times.
 
@@ -92,54 +44,76 @@ def weighted_ap(found: BoxTable, truth: BoxTable, times: np.ndarray) -> np.ndarr
     differently than in a data set with copied images.
     """
     found = found.take(coco_order(found))
-    tables = _rankings(found, match(found, truth, IOUS), truth, times.shape[1])
-    largest = max((len(table.image) for table in tables), default=1)
-    portion = max(ELEMENTS_AT_ONCE // max(largest, 1), 1)
-    parts = []
-    for start in range(0, len(times), portion):
-        some = times[start : start + portion]
-        values = np.stack(
-            [table.ap(some) for table in tables] or [np.full((len(some), 10), np.nan)]
-        )
-        there = ~np.isnan(values[:, :, :1])
-        sums = np.where(there, values, 0.0).sum(0)
-        count = there.sum(0)
-        parts.append(np.where(count > 0, sums / count.clip(min=1), np.nan))
-    return np.concatenate(parts)
+    matching = match(found, truth, IOUS)
+    plain = truth.take(~truth.crowd)
+    sums, classes = np.zeros((len(times), len(IOUS))), np.zeros((len(times), 1))
+    for label in np.unique(plain.labels):
+        mine = np.flatnonzero(found.labels == label)
+        levels = [
+            (np.flatnonzero(target >= 0), np.flatnonzero(ignored))
+            for target, ignored in zip(
+                matching.target[:, mine], matching.ignored[:, mine], strict=True
+            )
+        ]
+        boxes = np.bincount(plain.image[plain.labels == label], minlength=times.shape[1])
+        totals = times @ boxes
+        portion = max(ELEMENTS_AT_ONCE // max(len(mine), 1), 1)
+        for start in range(0, len(times), portion):
+            part = slice(start, start + portion)
+            weights = times[part][:, found.image[mine]]
+            sums[part] += _class_ap(weights, levels, totals[part])
+        classes += totals[:, None] > 0
+    return np.where(classes > 0, sums / classes.clip(min=1), np.nan)
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Which images each resample has: a function of these three, whatever the models."""
+def _class_ap(
+    weights: np.ndarray, levels: Sequence[tuple[np.ndarray, np.ndarray]], totals: np.ndarray
+) -> np.ndarray:
+    """AP of one class at each threshold: (B, T), 0 without a ground-truth box.
 
-    images: int
-    resamples: int = 1000
-    seed: int = 0
+    weights: (B, N) how often each detection is there, best first; levels: for each threshold the
+    positions of the right ones, and of those that count nowhere; totals: (B,) boxes.  A detection
+    of weight k stands for k equal ones in a row.  Only the last of them matters: among right ones
+    precision rises, among wrong ones recall stays.
+    """
+    seen = weights.cumsum(1, dtype=np.int32)
+    result = np.zeros((len(weights), len(levels)))
+    for level, (right, ignored) in enumerate(levels):
+        count = seen[:, right]
+        if len(ignored):
+            skipped = np.zeros((len(weights), len(ignored) + 1), dtype=np.int32)
+            weights[:, ignored].cumsum(1, dtype=np.int32, out=skipped[:, 1:])
+            count -= skipped[:, ignored.searchsorted(right)]
+        hits = weights[:, right].cumsum(1, dtype=np.int32)
+        result[:, level] = interpolated_ap(hits, count, totals)
+    return result
 
-    def times(self) -> np.ndarray:
-        """(resamples, images) int32: how often each image was drawn; each row sums to `images`."""
-        random = generator(self.seed)
-        result = np.empty((self.resamples, self.images), dtype=np.int32)
-        for row in result:
-            drawn = random.integers(0, self.images, self.images)
-            row[:] = np.bincount(drawn, minlength=self.images)
-        return result
+
+def draw(images: int, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """(1 + resamples, images) int32: how often each image is in each resample.
+
+    The first row is of all images once.  A function of these three, whatever the models.
+    """
+    random = generator(seed)
+    times = np.ones((1 + resamples, images), dtype=np.int32)
+    for row in times[1:]:
+        row[:] = np.bincount(random.integers(0, images, images), minlength=images)
+    return times
 
 
-def resample_ap(found: BoxTable, truth: BoxTable, draw: Draw) -> np.ndarray:
+def resample_ap(found: BoxTable, truth: BoxTable, times: np.ndarray) -> np.ndarray:
     """The AP of one trained model at each of IOUS: (1 + resamples, 10).
 
-    The first row is of all images once, COCO's; the others are of the resamples of `draw`, NaN
-    where one has no ground-truth box.  found: the detections on the `draw.images` images, as the
-    evaluator keeps them; truth: `truth_of(by_id(index))`.  Raises ValueError without ground-truth
-    boxes, and for image numbers beyond `draw.images`.
+    The first row is COCO's AP; the others are of the resamples, NaN where one has no ground-truth
+    box.  found: the detections on all images, as the evaluator keeps them; truth:
+    `truth_of(by_id(index))`; times: of `draw`.  Raises ValueError without ground-truth boxes, and
+    for image numbers beyond the drawn ones.
     """
     if truth.crowd.all():
         raise ValueError("AP is not defined: the images have no ground-truth box")
-    highest = max(int(table.image.max(initial=0)) for table in (found, truth))
-    if highest >= draw.images:
-        raise ValueError(f"image number {highest}, but the draw is of {draw.images} images")
-    times = np.concatenate((np.ones((1, draw.images), dtype=np.int32), draw.times()))
+    highest, images = max(int(one.image.max(initial=0)) for one in (found, truth)), times.shape[1]
+    if highest >= images:
+        raise ValueError(f"image number {highest}, but the draw is of {images} images")
     return weighted_ap(found, truth, times)
 
 

@@ -42,54 +42,45 @@ class ErrorSplit:
     @staticmethod
     def mean(splits: Sequence[ErrorSplit]) -> ErrorSplit:
         """The mean over seeds, at least one."""
-        parts = (
-            {key: _mean([getattr(split, name)[key] for split in splits]) for key in keys}
-            for name, keys in (("delta", KINDS), ("special", SPECIAL), ("counts", KINDS))
+
+        def mean(part: str, keys: Sequence[str]) -> dict[str, float]:
+            return {k: float(np.mean([getattr(split, part)[k] for split in splits])) for k in keys}
+
+        ap50 = float(np.mean([split.ap50 for split in splits]))
+        return ErrorSplit(
+            ap50, mean("delta", KINDS), mean("special", SPECIAL), mean("counts", KINDS)
         )
-        return ErrorSplit(_mean([split.ap50 for split in splits]), *parts)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Detections of all images, best first: what AP50 is computed from."""
-
-    labels: np.ndarray  # (N,) int64
-    right: np.ndarray  # (N,) bool
-    counted: np.ndarray  # (N,) bool, neither ignored nor suppressed
-
-    def ap50(self, totals: np.ndarray) -> float:
-        """Mean over the classes, given by index; totals: (classes,) boxes, -1: left out.
-
-        Where nothing is to be found, AP is 1 if nothing is said to be found, and else 0: only an
-        oracle takes away a class's last ground-truth box.
-        """
-        values = []
-        for label in np.flatnonzero(totals >= 0):
-            right = self.right[self.counted & (self.labels == label)]
-            seen = 1 + np.flatnonzero(right)
-            hits = np.arange(1, 1 + len(seen))
-            if totals[label]:
-                values.append(interpolated_ap(hits[None], seen[None], totals[[label]])[0])
-            else:
-                values.append(float(not len(right)))
-        return _mean(values)
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The kind of every error."""
+    """The detections of all images, best first, with the kind of every error."""
 
-    ranking: Ranking  # as it is
+    labels: np.ndarray  # (N,) int64
+    right: np.ndarray  # (N,) bool
+    counted: np.ndarray  # (N,) bool, not ignored
     kind: np.ndarray  # (N,) str, of KINDS without "missed"; NO_ERROR: right, or rightly ignored
-    repaired: (
-        np.ndarray
-    )  # (N,) int64, label of the ground-truth box that the detection would get; -1: none
+    repaired: np.ndarray  # (N,) int64, label of the box that the detection would get; -1: none
     totals: np.ndarray  # (classes,) ground-truth boxes; -1: a class that has none
     missed: np.ndarray  # (classes,) boxes that no detection has and no repaired one would get
+
+
+def _ap50(labels: np.ndarray, right: np.ndarray, counted: np.ndarray, totals: np.ndarray) -> float:
+    """Mean over the classes of a ranking as in `Diagnosis`; totals: -1 leaves a class out.
+
+    Where nothing is to be found, AP is 1 if nothing is reported as found, and else 0: only an
+    oracle takes away a class's last ground-truth box.
+    """
+    values = []
+    for label in np.flatnonzero(totals >= 0):
+        mine = right[counted & (labels == label)]
+        seen = 1 + np.flatnonzero(mine)
+        hits = np.arange(1, 1 + len(seen))
+        if totals[label]:
+            values.append(interpolated_ap(hits[None], seen[None], totals[[label]])[0])
+        else:
+            values.append(float(not len(mine)))
+    return float(np.mean(values))
 
 
 def split_errors(found: BoxTable, truth: BoxTable) -> ErrorSplit:
@@ -102,20 +93,28 @@ def split_errors(found: BoxTable, truth: BoxTable) -> ErrorSplit:
     """
     if truth.crowd.all():
         raise ValueError("AP is not defined: the images have no ground-truth box")
-    diagnosis = diagnose(found, truth)
-    ranking, totals = diagnosis.ranking, diagnosis.totals
-    ap50 = ranking.ap50(totals)
-    mended = {kind: without(diagnosis, kind).ap50(totals) for kind in KINDS[:-1]}
-    mended[MISSED] = ranking.ap50(totals - diagnosis.missed)
-    only_right = Ranking(ranking.labels, ranking.right, ranking.right)
-    had = np.bincount(ranking.labels[ranking.right], minlength=len(totals))[: len(totals)]
-    special = (only_right.ap50(totals), ranking.ap50(np.where(totals < 0, -1, had)))
-    counts = {kind: float((diagnosis.kind == kind).sum()) for kind in KINDS}
+    state = diagnose(found, truth)
+    labels, right, counted = state.labels, state.right, state.counted
+    totals, missed = state.totals, state.missed
+    ap50 = _ap50(labels, right, counted, totals)
+    without = {}
+    for kind in KINDS[:-1]:  # section 2.3: what can be repaired is, all else of the kind goes
+        of_kind = state.kind == kind
+        mended = of_kind & (state.repaired >= 0)
+        repaired = np.where(mended, state.repaired, labels)
+        without[kind] = _ap50(repaired, right | mended, (counted & ~of_kind) | mended, totals)
+    without[MISSED] = _ap50(labels, right, counted, totals - missed)
+    had = np.bincount(labels[right], minlength=len(totals))[: len(totals)]
+    special = (
+        _ap50(labels, right, right, totals),
+        _ap50(labels, right, counted, np.where(totals < 0, -1, had)),
+    )
+    counts = {kind: float((state.kind == kind).sum()) for kind in KINDS[:-1]}
     return ErrorSplit(
         ap50,
-        {kind: value - ap50 for kind, value in mended.items()},
+        {kind: value - ap50 for kind, value in without.items()},
         {key: value - ap50 for key, value in zip(SPECIAL, special, strict=True)},
-        {**counts, MISSED: float(diagnosis.missed.sum())},
+        {**counts, MISSED: float(missed.sum())},
     )
 
 
@@ -150,14 +149,16 @@ def diagnose(found: BoxTable, truth: BoxTable) -> Diagnosis:
     free = np.ones(len(plain), dtype=bool)
     free[box[box >= 0]] = False
     claims = np.flatnonzero((wanted >= 0) & free[wanted])
-    boxes, first = np.unique(wanted[claims], return_index=True)  # the best-scored has the box
+    boxes, first = np.unique(wanted[claims], return_index=True)  # of several claims the best-scored
     repaired = np.full(len(found), -1)
     repaired[claims[first]] = plain.labels[boxes]
     free[boxes] = False
     totals = np.bincount(plain.labels)
     missed = np.bincount(plain.labels[free], minlength=len(totals))
     return Diagnosis(
-        Ranking(found.labels, box >= 0, ~ignored),
+        found.labels,
+        box >= 0,
+        ~ignored,
         kind,
         repaired,
         np.where(totals > 0, totals, -1),
@@ -172,19 +173,3 @@ def _nearest(pairs: Pairs, detections: int) -> tuple[np.ndarray, np.ndarray]:
     overlap, column = np.zeros(detections), np.full(detections, -1)
     overlap[rows], column[rows] = pairs.overlap[first], pairs.columns[first]
     return overlap, column
-
-
-def without(diagnosis: Diagnosis, kind: str) -> Ranking:
-    """The detections after the oracle of one kind of detection error (section 2.3).
-
-    A wrong class or position is corrected, if the box is free and no better-scored detection of
-    either kind claims it; every other error of the kind is taken away.
-    """
-    ranking = diagnosis.ranking
-    of_kind = diagnosis.kind == kind
-    mended = of_kind & (diagnosis.repaired >= 0)
-    return Ranking(
-        np.where(mended, diagnosis.repaired, ranking.labels),
-        ranking.right | mended,
-        (ranking.counted & ~of_kind) | mended,
-    )

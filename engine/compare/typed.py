@@ -71,33 +71,22 @@ def _typed(kind: Any, value: Any, name: str, levels: int) -> Any:
             raise _wrong(name, bad, "printable keys")
         kinds = inner[1:] or (Any,)
         return {key: _typed(kinds[0], x, f"{name}.{key}", levels - 1) for key, x in value.items()}
-    test, expected = _KINDS[origin or kind]
-    if not test(value):
+    text = isinstance(value, str) and is_printable(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = number and (value == 0 or MIN < abs(value) < MAX)
+    plain = text or number or value is None or isinstance(value, bool)
+    meets, expected = {
+        str: (text, "printable text"),
+        bool: (isinstance(value, bool), "true or false"),
+        int: (number and isinstance(value, int) and value >= 0, "a whole number"),
+        float: (number, "a number"),
+        list: (False, "a list"),
+        dict: (False, "a mapping"),
+        Any: (plain, "printable text or a number"),
+    }[origin or kind]
+    if not meets:
         raise _wrong(name, value, expected)
     return value
-
-
-def _number(value: Any) -> bool:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return plain and (value == 0 or MIN < abs(value) < MAX)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str) and is_printable(value)
-
-
-_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
-    str: (_text, "printable text"),
-    bool: (lambda value: isinstance(value, bool), "true or false"),
-    int: (lambda value: isinstance(value, int) and _number(value) and value >= 0, "a whole number"),
-    float: (_number, "a number"),
-    list: (lambda value: False, "a list"),
-    dict: (lambda value: False, "a mapping"),
-    Any: (
-        lambda value: value is None or isinstance(value, bool) or _text(value) or _number(value),
-        "printable text or a number",
-    ),
-}
 
 
 def _wrong(name: str, value: Any, expected: str) -> ValueError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.compare.arrays import load_detections
-from engine.compare.bootstrap import METRICS, Difference, Draw, difference, resample_ap
+from engine.compare.bootstrap import METRICS, Difference, difference, draw, resample_ap
 from engine.compare.costs import computed_cost
 from engine.compare.error_split import ErrorSplit, split_errors
 from engine.compare.plan import ModelEntry
@@ -55,13 +55,13 @@ def rows(
     table = [_row(item) for item in models]
     if truth is None or truth.crowd.all():
         return table
-    draw = Draw(images)
+    times = draw(images)
     resampled: dict[str, dict[int | None, np.ndarray]] = {}
     errors: dict[str, ErrorSplit | None] = {}
     for item in models:
         name = item.entry.name
         found = {one.seed: load_detections(one.path) for one in item.finished}
-        resampled[name] = {seed: resample_ap(one, truth, draw) for seed, one in found.items()}
+        resampled[name] = {seed: resample_ap(one, truth, times) for seed, one in found.items()}
         splits = [split_errors(one, truth) for one in found.values()]
         errors[name] = ErrorSplit.mean(splits) if splits else None
     base = next((item for item in models if item.entry.name == baseline), None)

@@ -8,8 +8,8 @@ import pytest
 from engine.compare.bootstrap import (
     IOUS,
     RECALLS,
-    Draw,
     difference,
+    draw,
     interpolated_ap,
     resample_ap,
     weighted_ap,
@@ -91,7 +91,7 @@ def test_a_resample_equals_cocoeval_on_copied_images(seed):
     truth, found = random_case(
         rng, images=images, classes=classes, boxes=70, detections=400, crowd=0.2
     )
-    times = Draw(images, resamples=6, seed=seed).times()
+    times = draw(images, resamples=6, seed=seed)[1:]
     ours = weighted_ap(found, truth, times)
     for row, counts in enumerate(times):
         copies = np.repeat(np.arange(images), counts)
@@ -112,7 +112,7 @@ def test_portions_do_not_change_the_result(monkeypatch):
     truth, found = random_case(
         np.random.default_rng(0), images=8, classes=3, boxes=40, detections=200
     )
-    times = Draw(8, resamples=9).times()
+    times = draw(8, resamples=9)
     whole = weighted_ap(found, truth, times)
     monkeypatch.setattr("engine.compare.bootstrap.ELEMENTS_AT_ONCE", 300)
     np.testing.assert_array_equal(weighted_ap(found, truth, times), whole)
@@ -195,20 +195,21 @@ def known(rng, chances, *, images=60, alike=True):
     return truth, founds
 
 
-def compared(truth, first, second, draw, **options):
-    return difference(resample_ap(first, truth, draw), resample_ap(second, truth, draw), **options)
+def compared(truth, first, second, times, **options):
+    samples = (resample_ap(found, truth, times) for found in (first, second))
+    return difference(*samples, **options)
 
 
 def test_a_known_difference_is_in_the_interval_and_significant():
     truth, (good, bad) = known(np.random.default_rng(0), (0.8, 0.6), images=100)
     for metric in ("AP", "AP50", "AP75"):
-        result = compared(truth, good, bad, Draw(100), metric=metric)
+        result = compared(truth, good, bad, draw(100), metric=metric)
         assert result.low < 0.2 * 100 / 101 < result.high
         assert result.low < result.delta < result.high
         assert result.high - result.low < 0.15
         assert result.significant
         assert (result.level, result.resamples) == (0.95, 1000)
-    worse = compared(truth, bad, good, Draw(100))
+    worse = compared(truth, bad, good, draw(100))
     assert worse.significant
     assert worse.delta < 0
 
@@ -217,7 +218,7 @@ def test_95_percent_of_the_intervals_cover_the_true_difference():
     rng, covered, repeats = np.random.default_rng(1), 0, 60
     for _ in range(repeats):
         truth, (good, bad) = known(rng, (0.7, 0.6))
-        result = compared(truth, good, bad, Draw(60, resamples=200), metric="AP50")
+        result = compared(truth, good, bad, draw(60, resamples=200), metric="AP50")
         covered += result.low <= 0.1 * 100 / 101 <= result.high
     assert 0.88 * repeats <= covered <= repeats
 
@@ -226,7 +227,7 @@ def test_equally_good_detectors_are_rarely_called_different():
     rng, wrong, repeats = np.random.default_rng(2), 0, 60
     for _ in range(repeats):
         truth, (one, other) = known(rng, (0.7, 0.7), alike=False)
-        result = compared(truth, one, other, Draw(60, resamples=200), metric="AP50")
+        result = compared(truth, one, other, draw(60, resamples=200), metric="AP50")
         wrong += result.significant
     assert wrong <= 0.12 * repeats
 
@@ -235,7 +236,7 @@ def test_identical_detectors_differ_by_exactly_nothing():
     truth, found = random_case(
         np.random.default_rng(3), images=20, classes=3, boxes=90, detections=600
     )
-    result = compared(truth, found, found, Draw(20, resamples=200))
+    result = compared(truth, found, found, draw(20, resamples=200))
     assert (result.delta, result.low, result.high) == (0.0, 0.0, 0.0)
     assert not result.significant
 
@@ -243,38 +244,36 @@ def test_identical_detectors_differ_by_exactly_nothing():
 def test_pairing_narrows_the_interval():
     """On the same images a small steady difference shows; between two draws it does not."""
     truth, (good, bad) = known(np.random.default_rng(4), (0.62, 0.6), images=100)
-    first, second = (resample_ap(found, truth, Draw(100)) for found in (good, bad))
+    first, second = (resample_ap(found, truth, draw(100)) for found in (good, bad))
     paired = difference(first, second)
-    loose = difference(first, resample_ap(bad, truth, Draw(100, seed=1)))
+    loose = difference(first, resample_ap(bad, truth, draw(100, seed=1)))
     assert paired.high - paired.low < 0.5 * (loose.high - loose.low)
 
 
 def test_the_draw_is_a_function_of_its_seed():
-    draw = Draw(7, resamples=40, seed=3)
-    times = draw.times()
-    assert times.shape == (40, 7)
+    times = draw(7, resamples=40, seed=3)
+    assert times.shape == (41, 7)
     assert (times.sum(1) == 7).all()
-    np.testing.assert_array_equal(times, draw.times())
-    assert (times != Draw(7, resamples=40, seed=4).times()).any()
-    truth, (good, bad) = known(np.random.default_rng(6), (0.8, 0.6), images=7)
-    assert compared(truth, good, bad, draw) == compared(truth, good, bad, draw)
+    assert (times[0] == 1).all()
+    np.testing.assert_array_equal(times, draw(7, resamples=40, seed=3))
+    assert (times != draw(7, resamples=40, seed=4)).any()
 
 
 def test_resamples_without_a_ground_truth_box_are_left_out():
     truth, (good, bad) = known(np.random.default_rng(7), (1.0, 0.0), images=1)
-    draw = Draw(3, resamples=400)  # two more images, empty
-    share = (draw.times()[:, 0] > 0).sum()
+    times = draw(3, resamples=400)  # two more images, empty
+    share = (times[1:, 0] > 0).sum()
     assert 0 < share < 400
-    result = compared(truth, good, bad, draw)
+    result = compared(truth, good, bad, times)
     assert (result.resamples, result.delta, result.low, result.high) == (share, 1.0, 1.0, 1.0)
 
 
 def test_refusals():
     truth, (good, _) = known(np.random.default_rng(8), (0.8, 0.6), images=5)
     with pytest.raises(ValueError, match="no ground-truth box"):
-        resample_ap(good, truth.take(np.zeros(0, dtype=int)), Draw(5, resamples=10))
+        resample_ap(good, truth.take(np.zeros(0, dtype=int)), draw(5, resamples=10))
     with pytest.raises(ValueError, match="image number 4, but the draw is of 4"):
-        resample_ap(good, truth, Draw(4))
+        resample_ap(good, truth, draw(4))
 
 
 def test_a_thousand_resamples_of_100_images_take_seconds():
@@ -283,7 +282,7 @@ def test_a_thousand_resamples_of_100_images_take_seconds():
     )
     worse = BoxTable.detections(found.image, found.labels, found.boxes + 3, found.scores)
     start = time.process_time()
-    result = compared(truth, found, worse, Draw(100))
+    result = compared(truth, found, worse, draw(100))
     seconds = time.process_time() - start
     assert result.significant
     assert seconds < 10

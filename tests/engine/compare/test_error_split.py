@@ -261,6 +261,4 @@ def test_starts_from_coco_ap50_and_no_repair_hurts(classes, crowds):
     assert wrong == (diagnosis.kind != "").sum()
     # every box is found, would be found by a repair, or is missed
     claimed = (diagnosis.repaired >= 0).sum()
-    assert (diagnosis.ranking.right.sum() + claimed + split.counts["missed"]) == (
-        ~truth.crowd
-    ).sum()
+    assert (diagnosis.right.sum() + claimed + split.counts["missed"]) == (~truth.crowd).sum()
