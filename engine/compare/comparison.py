@@ -16,8 +16,7 @@ from engine.compare.costs import measure, with_speedup
 from engine.compare.evaluation import evaluate_run
 from engine.compare.folder import comparison_folder, locked_folder
 from engine.compare.plan import RunPlan
-from engine.compare.report.examples import examples
-from engine.compare.report.page import write_report
+from engine.compare.report.page import examples, write_report
 from engine.compare.report.plots import write_plots
 from engine.compare.report.tables import ModelRuns, rows
 from engine.compare.report.text import complete, console, csv_table, markdown

@@ -82,9 +82,12 @@ class Scores:
     per_class: list[ClassScores]
 
 
-def _scalars(values: dict[str, Any]) -> bool:
+def _is_flat(values: dict[str, Any]) -> bool:
     plain = all(not isinstance(value, dict | list) for value in values.values())
     return plain and isinstance(values.get("commit"), str | None)
+
+
+Environment = Annotated[dict[str, Any], Rule(_is_flat, "text and numbers")]
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,7 @@ class Record:
     best_epoch: int | None
     curves: dict[str, list[float | None]]  # results.csv by column
     cost: dict[str, int]  # params, macs, flops
-    # that the run was made in
-    environment: Annotated[dict[str, Any], Rule(_scalars, "text and numbers")] = field(
-        default_factory=dict
-    )
+    environment: Environment = field(default_factory=dict)  # that the run was made in
     # TrainConfig without NOT_KEPT; {}: not trained here, or a record older than this field
     training: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
@@ -190,24 +190,16 @@ def save_record(folder: Path, record: Record, detections: BoxTable, truth: BoxTa
     return replace(record, path=path)
 
 
-def load_record(path: Path) -> Record:
-    """Read a record's JSON. UserError naming the file, and the field, for anything else."""
-    record = _read(path)
-    if record is None:
-        raise UserError(f"{path}: not a record: its format is not {FORMAT!r}")
-    return record
-
-
 def records_in(folder: Path) -> list[Record]:
     """The records of a folder, by name; JSON files of other formats are passed over."""
-    found = map(_read, sorted(folder.glob("*.json")))
+    found = map(load_record, sorted(folder.glob("*.json")))
     return [record for record in found if record is not None]
 
 
-def _read(path: Path) -> Record | None:
-    """A record; None for a JSON file of another format."""
+def load_record(path: Path) -> Record | None:
+    """Read a record's JSON; None for another format. UserError naming the file and the field."""
     try:
-        content = json.loads(read_bytes(path), parse_constant=_refuse)
+        content = json.loads(read_bytes(path))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             return None
         record = replace(construct(Record, content), path=path)
@@ -215,10 +207,6 @@ def _read(path: Path) -> Record | None:
     except Exception as error:
         raise UserError(f"{path}: not a record: {error}") from error
     return record
-
-
-def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is not a number")
 
 
 def _check(record: Record) -> None:
@@ -246,11 +234,12 @@ def read_curves(path: Path) -> dict[str, list[float | None]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        return {name: [_finite(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+        columns = {
+            name: [float(row[name] or "nan") for row in rows] for name in next(iter(rows), ())
+        }
     except Exception as error:
         raise UserError(f"{path}: not the results of a run: {error}") from error
-
-
-def _finite(cell: str) -> float | None:
-    value = float(cell or "nan")
-    return value if math.isfinite(value) else None
+    return {
+        name: [value if math.isfinite(value) else None for value in values]
+        for name, values in columns.items()
+    }

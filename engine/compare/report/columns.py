@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
-from engine.compare.report.pareto import fronts
 from engine.compare.schema import ACCURACY, FAILED, PROFILED
 from engine.measure.energy import NOT_MEASURED
 
@@ -39,19 +39,24 @@ GUIDELINES = (  # key of the cost, label, title, format
 )
 SECTION_COSTS = (("params", "params", "M"), ("macs", "MACs", "G"), ("flops", "FLOPs", "G"))
 LATENCY, RATES = "Latency", "Throughput, memory and energy"
-TIMED = (  # group, key of the latency, label, head in table.md, unit, format, better
-    (LATENCY, "p50_ms", "Median", "ms/image at {}, p50 / p90", "ms/image", ".2f", "lower"),
-    (LATENCY, "p90_ms", "90th percentile", "", "ms/image", ".2f", "lower"),
-    (LATENCY, "least_ms", "Minimum", "", "ms/image", ".2f", "lower"),
-    (RATES, "images_per_second", "Throughput", "images/s at {}", "images/s", ".1f", "higher"),
-    (RATES, "gflops_per_second", "Efficiency", "GFLOP/s at {}", "GFLOP/s", ".1f", "higher"),
-    (RATES, "memory_bytes", "Peak memory", "", "MB", ".1f", "lower"),
-)
+TIMED = {  # by group: key of the latency, label, head in table.md, unit, format, better
+    LATENCY: (
+        ("p50_ms", "Median", "ms/image at {}, p50 / p90", "ms/image", ".2f", "lower"),
+        ("p90_ms", "90th percentile", "", "ms/image", ".2f", "lower"),
+        ("least_ms", "Minimum", "", "ms/image", ".2f", "lower"),
+    ),
+    RATES: (
+        ("images_per_second", "Throughput", "images/s at {}", "images/s", ".1f", "higher"),
+        ("gflops_per_second", "Efficiency", "GFLOP/s at {}", "GFLOP/s", ".1f", "higher"),
+        ("memory_bytes", "Peak memory", "", "MB", ".1f", "lower"),
+    ),
+}
 TRAINING = (  # key of the training, label, head in table.md, unit, format, better
     ("images_per_second", "Training speed", "training images/s", "images/s", ".1f", "higher"),
     ("wait_share", "Waiting for data", "waiting for data", "", ".0%", "lower"),
     ("seconds", "Time to train", "time to train", "s", DURATION, "lower"),
 )
+DETAILS = {"difference", "classes", "errors"}  # parts of a row with many columns
 Plain = Mapping[str, Any]
 
 
@@ -141,16 +146,10 @@ def _accuracy(rows: Sequence[Plain]) -> Iterator[Column]:
         head = key if key in IN_TABLE else ""
         yield Column(f"accuracy.{key}", ACCURACY_GROUP, key, key, head, kind=SPREAD)
     for key in next((row["difference"] for row in rows if row["difference"]), ["AP"]):
-        yield Column(
-            f"difference.{key}",
-            ACCURACY_GROUP,
-            f"Δ{key}",
-            f"delta {key}",
-            "ΔAP [95 %]" if key == "AP" else "",
-            f"Δ{key} against the baseline",
-            format="+.3f",
-            kind=DIFFERENCE,
-        )
+        path, label, csv = f"difference.{key}", f"Δ{key}", f"delta {key}"
+        head, title = "ΔAP [95 %]" if key == "AP" else "", f"Δ{key} against the baseline"
+        more = {"format": "+.3f", "kind": DIFFERENCE}
+        yield Column(path, ACCURACY_GROUP, label, csv, head, title, **more)
     classes: list[Plain] = next((row["classes"] for row in rows if row["classes"]), [])
     for key in ("AP", "AP50"):
         for index, one in enumerate(classes):
@@ -204,59 +203,49 @@ def _measured(results: Plain) -> Iterator[Column]:
         yield Column(path, RATES, label, csv, head, title, unit, ".3g", "lower", note=note.strip())
 
 
-def _timed(batches: Sequence[int], wanted: str) -> Iterator[Column]:
+def _timed(batches: Sequence[int], group: str) -> Iterator[Column]:
     """The columns of TIMED of one group; rates are in table.md for the largest batch size only."""
-    latency = " latency" if wanted == LATENCY else ""
-    for group, key, label, head, unit, digits, better in TIMED:
-        for index, batch in enumerate(batches if group == wanted else ()):
-            shown = group == LATENCY or batch == max(batches)
-            yield Column(
-                f"latency.{index}.{key}",
-                group,
-                label,
-                f"batch {batch} {key}",
-                head.format(batch) if shown else "",
-                f"{label}{latency} at batch {batch}",
-                unit,
-                digits,
-                better,
-                note=f"batch {batch}",
-                second=f"latency.{index}.p90_ms" if key == "p50_ms" else "",
-            )
+    latency = " latency" if group == LATENCY else ""
+    for key, label, head, unit, digits, better in TIMED[group]:
+        for index, batch in enumerate(batches):
+            note, csv = f"batch {batch}", f"batch {batch} {key}"
+            title = f"{label}{latency} at {note}"
+            shown = head.format(batch) if latency or batch == max(batches) else ""
+            path = f"latency.{index}.{key}"
+            second = f"latency.{index}.p90_ms" if key == "p50_ms" else ""
+            more = {"better": better, "note": note, "second": second}
+            yield Column(path, group, label, csv, shown, title, unit, digits, **more)
 
 
 def cell(column: Column, row: Plain, baseline: str | None) -> Cell:
     """A row's value in a column."""
     found = at(row, column.path)
-    if column.kind == DIFFERENCE and found is not None:
-        star = SIGNIFICANT if found["significant"] else ""
-        low, high = (column.text(found[key]) for key in ("low", "high"))
-        return Cell(
-            value=found["delta"],
-            text=column.text(found["delta"]),
-            spread=f"[{low}, {high}]{star}",
-            hint=f"{found['level']:.0%} interval of {found['resamples']} resamples of the images,"
-            f" seeds {_listed(found['seeds'])}: {'' if star else 'not '}significant",
-            significant=found["significant"],
-        )
-    value = found["mean"] if column.kind == SPREAD and found is not None else found
+    value = found
+    if found is not None and column.kind != NUMBER:
+        value = found["delta" if column.kind == DIFFERENCE else "mean"]
     if value is None:
         cause = at(row, column.path.rpartition(".")[0] + ".cause")
         return Cell(None, _absence(column, row, baseline, cause), hint=cause or "")
-    if column.kind != SPREAD:
-        return Cell(value, column.text(value))
-    known = [column.text(one) if one is not None else "none" for one in found["values"]]
+    text = column.text(value)
+    if column.kind == NUMBER:
+        return Cell(value, text)
+    if column.kind == SPREAD:
+        known = ["none" if one is None else column.text(one) for one in found["values"]]
+        seeds = ", ".join(map(str, row["seeds"]))
+        hint = f"seeds {seeds}: {', '.join(known)}" if len(known) > 1 else ""
+        deviation = "" if found["sd"] is None else f"± {column.text(found['sd'])}"
+        return Cell(value, text, sd=found["sd"], spread=deviation, hint=hint)
+    significant = found["significant"]
+    interval = f"[{column.text(found['low'])}, {column.text(found['high'])}]"
+    seeds = ", ".join(map(str, found["seeds"]))
     return Cell(
         value,
-        column.text(value),
-        sd=found["sd"],
-        spread="" if found["sd"] is None else f"± {column.text(found['sd'])}",
-        hint=f"seeds {_listed(row['seeds'])}: {', '.join(known)}" if len(known) > 1 else "",
+        text,
+        spread=interval + (SIGNIFICANT if significant else ""),
+        hint=f"{found['level']:.0%} interval of {found['resamples']} resamples of the images,"
+        f" seeds {seeds}: {'' if significant else 'not '}significant",
+        significant=significant,
     )
-
-
-def _listed(seeds: Sequence[int | None]) -> str:
-    return ", ".join(map(str, seeds))
 
 
 def _absence(column: Column, row: Plain, baseline: str | None, cause: str | None) -> str:
@@ -275,10 +264,27 @@ def _absence(column: Column, row: Plain, baseline: str | None, cause: str | None
     return NOT_MEASURED
 
 
+def pareto_front(costs: Sequence[float | None], values: Sequence[float | None]) -> list[int]:
+    """By rising cost the points that no other one beats: none is as cheap and better, or as good
+    and cheaper.  Points without a cost or a value are left out.
+    """
+    points = [
+        (cost, -value, index)
+        for index, (cost, value) in enumerate(zip(costs, values, strict=True))
+        if cost is not None and value is not None
+    ]
+    best: list[tuple[float, float, int]] = []
+    for point in sorted(points):
+        if not best or point[1] < best[-1][1] or point[:2] == best[-1][:2]:
+            best.append(point)
+    return [index for _, _, index in best]
+
+
 def table_of(results: Plain) -> dict[str, Any]:
     """What the report draws: `columns`, each with the `cells` of the rows in turn, and `fronts`.
 
-    `best` marks the best value of a column with different ones.
+    `best` marks the best value of a column with different ones.  fronts[a][b]: the Pareto front of
+    two columns, a before b, by their paths; none where both belong to DETAILS.
     """
     columns: list[dict[str, Any]] = []
     values: dict[str, list[float | None]] = {}  # by path; a higher one is better
@@ -290,14 +296,19 @@ def table_of(results: Plain) -> dict[str, Any]:
         known = [None if found.value is None else sign * found.value for found in cells]
         distinct = {value for value in known if value is not None}
         best = max(distinct) if len(distinct) > 1 and one.kind != DIFFERENCE else None
-        marked = [
+        shown = {**asdict(one), "title": one.axis, "scale": one.scale}
+        shown["cells"] = [
             {**asdict(found), "best": best is not None and value == best}
             for found, value in zip(cells, known, strict=True)
         ]
-        shown = {"title": one.axis, "scale": one.scale, "cells": marked}
         if one.format == DURATION:
             shown["unit"] = ""  # every text names its own
-        columns.append({**asdict(one), **shown})
+        columns.append(shown)
         if distinct:
             values[one.path] = known
-    return {"columns": columns, "fronts": fronts(values)}
+    fronts: dict[str, dict[str, list[int]]] = {path: {} for path in values}
+    for first, second in combinations(values, 2):
+        if not {first.split(".")[0], second.split(".")[0]} <= DETAILS:
+            costs = [None if value is None else -value for value in values[first]]
+            fronts[first][second] = pareto_front(costs, values[second])
+    return {"columns": columns, "fronts": fronts}

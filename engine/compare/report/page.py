@@ -11,6 +11,7 @@ import hashlib
 import html
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,8 +19,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from engine.compare.report.examples import Example
+from engine.compare.arrays import load_detections
+from engine.compare.protocol import Splits
+from engine.compare.report.tables import ModelRuns
 from engine.evaluate.box_table import BoxTable
+from engine.evaluate.metrics import by_id, truth_of
+from utils.images import ImageError, read_image
 
 ASSETS = Path(__file__).parent / "assets"
 LIBRARY = "uplot/uPlot.iife.min.js"
@@ -28,10 +33,21 @@ SCRIPTS = (
     "dom.js", "table.js", "pareto.js", "curves.js", "costs.js", "examples.js", "sections.js",
     "main.js",
 )  # fmt: skip
+EXAMPLES = 6
 MAX_SIDE = 640  # pixels of an example
 JPEG_QUALITY = 82
 MIN_SCORE = 0.05  # of the detections in an example; the page has a threshold above it
 BOX_DIGITS, SCORE_DIGITS = 1, 4
+
+
+@dataclass(frozen=True)
+class Example:
+    """A validation image, RGB (H, W, 3) uint8, with its ground truth and detections."""
+
+    name: str
+    image: np.ndarray
+    ground_truth: BoxTable
+    detections: Mapping[str, BoxTable]  # by the name of the row
 
 
 def write_report(
@@ -80,16 +96,12 @@ def _heading(results: Mapping[str, Any]) -> str:
 
 def _policy(*, scripts: Sequence[str], style: str) -> str:
     """A Content-Security-Policy: these scripts and this style, embedded images, nothing else."""
-    allowed = " ".join(map(_hash, scripts))
+    digests = [hashlib.sha256(text.encode()).digest() for text in (style, *scripts)]
+    styled, *allowed = [f"'sha256-{base64.b64encode(one).decode()}'" for one in digests]
     return (
-        f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; img-src data:; "
+        f"default-src 'none'; script-src {' '.join(allowed)}; style-src {styled}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def _embedded(value: Any) -> str:
@@ -101,29 +113,24 @@ def _embedded(value: Any) -> str:
 
 
 def _example(example: Example) -> dict[str, Any]:
+    def boxes(table: BoxTable) -> dict[str, Any]:
+        corners = table.boxes.astype(np.float64).round(BOX_DIGITS).tolist()
+        return {"boxes": corners, "labels": table.labels.tolist()}
+
     height, width = example.image.shape[:2]
+    detections = {}
+    for name, table in example.detections.items():
+        found = table.take(table.scores >= MIN_SCORE)
+        scores = found.scores.astype(np.float64).round(SCORE_DIGITS).tolist()
+        detections[name] = {**boxes(found), "scores": scores}
     return {
         "name": example.name,
         "width": width,
         "height": height,
         "image": _jpeg(example.image),
-        "ground_truth": _boxes(example.ground_truth),
-        "detections": {
-            name: {
-                **_boxes(found := table.take(table.scores >= MIN_SCORE)),
-                "scores": _rounded(found.scores, SCORE_DIGITS),
-            }
-            for name, table in example.detections.items()
-        },
+        "ground_truth": boxes(example.ground_truth),
+        "detections": detections,
     }
-
-
-def _boxes(table: BoxTable) -> dict[str, Any]:
-    return {"boxes": _rounded(table.boxes, BOX_DIGITS), "labels": table.labels.tolist()}
-
-
-def _rounded(values: np.ndarray, digits: int) -> list[Any]:
-    return np.asarray(values, dtype=np.float64).round(digits).tolist()
 
 
 def _jpeg(image: np.ndarray) -> str:
@@ -136,3 +143,35 @@ def _jpeg(image: np.ndarray) -> str:
     if not done:
         raise ValueError(f"cannot write an example of shape {image.shape} as JPEG")
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def examples(splits: Splits | None, models: Sequence[ModelRuns]) -> list[Example]:
+    """Images spread evenly over those with boxes; detections of the first seed of each row.
+
+    Empty without data or evaluated models.  An image that can no longer be read is left out.
+    """
+    detections = {
+        item.entry.name: load_detections(item.finished[0].path) for item in models if item.finished
+    }
+    if splits is None or not detections:
+        return []
+    records = by_id(splits.evaluated)
+    with_boxes = [index for index, record in enumerate(records) if not record.crowd.all()]
+    chosen = np.linspace(0, len(with_boxes) - 1, min(EXAMPLES, len(with_boxes))).round().astype(int)
+    found = []
+    for index in (with_boxes[position] for position in chosen):
+        record = records[index]
+        try:
+            image = read_image(record.path)
+        except ImageError:
+            continue
+        truth = truth_of([record])
+        found.append(
+            Example(
+                record.path.name,
+                image,
+                truth.take(~truth.crowd),
+                {name: table.take(table.image == index) for name, table in detections.items()},
+            )
+        )
+    return found

@@ -10,8 +10,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from engine.compare.report.columns import Column, Plain, at, columns_of
-from engine.compare.report.pareto import pareto_front
+from engine.compare.report.columns import Column, Plain, at, columns_of, pareto_front
 
 DPI = 150
 FRONT_COLOR, OTHER_COLOR, GRID_COLOR = "#1f3fbf", "#8c8c8c", "#d9d9d9"

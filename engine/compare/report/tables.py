@@ -57,41 +57,40 @@ def rows(
         return table
     times = draw(images)
     resampled: dict[str, dict[int | None, np.ndarray]] = {}
-    errors: dict[str, ErrorSplit | None] = {}
-    for item in models:
-        name = item.entry.name
+    for index, item in enumerate(models):
         found = {one.seed: load_detections(one.path) for one in item.finished}
-        resampled[name] = {seed: resample_ap(one, truth, times) for seed, one in found.items()}
-        splits = [split_errors(one, truth) for one in found.values()]
-        errors[name] = ErrorSplit.mean(splits) if splits else None
+        resampled[item.entry.name] = {
+            seed: resample_ap(one, truth, times) for seed, one in found.items()
+        }
+        if found:
+            errors = ErrorSplit.mean([split_errors(one, truth) for one in found.values()])
+            table[index] = replace(table[index], errors=errors)
     base = next((item for item in models if item.entry.name == baseline), None)
-    compared = []
-    for item, row in zip(models, table, strict=True):
-        against = None
-        if base is not None and item is not base:
-            against = _differences(item, base, resampled[row.name], resampled[baseline])
-        compared.append(replace(row, errors=errors[row.name], difference=against))
-    return compared
+    return [
+        row
+        if base is None or item is base
+        else replace(row, difference=_differences(item, base, resampled))
+        for item, row in zip(models, table, strict=True)
+    ]
 
 
 def _differences(
     model: ModelRuns,
     baseline: ModelRuns,
-    ours: Mapping[int | None, np.ndarray],
-    theirs: Mapping[int | None, np.ndarray],
+    resampled: Mapping[str, Mapping[int | None, np.ndarray]],
 ) -> dict[str, Difference] | None:
     """The paired bootstrap of the seeds that both have; None where there is none.
 
     The difference itself is that of the recorded metrics; the interval is of the resamples, which
-    are of the rounded detections.
+    are of the rounded detections.  resampled: AP by the name of the row and the seed.
     """
+    sides = (model, baseline)
+    ours, theirs = (resampled[side.entry.name] for side in sides)
     common = [seed for seed in ours if seed in theirs]
     if not common:
         return None
     samples = [np.mean([side[seed] for seed in common], axis=0) for side in (ours, theirs)]
-    recorded = [
-        [one.accuracy for one in side.finished if one.seed in common] for side in (model, baseline)
-    ]
+    recorded = [[one.accuracy for one in side.finished if one.seed in common] for side in sides]
     result = {}
     for metric in METRICS:
         means = [statistics.fmean(one[metric] or 0.0 for one in side) for side in recorded]
@@ -101,44 +100,7 @@ def _differences(
 
 
 def _row(item: ModelRuns) -> Row:
-    entry = item.entry
-    records = item.finished
-    accuracy = [record.accuracy for record in records]
-    return Row(
-        name=entry.name,
-        status=_status(item),
-        cause=_cause(item),
-        model=entry.model,
-        seeds=[record.seed for record in records],
-        runs=_runs(item),
-        cost=computed_cost(entry),
-        accuracy={key: spread([one[key] for one in accuracy]) for key in ACCURACY}
-        if records
-        else None,
-        classes=_classes(records) if records else None,
-        training=_training(records),
-    )
-
-
-def _status(item: ModelRuns) -> str:
-    if item.entry.cause is not None or (item.failed and not item.finished):
-        return FAILED
-    if item.failed:
-        return PARTLY
-    return DONE if item.finished else PROFILED
-
-
-def _cause(item: ModelRuns) -> str | None:
-    if item.entry.cause is not None:
-        return item.entry.cause
-    causes = [
-        str(one.cause) if one.seed is None else f"seed {one.seed}: {one.cause}"
-        for one in item.failed
-    ]
-    return "; ".join(causes) or None
-
-
-def _runs(item: ModelRuns) -> list[Run]:
+    entry, records, failed = item.entry, item.finished, item.failed
     done = [
         Run(
             seed=one.seed,
@@ -151,22 +113,39 @@ def _runs(item: ModelRuns) -> list[Run]:
             curves=one.curves,
             environment=one.environment,
         )
-        for one in item.finished
+        for one in records
     ]
-    return sorted([*done, *item.failed], key=lambda run: -1 if run.seed is None else run.seed)
-
-
-def _classes(records: Sequence[Record]) -> list[ClassAccuracy]:
-    together = zip(*(record.scores.per_class for record in records), strict=True)
-    return [
+    causes = [f"{'' if one.seed is None else f'seed {one.seed}: '}{one.cause}" for one in failed]
+    if entry.cause is not None or (failed and not records):
+        status = FAILED
+    elif failed:
+        status = PARTLY
+    else:
+        status = DONE if records else PROFILED
+    row = Row(
+        name=entry.name,
+        status=status,
+        cause="; ".join(causes) or None if entry.cause is None else entry.cause,
+        model=entry.model,
+        seeds=[one.seed for one in records],
+        runs=sorted([*done, *failed], key=lambda run: -1 if run.seed is None else run.seed),
+        cost=computed_cost(entry),
+        training=_training(records),
+    )
+    if not records:
+        return row
+    accuracy = [record.accuracy for record in records]
+    classes = [
         ClassAccuracy(
-            name=same[0].name,
-            instances=same[0].instances,
+            same[0].name,
+            same[0].instances,
             AP=spread([one.ap for one in same]),
             AP50=spread([one.ap50 for one in same]),
         )
-        for same in together
+        for same in zip(*(record.scores.per_class for record in records), strict=True)
     ]
+    by_metric = {key: spread([one[key] for one in accuracy]) for key in ACCURACY}
+    return replace(row, accuracy=by_metric, classes=classes)
 
 
 def _training(records: Sequence[Record]) -> Training | None:
@@ -176,7 +155,9 @@ def _training(records: Sequence[Record]) -> Training | None:
     return Training(
         epochs=max(len(record.curves["epoch"]) for record in trained),
         images_per_second=spread([_rate(record) for record in trained]),
-        wait_share=spread([_mean(record.curves.get("data_wait_share", [])) for record in trained]),
+        wait_share=spread(
+            [spread(record.curves.get("data_wait_share", [])).mean for record in trained]
+        ),
         seconds=spread([train_seconds(record) for record in trained]),
     )
 
@@ -197,8 +178,3 @@ def train_seconds(record: Record) -> float | None:
         return None
     evaluations = sum(value or 0.0 for value in record.curves.get("val_seconds", []))
     return len(record.curves["epoch"]) * images / rate + evaluations
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None

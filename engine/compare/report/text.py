@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from typing import Any
 
 from engine.compare.report.columns import (
@@ -26,7 +27,6 @@ from engine.measure.energy import NOT_MEASURED
 from utils.terminal import printable
 
 NOTHING = "-"
-UNKNOWN = "unknown"  # a commit
 DIRTY = "-dirty"
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 WARNING = "Warning: "
@@ -51,15 +51,14 @@ def _table(results: Plain) -> list[list[str]]:
     """The heads and the rows' cells of the table for people."""
     rows = results["rows"]
     shown = [column for column in columns_of(results) if column.head]
-    heads = ["model", *(column.head for column in shown)]
-    lines = [
-        [row["name"], *(_cell(column, row, results["baseline"]) for column in shown)]
-        for row in rows
-    ]
+    lines = [["model", *(column.head for column in shown)]]
+    for row in rows:
+        cells = [_cell(column, row, results["baseline"]) for column in shown]
+        lines.append([row["name"], *cells])
     if any(row["cause"] for row in rows):
-        heads.append("failed")
-        lines = [[*line, row["cause"] or ""] for line, row in zip(lines, rows, strict=True)]
-    return [heads, *lines]
+        causes = ["failed", *(row["cause"] or "" for row in rows)]
+        lines = [[*line, cause] for line, cause in zip(lines, causes, strict=True)]
+    return lines
 
 
 def _cell(column: Column, row: Plain, baseline: str | None) -> str:
@@ -98,52 +97,45 @@ def _escaped(text: str) -> str:
 def _code(text: str) -> str:
     """A code span, fenced by more backticks than the text has in a row."""
     text = printable(text)
-    fence = "`"
-    while fence in text:
-        fence += "`"
-    return f"{fence}{text}{fence}" if fence == "`" else f"{fence} {text} {fence}"
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def console(results: Plain) -> str:
     """The table for people as aligned text."""
-    cells = [[printable(text) for text in line] for line in _table(results)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if index == 0 else text.rjust(width)
-            for index, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    )
+    columns = []
+    for index, column in enumerate(zip(*_table(results), strict=True)):
+        cells = list(map(printable, column))
+        width = max(map(len, cells))
+        columns.append([text.rjust(width) if index else text.ljust(width) for text in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def csv_table(results: Plain) -> str:
     """table.csv, for spreadsheets: a line for each row, a column for each number, all digits."""
-    columns = columns_of(results)
-    lines = [_csv_line(row, columns) for row in results["rows"]]
-    heads = list(dict.fromkeys(key for line in lines for key in line))
+    columns, lines = columns_of(results), []
+    for row in results["rows"]:
+        line: dict[str, Any] = {"model": row["name"], "status": row["status"]}
+        line["seeds"] = " ".join("" if seed is None else str(seed) for seed in row["seeds"])
+        line |= {key: at(row, f"cost.{key}") for key in ("image_size", "classes")}
+        for column in columns:
+            line[column.csv] = cell(column, row, None).value
+            if column.group == ACCURACY_GROUP:
+                more = ("low", "high", "significant") if column.kind == DIFFERENCE else ("sd",)
+                line |= {f"{column.csv} {key}": at(row, f"{column.path}.{key}") for key in more}
+        for one in row["latency"]:
+            line |= {f"batch {one['batch']} {key}": one[key] for key in ("cause", "memory_source")}
+        if row["latency"] and row["energy"] is None:
+            line["joules_per_image"] = NOT_MEASURED
+        line["cause"] = row["cause"] or ""
+        lines.append({key: _inert(value) for key, value in line.items()})
     text = io.StringIO()
+    heads = list(dict.fromkeys(key for line in lines for key in line))
     writer = csv.DictWriter(text, heads, lineterminator="\n", restval="")
     writer.writeheader()
-    writer.writerows({key: _inert(value) for key, value in line.items()} for line in lines)
+    writer.writerows(lines)
     return text.getvalue()
-
-
-def _csv_line(row: Plain, columns: list[Column]) -> dict[str, Any]:
-    line = {"model": row["name"], "status": row["status"]}
-    line["seeds"] = " ".join("" if seed is None else str(seed) for seed in row["seeds"])
-    line |= {key: at(row, f"cost.{key}") for key in ("image_size", "classes")}
-    for column in columns:
-        found = cell(column, row, None)
-        line[column.csv] = found.value
-        if column.group == ACCURACY_GROUP:
-            more = ("low", "high", "significant") if column.kind == DIFFERENCE else ("sd",)
-            line |= {f"{column.csv} {key}": at(row, f"{column.path}.{key}") for key in more}
-    for entry in row["latency"]:
-        line |= {f"batch {entry['batch']} {key}": entry[key] for key in ("cause", "memory_source")}
-    if row["latency"] and row["energy"] is None:
-        line["joules_per_image"] = NOT_MEASURED
-    return {**line, "cause": row["cause"] or ""}
 
 
 def _inert(value: Any) -> Any:
@@ -174,41 +166,38 @@ def notes(results: Plain) -> list[str]:
             lines.append(
                 f"Speed-up: FLOPs, and median time, of {baseline} divided by those of the row."
             )
-        here = device_text(measurement["device"], measurement["threads"])
+        here = _device_text(measurement["device"], measurement["threads"])
         lines.append(f"Times on {here}, models in turn, BN folded, without decoding and NMS.")
     elsewhere = _trained_elsewhere(results)
     if elsewhere:
         lines.append(f"The runs were made on another device: {elsewhere}.")
-    commits = [_commit_text(commit) for commit in commits_of(results)]
+    commits = _commits(results)
     if len(commits) == 1:
         lines.append(f"Runs by commit {commits[0]}.")
     if len(commits) > 1:
         lines.append(f"{WARNING}runs of {len(commits)} commits: {', '.join(commits)}.")
     if any(commit.endswith(DIRTY) for commit in commits):
         lines.append(f"{WARNING}some runs were made by code with uncommitted changes (-dirty).")
-    made = [run["environment"] for run in _finished(results)]
+    made = _environments(results)
     absent = [key for key in protocol.get("versions", ()) if any(key not in one for one in made)]
     if absent:
         lines.append(f"Not recorded for all runs, made by an older version: {', '.join(absent)}.")
     return lines
 
 
-def _finished(results: Plain) -> list[Plain]:
-    return [run for row in results["rows"] for run in row["runs"] if run["status"] == DONE]
+def _environments(results: Plain) -> list[Plain]:
+    """Of the finished runs."""
+    runs = (run for row in results["rows"] for run in row["runs"])
+    return [run["environment"] for run in runs if run["status"] == DONE]
 
 
-def commits_of(results: Plain) -> list[str]:
-    """The commits that the runs were made by, each once."""
-    made = [run["environment"].get("commit") or UNKNOWN for run in _finished(results)]
-    return list(dict.fromkeys(made))
+def _commits(results: Plain) -> list[str]:
+    """The commits of the runs, each once: twelve digits, and '-dirty' for uncommitted changes."""
+    made = dict.fromkeys(one.get("commit") or "unknown" for one in _environments(results))
+    return [one.removesuffix(DIRTY)[:12] + (DIRTY if one.endswith(DIRTY) else "") for one in made]
 
 
-def _commit_text(commit: str) -> str:
-    """Twelve digits, and whether there were uncommitted changes."""
-    return commit.removesuffix(DIRTY)[:12] + (DIRTY if commit.endswith(DIRTY) else "")
-
-
-def device_text(device: str, threads: int | None) -> str:
+def _device_text(device: str, threads: int | None) -> str:
     """'cpu (x86_64), torch threads: 2'."""
     return device if threads is None else f"{device}, torch threads: {threads}"
 
@@ -218,8 +207,8 @@ def _trained_elsewhere(results: Plain) -> str:
     made, measured = results["protocol"].get("device"), results["measurement"]
     if not made or measured is None:
         return ""
-    there = device_text(str(made.get("name")), made.get("threads"))
-    return "" if there == device_text(measured["device"], measured["threads"]) else there
+    there = _device_text(str(made.get("name")), made.get("threads"))
+    return "" if there == _device_text(measured["device"], measured["threads"]) else there
 
 
 def lead(results: Plain) -> str:
@@ -257,13 +246,13 @@ def summary(results: Plain) -> list[dict[str, str]]:
         facts.append(("Training", f"{training['epochs']} epochs", f"seeds {seeds}"))
     if measured:
         elsewhere = _trained_elsewhere(results)
-        device = device_text(measured["device"], measured["threads"])
+        device = _device_text(measured["device"], measured["threads"])
         facts.append(("Device", device, f"runs on {elsewhere}" if elsewhere else ""))
-    commits = commits_of(results)
+    commits = _commits(results)
     if commits:
         warnings = [f"warning: {len(commits)} commits in one table"] * (len(commits) > 1)
         warnings += ["warning: uncommitted changes"] * any(one.endswith(DIRTY) for one in commits)
-        facts.append(("Code", ", ".join(map(_commit_text, commits)), "; ".join(warnings)))
+        facts.append(("Code", ", ".join(commits), "; ".join(warnings)))
     if measured and measured["roof"]:
         flops, bandwidth = (
             measured["roof"][f"{key}_per_second"] / GIGA for key in ("flops", "bytes")

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from engine.compare.report.columns import at
-from engine.compare.report.examples import Example
-from engine.compare.report.page import ASSETS, MAX_SIDE, SCRIPTS, page, write_report
+from engine.compare.report.page import ASSETS, MAX_SIDE, SCRIPTS, Example, page, write_report
 from engine.compare.report.text import complete
 from engine.evaluate.box_table import BoxTable
 

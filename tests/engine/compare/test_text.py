@@ -9,8 +9,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from engine.compare.report.columns import cell, columns_of, duration, table_of
-from engine.compare.report.pareto import pareto_front
+from engine.compare.report.columns import cell, columns_of, duration, pareto_front, table_of
 from engine.compare.report.plots import axes_of, points, write_plots
 from engine.compare.report.text import complete, console, csv_table, markdown
 from engine.compare.schema import DONE, PROFILED

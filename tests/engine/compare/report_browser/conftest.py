@@ -6,8 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from engine.compare.report.examples import Example
-from engine.compare.report.page import write_report
+from engine.compare.report.page import Example, write_report
 from engine.compare.report.text import complete
 from engine.evaluate.box_table import BoxTable
 
