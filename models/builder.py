@@ -35,8 +35,6 @@ def build_detector(
     layers = _build_rows(spec, classes)
     if names is None:
         names = [str(index) for index in range(classes)]
-    if len(names) != classes:
-        raise ValueError(f"{classes} classes, but {len(names)} names")
     model = Detector(spec, layers, names=names)
     model.head.set_stride(_measure_strides(model), spec.anchors)
     return model

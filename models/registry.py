@@ -94,8 +94,8 @@ def build(
     for key, value in args.items():
         if key in block.arguments:
             check(key, value, block.arguments[key].annotation)
-    if repeats > MAX_REPEATS:
-        raise ValueError(f"{repeats} repeats; {MAX_REPEATS} at most")
+    if not 1 <= repeats <= MAX_REPEATS:
+        raise ValueError(f"{repeats} repeats; 1 to {MAX_REPEATS} are possible")
     if not block.reads_several and len(inputs) != 1:
         raise ValueError(f"reads one row, got {len(inputs)}")
     c_in: Any = inputs if block.reads_several else inputs[0]

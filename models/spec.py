@@ -32,10 +32,6 @@ class LayerSpec:
     def __post_init__(self) -> None:
         if self.section not in SECTIONS:
             raise ValueError(f"section must be one of {SECTIONS}, got {self.section!r}")
-        if self.repeats < 1:
-            raise ValueError(
-                f"{self.where}: number of repeats must be at least 1, got {self.repeats}"
-            )
 
 
 @dataclass(frozen=True)

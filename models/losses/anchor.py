@@ -112,8 +112,6 @@ class AnchorLoss:
         image_size: int,
         label_smoothing: float = 0.0,
     ) -> None:
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label smoothing must lie in [0, 1), got {label_smoothing}")
         levels = len(model.stride)
         if levels > len(BALANCE_DEEP):
             raise ValueError(

@@ -21,8 +21,8 @@ from models.blocks.conv import activation
 from models.spec import DETECT, SECTIONS, GraphSpec, ModelSpec, read_normalisation
 from models.yaml.detect_rows import anchors_of, merge_detection_rows, read_anchors
 from models.yaml.resolve import resolve_rows
-from models.yaml.rows import Row, checked
-from models.yaml.sections import Section, check_keys, multiple, named_section, read_section
+from models.yaml.rows import Row, check_keys, checked
+from models.yaml.sections import Section, multiple, named_section, read_section
 from models.yaml.swap import base_chain, swap_rows
 from utils.errors import UserError
 from utils.paths import find_config
@@ -71,13 +71,15 @@ class Draft:
         notes = self.values.get("notes") or ()
         if notes:
             checked(self.source, "notes", notes, Sequence[str])
+        act = str(self.values.get("activation", "SiLU"))
         try:
+            activation(act)
             normalisation = read_normalisation(self.values.get("normalisation"))
         except ValueError as error:
             raise UserError(f"{self.source}: {error}") from error
         return ModelSpec(
             tuple(layers),
-            normalise_activation(self.values.get("activation", "SiLU"), self.source),
+            act.strip().removeprefix("nn.").removesuffix("()"),
             self.source,
             normalisation,
             (*notes, *(part.note for part in self.sections.values() if part.note)),
@@ -121,15 +123,6 @@ def load_classifier(name: str, *, classes: int = 1000, width: float | None = Non
 def parse_spec(data: Mapping[str, Any], where: str) -> ModelSpec:
     """The same from plain values, e.g. the `yaml` of a YOLOv5 checkpoint; `where` for errors."""
     return _read(Document(Path(where), dict(data), {})).resolve()
-
-
-def normalise_activation(text: Any, where: str) -> str:
-    """'nn.LeakyReLU(0.1)' -> 'LeakyReLU(0.1)'. UserError unless Name, Name() or Name(number)."""
-    try:
-        activation(str(text))
-    except ValueError as error:
-        raise UserError(f"{where}: activation {text!r}: {error}") from error
-    return str(text).strip().removeprefix("nn.").removesuffix("()")
 
 
 def _read(model: Document) -> Draft:

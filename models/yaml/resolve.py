@@ -38,42 +38,28 @@ def resolve_rows(rows: Sequence[Row], *, depth: float, width: float) -> tuple[li
         elif not sources:
             raise UserError(f"{row.where}: row {index} {row.block} reads no row: 'from' is empty")
         else:
-            args = _channels(row, bind_arguments(row), width, names, widths)
+            args = bind_arguments(row)
+            for key in registry.BLOCKS[row.block].channel_args:
+                value = args.get(key)
+                if isinstance(value, int | float):
+                    args[key] = row.setting.channels(value, width)
+                elif isinstance(value, str) and not DETECTION_CHANNELS.fullmatch(value):
+                    if value not in names:
+                        raise UserError(
+                            f"{row.where}: argument {key!r} of {row.block} is {value!r}, neither "
+                            f"a number nor the name of an earlier row{nearest(value, names)}"
+                        )
+                    args[key] = row.setting.follow(widths[names[value]])
             widths[index] = _width_out(row, repeats, args, [widths[item] for item in sources])
-        section = "backbone" if row.section == "backbone" else "neck"
-        if row.block == DETECT or row.section == CLASSIFIER:
-            section = "head"
+        section = {"backbone": "backbone", CLASSIFIER: "head"}.get(row.section, "neck")
         layers.append(
             LayerSpec(
-                section,
+                "head" if row.block == DETECT else section,
                 sources, repeats, row.block, args, row.name, row.where,
                 row.setting.activation, row.setting.norm,
             )
         )  # fmt: skip
     return layers, anchors
-
-
-def _channels(
-    row: Row,
-    args: Mapping[str, Any],
-    width: float,
-    names: Mapping[str, int],
-    widths: Mapping[int, int],
-) -> dict[str, Any]:
-    """Channel arguments at the row's width: multiplied, or following the row they name."""
-    result = dict(args)
-    for key in registry.BLOCKS[row.block].channel_args:
-        value = args.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            result[key] = row.setting.channels(value, width)
-        elif isinstance(value, str) and not DETECTION_CHANNELS.fullmatch(value):
-            if value not in names:
-                raise UserError(
-                    f"{row.where}: argument {key!r} of {row.block} is {value!r}, which is neither "
-                    f"a number nor the name of an earlier row{nearest(value, names)}"
-                )
-            result[key] = row.setting.follow(widths[names[value]])
-    return result
 
 
 def _width_out(row: Row, repeats: int, args: Mapping[str, Any], inputs: list[int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any
@@ -68,6 +68,18 @@ def checked(where: str, name: str, value: Any, annotation: Any) -> Any:
         hint = "; expressions are never run" if isinstance(value, str) else ""
         raise UserError(f"{where}: {error}{hint}") from error
     return value
+
+
+def check_keys(document: Document, known: Sequence[str], *parents: str) -> None:
+    """UserError for a key of the mapping at `parents` that is not known."""
+    data: Any = document.mapping()
+    for parent in parents:
+        data = data[parent]
+    for key in data:
+        if key not in known:
+            raise UserError(
+                f"{document.at(*parents, key)}: unknown key {key!r}{nearest(str(key), known)}"
+            )
 
 
 def read_rows(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
 from models.arguments import Positive, Range
-from models.yaml.rows import CLASSIFIER, Row, Setting, checked, read_rows
+from models.yaml.rows import CLASSIFIER, Row, Setting, check_keys, checked, read_rows
 from models.yaml.swap import base_chain, swap_rows
 from utils.errors import UserError, nearest
 from utils.paths import ROOT, find_config
@@ -150,18 +150,6 @@ def _read_file(document: Document, section: str, scale: str, size: Mapping[str, 
     )
     title = f"{document.path.stem}-{scale}".removesuffix("-")
     return Section(rows, end, title, width or 1.0, published)
-
-
-def check_keys(document: Document, known: Sequence[str], *parents: str) -> None:
-    """UserError for a key of the mapping at `parents` that is not known."""
-    data: Any = document.mapping()
-    for parent in parents:
-        data = data[parent]
-    for key in data:
-        if key not in known:
-            raise UserError(
-                f"{document.at(*parents, key)}: unknown key {key!r}{nearest(str(key), known)}"
-            )
 
 
 def multiple(values: Mapping[str, Any], key: str, where: str) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models import registry
-from models.yaml.rows import Row, bind_arguments, checked
+from models.yaml.rows import Row, bind_arguments, check_keys, checked
 from utils.errors import UserError, nearest
 from utils.paths import find_config
 from utils.yamlio import Document, load_yaml
@@ -116,9 +116,7 @@ def _read_swaps(document: Document, at: tuple[str, ...]) -> list[Swap]:
     data: Any = document.data
     for part in at:
         data = data[part]
-        for key in data:
-            if key not in {"swap", "keep"}:
-                raise UserError(f"{document.at(*at, key)}: expected swap and keep, found {key!r}")
+        check_keys(document, ("swap", "keep"), part)
     keep, swaps = data.get("keep", []), data.get("swap", {})
     if keep != []:
         checked(document.at(*at, "keep"), "keep", keep, Sequence[str])
@@ -142,12 +140,10 @@ def _swap(key: str, value: Any, at: tuple[str, ...], keep: tuple[str, ...], wher
         if not isinstance(name, str) or name not in registry.BLOCKS:
             raise UserError(f"{where}: unknown block {name!r}{nearest(str(name), registry.BLOCKS)}")
     known = [name for name in registry.BLOCKS[str(target)].arguments if name != "n"]
-    args = {}
-    for name, item in given.items():
-        if name != "block":
-            args[registry.ALIASES.get(name, name)] = item
-            if registry.ALIASES.get(name, name) not in known:
-                raise UserError(
-                    f"{where}: {target} has no argument {name!r}{nearest(str(name), known)}"
-                )
+    args = {registry.ALIASES.get(key, key): item for key, item in given.items() if key != "block"}
+    for name in args:
+        if name not in known:
+            raise UserError(
+                f"{where}: {target} has no argument {name!r}{nearest(str(name), known)}"
+            )
     return Swap(block, int(stride) if slash else None, str(target), args, at, keep, where)
