@@ -16,48 +16,15 @@ from engine.compare.bootstrap import (
 )
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.coco import coco_metrics
-from engine.evaluate.matching import coco_order, match
+from tests.engine.evaluate.test_coco import CASES, random_case
 
 
-def random_case(rng, *, images, classes, boxes, detections, crowd=0.1, tied=False):
-    """Boxes of whole pixels, so that many IoU are equal or just at a threshold; 60 % found."""
-
-    def corners(count):
-        low = rng.integers(0, 300, (count, 2))
-        return np.concatenate((low, low + rng.integers(4, 120, (count, 2))), 1).astype(np.float32)
-
-    b, owner = corners(boxes), rng.integers(0, images, boxes)
-    labels = rng.integers(0, max(classes - 1, 1), boxes)  # the last class has no box
-    truth = BoxTable.ground_truth(
-        owner, labels, b, rng.random(boxes) < crowd, (b[:, 2:] - b[:, :2]).prod(1)
-    )
-    d, image = corners(detections), rng.integers(0, images, detections)
-    label = rng.integers(0, classes, detections)
-    if boxes:
-        near = rng.random(detections) < 0.6
-        source = rng.integers(0, boxes, detections)
-        d[near] = (b[source] + rng.integers(-5, 6, (detections, 4)))[near]
-        d[:, 2:] = np.maximum(d[:, 2:], d[:, :2] + 1)
-        image[near], label[near] = owner[source][near], labels[source][near]
-    scores = rng.random(detections).astype(np.float32)
-    if tied:
-        scores = scores.round(1)
-    return truth, BoxTable.detections(image, label, d, scores).take(np.lexsort((-scores, image)))
-
-
-CASES = {
-    "plain": {"images": 6, "classes": 4, "boxes": 60, "detections": 300},
-    "ties": {"images": 6, "classes": 4, "boxes": 60, "detections": 300, "tied": True},
-    "crowds": {"images": 4, "classes": 3, "boxes": 50, "detections": 300, "crowd": 0.5},
-    "empty images": {"images": 40, "classes": 3, "boxes": 12, "detections": 20},
-    "over 100 of a class": {
-        **{"images": 2, "classes": 1, "boxes": 70, "detections": 460, "tied": True},
-    },
-    "no detections": {"images": 3, "classes": 3, "boxes": 10, "detections": 0},
-    "no boxes": {"images": 3, "classes": 3, "boxes": 0, "detections": 10},
-    "only crowds": {"images": 3, "classes": 2, "boxes": 10, "detections": 30, "crowd": 1.0},
-    "nothing": {"images": 2, "classes": 2, "boxes": 0, "detections": 0},
-}
+def whole_pixels(seed, **case):
+    """Boxes of whole pixels, so that many IoU are equal or just at a threshold."""
+    tables = random_case(np.random.default_rng(seed), **case)
+    for table in tables:
+        table.boxes[:] = table.boxes.round()
+    return tables
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -65,7 +32,7 @@ CASES = {
 def test_all_images_once_equal_pycocotools_and_cocoeval(name, seed, by_pycocotools):
     case = CASES[name]
     images, classes = case["images"], case["classes"]
-    truth, found = random_case(np.random.default_rng(seed), **case)
+    truth, found = whole_pixels(seed, **case)
     ours = weighted_ap(found, truth, np.ones((1, images), dtype=np.int32))[0]
     reference = by_pycocotools(truth, found, images, classes)
     np.testing.assert_array_equal(reference.params.iouThrs, IOUS)
@@ -86,10 +53,9 @@ def test_all_images_once_equal_pycocotools_and_cocoeval(name, seed, by_pycocotoo
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_resample_equals_cocoeval_on_copied_images(seed):
-    rng = np.random.default_rng(seed)
     images, classes = 12, 4
-    truth, found = random_case(
-        rng, images=images, classes=classes, boxes=70, detections=400, crowd=0.2
+    truth, found = whole_pixels(
+        seed, images=images, classes=classes, boxes=70, detections=400, crowd=0.2
     )
     times = draw(images, resamples=6, seed=seed)[1:]
     ours = weighted_ap(found, truth, times)
@@ -109,9 +75,7 @@ def test_a_resample_equals_cocoeval_on_copied_images(seed):
 
 
 def test_portions_do_not_change_the_result(monkeypatch):
-    truth, found = random_case(
-        np.random.default_rng(0), images=8, classes=3, boxes=40, detections=200
-    )
+    truth, found = whole_pixels(0, images=8, classes=3, boxes=40, detections=200)
     times = draw(8, resamples=9)
     whole = weighted_ap(found, truth, times)
     monkeypatch.setattr("engine.compare.bootstrap.ELEMENTS_AT_ONCE", 300)
@@ -129,46 +93,6 @@ def test_interpolation_by_hand():
     assert interpolated_ap(np.zeros((1, 0)), np.zeros((1, 0)), np.array([3]))[0] == 0
 
 
-def test_matching_by_hand():
-    """The better score chooses first; a crowd region takes any number; the worst is wrong."""
-    truth = BoxTable.ground_truth(
-        np.zeros(3, dtype=int),
-        np.zeros(3, dtype=int),
-        np.array([[0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 90, 90]], dtype=np.float32),
-        np.array([False, False, True]),
-        np.array([100.0, 120.0, 1600.0]),
-    )
-    boxes = [[0, 0, 10, 12], [0, 0, 10, 11.9], [50, 50, 60, 60], [80, 80, 100, 90], [0, 0, 9, 9]]
-    found = BoxTable.detections(
-        np.zeros(5, dtype=int),
-        np.zeros(5, dtype=int),
-        np.array(boxes, dtype=np.float32),
-        np.array([0.5, 0.9, 0.4, 0.3, 0.1]),
-    )
-    found = found.take(coco_order(found))
-    assert found.scores.tolist() == [0.9, 0.5, 0.4, 0.3, 0.1]
-    matches = match(found, truth, np.array([0.5, 0.85]))
-    # 0.9 takes the 10 x 12 box; 0.5 has IoU 10 / 12 = 0.83 with the other one
-    assert matches.target.tolist() == [[1, 0, -1, -1, -1], [1, -1, -1, -1, -1]]
-    # 80..100 has half of its area on the crowd region
-    assert matches.ignored.tolist() == [
-        [False, False, True, True, False],
-        [False, False, True, False, False],
-    ]
-
-
-def test_of_two_boxes_of_equal_overlap_the_later_is_taken():
-    """A detection over both halves, IoU 0.5 with each, leaves the first to the next one."""
-    boxes = np.array([[0, 0, 10, 10], [10, 0, 20, 10]], dtype=np.float32)
-    zeros = np.zeros(2, dtype=int)
-    truth = BoxTable.ground_truth(zeros, zeros, boxes, zeros.astype(bool), np.full(2, 100.0))
-    wide = np.array([[0, 0, 20, 10], [0, 0, 10, 10]], dtype=np.float32)
-    found = BoxTable.detections(zeros, zeros, wide, np.array([0.9, 0.8]))
-    matches = match(found, truth, np.array([0.5, 0.55]))
-    assert matches.target[0].tolist() == [1, 0]
-    assert matches.target[1].tolist() == [-1, 0]
-
-
 # Detectors of known quality: each object is found, exactly, with a known chance, and nothing else
 # is.  Precision is 1, so AP is the share of COCO's 101 recalls that are reached: 100/101 of the
 # recall and a constant, at every IoU.  Hence the true difference in AP.
@@ -178,8 +102,8 @@ def known(rng, chances, *, images=60, alike=True):
     """The truth and one BoxTable for each chance; `alike`: what is hard is hard for all."""
     counts = rng.integers(1, 6, images)
     image = np.repeat(np.arange(images), counts)
-    place = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts)
-    boxes = np.stack((50 * place, 0 * place, 50 * place + 40, 0 * place + 40), 1).astype(np.float32)
+    index = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts)
+    boxes = np.stack((50 * index, 0 * index, 50 * index + 40, 0 * index + 40), 1).astype(np.float32)
     labels = np.zeros(len(image), dtype=int)
     truth = BoxTable.ground_truth(
         image, labels, boxes, labels.astype(bool), np.full(len(image), 1600.0)
@@ -233,9 +157,7 @@ def test_equally_good_detectors_are_rarely_called_different():
 
 
 def test_identical_detectors_differ_by_exactly_nothing():
-    truth, found = random_case(
-        np.random.default_rng(3), images=20, classes=3, boxes=90, detections=600
-    )
+    truth, found = whole_pixels(3, images=20, classes=3, boxes=90, detections=600)
     result = compared(truth, found, found, draw(20, resamples=200))
     assert (result.delta, result.low, result.high) == (0.0, 0.0, 0.0)
     assert not result.significant
@@ -277,9 +199,7 @@ def test_refusals():
 
 
 def test_a_thousand_resamples_of_100_images_take_seconds():
-    truth, found = random_case(
-        np.random.default_rng(9), images=100, classes=4, boxes=800, detections=10_000
-    )
+    truth, found = whole_pixels(9, images=100, classes=4, boxes=800, detections=10_000)
     worse = BoxTable.detections(found.image, found.labels, found.boxes + 3, found.scores)
     start = time.process_time()
     result = compared(truth, found, worse, draw(100))

@@ -24,6 +24,7 @@ from engine.evaluate.coco import coco_metrics
 from engine.evaluate.matching import coco_order
 from models.spec import ModelSpec
 from models.yaml.parser import load_spec
+from tests.engine.evaluate.test_coco import random_case
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -39,27 +40,11 @@ PROTOCOL = {
 }
 
 
-def random_data(images=20, boxes=6, detections=40, classes=2, seed=0):
-    """True boxes, and detections near some of them."""
-    rng = np.random.default_rng(seed)
-    count = images * boxes
-    corner = rng.uniform(0, 400, (count, 2))
-    box = np.concatenate((corner, corner + rng.uniform(10, 90, (count, 2))), 1).astype(np.float32)
-    labels = rng.integers(0, classes, count)
-    image = np.repeat(np.arange(images), boxes)
-    areas = (box[:, 2:] - box[:, :2]).prod(1)
-    truth = BoxTable.ground_truth(image, labels, box, np.zeros(count, bool), areas)
-    near = rng.integers(0, boxes, (images, detections)) + np.arange(images)[:, None] * boxes
-    near = near.ravel()
-    shifted = (box[near] + rng.normal(0, 6, (len(near), 4))).clip(0, 500).astype(np.float32)
-    shifted[:, 2:] = np.maximum(shifted[:, 2:], shifted[:, :2] + 1)
-    scores = np.sort(rng.uniform(0.001, 1, (images, detections)), 1)[:, ::-1]
-    found = BoxTable.detections(
-        np.repeat(np.arange(images), detections),
-        labels[near],
-        shifted,
-        scores.ravel().astype(np.float32),
-    )
+def random_data(images=20, boxes=120, detections=800):
+    """Ground truth and detections, clipped as a detector's are."""
+    shape = {"images": images, "classes": 2, "boxes": boxes, "detections": detections}
+    truth, found = random_case(np.random.default_rng(0), **shape)
+    found.boxes.clip(0, 640, out=found.boxes)
     return truth, found
 
 
@@ -112,7 +97,7 @@ def test_the_figures_of_rounded_detections_are_nearly_those_of_exact_ones():
 
 
 def test_only_what_no_figure_looks_at_is_left_out():
-    _, found = random_data(images=3, detections=250)
+    _, found = random_data(images=3, detections=750)
     kept = unpack(pack(found))
     groups = np.unique(np.stack((kept.image, kept.labels)), axis=1, return_counts=True)[1]
     assert groups.max() == 100
@@ -171,10 +156,7 @@ def test_the_models_hash_is_of_what_it_computes():
 
 @pytest.mark.parametrize("text", ["", '{"format": "featherdet-record-1", "a": 1}'])
 def test_what_is_no_record_is_named(tmp_path, text):
-    file = tmp_path / "x.json"
-    file.write_text(text)
-    with pytest.raises(UserError, match=r"x.json: not a record"):
-        load_record(file)
+    refused(tmp_path, text)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"format": "another"}'])
@@ -244,11 +226,15 @@ def written(tmp_path_factory):
 def test_a_record_of_another_shape_is_named_with_its_key(tmp_path, written, key, value):
     content = json.loads(written)
     plant(content, key, value)
-    file = tmp_path / "x.json"
-    file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf"x.json: not a record: '{key}") as refused:
+    refused(tmp_path, json.dumps(content), f": '{key}")
+
+
+def refused(folder, text, why=""):
+    file = folder / "x.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=rf"x.json: not a record{why}") as error:
         load_record(file)
-    assert str(refused.value).isprintable()
+    assert str(error.value).isprintable()
 
 
 def nested(levels):
@@ -268,20 +254,14 @@ def test_what_nothing_could_be_made_of_is_refused_anywhere(tmp_path, written, pa
     file.write_text(json.dumps(content))
     assert load_record(file).name == "yolov5n"
     content[part]["note"] = value
-    file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf"x.json: not a record: '{part}") as refused:
-        load_record(file)
-    assert str(refused.value).isprintable()
+    refused(tmp_path, json.dumps(content), f": '{part}")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
 def test_what_is_no_number_is_refused(tmp_path, written, number):
     content = json.loads(written)
     content["metrics"]["coco"]["AP"] = "here"
-    file = tmp_path / "x.json"
-    file.write_text(json.dumps(content).replace('"here"', number))
-    with pytest.raises(UserError, match=r"x.json: not a record"):
-        load_record(file)
+    refused(tmp_path, json.dumps(content).replace('"here"', number), ": 'metrics.coco.AP'")
 
 
 def test_a_record_older_than_its_training_settings_is_read(tmp_path, written):
@@ -323,46 +303,40 @@ FOUND = {"image": BYTES, "labels": BYTES, "boxes": np.zeros((2, 4), np.uint8), "
 
 
 @pytest.mark.parametrize(
-    ("name", "array"),
+    ("what", "name", "array"),
     [
-        ("labels", np.zeros(3, np.uint8)),
-        ("labels", GONE),
-        ("more", BYTES),
-        ("image", np.uint8(0)),
-        ("image", np.array(["a", "b"])),
-        ("image", np.zeros((2, 1), np.uint8)),
-        ("boxes", np.zeros((2, 3), np.uint8)),
-        ("boxes", np.full((2, 4), np.nan)),
-        ("scores", np.array([-1, 0])),
+        ("detections", "labels", np.zeros(3, np.uint8)),
+        ("detections", "labels", GONE),
+        ("detections", "more", BYTES),
+        ("detections", "image", np.uint8(0)),
+        ("detections", "image", np.array(["a", "b"])),
+        ("detections", "image", np.zeros((2, 1), np.uint8)),
+        ("detections", "boxes", np.zeros((2, 3), np.uint8)),
+        ("detections", "boxes", np.full((2, 4), np.nan)),
+        ("detections", "scores", np.array([-1, 0])),
+        ("ground truth", "image", np.uint8(0)),
+        ("ground truth", "labels", np.array(["a"] * 120)),
+        ("ground truth", "boxes", np.full((120, 4), np.inf, np.float32)),
+        ("ground truth", "crowd", np.zeros(120)),
+        ("ground truth", "areas", np.zeros(119)),
     ],
 )
-def test_arrays_that_are_no_detections_are_named(tmp_path, name, array):
+def test_arrays_of_another_shape_are_named(tmp_path, what, name, array):
+    truth = tmp_path / "truth-0123456789ab.npz"
     np.savez(tmp_path / "x.npz", **FOUND)
-    assert len(load_detections(tmp_path / "x.json")) == 2
-    changed = {**FOUND, name: array}
-    np.savez(tmp_path / "x.npz", **{k: item for k, item in changed.items() if item is not GONE})
-    with pytest.raises(UserError, match=r"x.npz: not the detections"):
-        load_detections(tmp_path / "x.json")
+    save_truth(truth, random_data()[0])
 
+    def load():
+        if what == "detections":
+            return load_detections(tmp_path / "x.json")
+        return load_truth(tmp_path, "0123456789abcdef")
 
-@pytest.mark.parametrize(
-    ("name", "array"),
-    [
-        ("image", np.uint8(0)),
-        ("labels", np.array(["a"] * 120)),
-        ("boxes", np.full((120, 4), np.inf, np.float32)),
-        ("crowd", np.zeros(120)),
-        ("areas", np.zeros(119)),
-    ],
-)
-def test_arrays_that_are_no_ground_truth_are_named(tmp_path, name, array):
-    truth, _ = random_data()
-    path = tmp_path / "truth-0123456789ab.npz"
-    save_truth(path, truth)
-    assert len(load_truth(tmp_path, "0123456789abcdef")) == 120
-    np.savez(path, **{**vars(truth), name: array})
-    with pytest.raises(UserError, match=r"truth-0123456789ab.npz: not the ground truth"):
-        load_truth(tmp_path, "0123456789abcdef")
+    assert len(load()) == (2 if what == "detections" else 120)
+    path = tmp_path / "x.npz" if what == "detections" else truth
+    changed = {**np.load(path), name: array}
+    np.savez(path, **{key: item for key, item in changed.items() if item is not GONE})
+    with pytest.raises(UserError, match=rf"{path.name}: not the {what}"):
+        load()
 
 
 def test_an_encrypted_archive_is_a_damaged_one(tmp_path):

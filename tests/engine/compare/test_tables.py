@@ -1,6 +1,8 @@
 """Tables: figures over seeds by hand, differences that are known, plans and costs."""
 
 import copy
+import csv
+import io
 import json
 import statistics
 from dataclasses import asdict, replace
@@ -14,17 +16,24 @@ from engine.compare import costs
 from engine.compare.arrays import load_detections
 from engine.compare.bootstrap import difference, draw, resample_ap
 from engine.compare.config import CompareConfig
-from engine.compare.costs import common_batch, computed_cost, measure
+from engine.compare.costs import common_batch, computed_cost, measure, with_speedup
 from engine.compare.plan import model_entries, run_flags, runs
 from engine.compare.record import Record, plain_spec, save_record
-from engine.compare.report.tables import (
-    ModelRuns,
-    rows,
-    spread,
-    train_seconds,
+from engine.compare.report.columns import cell, columns_of
+from engine.compare.report.tables import ModelRuns, rows, spread, train_seconds
+from engine.compare.report.text import csv_table, markdown
+from engine.compare.schema import (
+    DONE,
+    FAILED,
+    PARTLY,
+    PROFILED,
+    LatencyAt,
+    Results,
+    Run,
+    SpeedUp,
+    SpeedUpAt,
+    Spread,
 )
-from engine.compare.report.text import markdown
-from engine.compare.schema import DONE, FAILED, PARTLY, PROFILED, LatencyAt, Results, Run, Spread
 from engine.compare.typed import construct
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.coco import coco_metrics
@@ -395,3 +404,59 @@ def test_models_are_measured_side_by_side(tiny_model, tmp_path):
     assert asdict(construct(Results, plain)) == plain
     if made[0].energy is None:
         assert "not measured" in markdown(plain)
+
+
+@pytest.fixture
+def promised(sample):
+    """The sample with rows of known FLOPs and latency."""
+    sample = construct(Results, sample)
+    first, second = sample.rows[:2]
+
+    def made(row, name, flops, times):
+        pairs = zip(row.latency, times, strict=False)
+        return replace(
+            row,
+            name=name,
+            cost=replace(row.cost, flops=flops),
+            latency=[replace(at, p50_ms=time) for at, time in pairs],
+        )
+
+    first = made(first, sample.baseline, 600, (12.0, 8.0))
+    second = made(second, "other", 200, (10.0, None))
+    third = replace(second, name="costless", cost=None)
+    empty = made(second, "empty", 0, ())
+    return replace(sample, rows=with_speedup([first, second, third, empty], sample.baseline))
+
+
+def test_speedups_by_hand(promised):
+    first, second, third, empty = promised.rows
+    assert first.speedup is None
+    assert second.speedup == SpeedUp(3.0, [SpeedUpAt(1, 1.2), SpeedUpAt(32, None)])
+    assert third.speedup is None
+    assert empty.speedup == SpeedUp(None, [])
+
+
+def test_another_baseline_inverts_the_speedup(promised):
+    turned = with_speedup(promised.rows[:2], "other")
+    assert turned[0].speedup.flops == pytest.approx(1 / 3)
+    assert turned[0].speedup.latency[0].factor == pytest.approx(10 / 12)
+
+
+def test_the_speedup_is_in_both_tables(promised):
+    results = asdict(promised)
+    columns = {column.head: column for column in columns_of(results)}
+
+    def shown(head, row):
+        return cell(columns[head], results["rows"][row], results["baseline"]).text
+
+    by_flops = [shown("speed-up by FLOPs", row) for row in range(4)]
+    assert by_flops == ["baseline", "3.00", "not measured", "not measured"]
+    assert shown("measured at 1", 1) == "1.20"
+    assert shown("measured at 32", 1) == "not measured"
+    assert "Speed-up: " in markdown(results)
+    line = list(csv.DictReader(io.StringIO(csv_table(results))))[1]
+    assert float(line["speed-up by FLOPs"]) == 3
+    assert float(line["speed-up at 1"]) == pytest.approx(1.2)
+    assert line["speed-up at 32"] == ""
+    alone = {**results, "rows": results["rows"][:1]}
+    assert "speed-up by FLOPs" not in [column.head for column in columns_of(alone)]

@@ -106,6 +106,12 @@ class TestMatch:
         assert result.target.tolist() == [[0, -1, -1, -1, -1]]
         assert result.ignored.tolist() == [[False, True, True, False, False]]
 
+    def test_of_equal_overlap_the_later_box_is_taken_at_each_threshold(self):
+        halves = truth((0, 0, 0, 0, 10, 10), (0, 0, 10, 0, 20, 10))
+        over_both = found((0, 0, 0, 0, 20, 10, 0.9), (0, 0, 0, 0, 10, 10, 0.8))
+        result = match(over_both, halves, np.array([0.5, 0.55]))
+        assert result.target.tolist() == [[1, 0], [-1, 0]]
+
     def test_nothing_at_all(self):
         assert match(found(), truth(), AT_HALF).target.shape == (1, 0)
         one = found((0, 0, 0, 0, 1, 1, 0.5))
