@@ -16,10 +16,8 @@ from pycocotools.cocoeval import COCOeval
 
 import val
 from engine.checkpoint import model_payload, save_checkpoint
-from engine.evaluate.config import ValConfig
 from models.builder import build_detector
 from models.yaml.parser import load_spec
-from utils.config import changed
 from utils.errors import UserError
 
 PART = 24  # images of COCO's val2017
@@ -136,13 +134,6 @@ def test_all_files(small, tmp_path, capsys):
     assert "task=test" in out  # what is not the default is said
 
 
-def test_runs_get_folders_of_their_own(small, tmp_path):
-    for _ in range(2):
-        val.main([*small, "--noplots"])
-    val.main([*small, "--noplots", "--exist-ok"])
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"exp", "exp2"}
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_names_the_plot_and_keeps_the_numbers(small, tmp_path):
     folder = tmp_path / "runs" / "exp"
@@ -154,12 +145,8 @@ def test_a_full_disk_names_the_plot_and_keeps_the_numbers(small, tmp_path):
     assert isinstance(json.loads((folder / "predictions.json").read_text()), list)
 
 
-def test_a_cpu_needs_no_warm_up(small, monkeypatch):
+def test_speed_without_a_folder_and_on_a_cpu_without_warm_up(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("engine.evaluate.run.warm_up", None)  # calling it would fail
-    val.main([*small, "--task", "speed"])
-
-
-def test_speed(small, tmp_path, capsys):
     val.main([*small, "--task", "speed"])
     out = capsys.readouterr().out
     assert "ms inference" in out
@@ -193,27 +180,14 @@ def test_single_class_of_a_model_with_three(small, tmp_path):
         (["--half"], "CUDA"),
         (["--task", "train"], "train"),
         (["--batch", "0"], "batch-size"),
+        (["--weights", "five.pt"], r"5 classes \(v, w, x, \.\.\.\).*3 \(a, b, c\)"),
     ],
 )
 def test_refusals_leave_no_folder(small, tmp_path, flags, message):
+    names = ("v", "w", "x", "y", "z")
+    model = build_detector(load_spec("yolov5n"), classes=5, names=names)
+    save_checkpoint(tmp_path / "five.pt", {"format": "featherdet-1", **model_payload(model)})
+    flags = [str(tmp_path / item) if item == "five.pt" else item for item in flags]
     with pytest.raises(UserError, match=message):
         val.main([*small, *flags])
     assert not (tmp_path / "runs").exists()
-
-
-def test_another_number_of_classes(small, tmp_path):
-    model = build_detector(load_spec("yolov5n"), classes=2, names=("x", "y"))
-    save_checkpoint(tmp_path / "weights.pt", {"format": "featherdet-1", **model_payload(model)})
-    with pytest.raises(UserError, match=r"2 classes \(x, y\).*3 \(a, b, c\)"):
-        val.main(small)
-    assert not (tmp_path / "runs").exists()
-
-
-def test_weights_are_required():
-    with pytest.raises(UserError, match="--weights"):
-        val.main(["--data", "shapes"])
-
-
-def test_changed_settings():
-    config = ValConfig(weights="w.pt", imgsz=320)
-    assert changed(config) == {"weights": "w.pt", "imgsz": 320}

@@ -319,12 +319,6 @@ class TestModel:
         with pytest.raises(UserError, match=r"images/0\.png: the model's outputs are not finite"):
             run(index, model=model())
 
-    def test_class_counts_differ(self, run, index):
-        model = Finder()
-        model.names = ("a", "b", "c", "d", "e")
-        with pytest.raises(UserError, match=r"5 classes \(a, b, c, \.\.\.\).*2 \(red, green\)"):
-            run(index, model=model)
-
     def test_other_names_are_reported(self, run, index, capsys):
         model = Finder()
         model.names = ("red", "blue")

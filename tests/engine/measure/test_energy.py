@@ -56,17 +56,14 @@ def test_a_counter_that_wraps_around(tmp_path):
     assert meter.joules() == pytest.approx(3.5 + (LIMIT - 2_000_000) * 1e-6)
 
 
-def test_no_counter_is_not_measured(tmp_path):
+def test_what_cannot_be_read_is_not_measured(tmp_path):
     assert rapl_meter(tmp_path) is None
     assert rapl_meter(tmp_path / "missing") is None
     counter = zone(tmp_path, "intel-rapl:0", "package-0", 0)
+    counter.write_text("n/a")
+    assert rapl_meter(tmp_path) is None
     counter.unlink()
     counter.mkdir()  # as unreadable as one without permission, also for root
-    assert rapl_meter(tmp_path) is None
-
-
-def test_a_broken_counter_is_not_measured(tmp_path):
-    zone(tmp_path, "intel-rapl:0", "package-0", 0).write_text("n/a")
     assert rapl_meter(tmp_path) is None
 
 
@@ -90,41 +87,29 @@ class FakeNvml:
             raise NVMLError("not found")
         return uuid
 
+    def lost(self, handle: str) -> int:
+        raise NVMLError("lost")
+
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
         if handle == "GPU-two":
             raise NVMLError("not supported")
         return self.millijoules
 
 
-def gpu(monkeypatch: pytest.MonkeyPatch, **properties: str) -> torch.device:
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**properties)
-    )
-    return torch.device("cuda", 0)
-
-
-def test_a_gpu_by_its_uuid(monkeypatch):
+@pytest.mark.parametrize("uuid", ["one", "two", "three", None])
+def test_a_gpu_is_found_by_its_uuid_or_not_measured(monkeypatch, uuid):
+    properties = SimpleNamespace() if uuid is None else SimpleNamespace(uuid=uuid)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     nvml = FakeNvml()
-    meter = nvml_meter(gpu(monkeypatch, uuid="one"), nvml)
-    assert meter is not None
+    meter = nvml_meter(torch.device("cuda", 0), nvml)
+    assert (meter is not None) == (uuid == "one")
+    if meter is None:
+        return
     assert meter.joules() == 0
     nvml.millijoules += 2500
     assert meter.joules() == pytest.approx(2.5)
-
-
-@pytest.mark.parametrize("properties", [{"uuid": "two"}, {"uuid": "three"}, {}])
-def test_a_gpu_without_a_counter_is_not_measured(monkeypatch, properties):
-    assert nvml_meter(gpu(monkeypatch, **properties), FakeNvml()) is None
-
-
-def test_a_gpu_that_stops_answering_is_not_measured(monkeypatch):
-    nvml = FakeNvml()
-    meter = nvml_meter(gpu(monkeypatch, uuid="one"), nvml)
-
-    def broken(handle: str) -> int:
-        raise NVMLError("lost")
-
-    monkeypatch.setattr(nvml, "nvmlDeviceGetTotalEnergyConsumption", broken)
+    # it stops answering
+    monkeypatch.setattr(FakeNvml, "nvmlDeviceGetTotalEnergyConsumption", FakeNvml.lost)
     assert measure_energy(lambda: None, images=1, meter=meter, device=CPU, seconds=0.01) is None
 
 
@@ -171,11 +156,8 @@ def test_joules_per_image():
     assert found.watts == pytest.approx(80)
 
 
-def test_without_a_meter_nothing_is_run_or_guessed():
-    bench = Bench(0.0, 1.0)
+def test_no_meter_or_one_that_stands_still_is_not_measured():
+    bench = Bench(watts=0.0, seconds=1.0)
     assert measure_energy(bench.step, images=1, meter=None, device=CPU) is None
     assert bench.steps == 0
-
-
-def test_a_counter_that_stands_still_is_not_measured():
-    assert measured(Bench(watts=0.0, seconds=1.0)) is None
+    assert measured(bench) is None

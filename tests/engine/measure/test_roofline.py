@@ -22,30 +22,22 @@ PEAK = DevicePeak(
 )  # ridge: 10 FLOP/B
 
 
-def one_kernel(module: nn.Module, *shape: int):
-    (kernel,) = count(module, shape).kernels
-    return kernel
-
-
-def test_a_dense_convolution_is_compute_bound():
-    kernel = one_kernel(nn.Conv2d(64, 64, 3, padding=1, bias=False), 1, 64, 16, 16)
-    flops, size = 2 * 256 * 9 * 64 * 64, 4 * (2 * 256 * 64 + 9 * 64 * 64)
+@pytest.mark.parametrize(
+    ("groups", "flops", "weights", "bound"),
+    [(1, 2 * 256 * 9 * 64 * 64, 9 * 64 * 64, COMPUTE), (64, 2 * 256 * 9 * 64, 9 * 64, MEMORY)],
+)
+def test_dense_convolutions_are_compute_bound_and_depthwise_ones_memory_bound(
+    groups, flops, weights, bound
+):
+    module = nn.Conv2d(64, 64, 3, padding=1, groups=groups, bias=False)
+    (kernel,) = count(module, (1, 64, 16, 16)).kernels
+    size = 4 * (2 * 256 * 64 + weights)
     assert (kernel.flops, kernel.bytes) == (flops, size)
-    assert flops / size > PEAK.ridge
-    assert PEAK.bound(kernel) == COMPUTE
-    assert PEAK.seconds(kernel) == pytest.approx(flops / 1e9)
-
-
-def test_a_depthwise_convolution_is_memory_bound():
-    kernel = one_kernel(nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False), 1, 64, 16, 16)
-    size = 4 * (2 * 256 * 64 + 9 * 64)
-    assert PEAK.bound(kernel) == MEMORY
-    assert PEAK.seconds(kernel) == pytest.approx(size / 1e8)
-
-
-def test_an_operator_without_flops_is_memory_bound_whatever_the_peaks():
-    kernel = one_kernel(nn.ReLU(), 1, 4, 8, 8)
-    assert DevicePeak(1.0, 1e30, 0.0).bound(kernel) == MEMORY
+    assert (flops / size > PEAK.ridge) == (bound == COMPUTE)
+    assert PEAK.bound(kernel) == bound
+    assert PEAK.seconds(kernel) == pytest.approx(max(flops / 1e9, size / 1e8))
+    (relu,) = count(nn.ReLU(), (1, 4, 8, 8)).kernels
+    assert DevicePeak(1.0, 1e30, 0.0).bound(relu) == MEMORY  # no FLOPs at all
 
 
 class Slow(nn.Module):
