@@ -41,7 +41,8 @@ def weighted_ap(found: BoxTable, truth: BoxTable, times: np.ndarray) -> np.ndarr
 
     As in COCO the mean over the classes that have ground-truth boxes; NaN where none has.  With all
     ones it is COCO's AP.  Only detections of one image with equal scores could be ordered
-    differently than in a data set with copied images.
+    differently than in a data set with copied images.  found: the detections on all images, as the
+    evaluator keeps them; truth: `truth_of(by_id(index))`; times: of `draw`.
     """
     found = found.take(coco_order(found))
     matching = match(found, truth, IOUS)
@@ -101,22 +102,6 @@ def draw(images: int, resamples: int = 1000, seed: int = 0) -> np.ndarray:
     return times
 
 
-def resample_ap(found: BoxTable, truth: BoxTable, times: np.ndarray) -> np.ndarray:
-    """The AP of one trained model at each of IOUS: (1 + resamples, 10).
-
-    The first row is COCO's AP; the others are of the resamples, NaN where one has no ground-truth
-    box.  found: the detections on all images, as the evaluator keeps them; truth:
-    `truth_of(by_id(index))`; times: of `draw`.  Raises ValueError without ground-truth boxes, and
-    for image numbers beyond the drawn ones.
-    """
-    if truth.crowd.all():
-        raise ValueError("AP is not defined: the images have no ground-truth box")
-    highest, images = max(int(one.image.max(initial=0)) for one in (found, truth)), times.shape[1]
-    if highest >= images:
-        raise ValueError(f"image number {highest}, but the draw is of {images} images")
-    return weighted_ap(found, truth, times)
-
-
 @dataclass(frozen=True)
 class Difference:
     """A metric minus the baseline's, with its percentile interval over the resamples."""
@@ -135,14 +120,12 @@ def difference(
 ) -> Difference:
     """The paired difference of a metric ("AP", "AP50" or "AP75") of METRICS.
 
-    model, baseline: (1 + resamples, 10) of `resample_ap` by the same draw; for several seeds the
+    model, baseline: (1 + resamples, 10) of `weighted_ap` by the same draw; for several seeds the
     mean over them, the same seeds for both.  The interval shows how certain the difference between
     *these* trained models is on other images of the same kind, not how much other seeds would
-    differ.  Raises ValueError where no resample has a ground-truth box.
+    differ.
     """
     deltas = (model - baseline)[:, METRICS[metric]].mean(1)
     delta, samples = float(deltas[0]), deltas[1:][~np.isnan(deltas[1:])]
-    if not len(samples):
-        raise ValueError("no resample has a ground-truth box: draw more")
     low, high = map(float, np.quantile(samples, ((1 - level) / 2, (1 + level) / 2)))
     return Difference(delta, low, high, level, low > 0 or high < 0, len(samples))

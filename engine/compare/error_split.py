@@ -87,12 +87,9 @@ def split_errors(found: BoxTable, truth: BoxTable) -> ErrorSplit:
     """The error split of one detector on one data set.
 
     found: as the evaluator keeps it (`DetectionMetrics.detections`); truth:
-    `truth_of(by_id(index))`.  Of each image and class the 100 best detections count,
-    and the classes that have ground-truth boxes, as in COCO's AP50.  Raises ValueError without
-    ground-truth boxes.
+    `truth_of(by_id(index))`, with at least one ground-truth box.  Of each image and class the 100
+    best detections count, and the classes that have ground-truth boxes, as in COCO's AP50.
     """
-    if truth.crowd.all():
-        raise ValueError("AP is not defined: the images have no ground-truth box")
     state = diagnose(found, truth)
     labels, right, counted = state.labels, state.right, state.counted
     totals, missed = state.totals, state.missed

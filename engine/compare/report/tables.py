@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.compare.arrays import load_detections
-from engine.compare.bootstrap import METRICS, Difference, difference, draw, resample_ap
+from engine.compare.bootstrap import METRICS, Difference, difference, draw, weighted_ap
 from engine.compare.costs import computed_cost
 from engine.compare.error_split import ErrorSplit, split_errors
 from engine.compare.plan import ModelEntry
@@ -60,7 +60,7 @@ def rows(
     for index, item in enumerate(models):
         found = {one.seed: load_detections(one.path) for one in item.finished}
         resampled[item.entry.name] = {
-            seed: resample_ap(one, truth, times) for seed, one in found.items()
+            seed: weighted_ap(one, truth, times) for seed, one in found.items()
         }
         if found:
             errors = ErrorSplit.mean([split_errors(one, truth) for one in found.values()])

@@ -11,7 +11,6 @@ from engine.compare.bootstrap import (
     difference,
     draw,
     interpolated_ap,
-    resample_ap,
     weighted_ap,
 )
 from engine.evaluate.box_table import BoxTable
@@ -120,7 +119,7 @@ def known(rng, chances, *, images=60, alike=True):
 
 
 def compared(truth, first, second, times, **options):
-    samples = (resample_ap(found, truth, times) for found in (first, second))
+    samples = (weighted_ap(found, truth, times) for found in (first, second))
     return difference(*samples, **options)
 
 
@@ -166,9 +165,9 @@ def test_identical_detectors_differ_by_exactly_nothing():
 def test_pairing_narrows_the_interval():
     """On the same images a small steady difference shows; between two draws it does not."""
     truth, (good, bad) = known(np.random.default_rng(4), (0.62, 0.6), images=100)
-    first, second = (resample_ap(found, truth, draw(100)) for found in (good, bad))
+    first, second = (weighted_ap(found, truth, draw(100)) for found in (good, bad))
     paired = difference(first, second)
-    loose = difference(first, resample_ap(bad, truth, draw(100, seed=1)))
+    loose = difference(first, weighted_ap(bad, truth, draw(100, seed=1)))
     assert paired.high - paired.low < 0.5 * (loose.high - loose.low)
 
 
@@ -188,14 +187,6 @@ def test_resamples_without_a_ground_truth_box_are_left_out():
     assert 0 < share < 400
     result = compared(truth, good, bad, times)
     assert (result.resamples, result.delta, result.low, result.high) == (share, 1.0, 1.0, 1.0)
-
-
-def test_refusals():
-    truth, (good, _) = known(np.random.default_rng(8), (0.8, 0.6), images=5)
-    with pytest.raises(ValueError, match="no ground-truth box"):
-        resample_ap(good, truth.take(np.zeros(0, dtype=int)), draw(5, resamples=10))
-    with pytest.raises(ValueError, match="image number 4, but the draw is of 4"):
-        resample_ap(good, truth, draw(4))
 
 
 def test_a_thousand_resamples_of_100_images_take_seconds():

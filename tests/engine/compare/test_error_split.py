@@ -188,11 +188,6 @@ def test_other_images_do_not_matter():
     assert diagnose(found, truth).kind.tolist() == ["background"]
 
 
-def test_no_ground_truth_is_refused():
-    with pytest.raises(ValueError, match="no ground-truth box"):
-        split_errors(make_found((0, BOX, 0.9)), make_truth((0, BOX, True)))
-
-
 def test_the_mean_over_seeds():
     truth = make_truth((0, BOX), (0, FAR))
     splits = [

@@ -26,7 +26,6 @@ from models.spec import ModelSpec
 from models.yaml.parser import load_spec
 from tests.engine.evaluate.test_coco import random_case
 from utils.errors import UserError
-from utils.files import write_text
 
 PROTOCOL = {
     "data": {
@@ -282,20 +281,6 @@ def test_damaged_truth_is_written_anew(tmp_path):
         load_truth(tmp_path, "0123456789abcdef")
     save_truth(path, truth)
     assert len(load_truth(tmp_path, "0123456789abcdef")) == len(truth)
-
-
-def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
-    file = tmp_path / "x.json"
-    write_text(file, "before")
-
-    def full(descriptor):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match=r"x.json: could not be written .no space left."):
-        write_text(file, "after")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
-    assert file.read_text() == "before"
 
 
 BYTES = np.zeros(2, np.uint8)

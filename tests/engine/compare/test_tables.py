@@ -14,7 +14,7 @@ import torch
 
 from engine.compare import costs
 from engine.compare.arrays import load_detections
-from engine.compare.bootstrap import difference, draw, resample_ap
+from engine.compare.bootstrap import difference, draw, weighted_ap
 from engine.compare.config import CompareConfig
 from engine.compare.costs import common_batch, computed_cost, measure, with_speedup
 from engine.compare.plan import model_entries, run_flags, runs
@@ -40,6 +40,7 @@ from engine.evaluate.coco import coco_metrics
 from engine.measure.latency import LatencyConfig
 from engine.measure.peak import PeakSizes
 from engine.train.config import TrainConfig
+from tests.engine.evaluate.test_coco import random_case
 from utils.config import parse
 from utils.errors import UserError
 
@@ -78,28 +79,11 @@ def test_a_wrong_shape_is_seen(sample):
 # runs from synthetic detections
 
 
-def truth_of_images():
-    """Two boxes of class 0 and one of class 1 on each image."""
-    rng = np.random.default_rng(5)
-    count = IMAGES * 3
-    corner = rng.uniform(0, 300, (count, 2))
-    boxes = np.concatenate((corner, corner + rng.uniform(30, 90, (count, 2))), 1)
-    labels = np.tile([0, 0, 1], IMAGES)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return BoxTable.ground_truth(
-        np.repeat(np.arange(IMAGES), 3),
-        labels,
-        boxes.astype(np.float32),
-        np.zeros(count, bool),
-        areas.astype(np.float32),
-    )
-
-
 def detections(truth, share, seed):
     """Each box is found exactly with probability `share`; one wrong box on each image."""
     rng = np.random.default_rng(seed)
     hit = rng.random(len(truth)) < share
-    wrong = np.tile([400.0, 400, 450, 450], (IMAGES, 1)).astype(np.float32)
+    wrong = np.tile([900.0, 900, 950, 950], (IMAGES, 1)).astype(np.float32)
     image = np.concatenate((truth.image[hit], np.arange(IMAGES)))
     order = np.argsort(image, kind="stable")
     found = BoxTable.detections(
@@ -123,7 +107,9 @@ def metrics_of(found, truth):
 @pytest.fixture(scope="module")
 def table(tmp_path_factory, tiny_model):
     """Three models: a weak one with two seeds, a strong one of which a seed failed, a failed one."""
-    truth = truth_of_images()
+    truth, _ = random_case(
+        np.random.default_rng(5), images=IMAGES, classes=3, boxes=90, detections=0, crowd=0
+    )
     folder = tmp_path_factory.mktemp("records")
     config = CompareConfig(cfg=(str(tiny_model),), imgsz=64)
     base = model_entries(config, classes=2)[0]
@@ -211,7 +197,7 @@ def test_the_difference_is_that_of_the_seeds_both_have(table):
     assert found.significant
     assert 0 < found.low < found.delta < found.high
     times = draw(IMAGES)
-    samples = [resample_ap(load_detections(x.path), truth, times) for x in (strong, weak)]
+    samples = [weighted_ap(load_detections(x.path), truth, times) for x in (strong, weak)]
     straight = difference(*samples)
     assert (found.low, found.high) == (straight.low, straight.high)
 
