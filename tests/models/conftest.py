@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +18,11 @@ from models.builder import build_classifier
 from models.profile.cost import count, parameters
 from models.yaml.parser import load_classifier
 
-Order = Literal["registration", "execution"]
 Taps = Sequence[str] | Callable[[nn.Module, Tensor], Sequence[Tensor]]
 
 TOLERANCE = 1e-4  # times max(1, largest value of the reference)
 MACS_TOLERANCE = 1e-3
+SIZES = (224, 200)  # pixels; 200 gives odd maps
 LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
 PROPERTY = "equality"
 COLUMNS = (
@@ -70,8 +70,6 @@ def prove(record_property: Callable[[str, object], None]) -> Callable[..., None]
         taps: Taps,
         mutate: Callable[[nn.Module], None],
         reference_name: str,
-        sizes: Sequence[int] = (224, 200),
-        order: Order = "registration",
         published: str = "-",
     ) -> None:
         net = build_classifier(load_classifier(name))
@@ -81,11 +79,11 @@ def prove(record_property: Callable[[str, object], None]) -> Callable[..., None]
         assert abs(counted - macs) <= MACS_TOLERANCE * macs, f"{counted} MACs, expected {macs}"
         randomise(reference)
         calibrate(reference, [make_images(8, (96, 96), seed) for seed in (1, 2)])
-        copy_state(reference, net, order)
-        logits, levels = compare(net, reference, taps, sizes)
+        copy_state(reference, net)
+        logits, levels = compare(net, reference, taps)
         damaged = copy.deepcopy(net)
         mutate(damaged)
-        control = max(*differences(damaged.eval(), reference, taps, min(sizes)))
+        control = max(*differences(damaged.eval(), reference, taps, min(SIZES)))
         assert control > TOLERANCE, f"the negative control differs by {control:.1e} only"
         record_property(
             PROPERTY,
@@ -167,28 +165,12 @@ def leaves(net: nn.Module) -> list[nn.Module]:
     return [part for part in net.modules() if isinstance(part, LEAVES)]
 
 
-def executed_leaves(net: nn.Module) -> list[nn.Module]:
-    """The same in the order in which a forward calls them."""
-    found: list[nn.Module] = []
-
-    def note(part: nn.Module, *_: Any) -> None:
-        if part not in found:
-            found.append(part)
-
-    handles = [leaf.register_forward_hook(note) for leaf in leaves(net)]
-    with torch.no_grad():
-        net.eval()(make_images(1, (64, 64), seed=0))
-    for handle in handles:
-        handle.remove()
-    return found
-
-
-def copy_state(source: nn.Module, target: nn.Module, order: Order) -> None:
+def copy_state(source: nn.Module, target: nn.Module) -> None:
     """Weights leaf by leaf, per type of layer; a 1x1 convolution may stand for a linear layer."""
     kinds: tuple[Any, ...] = LEAVES
     pair = []
     for net in (source, target):
-        found = leaves(net) if order == "registration" else executed_leaves(net)
+        found = leaves(net)
         total = sum(parameters(leaf) for leaf in found)
         assert total == parameters(net), f"{parameters(net) - total} parameters are in no such leaf"
         pair.append(found)
@@ -219,13 +201,11 @@ def _copy_leaf(one: Any, other: Any, where: str) -> None:
     other.load_state_dict(state)
 
 
-def compare(
-    net: nn.Module, reference: nn.Module, taps: Taps, sizes: Sequence[int]
-) -> tuple[float, float]:
+def compare(net: nn.Module, reference: nn.Module, taps: Taps) -> tuple[float, float]:
     """The largest relative differences of logits and of taps; every one within TOLERANCE."""
     net.eval()
-    results = [differences(net, reference, taps, size) for size in sizes]
-    for size, (logits, levels) in zip(sizes, results, strict=True):
+    results = [differences(net, reference, taps, size) for size in SIZES]
+    for size, (logits, levels) in zip(SIZES, results, strict=True):
         assert logits <= TOLERANCE, f"logits at {size} px differ by {logits:.1e}"
         assert levels <= TOLERANCE, f"taps at {size} px differ by {levels:.1e}"
     return max(logits for logits, _ in results), max(levels for _, levels in results)

@@ -34,7 +34,7 @@ def unit(c_in: int, c_out: int, kernel: int = 1, stride: int = 1) -> nn.Sequenti
 
 
 class OfficialUnit(nn.Module):
-    """The authors' unit; the main branch is registered first, as in their code."""
+    """The authors' unit."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -42,16 +42,16 @@ class OfficialUnit(nn.Module):
         middle = c_out // 2
         entering = c_in if stride == 2 else c_in // 2
         leaving = c_out - entering
-        self.main = nn.Sequential(
-            *conv_bn(entering, middle, 1), nn.ReLU(),
-            *conv_bn(middle, middle, 3, stride, middle),
-            *conv_bn(middle, leaving, 1), nn.ReLU(),
-        )  # fmt: skip
         self.projection = nn.Sequential()
         if stride == 2:
             self.projection = nn.Sequential(
                 *conv_bn(c_in, c_in, 3, 2, c_in), *conv_bn(c_in, c_in, 1), nn.ReLU()
             )
+        self.main = nn.Sequential(
+            *conv_bn(entering, middle, 1), nn.ReLU(),
+            *conv_bn(middle, middle, 3, stride, middle),
+            *conv_bn(middle, leaving, 1), nn.ReLU(),
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 2:
@@ -162,22 +162,18 @@ class PlainPeleeNet(nn.Module):
         self.stem2b = unit(16, 32, 3, 2)
         self.stem3 = unit(64, 32)
         width = 32
-        self.dense, self.transitions = nn.ModuleList(), nn.ModuleList()
+        self.stages = nn.ModuleList()
         for layers, bottleneck in ((3, 1), (4, 2), (8, 4), (6, 4)):
-            self.dense.append(
-                nn.Sequential(
-                    *(PlainDenseLayer(width + i * GROWTH, bottleneck) for i in range(layers))
-                )
-            )
+            dense = [PlainDenseLayer(width + i * GROWTH, bottleneck) for i in range(layers)]
             width += layers * GROWTH
-            self.transitions.append(unit(width, width))
+            self.stages.append(nn.Sequential(*dense, unit(width, width)))
         self.classifier = nn.Linear(width, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem1(x)
         x = self.stem3(torch.cat([F.max_pool2d(x, 2), self.stem2b(self.stem2a(x))], dim=1))
-        for index, (dense, transition) in enumerate(zip(self.dense, self.transitions, strict=True)):
-            x = transition(dense(x))
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
             if index < 3:
                 x = F.avg_pool2d(x, 2)
         x = F.dropout(x.mean(dim=(2, 3)), 0.05, self.training)

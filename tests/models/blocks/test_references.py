@@ -45,7 +45,6 @@ class Net:
     taps: Any  # the reference's modules whose outputs are C2..C5, or a function
     damage: Callable[[nn.Module], None]  # after which the nets must differ
     make: Callable[[], nn.Module] | None = None
-    order: str = "registration"
     slow: bool = False
 
     def build(self) -> nn.Module:
@@ -184,16 +183,16 @@ NETS = [
     Net("ghostnetv2-1.0", "timm ghostnetv2_100", 6_156_908, 167_048_288, "- / 167M", GHOST, use_hard_gate),
     Net("ghostnetv2-1.3", "timm ghostnetv2_130", 8_960_404, 269_322_976, "- / 269M", GHOST, use_hard_gate),
     Net("ghostnetv2-1.6", "timm ghostnetv2_160", 12_392_698, 398_607_224, "- / 399M", GHOST, use_hard_gate),
-    Net("peleenet", PLAIN, 2_802_248, 507_757_568, "2.8M / 508M", names("transitions.{}", 0, 1, 2, 3),
-        max_instead_of_average, PlainPeleeNet, "execution"),
+    Net("peleenet", PLAIN, 2_802_248, 507_757_568, "2.8M / 508M", STAGES,
+        max_instead_of_average, PlainPeleeNet),
     Net("shufflenetv2-0.5", PLAIN, 1_365_792, 40_476_448, "1.4M / 41M", OFFICIAL, shuffle_at_the_end,
-        lambda: OfficialShuffleNetV2("0.5"), "execution"),
+        lambda: OfficialShuffleNetV2("0.5")),
     Net("shufflenetv2-1.0", PLAIN, 2_278_760, 145_814_296, "2.3M / 146M", OFFICIAL, shuffle_at_the_end,
-        lambda: OfficialShuffleNetV2("1.0"), "execution"),
+        lambda: OfficialShuffleNetV2("1.0")),
     Net("shufflenetv2-1.5", PLAIN, 3_506_720, 298_970_656, "3.5M / 299M", OFFICIAL, shuffle_at_the_end,
-        lambda: OfficialShuffleNetV2("1.5"), "execution"),
+        lambda: OfficialShuffleNetV2("1.5")),
     Net("shufflenetv2-2.0", PLAIN, 7_402_600, 590_783_000, "7.4M / 591M", OFFICIAL, shuffle_at_the_end,
-        lambda: OfficialShuffleNetV2("2.0"), "execution"),
+        lambda: OfficialShuffleNetV2("2.0")),
     Net("shufflenetv2-0.5-tv", "torchvision shufflenet_v2_x0_5", 1_366_792, 40_476_448, "1.4M / 41M",
         TV_SHUFFLE, shuffle_at_the_start),
     Net("shufflenetv2-1.0-tv", "torchvision shufflenet_v2_x1_0", 2_278_604, 144_907_992, "2.3M / 146M",
@@ -238,7 +237,7 @@ NETS = [
 def test_equals_the_reference(prove: Callable[..., None], net: Net) -> None:
     prove(
         net.name, net.build(), params=net.params, macs=net.macs, taps=net.taps, mutate=net.damage,
-        reference_name=net.reference, order=net.order, published=net.published,
+        reference_name=net.reference, published=net.published,
     )  # fmt: skip
 
 
