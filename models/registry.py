@@ -13,11 +13,9 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from models.arguments import check
+from models.arguments import Count, check
 
 T = TypeVar("T", bound="type[Block]")
-
-MAX_REPEATS = 1000  # of a row; the deepest published stage has some forty
 
 
 class Block(nn.Module):
@@ -94,8 +92,7 @@ def build(
     for key, value in args.items():
         if key in block.arguments:
             check(key, value, block.arguments[key].annotation)
-    if not 1 <= repeats <= MAX_REPEATS:
-        raise ValueError(f"{repeats} repeats; 1 to {MAX_REPEATS} are possible")
+    check("number", repeats, Count)
     if not block.reads_several and len(inputs) != 1:
         raise ValueError(f"reads one row, got {len(inputs)}")
     c_in: Any = inputs if block.reads_several else inputs[0]

@@ -86,7 +86,9 @@ class Detect(nn.Module):
             batch, _, height, width, _ = y.shape
             stride = self.stride[level]
             y = y.float().sigmoid()
-            cells = cell_grid(height, width, y.device)
+            sides = (torch.arange(n, device=y.device, dtype=y.dtype) for n in (height, width))
+            rows, columns = torch.meshgrid(*sides, indexing="ij")
+            cells = torch.stack((columns, rows), -1)  # (height, width, 2)
             centre = (y[..., 0:2] * 2 - 0.5 + cells) * stride
             half = (y[..., 2:4] * 2).square() * (self.anchors[level] * (stride / 2)).view(
                 1, -1, 1, 1, 2
@@ -94,11 +96,3 @@ class Detect(nn.Module):
             boxes.append(torch.cat((centre - half, centre + half), -1).reshape(batch, -1, 4))
             scores.append((y[..., 5:] * y[..., 4:5]).reshape(batch, -1, self.classes))
         return torch.cat(boxes, 1), torch.cat(scores, 1)
-
-
-def cell_grid(height: int, width: int, device: torch.device) -> Tensor:
-    """(height, width, 2) float32: the (column, row) of each cell."""
-    rows = torch.arange(height, device=device, dtype=torch.float32)
-    columns = torch.arange(width, device=device, dtype=torch.float32)
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack((x, y), -1)

@@ -164,7 +164,9 @@ class AnchorLoss:
         for level, (y, item) in enumerate(zip(raw, assigned, strict=True)):
             chosen = y[item.image, item.anchor, item.row, item.column].float()  # (K, 5 + classes)
             counted = item.valid.float()
-            overlap = self._overlap(chosen, item)
+            p = chosen[:, :4].sigmoid()
+            size = (p[:, 2:] * 2).square() * item.anchors
+            overlap = complete_iou(torch.cat((p[:, :2] * 2 - 0.5, size), -1), item.boxes)
             box = box + ((1 - overlap) * counted).sum() * shares[level]
             obj = obj + self._objectness(y, item, overlap.detach()) * self.balance[level]
             if self.classes > 1:
@@ -173,13 +175,6 @@ class AnchorLoss:
         box, obj, cls = box * self.box_gain, obj * self.obj_gain, cls * self.cls_gain
         batch = raw[0].shape[0] * world_size
         return Losses((box + obj + cls) * batch, box.detach(), obj.detach(), cls.detach())
-
-    @staticmethod
-    def _overlap(chosen: Tensor, item: Assignment) -> Tensor:
-        p = chosen[:, :4].sigmoid()
-        centre = p[:, :2] * 2 - 0.5
-        size = (p[:, 2:] * 2).square() * item.anchors
-        return complete_iou(torch.cat((centre, size), -1), item.boxes)
 
     def _objectness(self, y: Tensor, item: Assignment, overlap: Tensor) -> Tensor:
         """Mean BCE over the level's cells; where several targets meet, the best overlap counts."""

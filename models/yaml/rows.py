@@ -33,12 +33,10 @@ class Setting:
 
     def channels(self, value: float, model_width: float) -> int | float:
         """A row's channels at this width; a file's own width of 1 leaves them as they are."""
-        if self.width is None:
-            return make_divisible(value * model_width, WIDTH_STEP)
         if self.width == 1:
             return value
-        if self.divisor is None:
-            return make_divisible(value * self.width, WIDTH_STEP)
+        if self.width is None or self.divisor is None:
+            return make_divisible(value * (self.width or model_width), WIDTH_STEP)
         return round_channels(value * self.width, self.divisor)
 
     def follow(self, channels: int) -> int:

@@ -120,7 +120,7 @@ class TestActivation:
         ("Conv", 6, {"c_out": 8, "groups": 4}, "c_in must be a multiple of 4, got 6"),
         ("Conv", 6, {"c_out": 8, "kernel": [3, 3, 3]}, r"kernel must be a whole number .* or a list of 2, .* got \[3, 3, 3\]"),
         ("Conv2d", 6, {"c_out": 8, "groups": 4}, "c_in must be a multiple of 4, got 6"),
-        ("C3", 8, {"c_out": 8, "n": 1001}, "1001 repeats; 1 to 1000"),
+        ("C3", 8, {"c_out": 8, "n": 1001}, r"number .*\(1 to 1,000\), got 1001"),
         ("C3", 8, {"c_out": 8, "expansion": 0.01}, "0.01 times 8 channels leaves none"),
         ("SPP", 8, {"c_out": 8, "kernels": [5, 4]}, "each a whole number .odd, 1 to 1,000,000., got"),
         ("GhostConv", 8, {"c_out": 33}, "c_out must be a multiple of 2, got 33"),

@@ -266,9 +266,9 @@ def test_a_file_too_large_for_a_model_is_refused_before_parsing(tmp_path: Path) 
     ("changes", "message"),
     [
         ({"backbone": [[-1, 2**31, "Conv", [8]]]}, r"number must be .*\(1 to 1,000,000\), got 2147483648"),
-        ({"backbone": [[-1, 10**6, "Conv", [8, 3, 2]]]}, "1000000 repeats; 1 to 1000"),
-        ({"backbone": [[-1, 10**6, "NormAct", []]]}, "1000000 repeats; 1 to 1000"),
-        ({"backbone": [[-1, 10**6, "DenseStage", [8]]]}, "1000000 repeats; 1 to 1000"),
+        ({"backbone": [[-1, 10**6, "Conv", [8, 3, 2]]]}, r"number .*\(1 to 1,000\), got 1000000"),
+        ({"backbone": [[-1, 10**6, "NormAct", []]]}, r"number .*\(1 to 1,000\), got 1000000"),
+        ({"backbone": [[-1, 10**6, "DenseStage", [8]]]}, r"number .*\(1 to 1,000\), got 1000000"),
         ({"backbone": [[-1, 1, "VoVStage", {"c": 8, "layers": 10**7}]]}, "VoVStage: .*layers"),
         ({"backbone": [[-1, 1, "Conv", [25_000]]] * 2}, "row 1 Conv: over 500,000,000 parameters"),
         ({"backbone": [[-1, 1, "Conv", [10**9]]] * 2}, "Conv: c_out .* got 1000000000"),
