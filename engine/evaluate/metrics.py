@@ -34,17 +34,11 @@ def by_id(index: DataIndex) -> tuple[ImageRecord, ...]:
 
 def truth_of(records: Sequence[ImageRecord]) -> BoxTable:
     """The ground truth of `records`."""
-    counts = [len(record.labels) for record in records]
-
-    def joined(name: str, empty: np.ndarray) -> np.ndarray:
-        return np.concatenate([empty, *(getattr(record, name) for record in records)])
-
-    return BoxTable.ground_truth(
-        np.repeat(np.arange(len(records)), counts),
-        joined("labels", np.zeros(0, dtype=np.int64)),
-        joined("boxes", np.zeros((0, 4), dtype=np.float32)),
-        joined("crowd", np.zeros(0, dtype=bool)),
-        joined("areas", np.zeros(0, dtype=np.float32)),
+    return BoxTable.concatenate(
+        [
+            BoxTable.ground_truth(np.full(len(r.labels), n), r.labels, r.boxes, r.crowd, r.areas)
+            for n, r in enumerate(records)
+        ]
     )
 
 

@@ -112,13 +112,13 @@ def save_metrics(metrics: DetectionMetrics, path: Path, settings: Mapping[str, A
     write_text(path, json.dumps(document, indent=2) + "\n")
 
 
-def coco_predictions(metrics: DetectionMetrics) -> list[dict[str, Any]]:
-    """COCO results with the data set's own ids: exactly the numbers that were evaluated."""
+def save_predictions(metrics: DetectionMetrics, path: Path) -> None:
+    """Write COCO results JSON with the data set's own ids: the very numbers that were evaluated."""
     found = metrics.detections
     boxes = to_xywh(found.boxes).tolist()
     scores = found.scores.astype(np.float64).tolist()
     rows = zip(found.image.tolist(), found.labels.tolist(), boxes, scores, strict=True)
-    return [
+    results = [
         {
             "image_id": metrics.image_ids[image],
             "category_id": metrics.category_ids[label],
@@ -127,11 +127,7 @@ def coco_predictions(metrics: DetectionMetrics) -> list[dict[str, Any]]:
         }
         for image, label, box, score in rows
     ]
-
-
-def save_predictions(metrics: DetectionMetrics, path: Path) -> None:
-    """Write the detections as COCO results JSON."""
-    write_text(path, json.dumps(coco_predictions(metrics)))
+    write_text(path, json.dumps(results))
 
 
 def save_labels(

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from models.detector import Detector
 from utils.letterbox import GREY
 
-# (scale, mirrored left-right), YOLOv5's; the first is the plain pass
-VIEWS = ((1.0, False), (0.83, True), (0.67, False))
+# (scale, mirrored left-right), YOLOv5's views besides the plain pass
+VIEWS = ((0.83, True), (0.67, False))
 
 
 def decode_augmented(
@@ -22,24 +22,22 @@ def decode_augmented(
 
     `images` (B, 3, H, W) in [0, 1]; boxes come back in their pixels, to be merged by one NMS.
     """
-    views = [(boxes, scores), *(_view(model, images, *view) for view in VIEWS[1:])]
-    all_boxes, all_scores = zip(*views, strict=True)
-    return torch.cat(all_boxes, 1), torch.cat(all_scores, 1)
-
-
-def _view(model: Detector, images: Tensor, scale: float, mirrored: bool) -> tuple[Tensor, Tensor]:
     height, width = images.shape[2:]
-    inner = (max(int(height * scale), 1), max(int(width * scale), 1))
     stride = model.max_stride
-    outer = [math.ceil(side * scale / stride) * stride for side in (height, width)]
-    scaled = F.interpolate(
-        images.flip(3) if mirrored else images, size=inner, mode="bilinear", align_corners=False
-    )
-    padding = (0, outer[1] - inner[1], 0, outer[0] - inner[0])
-    boxes, scores = model.head.decode(model(F.pad(scaled, padding, value=GREY / 255)))
-    x, y = width / inner[1], height / inner[0]
-    boxes = boxes * boxes.new_tensor((x, y, x, y))
-    if mirrored:
-        left, top, right, bottom = boxes.unbind(-1)
-        boxes = torch.stack((width - right, top, width - left, bottom), -1)
-    return boxes, scores
+    all_boxes, all_scores = [boxes], [scores]
+    for scale, mirrored in VIEWS:
+        inner = (max(int(height * scale), 1), max(int(width * scale), 1))
+        outer = [math.ceil(side * scale / stride) * stride for side in (height, width)]
+        view = F.interpolate(
+            images.flip(3) if mirrored else images, size=inner, mode="bilinear", align_corners=False
+        )
+        padding = (0, outer[1] - inner[1], 0, outer[0] - inner[0])
+        found, seen = model.head.decode(model(F.pad(view, padding, value=GREY / 255)))
+        x, y = width / inner[1], height / inner[0]
+        found = found * found.new_tensor((x, y, x, y))
+        if mirrored:
+            left, top, right, bottom = found.unbind(-1)
+            found = torch.stack((width - right, top, width - left, bottom), -1)
+        all_boxes.append(found)
+        all_scores.append(seen)
+    return torch.cat(all_boxes, 1), torch.cat(all_scores, 1)

@@ -52,26 +52,21 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-class Marks:
-    """Instants in the order of the device's work, without making CUDA wait in between."""
+def mark(device: torch.device, clock: Clock = time.perf_counter) -> Any:
+    """This instant in the order of the device's work, without making CUDA wait.
 
-    def __init__(self, device: torch.device, clock: Clock = time.perf_counter) -> None:
-        self.device = device
-        self._clock = clock
+    A CUDA event in the device's current stream, else a clock reading.
+    """
+    if device.type != "cuda":
+        return clock()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
-    def mark(self) -> Any:
-        """This instant: a CUDA event in the device's current stream, else a clock reading."""
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self.device))
-            return event
-        return self._clock()
 
-    def seconds(self, start: Any, end: Any) -> float:
-        """Between two marks, after `synchronize`."""
-        if self.device.type == "cuda":
-            return float(start.elapsed_time(end)) / 1000
-        return float(end - start)
+def seconds_between(start: Any, end: Any) -> float:
+    """Between two marks of one device, after `synchronize`."""
+    return float(end - start if isinstance(start, float) else start.elapsed_time(end) / 1000)
 
 
 class Speed(NamedTuple):
@@ -94,16 +89,16 @@ class Stopwatch:
 
     def __init__(self, device: torch.device, stages: int) -> None:
         self._stages = stages
-        self._marks = Marks(device)
+        self._device = device
         self._taken: list[Any] = []
 
     def mark(self) -> None:
         """The start of a round, the end of a stage, and so on through the stages."""
-        self._taken.append(self._marks.mark())
+        self._taken.append(mark(self._device))
 
     def seconds(self) -> tuple[float, ...]:
         """The sum for each stage over the rounds, which must be complete; waits for the device."""
-        synchronize(self._marks.device)
-        durations = [self._marks.seconds(a, b) for a, b in itertools.pairwise(self._taken)]
+        synchronize(self._device)
+        durations = [seconds_between(a, b) for a, b in itertools.pairwise(self._taken)]
         round_length = self._stages + 1  # the last duration of a round lies between two rounds
         return tuple(sum(durations[stage::round_length]) for stage in range(self._stages))

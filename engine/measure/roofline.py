@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.measure.bench import Clock, Marks, synchronize
+from engine.measure.bench import Clock, mark, seconds_between, synchronize
 from engine.measure.peak import COMPUTE, MEMORY, DevicePeak
 from models.graph import RowGraph
 from models.profile.counting import profile
@@ -35,15 +35,15 @@ def time_rows(
 
     CUDA: events in the stream, so a row's time includes the wait for kernels to be launched.
     """
-    marks = Marks(images.device, clock)
+    device = images.device
     durations: list[list[tuple[Any, Any]]] = [[] for _ in model.layers]
     opened: list[Any] = []
 
     def enter(*_: Any) -> None:
-        opened.append(marks.mark())
+        opened.append(mark(device, clock))
 
     def leave(index: int) -> Callable[..., None]:
-        return lambda *_: durations[index].append((opened.pop(), marks.mark()))
+        return lambda *_: durations[index].append((opened.pop(), mark(device, clock)))
 
     for _ in range(warm_up):
         model(images)
@@ -61,8 +61,8 @@ def time_rows(
     finally:
         for handle in handles:
             handle.remove()
-    synchronize(images.device)
-    return tuple(statistics.median(marks.seconds(*pair) for pair in row) for row in durations)
+    synchronize(device)
+    return tuple(statistics.median(seconds_between(*pair) for pair in row) for row in durations)
 
 
 @dataclass(frozen=True)
