@@ -20,6 +20,7 @@ from utils.seeding import generator
 IOUS = np.linspace(0.5, 0.95, 10)  # COCO's thresholds, with COCO's last digits
 RECALLS = np.linspace(0, 1, 101)
 METRICS: dict[str, slice] = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}  # of IOUS
+LEVEL = 0.95  # of the intervals
 ELEMENTS_AT_ONCE = 1 << 18  # of the weights: some MB, which fit in the cache
 
 
@@ -109,15 +110,13 @@ class Difference:
     delta: float  # on all images once
     low: float
     high: float
-    level: float  # share of the resamples between low and high
+    level: float  # LEVEL, share of the resamples between low and high
     significant: bool  # the interval excludes 0
     resamples: int  # that have a ground-truth box
     seeds: list[int | None] = field(default_factory=list)  # those that were averaged
 
 
-def difference(
-    model: np.ndarray, baseline: np.ndarray, *, metric: str = "AP", level: float = 0.95
-) -> Difference:
+def difference(model: np.ndarray, baseline: np.ndarray, *, metric: str = "AP") -> Difference:
     """The paired difference of a metric ("AP", "AP50" or "AP75") of METRICS.
 
     model, baseline: (1 + resamples, 10) of `weighted_ap` by the same draw; for several seeds the
@@ -127,5 +126,5 @@ def difference(
     """
     deltas = (model - baseline)[:, METRICS[metric]].mean(1)
     delta, samples = float(deltas[0]), deltas[1:][~np.isnan(deltas[1:])]
-    low, high = map(float, np.quantile(samples, ((1 - level) / 2, (1 + level) / 2)))
-    return Difference(delta, low, high, level, low > 0 or high < 0, len(samples))
+    low, high = map(float, np.quantile(samples, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)))
+    return Difference(delta, low, high, LEVEL, low > 0 or high < 0, len(samples))

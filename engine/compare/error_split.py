@@ -90,15 +90,15 @@ def split_errors(found: BoxTable, truth: BoxTable) -> ErrorSplit:
     `truth_of(by_id(index))`, with at least one ground-truth box.  Of each image and class the 100
     best detections count, and the classes that have ground-truth boxes, as in COCO's AP50.
     """
-    state = diagnose(found, truth)
-    labels, right, counted = state.labels, state.right, state.counted
-    totals, missed = state.totals, state.missed
+    diagnosis = diagnose(found, truth)
+    labels, right, counted = diagnosis.labels, diagnosis.right, diagnosis.counted
+    totals, missed = diagnosis.totals, diagnosis.missed
     ap50 = _ap50(labels, right, counted, totals)
     without = {}
     for kind in KINDS[:-1]:  # section 2.3: what can be repaired is, all else of the kind goes
-        of_kind = state.kind == kind
-        mended = of_kind & (state.repaired >= 0)
-        repaired = np.where(mended, state.repaired, labels)
+        of_kind = diagnosis.kind == kind
+        mended = of_kind & (diagnosis.repaired >= 0)
+        repaired = np.where(mended, diagnosis.repaired, labels)
         without[kind] = _ap50(repaired, right | mended, (counted & ~of_kind) | mended, totals)
     without[MISSED] = _ap50(labels, right, counted, totals - missed)
     had = np.bincount(labels[right], minlength=len(totals))[: len(totals)]
@@ -106,7 +106,7 @@ def split_errors(found: BoxTable, truth: BoxTable) -> ErrorSplit:
         _ap50(labels, right, right, totals),
         _ap50(labels, right, counted, np.where(totals < 0, -1, had)),
     )
-    counts = {kind: float((state.kind == kind).sum()) for kind in KINDS[:-1]}
+    counts = {kind: float((diagnosis.kind == kind).sum()) for kind in KINDS[:-1]}
     return ErrorSplit(
         ap50,
         {kind: value - ap50 for kind, value in without.items()},

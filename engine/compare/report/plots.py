@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from engine.compare.report.columns import Column, Plain, at, columns_of, pareto_front
@@ -59,37 +58,30 @@ def write_plots(results: Plain, folder: Path) -> list[Path]:
     written = []
     for name, column in axes_of(results).items():
         rows = points(results["rows"], column)
-        if rows:
-            bar = "; bar to the 90th percentile" if column.second else ""
-            figure = _figure(rows, f"{column.axis}{bar}")
-            for suffix in ("png", "svg"):
-                path = folder / f"pareto_{name}.{suffix}"
-                with mpl.rc_context({"svg.hashsalt": name}):  # the same file each time
-                    metadata = {"Date": None} if suffix == "svg" else None
-                    figure.savefig(path, dpi=DPI, metadata=metadata)
-                written.append(path)
+        if not rows:
+            continue
+        figure = _figure(rows)
+        bar = "; bar to the 90th percentile" if column.second else ""
+        figure.axes[0].set_xlabel(f"{column.axis}{bar}")
+        for path in (folder / f"pareto_{name}.{suffix}" for suffix in ("png", "svg")):
+            with mpl.rc_context({"svg.hashsalt": name}):  # the same file each time
+                metadata = {"Date": None} if path.suffix == ".svg" else None
+                figure.savefig(path, dpi=DPI, metadata=metadata)
+            written.append(path)
     return written
 
 
-def _figure(rows: Sequence[Point], label: str) -> Figure:
+def _figure(rows: Sequence[Point]) -> Figure:
     figure = Figure(figsize=(8, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.grid(color=GRID_COLOR, linewidth=0.6)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    front = pareto_front([point.cost for point in rows], [point.ap for point in rows])
-    best = [rows[index] for index in front]
+    axes.spines[["top", "right"]].set_visible(False)
+    best = [rows[i] for i in pareto_front([one.cost for one in rows], [one.ap for one in rows])]
     limit = MARGIN * max(point.cost + point.bar for point in rows)
-    axes.plot(
-        [*(point.cost for point in best), limit],
-        [*(point.ap for point in best), best[-1].ap],
-        drawstyle="steps-post",
-        color=FRONT_COLOR,
-        linewidth=1.2,
-        alpha=0.6,
-    )
+    costs, values = [one.cost for one in best], [one.ap for one in best]
+    (line,) = axes.step([*costs, limit], [*values, values[-1]], where="post", color=FRONT_COLOR)
+    line.set(linewidth=1.2, alpha=0.6)
     for point in rows:
         axes.errorbar(
             [point.cost],
@@ -108,7 +100,6 @@ def _figure(rows: Sequence[Point], label: str) -> Figure:
             textcoords="offset points",
             fontsize=8,
         )
-    axes.set_xlabel(label)
     axes.set_ylabel("AP, mean ± sd over seeds")
     axes.margins(y=0.12)
     axes.set_xlim(0, limit)

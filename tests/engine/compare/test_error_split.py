@@ -248,8 +248,8 @@ def test_equals_the_authors_tool():
 def test_starts_from_coco_ap50_and_no_repair_hurts(classes, crowds):
     truth, found = scene(20, classes, crowds)
     split = split_errors(found, truth)
-    figures = coco_metrics(found, truth, images=20, classes=classes).twelve
-    assert split.ap50 == pytest.approx(figures["AP50"], abs=1e-9)
+    metrics = coco_metrics(found, truth, images=20, classes=classes).twelve
+    assert split.ap50 == pytest.approx(metrics["AP50"], abs=1e-9)
     assert min(split.delta.values()) >= 0
     wrong = sum(split.counts[kind] for kind in KINDS[:-1])
     diagnosis = diagnose(found, truth)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -85,17 +86,17 @@ def test_rounding_is_as_small_as_documented():
     assert (again.boxes.dtype, again.image.dtype) == (np.float32, np.int64)
 
 
-def test_the_figures_of_rounded_detections_are_nearly_those_of_exact_ones():
+def test_the_metrics_of_rounded_detections_are_nearly_those_of_exact_ones():
     truth, found = random_data()
     exact = coco_metrics(found, truth, images=20, classes=2).twelve
     rounded = coco_metrics(unpack(pack(found)), truth, images=20, classes=2).twelve
     assert exact["AP"] > 0.1
     for key, value in exact.items():
-        least = 2e-3 if key == "AP" else 1e-2  # at one threshold a single box may change sides
-        assert rounded[key] == pytest.approx(value, abs=least), key
+        error = 2e-3 if key == "AP" else 1e-2  # at one threshold a single box may change sides
+        assert rounded[key] == pytest.approx(value, abs=error), key
 
 
-def test_only_what_no_figure_looks_at_is_left_out():
+def test_only_what_no_metric_looks_at_is_left_out():
     _, found = random_data(images=3, detections=750)
     kept = unpack(pack(found))
     groups = np.unique(np.stack((kept.image, kept.labels)), axis=1, return_counts=True)[1]
@@ -122,7 +123,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     assert sorted(item.suffix for item in tmp_path.iterdir()) == [".json", ".npz", ".npz"]
 
 
-def test_no_place_of_this_machine_is_in_a_record():
+def test_no_path_of_this_machine_is_in_a_record():
     record = a_record()
     assert {layer["where"] for layer in record.spec["layers"]} == {""}
     assert record.spec["source"] == "cfg/yolov5n.yaml"
@@ -328,10 +329,8 @@ def test_an_encrypted_archive_is_a_damaged_one(tmp_path):
     np.savez(tmp_path / "x.npz", **FOUND)
     content = bytearray((tmp_path / "x.npz").read_bytes())
     for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # each file has both
-        place = content.find(mark)
-        while place >= 0:
-            content[place + flags] |= 1
-            place = content.find(mark, place + 1)
+        for found in re.finditer(re.escape(mark), bytes(content)):
+            content[found.start() + flags] |= 1
     (tmp_path / "x.npz").write_bytes(bytes(content))
     with pytest.raises(UserError, match=r"x.npz: not readable.*encrypted"):
         load_detections(tmp_path / "x.json")

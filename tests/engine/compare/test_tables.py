@@ -1,4 +1,4 @@
-"""Tables: figures over seeds by hand, differences that are known, plans and costs."""
+"""Tables: metrics over seeds by hand, differences that are known, plans and costs."""
 
 import copy
 import csv
@@ -219,7 +219,7 @@ def test_errors_are_split(table):
     assert made[0].errors.counts["background"] == IMAGES
 
 
-def test_training_figures_by_hand(table):
+def test_training_speed_by_hand(table):
     models, made, _ = table
     # 100 images at 50/s and 100 at 100/s take 3 s, and the evaluations 2 s (3 s with seed 1)
     assert train_seconds(models[0].finished[0]) == pytest.approx(5.0)

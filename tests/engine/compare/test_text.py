@@ -22,7 +22,7 @@ def sample():
     return json.loads(SAMPLE.read_text())
 
 
-def test_the_markdown_table_says_what_the_results_say(sample):
+def test_the_markdown_table_shows_the_results(sample):
     text = markdown(sample)
     lines = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("|")]
     heads, cells = lines[0], dict(zip(lines[0], lines[2], strict=True))
@@ -44,8 +44,8 @@ def made_by(sample, *commits):
     """The sample with runs of these commits, in turn."""
     made = copy.deepcopy(sample)
     runs = [run for row in made["rows"] for run in row["runs"] if run["status"] == DONE]
-    for place, run in enumerate(runs):
-        run["environment"]["commit"] = commits[place % len(commits)]
+    for index, run in enumerate(runs):
+        run["environment"]["commit"] = commits[index % len(commits)]
     return made
 
 
@@ -61,7 +61,7 @@ def test_the_commits_of_the_runs_are_shown_and_warned_of(sample):
     assert "uncommitted changes" in text
 
 
-def test_where_the_runs_were_made_is_said_if_not_here(sample):
+def test_where_the_runs_were_made_is_stated_if_not_here(sample):
     assert "another device" not in markdown(sample)
     made = copy.deepcopy(sample)
     made["protocol"]["device"]["threads"] = 7
@@ -97,7 +97,7 @@ def test_names_of_others_stay_text(sample):
         ("yolov5n + ghostnet-0.5 [n]", "yolov5n + ghostnet-0.5 [n]"),
     ],
 )
-def test_names_are_no_links_pictures_or_code(sample, name, written):
+def test_names_are_no_links_images_or_code(sample, name, written):
     made = copy.deepcopy(sample)
     made["rows"][0]["name"] = name
     assert f"\n| {written} | " in markdown(made)
@@ -108,14 +108,14 @@ def test_names_are_no_links_pictures_or_code(sample, name, written):
     assert f"ΔAP against {plain}, paired" in markdown(made)
 
 
-def test_energy_says_at_which_batch(sample):
+def test_energy_states_its_batch(sample):
     made = copy.deepcopy(sample)
     spent = {"joules_per_image": 0.5, "watts": 9.0, "batch": 32, "source": "x"}
     made["rows"][0]["energy"] = spent
     assert "J/image at 32" in [column.head for column in columns_of(made)]
 
 
-def test_columns_without_anything_to_say_are_left_out(sample):
+def test_columns_without_a_value_are_left_out(sample):
     made = [
         {**row, "accuracy": None, "training": None, "status": PROFILED, "cause": None}
         for row in sample["rows"]
@@ -141,8 +141,8 @@ def test_csv_has_every_number_with_all_digits(sample):
 
 def test_the_console_table_is_aligned(sample):
     lines = console(sample).splitlines()
-    place = lines[0].index("params M") + len("params M")
-    assert all(line[place - 1] in "0123456789M" for line in lines)
+    end = lines[0].index("params M") + len("params M")
+    assert all(line[end - 1] in "0123456789M" for line in lines)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(42, "42 s"), (600, "10.0 min"), (7200, "2.00 h")])
