@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from engine.train.config import TrainConfig
 from engine.train.loop import fit
 from utils.config import parse
 from utils.errors import PartlyDoneError, TerminatedError, UserError
+from utils.hyp import load_hyp
 
 FLAGS = (
     "--cfg --weights --backbone --neck --data --img --epochs --seeds --baseline --device --project"
@@ -416,6 +417,17 @@ def test_a_record_is_of_what_was_trained(flags, fake, both_trained, tmp_path):
     assert "training.hyp.lr0: 0.01 and 0.5" in wide["runs"][0]["cause"]
     assert "versions.torch" in wide["runs"][1]["cause"]
     assert not list((tmp_path / "runs").rglob("records/*.json"))
+
+
+def test_runs_of_a_recipe_without_min_updates_are_accepted(flags, fake, both_trained, tmp_path):
+    """Its protocol leaves the key out, as older records do; the checkpoint has it."""
+    hyp = asdict(load_hyp("demo"))
+    assert hyp["min_updates"] == 0
+    fake.sources = {
+        f"{name} seed 0": changed_run(folder, tmp_path / name, hyp=hyp)
+        for name, folder in both_trained.items()
+    }
+    assert compare.main([*flags, "--hyp", "demo", "--seeds", "0"]) == 0
 
 
 def test_environment_and_settings_are_the_run_s_own(flags, fake, both_trained, tmp_path):

@@ -20,7 +20,7 @@ from engine.compare.report.page import examples, write_report
 from engine.compare.report.plots import write_plots
 from engine.compare.report.tables import ModelRuns, rows
 from engine.compare.report.text import complete, console, csv_table, markdown
-from engine.compare.runs import HALF, TRAINED, Session, state_of, train_all
+from engine.compare.runs import HALF, NEW, TRAINED, Session, state_of, train_all
 from engine.compare.schema import FAILED, PARTLY, Results, Run
 from engine.compare.setup import Comparison, finished_runs, plan_comparison
 from engine.measure.latency import LatencyConfig
@@ -70,8 +70,7 @@ def _report_failures(results: Results, folder: Path) -> None:
     ]
     for text in unmeasured:
         warn(text)
-    failed = [row.name for row in results.rows if row.status in {FAILED, PARTLY}]
-    if failed:
+    if failed := [row.name for row in results.rows if row.status in {FAILED, PARTLY}]:
         raise PartlyDoneError(
             f"{len(failed)} of {len(results.rows)} models failed, at least in part:"
             f" {', '.join(failed)}; the causes are in {folder / 'table.md'}. The same command"
@@ -97,22 +96,20 @@ def _listing(plan: Comparison) -> str:
         cost = f"{entry.profile.params:,} parameters, {entry.profile.flops / GIGA:.3f} GFLOPs"
         lines.append(f"  {entry.name}: {cost} at {config.imgsz} px")
         lines += [f"    note: {note}" for note in entry.model.notes]
-        for run in plan.runs_of(entry):
-            state = "done" if run.id in done else _state(session, run)
+        for run in (run for run in plan.runs if run.entry is entry):
+            state = "to do"
+            found = NEW if run.seed is None else state_of(session.run_folder(run))
+            if run.id in done:
+                state = "done"
+            elif found == HALF:
+                state = f"half done, {session.epochs_done(run)} of {config.epochs} epochs"
+            elif found == TRAINED:
+                state = "trained, to be evaluated"
             lines.append(f"    {run.title}: {state}; {run.work / PETA:.3g} PFLOPs")
             lines.append(f"      {run.command}")
     left = sum(run.work for run in plan.runs if run.id not in done)
-    lines.append(
-        f"to do: {left / PETA:.3g} PFLOPs (a training step counts as three forward passes)"
-    )
-    return "\n".join(lines)
-
-
-def _state(session: Session, run: RunPlan) -> str:
-    found = state_of(session.run_folder(run)) if run.seed is not None else ""
-    if found == HALF:
-        return f"half done, {session.epochs_done(run)} of {session.plan.config.epochs} epochs"
-    return "trained, to be evaluated" if found == TRAINED else "to do"
+    end = f"to do: {left / PETA:.3g} PFLOPs (a training step counts as three forward passes)"
+    return "\n".join([*lines, end])
 
 
 def _run_all(session: Session, request: StopRequest) -> bool:
@@ -127,15 +124,15 @@ def _run_all(session: Session, request: StopRequest) -> bool:
             warn(f"{entry.name} cannot run: {entry.cause}")
     if not waiting:
         return False
-    trained = [
-        run for run in waiting if run.seed is None or state_of(session.run_folder(run)) == TRAINED
-    ]
+    left = []
     with session.bar() as bar:
-        for run in trained:
+        for run in waiting:
+            if run.seed is not None and state_of(session.run_folder(run)) != TRAINED:
+                left.append(run)
+                continue
             session.show(bar, [run])
             with request.may_abort():
                 _finish(session, run, None, plan.devices[0])
-        left = [run for run in waiting if run not in trained]
         train_all(session, left, bar, request=request, finish=partial(_finish, session))
     return True
 
@@ -154,9 +151,9 @@ def _finish(session: Session, run: RunPlan, cause: str | None, device: str) -> N
         cause = printable(cause)
         session.failed[run.id] = Run(run.seed, FAILED, run.command, cause)
         tqdm.write(f"{run.title} failed: {cause}", file=sys.stderr)
-        return
-    ap = session.done[run.id].accuracy["AP"]
-    tqdm.write(f"{run.title}: AP {'-' if ap is None else f'{ap:.3f}'}")
+    else:
+        ap = session.done[run.id].accuracy["AP"]
+        tqdm.write(f"{run.title}: AP {'-' if ap is None else f'{ap:.3f}'}")
 
 
 def _conclude(session: Session, *, changed: bool) -> Results:
@@ -164,7 +161,7 @@ def _conclude(session: Session, *, changed: bool) -> Results:
     plan, folder, config = session.plan, session.folder, session.plan.config
     models = []
     for entry in plan.models:
-        ids = [run.id for run in plan.runs_of(entry)]
+        ids = [run.id for run in plan.runs if run.entry is entry]
         finished = [session.done[item] for item in ids if item in session.done]
         failed = [session.failed[item] for item in ids if item in session.failed]
         models.append(ModelRuns(entry, finished, failed))

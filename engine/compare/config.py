@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
-from typing import Any
+from typing import TypeVar
 
 from engine.train.config import CACHES, OPTIMIZERS
 from utils.config import (
@@ -17,7 +18,13 @@ from utils.config import (
     option,
 )
 
+T = TypeVar("T")
 TRAIN, EVALUATE, PROFILE, TABLE = "train", "evaluate", "profile", "table"  # what is compared
+
+
+def repeated(values: Sequence[T]) -> T | None:
+    """The first value that is there more than once."""
+    return next((value for value in values if values.count(value) > 1), None)
 
 
 @dataclass(frozen=True)
@@ -115,17 +122,13 @@ class CompareConfig:
             raise ValueError("--backbone, --neck and --fit change models of --cfg; give --cfg")
         if self.profile_only and not (self.cfg or self.weights):
             raise ValueError("--profile-only needs --cfg or --weights")
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
         check_options(self)
         for name in ("seeds", "latency_batches", "cfg", "weights", "backbone", "neck"):
-            values = getattr(self, name)
-            twice = next((value for value in values if values.count(value) > 1), None)
+            twice = repeated(getattr(self, name))
             if twice is not None:
                 raise ValueError(f"{flag(name)} has {twice} twice")
         gpus = [part.strip().lower().removeprefix("cuda:") for part in self.device.split(",")]
-        twice = next((gpu for gpu in gpus if gpu and gpus.count(gpu) > 1), None)
+        twice = repeated([gpu for gpu in gpus if gpu])
         if twice is not None:
             raise ValueError(f"--device has GPU {twice} twice; each run has one of its own")
         if not self.latency_seconds > 0:
@@ -148,11 +151,7 @@ class CompareConfig:
             if field.default is not MISSING and value == field.default:
                 continue
             word = {"imgsz": "--img"}.get(field.name, flag(field.name))
-            words += [word, *_words(value)]
+            words.append(word)
+            if value is not True:
+                words += map(str, value if isinstance(value, tuple) else (value,))
         return shlex.join(words)
-
-
-def _words(value: Any) -> list[str]:
-    if value is True:
-        return []
-    return [str(item) for item in value] if isinstance(value, tuple) else [str(value)]

@@ -10,19 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.loading.loader import LoaderConfig, ValLoader
 from engine.checkpoint import load_checkpoint, load_detector
 from engine.compare.plan import RunPlan
-from engine.compare.protocol import VERSIONS, Protocol, differences, listed, of_a_run
+from engine.compare.protocol import VERSIONS, Protocol, differences, listed, of_a_run, recipe
 from engine.compare.record import FOLDER, Record, model_id, plain_spec, read_curves, save_record
 from engine.compare.runs import Session
-from engine.compare.setup import Comparison, require_one_training
+from engine.compare.setup import require_one_training
 from engine.distributed import select_device
 from engine.evaluate.config import EvalConfig
 from engine.evaluate.evaluator import evaluate
-from engine.evaluate.results import DetectionMetrics
 from models.detector import Detector
 from utils.environment import run_environment
 from utils.errors import UserError
@@ -43,9 +40,11 @@ def evaluate_run(session: Session, run: RunPlan, device: str) -> Record:
     plan, entry = session.plan, run.entry
     assert entry.spec is not None
     assert entry.profile is not None
+    assert plan.splits is not None
     assert plan.truth is not None
     trained = run.seed is not None
-    weights = session.best(run) if trained else Path(entry.model.weights)
+    folder = session.run_folder(run)
+    weights = folder / "weights" / "best.pt" if trained else Path(entry.model.weights)
     target = select_device(device)
     detector = load_detector(weights, device=target)
     saved = load_checkpoint(weights) if trained else {}
@@ -54,7 +53,25 @@ def evaluate_run(session: Session, run: RunPlan, device: str) -> Record:
         environment = dict(saved["environment"])
     else:
         environment = {**run_environment(target), "threads": plan.threads}
-    metrics = _evaluate(plan, detector, target)
+    index = plan.splits.evaluated
+    loader = LoaderConfig(
+        image_size=plan.config.imgsz,
+        batch_size=plan.config.batch_size,
+        stride=detector.max_stride,
+        workers=plan.config.workers,
+        seed=0,
+        pin_memory=target.type == "cuda",
+    )
+    detector.fuse()
+    metrics = evaluate(
+        detector,
+        ValLoader(index, loader),
+        index,
+        config=EvalConfig(),
+        device=target,
+        progress=False,
+    )
+    training = {k: v for k, v in saved.get("config", {}).items() if k not in NOT_KEPT}
     record = Record(
         name=entry.name,
         model_id=entry.model_id,
@@ -65,18 +82,13 @@ def evaluate_run(session: Session, run: RunPlan, device: str) -> Record:
         command=run.command,
         metrics=metrics.to_dict(),
         best_epoch=int(saved["epoch"]) - 1 if trained else None,
-        curves=read_curves(session.run_folder(run) / "results.csv") if trained else {},
+        curves=read_curves(folder / "results.csv") if trained else {},
         cost={key: getattr(entry.profile, key) for key in ("params", "macs", "flops")},
         environment=environment,
-        training=kept_settings(saved["config"]) if trained else {},
+        training=training,
     )
     require_one_training([*session.done.values(), record])
     return save_record(session.folder / FOLDER, record, metrics.detections, plan.truth)
-
-
-def kept_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record keeps of a run's resolved TrainConfig."""
-    return {key: value for key, value in config.items() if key not in NOT_KEPT}
 
 
 def require_own(
@@ -89,21 +101,12 @@ def require_own(
             f"{weights}: it has another model ({found}) than the comparison's ({model}); was the"
             " model's file edited? Start a new comparison"
         )
-    for key in ("config", "hyp", "environment"):
-        if not isinstance(saved.get(key), dict):
-            raise UserError(f"{weights}: no {key!r} in it; it is not of a training run")
-    training, config, environment = protocol["training"], saved["config"], saved["environment"]
-    same = [key for key in training if key in config and key != "hyp"]
-    stated = [key for key in protocol[VERSIONS] if key in environment]
-    wanted = {
-        "image_size": protocol["image_size"],
-        "training": {**{key: training[key] for key in same}, "hyp": training["hyp"]},
-        VERSIONS: {key: protocol[VERSIONS][key] for key in stated},
-    }
+    wanted = {key: protocol[key] for key in ("image_size", "training", VERSIONS)}
+    stated = {**saved["config"], "hyp": recipe(saved["hyp"])}
     present = {
-        "image_size": config.get("imgsz"),
-        "training": {**{key: config[key] for key in same}, "hyp": saved["hyp"]},
-        VERSIONS: {key: environment[key] for key in stated},
+        "image_size": stated["imgsz"],
+        "training": {key: stated.get(key, value) for key, value in wanted["training"].items()},
+        VERSIONS: {key: saved["environment"].get(key, v) for key, v in wanted[VERSIONS].items()},
     }
     differing = differences(wanted, present)
     if differing:
@@ -111,25 +114,3 @@ def require_own(
             f"{weights}: trained by another protocol than the comparison's: {listed(differing)};"
             " remove its folder to train it again"
         )
-
-
-def _evaluate(plan: Comparison, detector: Detector, device: torch.device) -> DetectionMetrics:
-    assert plan.splits is not None
-    config, index = plan.config, plan.splits.evaluated
-    detector.fuse()
-    loader = LoaderConfig(
-        image_size=config.imgsz,
-        batch_size=config.batch_size,
-        stride=detector.max_stride,
-        workers=config.workers,
-        seed=0,
-        pin_memory=device.type == "cuda",
-    )
-    return evaluate(
-        detector,
-        ValLoader(index, loader),
-        index,
-        config=EvalConfig(),
-        device=device,
-        progress=False,
-    )

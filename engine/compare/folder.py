@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +24,6 @@ class Lock:
     protocol: Protocol
     models: Mapping[str, str]  # `record.model_id` of each; '' of one that could not be built: any
 
-    def after(self, present: Lock) -> Lock:
-        """This lock in place of `present`: models that could be built then are not forgotten."""
-        models = {name: own or present.models.get(name, "") for name, own in self.models.items()}
-        return Lock(self.protocol, models)
-
 
 def read_lock(folder: Path) -> Lock | None:
     """What a comparison's folder is locked to; None without a lock. UserError for another file."""
@@ -42,11 +36,6 @@ def read_lock(folder: Path) -> Lock | None:
         return Lock(dict(content["protocol"]), dict(content["models"]))
     except Exception as error:
         raise UserError(f"{path}: not a protocol: {error}") from error
-
-
-def write_lock(folder: Path, lock: Lock) -> None:
-    """Lock a folder to a comparison."""
-    write_text(folder / FILE, json.dumps(dataclasses.asdict(lock), indent=2) + "\n")
 
 
 def conflict(present: Lock, wanted: Lock) -> list[str]:
@@ -75,7 +64,10 @@ def locked_folder(project: str, name: str, lock: Lock, *, exist_ok: bool = False
         with locked(folder):
             present = read_lock(folder)  # again: another process may have been quicker
             if present is None or not conflict(present, lock):
-                write_lock(folder, lock if present is None else lock.after(present))
+                known = {} if present is None else present.models  # some cannot be built now
+                models = {name: own or known.get(name, "") for name, own in lock.models.items()}
+                plain = {"protocol": lock.protocol, "models": models}
+                write_text(folder / FILE, json.dumps(plain, indent=2) + "\n")
                 yield folder
                 return
 

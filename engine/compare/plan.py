@@ -10,8 +10,8 @@ from itertools import product
 from pathlib import Path
 
 from engine.checkpoint import load_detector
-from engine.compare.config import EVALUATE, TRAIN, CompareConfig
-from engine.compare.protocol import Protocol, of_a_run
+from engine.compare.config import TRAIN, CompareConfig, repeated
+from engine.compare.protocol import Protocol, Splits, of_a_run
 from engine.compare.record import ID_LENGTH, model_id, run_id
 from engine.compare.schema import Model
 from models.builder import build_detector
@@ -24,7 +24,6 @@ from utils.errors import UserError, nearest
 from utils.paths import ROOT
 
 TRAINING_PASSES = 3  # a step costs about three forwards: one, and twice as much backwards
-COMMON_NAMES = ("best", "last")  # of checkpoints; the run's folder names them better
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class ModelEntry:
 
     def detector(self) -> Detector:
         """The model with random weights: costs and times do not depend on them."""
-        if self.spec is None:
-            raise UserError(self.cause or f"{self.name} cannot be built")
+        assert self.spec is not None, self.cause
         return build_detector(self.spec, classes=self.classes)
 
 
@@ -68,12 +66,8 @@ def model_entries(config: CompareConfig, *, classes: int) -> tuple[ModelEntry, .
     A model that cannot be built has its cause.  UserError for files that cannot be read, and if no
     model can be built.
     """
-    if config.weights:
-        found = tuple(_checkpoint(config, name) for name in config.weights)
-    else:
-        found = tuple(_models(config, classes))
-    names = [item.name for item in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    found = tuple(_checkpoints(config) if config.weights else _models(config, classes))
+    twice = repeated([item.name for item in found])
     if twice is not None:
         raise UserError(f"two models would both be called {twice!r}; rename or leave out one file")
     known: dict[str, ModelEntry] = {}
@@ -117,32 +111,26 @@ def _models(config: CompareConfig, classes: int) -> Iterator[ModelEntry]:
         yield ModelEntry(name, model, model_id(spec), spec, profile, classes)
 
 
-def _checkpoint(config: CompareConfig, file: str) -> ModelEntry:
-    name = _checkpoint_name(file, config.weights)
-    model = Model(cfg="", backbone="", neck="", fit="", weights=file, source="", notes=[])
-    try:
-        detector = load_detector(file, device="cpu")
-        classes = len(detector.names)
-        profile = profile_spec(detector.spec, image_size=config.imgsz, classes=classes)
-        content = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:ID_LENGTH]
-    except (UserError, OSError) as error:
-        return ModelEntry(name, model, cause=str(error))
-    spec = detector.spec
-    notes = [*spec.notes, *profile.notes()]
-    model = replace(model, source=_short_source(spec.source), notes=notes)
-    return ModelEntry(name, model, content, spec, profile, classes)
-
-
-def _checkpoint_name(file: str, others: Sequence[str]) -> str:
-    """The file's stem, for best.pt that of its run's folder; the path where two have the same."""
-
-    def short(name: str) -> str:
-        path = Path(name)
-        if path.stem in COMMON_NAMES and path.parent.name == "weights":
-            return path.parent.parent.name or path.stem
-        return path.stem
-
-    return file if [short(item) for item in others].count(short(file)) > 1 else short(file)
+def _checkpoints(config: CompareConfig) -> Iterator[ModelEntry]:
+    """Named by the file's stem, best.pt by its run's folder; by the path where two are the same."""
+    short = []
+    for path in map(Path, config.weights):
+        of_run = path.stem in {"best", "last"} and path.parent.name == "weights"
+        short.append((of_run and path.parent.parent.name) or path.stem)
+    for file, stem in zip(config.weights, short, strict=True):
+        name = file if short.count(stem) > 1 else stem
+        model = Model(cfg="", backbone="", neck="", fit="", weights=file, source="", notes=[])
+        try:
+            detector = load_detector(file, device="cpu")
+            spec, classes = detector.spec, len(detector.names)
+            profile = profile_spec(spec, image_size=config.imgsz, classes=classes)
+            content = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:ID_LENGTH]
+        except (UserError, OSError) as error:
+            yield ModelEntry(name, model, cause=str(error))
+            continue
+        notes = [*spec.notes, *profile.notes()]
+        model = replace(model, source=_short_source(spec.source), notes=notes)
+        yield ModelEntry(name, model, content, spec, profile, classes)
 
 
 def _short_source(source: str) -> str:
@@ -155,23 +143,29 @@ def _short_source(source: str) -> str:
 
 
 def runs(
-    config: CompareConfig, models: Sequence[ModelEntry], protocol: Protocol, images: int
+    config: CompareConfig,
+    models: Sequence[ModelEntry],
+    protocol: Protocol,
+    splits: Splits | None,
 ) -> tuple[RunPlan, ...]:
     """The runs of all models that can be built, seed by seed, so that early tables have all models.
 
-    `images`: how many one run sees in all, in epochs or once.
+    splits: None where nothing is run.
     """
-    if config.kind not in {TRAIN, EVALUATE}:
+    if splits is None:
         return ()
-    seeds: tuple[int | None, ...] = config.seeds if config.kind == TRAIN else (None,)
-    passes = TRAINING_PASSES if config.kind == TRAIN else 1
+    seeds: tuple[int | None, ...] = (None,)
+    passes = len(splits.evaluated)  # forward passes of one image
+    if config.kind == TRAIN:
+        seeds = config.seeds
+        passes = TRAINING_PASSES * config.epochs * len(splits.trained["train"])
     shared = of_a_run(protocol)
     return tuple(
         RunPlan(
             entry=model,
             seed=seed,
             id=run_id(model.name, seed, model.model_id, shared),
-            work=float(model.profile.flops) * passes * images,
+            work=float(model.profile.flops) * passes,
             command=run_command(config, model, seed),
         )
         for seed in seeds
@@ -202,15 +196,12 @@ def run_command(config: CompareConfig, model: ModelEntry, seed: int | None) -> s
         words += ["--task", config.split] if config.split != "val" else []
     else:
         words = ["python", "train.py", *run_flags(config, model, seed)]
-    words += ["--workers", str(config.workers)]
-    return shlex.join(words)
+    return shlex.join([*words, "--workers", str(config.workers)])
 
 
 def baseline_of(name: str, names: Sequence[str]) -> str:
     """The row to compare with; UserError for a name that no row has."""
-    if not name:
-        return names[0]
-    if name not in names:
+    if name and name not in names:
         known = ", ".join(names)
         raise UserError(f"--baseline {name}: no such row; there are {known}{nearest(name, names)}")
-    return name
+    return name or names[0]

@@ -16,7 +16,7 @@ import torch
 
 from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex
-from engine.compare.config import PROFILE, TRAIN, CompareConfig
+from engine.compare.config import TRAIN, CompareConfig
 from engine.evaluate.config import EvalConfig
 from utils.environment import run_environment
 from utils.errors import UserError
@@ -52,48 +52,37 @@ def make_protocol(
 ) -> Protocol:
     """The protocol of a comparison; `splits` is None for costs alone, `threads` on CUDA."""
     environment = run_environment(device)
+    trains = config.kind == TRAIN
     protocol: Protocol = {"kind": config.kind}
     if splits is not None:
-        protocol["data"] = _data(splits, config.split)
-        protocol["split"] = config.split
+        data: dict[str, Any] = {"name": splits.name, "classes": list(splits.evaluated.names)}
+        for name, index in {**splits.trained, config.split: splits.evaluated}.items():
+            data |= {name: index.fingerprint, f"{name}_images": len(index)}
+        protocol |= {"data": data, "split": config.split}
     else:
         protocol["classes"] = config.classes
     protocol["image_size"] = config.imgsz
-    if config.kind == TRAIN:
-        protocol["training"] = _training(config)
+    if trains:
+        names = ("epochs", "batch_size", "optimizer", "amp", "fit", "workers", "cache")
+        training = {name: getattr(config, name) for name in names}
+        protocol["training"] = {**training, "patience": 0}  # all epochs: equal budgets
+        protocol["training"]["hyp"] = recipe(dataclasses.asdict(load_hyp(config.hyp)))
         protocol[SEEDS] = list(config.seeds)
-    elif config.kind == PROFILE:
+    if splits is None:
         protocol["fit"] = config.fit
-    if splits is not None:
-        protocol["evaluation"] = _evaluation(config)
+    else:
+        chosen = {"weights": "best by fitness on val"} if trains else {}
+        fixed = {name: getattr(EvalConfig, name) for name in ("conf", "iou", "max_det")}
+        last = {"batch_size": config.batch_size, "rect": False, "figures": "COCO"}
+        protocol["evaluation"] = {**chosen, **fixed, **last}
     protocol[VERSIONS] = {k: v for k, v in environment.items() if k not in NOT_LOCKED}
     protocol["device"] = {"name": environment["device"], "threads": threads}
     return protocol
 
 
-def _data(splits: Splits, split: str) -> dict[str, Any]:
-    plain: dict[str, Any] = {"name": splits.name, "classes": list(splits.evaluated.names)}
-    for name, index in {**splits.trained, split: splits.evaluated}.items():
-        plain |= {name: index.fingerprint, f"{name}_images": len(index)}
-    return plain
-
-
-def _training(config: CompareConfig) -> dict[str, Any]:
-    """Every epoch is run (no patience), so that all models have the same budget."""
-    names = ("epochs", "batch_size", "optimizer", "amp", "fit", "workers", "cache")
-    plain = {name: getattr(config, name) for name in names}
-    hyp = dataclasses.asdict(load_hyp(config.hyp))
-    if hyp["min_updates"] == 0:
-        del hyp["min_updates"]  # as in records that are older than this key
-    return {**plain, "patience": 0, "hyp": hyp}
-
-
-def _evaluation(config: CompareConfig) -> dict[str, Any]:
-    settings = EvalConfig()
-    chosen = {"weights": "best by fitness on val"} if config.kind == TRAIN else {}
-    names = ("conf", "iou", "max_det")
-    plain = {name: getattr(settings, name) for name in names}
-    return {**chosen, **plain, "batch_size": config.batch_size, "rect": False, "figures": "COCO"}
+def recipe(hyp: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters as records have them: the older ones lack min_updates, which is 0 there."""
+    return {key: value for key, value in hyp.items() if key != "min_updates" or value}
 
 
 def of_a_run(protocol: Protocol) -> Protocol:

@@ -47,14 +47,6 @@ class Session:
         """What train.py writes to."""
         return self.folder / "runs" / plan.id
 
-    def log(self, plan: RunPlan) -> Path:
-        """What train.py prints."""
-        return self.folder / "logs" / f"{plan.id}.log"
-
-    def best(self, plan: RunPlan) -> Path:
-        """The checkpoint that is evaluated."""
-        return self.run_folder(plan) / "weights" / "best.pt"
-
     def epochs_done(self, plan: RunPlan) -> int:
         """Complete epochs, by the lines of results.csv."""
         try:
@@ -100,12 +92,9 @@ def state_of(folder: Path) -> str:
 
     A damaged last.pt is NEW: the run begins again.
     """
-    last = folder / "weights" / "last.pt"
     try:
-        saved = load_checkpoint(last) if last.is_file() else None
+        saved = load_checkpoint(folder / "weights" / "last.pt")
     except UserError:
-        return NEW
-    if saved is None:
         return NEW
     return TRAINED if saved.get("train_state") is None else HALF
 
@@ -113,16 +102,13 @@ def state_of(folder: Path) -> str:
 def training_command(session: Session, plan: RunPlan, device: str) -> list[str]:
     """The process that starts a run, or resumes it."""
     folder, config = session.run_folder(plan), session.plan.config
-    command = [sys.executable, str(ROOT / "train.py")]
-    common = ["--workers", str(config.workers), "--noplots"]
-    if device:
-        common += ["--device", device]
+    command = [sys.executable, str(ROOT / "train.py"), "--workers", str(config.workers)]
+    command += ["--noplots", "--device", device]
     if state_of(folder) == HALF:
-        return [*command, "--resume", str(folder), *common]
-    assert plan.seed is not None, f"{plan.title} is a checkpoint"
-    flags = run_flags(config, plan.entry, plan.seed)
-    target = ["--project", str(folder.parent), "--name", folder.name, "--exist-ok"]
-    return [*command, *flags, *common, *target]
+        return [*command, "--resume", str(folder)]
+    assert plan.seed is not None
+    command += ["--project", str(folder.parent), "--name", folder.name, "--exist-ok"]
+    return command + run_flags(config, plan.entry, plan.seed)
 
 
 @dataclass
@@ -130,6 +116,7 @@ class _Job:
     plan: RunPlan
     device: str
     process: subprocess.Popen[bytes]
+    log: Path  # what train.py prints
     log_start: int  # bytes in the log that are of earlier sessions
 
 
@@ -161,14 +148,14 @@ def train_all(
             for job in [job for job in jobs if job.process.poll() is not None]:
                 jobs.remove(job)
                 with request.may_abort():
-                    finish(job.plan, _cause(session, job), job.device)
+                    finish(job.plan, _cause(job), job.device)
                 free.append(job.device)
     finally:
         _stop(jobs, request.signal or signal.SIGTERM)
 
 
 def _start(session: Session, plan: RunPlan, device: str) -> _Job:
-    log = session.log(plan)
+    log = session.folder / "logs" / f"{plan.id}.log"
     log.parent.mkdir(exist_ok=True)
     session.run_folder(plan).parent.mkdir(exist_ok=True)
     environment = {**os.environ, "TQDM_MININTERVAL": LOG_EVERY}
@@ -186,7 +173,7 @@ def _start(session: Session, plan: RunPlan, device: str) -> _Job:
         )
     how = "resumes" if "--resume" in command else "starts"
     tqdm.write(f"{plan.title} {how}: {log}")
-    return _Job(plan, device, process, before)
+    return _Job(plan, device, process, log, before)
 
 
 def _stop(jobs: list[_Job], number: int) -> None:
@@ -204,7 +191,7 @@ def _stop(jobs: list[_Job], number: int) -> None:
     jobs.clear()
 
 
-def _cause(session: Session, job: _Job) -> str | None:
+def _cause(job: _Job) -> str | None:
     """Why a run failed, None if it did not: the last error it printed, or the signal it died of."""
     code = job.process.returncode
     if code == 0:
@@ -212,13 +199,11 @@ def _cause(session: Session, job: _Job) -> str | None:
     if code < 0:
         name = signal.Signals(-code).name
         hint = "; out of memory?" if name == "SIGKILL" else ""
-        return f"the run was ended by {name}{hint} (log: {session.log(job.plan).name})"
-    try:
-        written = session.log(job.plan).read_bytes()[job.log_start :]
-        text = written.decode("utf-8", errors="replace")
-    except OSError:
-        text = ""
-    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+        return f"the run was ended by {name}{hint} (log: {job.log.name})"
+    text = ""
+    with contextlib.suppress(OSError):
+        text = job.log.read_bytes()[job.log_start :].decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(ERROR_MARKS)]
     last = (errors or lines or [f"exit code {code}"])[-1]
     return last.removeprefix("error: ")[:LONGEST_CAUSE]

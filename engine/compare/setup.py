@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from engine.compare.arrays import load_detections, load_truth
-from engine.compare.config import PROFILE, TABLE, CompareConfig
+from engine.compare.config import PROFILE, TABLE, CompareConfig, repeated
 from engine.compare.folder import Lock
 from engine.compare.plan import ModelEntry, RunPlan, baseline_of, model_entries, runs
 from engine.compare.protocol import (
@@ -57,10 +57,6 @@ class Comparison:
         """What its folder is locked to."""
         return Lock(self.protocol, {model.name: model.model_id for model in self.models})
 
-    def runs_of(self, model: ModelEntry) -> list[RunPlan]:
-        """The runs of one model, by seed."""
-        return [run for run in self.runs if run.entry is model]
-
 
 def plan_comparison(config: CompareConfig) -> Comparison:
     """Read the data and all models, and find what is done. UserError before anything is written."""
@@ -69,6 +65,9 @@ def plan_comparison(config: CompareConfig) -> Comparison:
     threads = None
     if device.type == "cpu":
         threads = max(torch.get_num_threads() // config.jobs, 1)
+    given = Path(config.records)
+    if config.records and not given.is_dir():
+        raise UserError(f"--records {given}: no such folder")
     if config.kind == TABLE:
         return _of_records(config, devices, device)
     splits = None if config.kind == PROFILE else load_splits(config)
@@ -76,16 +75,7 @@ def plan_comparison(config: CompareConfig) -> Comparison:
     models = model_entries(config, classes=classes)
     baseline = baseline_of(config.baseline, [model.name for model in models])
     protocol = make_protocol(config, splits, device, threads=threads)
-    seen = 0  # images in all, by one run
-    if splits is not None:
-        train = splits.trained.get("train")
-        seen = len(splits.evaluated) if train is None else len(train) * config.epochs
-    planned = runs(config, models, protocol, seen)
-    given: dict[str, Record] = {}
-    if config.records:
-        if not Path(config.records).is_dir():
-            raise UserError(f"--records {config.records}: no such folder")
-        given = _usable(Path(config.records), planned, protocol)
+    planned = runs(config, models, protocol, splits)
     return Comparison(
         config=config,
         protocol=protocol,
@@ -98,7 +88,7 @@ def plan_comparison(config: CompareConfig) -> Comparison:
         threads=threads,
         truth=None if splits is None else truth_of(by_id(splits.evaluated)),
         images=0 if splits is None else len(splits.evaluated),
-        given=given,
+        given=_usable(records_in(given), planned, protocol) if config.records else {},
     )
 
 
@@ -125,26 +115,12 @@ def run_devices(config: CompareConfig) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _require_readable(item: Record) -> None:
-    """UserError where a record's detections cannot be read, or are of other images or classes."""
-    _require_within(item, load_detections(item.path), "detections")
-
-
 def _require_within(item: Record, boxes: BoxTable, what: str) -> None:
+    """UserError where boxes are of other images or classes than the record."""
     images, classes = item.images, len(item.data.classes)
     for numbers, end in ((boxes.image, images), (boxes.labels, classes)):
         if ((numbers < 0) | (numbers >= end)).any():
             raise UserError(f"{item.path}: {what} beyond its {images} images, {classes} classes")
-
-
-def _readable(item: Record) -> bool:
-    """Whether a record's detections can be read; a warning where not."""
-    try:
-        _require_readable(item)
-    except UserError as error:
-        warn(f"{item.path}: counts as not done: {error}")
-        return False
-    return True
 
 
 def require_one_training(items: Iterable[Record]) -> None:
@@ -155,12 +131,8 @@ def require_one_training(items: Iterable[Record]) -> None:
     known = [item for item in items if item.training]
     default = TrainConfig().to_dict()
     for item in known[1:]:
-        ours, theirs = known[0].training, item.training
-        keys = dict.fromkeys((*ours, *theirs))
-        differing = differences(
-            {key: ours.get(key, default.get(key)) for key in keys},
-            {key: theirs.get(key, default.get(key)) for key in keys},
-        )
+        ours, theirs = ({**default, **one.training} for one in (known[0], item))
+        differing = differences(ours, theirs)
         if differing:
             raise UserError(
                 f"{known[0].stem}.json and {item.stem}.json were trained by different settings and"
@@ -172,8 +144,7 @@ def _require_once(items: Iterable[Record]) -> None:
     """Refuse (UserError) two records of the same run."""
     seen: dict[tuple[str, int | None], Record] = {}
     for item in items:
-        other = seen.setdefault((item.model_id, item.seed), item)
-        if other is not item:
+        if (other := seen.setdefault((item.model_id, item.seed), item)) is not item:
             seed = "" if item.seed is None else f", seed {item.seed}"
             raise UserError(
                 f"{other.path} and {item.path}: two records of one run ({item.name}{seed});"
@@ -182,27 +153,24 @@ def _require_once(items: Iterable[Record]) -> None:
 
 
 def _usable(
-    folder: Path, planned: Sequence[RunPlan], protocol: Protocol, *, own: bool = False
+    records: Sequence[Record], planned: Sequence[RunPlan], protocol: Protocol
 ) -> dict[str, Record]:
-    """By run: the records that `folder` has of the planned runs.
-
-    A record of another protocol is named and left out; in the comparison's own folder it is a
-    UserError.
-    """
+    """By run: the records of the planned runs; one of another protocol is named and left out."""
     wanted = {(run.entry.model_id, run.seed): run for run in planned}
     found: dict[str, Record] = {}
     used = []
-    for item in records_in(folder):
-        if own:
-            require_equal({"this comparison": protocol, str(item.path): item.protocol})
+    for item in records:
         run = wanted.get((item.model_id, item.seed))
         if run is None:
             continue
         differing = protocol_differences(item.protocol, protocol)
         if not differing:
             used.append(item)
-            if _readable(item):
+            try:
+                _require_within(item, load_detections(item.path), "detections")
                 found[run.id] = item
+            except UserError as error:
+                warn(f"{item.path}: counts as not done: {error}")
         elif item.protocol["data"] == protocol["data"]:
             warn(f"{item.path}: not used, another protocol: {listed(differing)}")
     _require_once(used)
@@ -216,7 +184,10 @@ def finished_runs(plan: Comparison, folder: Path) -> dict[str, Record]:
     """
     done = dict(plan.given)
     if plan.config.kind != TABLE:
-        done |= _usable(folder / FOLDER, plan.runs, plan.protocol, own=True)
+        own = records_in(folder / FOLDER)
+        for item in own:
+            require_equal({"this comparison": plan.protocol, str(item.path): item.protocol})
+        done |= _usable(own, plan.runs, plan.protocol)
         require_one_training(done.values())
     return done
 
@@ -226,24 +197,23 @@ def _of_records(
 ) -> Comparison:
     """A table of the records of a folder alone: they bring models, protocol and ground truth."""
     folder = Path(config.records)
-    found = records_in(folder) if folder.is_dir() else []
+    found = records_in(folder)
     if not found:
         raise UserError(f"--records {folder}: no record there")
     protocol = require_equal({item.path.name: item.protocol for item in found})
     require_one_training(found)
     _require_once(found)
-    for item in found:
-        _require_readable(item)
     models: dict[str, ModelEntry] = {}
     for item in found:
+        _require_within(item, load_detections(item.path), "detections")
         models.setdefault(item.model_id, _entry(item))
     names = [model.name for model in models.values()]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = repeated(names)
     if twice is not None:
         raise UserError(f"--records {folder}: two different models are called {twice!r}")
     first = found[0]
     truth = load_truth(folder, first.fingerprint)
-    _require_within(found[0], truth, "ground truth")
+    _require_within(first, truth, "ground truth")
     seeds = sorted({item.seed for item in found if item.seed is not None})
     if seeds:
         protocol[SEEDS] = seeds

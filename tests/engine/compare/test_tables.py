@@ -18,6 +18,7 @@ from engine.compare.bootstrap import difference, draw, weighted_ap
 from engine.compare.config import CompareConfig
 from engine.compare.costs import common_batch, computed_cost, measure, with_speedup
 from engine.compare.plan import model_entries, run_flags, runs
+from engine.compare.protocol import Splits
 from engine.compare.record import Record, plain_spec, save_record
 from engine.compare.report.columns import cell, columns_of
 from engine.compare.report.tables import ModelRuns, rows, spread, train_seconds
@@ -257,10 +258,13 @@ def test_energy_is_of_one_batch_that_all_run_at():
     assert common_batch([small, at(b1="x", b32=None)]) is None
 
 
+SPLITS = Splits("d", evaluated=range(5), trained={"train": range(100)})
+
+
 def test_the_command_of_a_run_has_its_workers(tiny_model):
     config = CompareConfig(cfg=(str(tiny_model),), imgsz=64, workers=3)
     found = model_entries(config, classes=2)
-    (run,) = runs(config, found, PROTOCOL, 5)
+    (run,) = runs(config, found, PROTOCOL, SPLITS)
     assert run.command.endswith("--workers 3")
     parse(TrainConfig, run.command.split()[2:], prog="train.py", description="")
 
@@ -301,10 +305,10 @@ def test_a_mistyped_name_ends_it_before_anything_begins():
 
 
 def test_work_is_three_forwards_of_every_image(tiny_model):
-    config = CompareConfig(cfg=(str(tiny_model),), imgsz=64, seeds=(0, 1))
+    config = CompareConfig(cfg=(str(tiny_model),), imgsz=64, epochs=10, seeds=(0, 1))
     found = model_entries(config, classes=3)
     protocol = {**PROTOCOL, "seeds": [0, 1]}
-    planned = runs(config, found, protocol, 1000)
+    planned = runs(config, found, protocol, SPLITS)
     assert [run.seed for run in planned] == [0, 1]
     assert planned[0].work == 3 * 1000 * found[0].profile.flops
     assert planned[0].id != planned[1].id
