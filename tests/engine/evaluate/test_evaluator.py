@@ -85,17 +85,15 @@ class Finder(nn.Module):
 
 
 class Broken(Finder):
-    def decode(self, raw: list[Tensor]) -> tuple[Tensor, Tensor]:
-        boxes, scores = super().decode(raw)
-        return boxes / 0, scores
+    """Its boxes, or its class scores with `scores`, are not numbers."""
 
-
-class Undecided(Finder):
-    """Its class scores are not numbers."""
+    def __init__(self, *, scores: bool = False) -> None:
+        super().__init__()
+        self.factors = (1, torch.nan) if scores else (torch.inf, 1)
 
     def decode(self, raw: list[Tensor]) -> tuple[Tensor, Tensor]:
         boxes, scores = super().decode(raw)
-        return boxes, scores * torch.nan
+        return boxes * self.factors[0], scores * self.factors[1]
 
 
 def make_index(folder: Path, *, crowd: tuple[int, int] | None = None) -> DataIndex:
@@ -217,21 +215,17 @@ class TestMetrics:
         assert metrics.coco["AP"] == -1
         assert "no ground-truth box" in capsys.readouterr().err
 
-    def test_single_class(self, run, index):
-        records = tuple(replace(r, labels=np.zeros_like(r.labels)) for r in index.records)
+    def test_single_class_text_ids_and_augmentation(self, run, index):
+        records = tuple(
+            replace(r, labels=np.zeros_like(r.labels), image_id=f"b{r.image_id}")
+            for r in index.records
+        )
         one = replace(index, names=("object",), category_ids=(1,), records=records)
         metrics = run(one, config=EvalConfig(single_cls=True))
         assert metrics.map == pytest.approx(1)
         assert metrics.per_class[0].instances == 7
-
-    def test_text_ids(self, run, index):
-        records = tuple(replace(r, image_id=f"b{r.image_id}") for r in index.records)
-        metrics = run(replace(index, records=records))
-        assert metrics.map == pytest.approx(1)
         ids = [metrics.image_ids[row] for row in np.unique(metrics.detections.image)]
         assert ids == ["b10", "b20", "b30", "b50", "b60", "b70"]
-
-    def test_augmentation(self, run, index):
         metrics = run(index, config=EvalConfig(augment=True))
         assert metrics.map50 == pytest.approx(1)
         assert metrics.recall == 1
@@ -307,27 +301,23 @@ class TestModel:
         expected = (float(value.box), float(value.obj), float(value.cls))
         assert metrics.losses == pytest.approx(expected, rel=1e-4)
 
-    def test_non_finite_weights(self, run, index):
+    def test_what_is_not_finite_is_named(self, run, index):
         model = Finder()
         model.weight.data[:] = torch.nan
         with pytest.raises(UserError, match="non-finite weights"):
             run(index, model=model)
+        for scores in (False, True):
+            with pytest.raises(UserError, match=r"images/0\.png: the model's outputs are not fin"):
+                run(index, model=Broken(scores=scores))
 
-    @pytest.mark.parametrize("model", [Broken, Undecided])
-    def test_non_finite_outputs_name_the_image(self, run, index, model):
-        with pytest.raises(UserError, match=r"images/0\.png: the model's outputs are not finite"):
-            run(index, model=model())
-
-    def test_other_names_are_reported(self, run, index, capsys):
-        model = Finder()
-        model.names = ("red", "blue")
-        assert run(index, model=model).map == pytest.approx(1)
-        assert "first 'blue' and 'green'" in capsys.readouterr().err
-        model.names = ("0", "1")  # a model without names
-        run(index, model=model)
-        assert capsys.readouterr().err == ""
-
-    def test_a_loader_that_forgets_images(self, run, index):
+    def test_other_names_are_reported_and_a_loader_that_forgets_images(self, run, index, capsys):
+        for names, text in ((("red", "blue"), "first 'blue' and 'green'"), (("0", "1"), "")):
+            model = Finder()
+            model.names = names  # numbers: a model without names
+            assert run(index, model=model).map == pytest.approx(1)
+            error = capsys.readouterr().err
+            assert text in error
+            assert bool(text) == bool(error)
         with pytest.raises(RuntimeError, match="delivered 4 of 7 images"):
             run(index, batches=list(loader(index))[:1])
 
@@ -337,7 +327,7 @@ class TestFiles:
     def metrics(self, index):
         return evaluate_on(CPU, index)
 
-    def test_predictions_have_the_data_sets_ids(self, metrics, tmp_path):
+    def test_predictions_and_metrics(self, metrics, index, tmp_path):
         save_predictions(metrics, tmp_path / "predictions.json")
         rows = json.loads((tmp_path / "predictions.json").read_text())
         assert len(rows) == 7
@@ -345,6 +335,15 @@ class TestFiles:
         assert first["category_id"] == 7  # red
         assert first["bbox"] == pytest.approx([8, 8, 32, 40], abs=0.01)
         assert 0 < first["score"] <= 1
+        nothing = evaluate_on(CPU, index, config=EvalConfig(conf=0.95))
+        assert len(nothing.detections) == 0
+        save_metrics(nothing, tmp_path / "metrics.json", {"conf": 0.95})
+        document = json.loads((tmp_path / "metrics.json").read_text())
+        assert (document["map"], document["precision"], document["recall"]) == (0, 0, 0)
+        assert document["settings"] == {"conf": 0.95}
+        assert document["per_class"][0]["name"] == "red"
+        assert len(document["coco"]) == 12
+        assert set(document["speed_ms"]) == {"pre", "inference", "nms"}
 
     def test_labels(self, metrics, index, tmp_path):
         save_labels(metrics, index, tmp_path / "labels", scores=True)
@@ -377,18 +376,6 @@ class TestFiles:
         table = replace(metrics, per_class=(named,)).table()
         assert len(table.splitlines()) == 3
         assert "a b [31m" in table
-
-    def test_metrics_json_of_no_detection(self, index, tmp_path):
-        metrics = evaluate_on(CPU, index, config=EvalConfig(conf=0.95))
-        assert len(metrics.detections) == 0
-        assert (metrics.map, metrics.precision, metrics.recall) == (0, 0, 0)
-        save_metrics(metrics, tmp_path / "metrics.json", {"conf": 0.95})
-        document = json.loads((tmp_path / "metrics.json").read_text())
-        assert document["map"] == 0
-        assert document["settings"] == {"conf": 0.95}
-        assert document["per_class"][0]["name"] == "red"
-        assert len(document["coco"]) == 12
-        assert set(document["speed_ms"]) == {"pre", "inference", "nms"}
 
     def test_plots(self, index, tmp_path, recwarn):
         """Also of a class whose letters the plots' font lacks, without a warning."""

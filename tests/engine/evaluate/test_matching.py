@@ -62,14 +62,12 @@ class TestOverlaps:
         pairs = overlaps(one, boxes, min_overlap=0.1, same_class=False)
         assert pairs.columns.tolist() == [0, 2]
 
-    def test_share_of_the_detection_for_crowds(self):
-        crowd = truth((0, 0, 0, 0, 100, 100), crowd=(0,))
+    def test_share_of_the_detection_for_crowds_and_boxes_without_area(self):
+        crowd = truth((0, 0, 0, 0, 100, 100), (0, 0, 5, 5, 5, 5), crowd=(0,))
         pairs = overlaps(found((0, 0, 90, 0, 110, 10, 0.9)), crowd, min_overlap=0.1)
-        assert pairs.overlap[0] == pytest.approx(0.5)
-
-    def test_boxes_without_area_overlap_nothing(self):
-        flat = truth((0, 0, 5, 5, 5, 5))
-        assert not len(overlaps(found((0, 0, 5, 5, 5, 5, 0.9)), flat, min_overlap=0.5).rows)
+        assert (pairs.columns.tolist(), pairs.overlap.tolist()) == ([0], [0.5])
+        flat = found((0, 0, 5, 5, 5, 5, 0.9))
+        assert not len(overlaps(flat, crowd, min_overlap=0.5).rows)
 
     def test_portions_change_nothing(self, monkeypatch):
         some, detections = random_case(np.random.default_rng(0), boxes=40, detections=90)
@@ -114,8 +112,7 @@ class TestMatch:
 
     def test_nothing_at_all(self):
         assert match(found(), truth(), AT_HALF).target.shape == (1, 0)
-        one = found((0, 0, 0, 0, 1, 1, 0.5))
-        assert match(one, truth(), AT_HALF).target.tolist() == [[-1]]
+        assert match(found((0, 0, 0, 0, 1, 1, 0.5)), truth(), AT_HALF).target.tolist() == [[-1]]
 
     @pytest.mark.parametrize("seed", range(12))
     def test_the_same_as_pycocotools(self, seed, by_pycocotools):
@@ -144,49 +141,32 @@ class TestCurves:
         )
         assert curves.classes.tolist() == [3]
         assert curves.confidence.shape == (1000,)
-        at = {c: int(np.searchsorted(curves.confidence, c)) for c in (0.0, 0.5, 0.8, 0.95)}
-        assert curves.precision[0, at[0.0]] == pytest.approx(2 / 3)
-        assert curves.recall[0, at[0.0]] == pytest.approx(2 / 3)
-        assert curves.f1[0, at[0.0]] == pytest.approx(2 / 3)
-        assert curves.precision[0, at[0.5]] == pytest.approx(1 / 2)
-        assert curves.recall[0, at[0.5]] == pytest.approx(1 / 3)
-        assert curves.precision[0, at[0.8]] == 1
-        assert curves.recall[0, at[0.8]] == pytest.approx(1 / 3)
-        assert curves.precision[0, at[0.95]] == 1  # nothing left, nothing wrong
-        assert curves.recall[0, at[0.95]] == 0
-        assert curves.f1[0, at[0.95]] == 0
+        # threshold: precision, recall, F1; at 0.95 nothing is left and nothing wrong
+        expected = {0: (2 / 3, 2 / 3, 2 / 3), 0.5: (1 / 2, 1 / 3, 0.4), 0.8: (1, 1 / 3, 0.5)}
+        for threshold, values in {**expected, 0.95: (1, 0, 0)}.items():
+            at = int(np.searchsorted(curves.confidence, threshold))
+            rows = (curves.precision, curves.recall, curves.f1)
+            assert [row[0, at] for row in rows] == pytest.approx(values)
         assert curves.best == 0  # 2/3 up to 0.4 is the highest F1
 
-    def test_a_score_equal_to_the_threshold_counts(self):
-        curves = confidence_curves(found((0, 0, 0, 0, 9, 9, 1.0)), truth((0, 0, 0, 0, 9, 9)))
-        assert curves.recall[0, -1] == 1
-
-    def test_classes_without_boxes_or_with_crowds_only_have_no_curve(self):
-        boxes = truth((0, 1, 0, 0, 9, 9), (0, 2, 0, 0, 9, 9), crowd=(1,))
-        curves = confidence_curves(found((0, 0, 0, 0, 9, 9, 0.9)), boxes)
-        assert curves.classes.tolist() == [1]
-        assert not curves.precision.any()  # never detected
-
-    def test_detections_on_a_crowd_cost_no_precision(self):
-        boxes = truth((0, 0, 0, 0, 10, 10), (0, 0, 20, 20, 90, 90), crowd=(1,))
+    def test_crowds_cost_no_precision_and_have_no_curve(self):
+        boxes = truth((0, 0, 0, 0, 10, 10), (0, 2, 20, 20, 90, 90), (0, 1, 0, 0, 9, 9), crowd=(1,))
         curves = confidence_curves(
-            found((0, 0, 0, 0, 10, 10, 0.9), (0, 0, 30, 30, 40, 40, 0.95)), boxes
+            found((0, 0, 0, 0, 10, 10, 1.0), (0, 2, 30, 30, 40, 40, 0.95)), boxes
         )
+        assert curves.classes.tolist() == [0, 1]
         assert curves.precision[0, 0] == 1
-
-    def test_no_truth(self):
-        curves = confidence_curves(found((0, 0, 0, 0, 9, 9, 0.9)), truth())
-        assert curves.precision.shape == (0, 1000)
-        assert curves.best == 0
+        assert curves.recall[0, -1] == 1  # a score equal to the threshold counts
+        assert not curves.precision[1].any()  # never detected
+        none = confidence_curves(found((0, 0, 0, 0, 9, 9, 0.9)), truth())
+        assert (none.precision.shape, none.best) == ((0, 1000), 0)
 
 
 class TestConfusion:
     def test_by_hand(self):
         boxes = truth(
-            (0, 0, 0, 0, 10, 10),
-            (0, 1, 20, 0, 30, 10),
-            (0, 1, 40, 0, 50, 10),
-            (0, 0, 60, 60, 90, 90),
+            *((0, 0, 0, 0, 10, 10), (0, 1, 20, 0, 30, 10), (0, 1, 40, 0, 50, 10)),
+            *((0, 0, 60, 60, 90, 90), (1, 0, 0, 0, 10, 10)),
             crowd=(3,),
         )
         matrix = confusion_matrix(
@@ -197,19 +177,14 @@ class TestConfusion:
                 (0, 0, 61, 61, 70, 70, 0.6),  # on a crowd of its class: ignored
                 (0, 1, 61, 61, 70, 70, 0.6),  # on a crowd of another class: background
                 (0, 1, 40, 0, 50, 10, 0.2),  # under the confidence
+                (1, 1, 0, 0, 10, 10, 0.4),  # of equal overlaps the higher score is taken
+                (1, 0, 0, 0, 10, 10, 0.6),
             ),
             boxes,
             2,
         )
-        assert matrix.tolist() == [[1, 1, 0], [0, 0, 2], [0, 1, 0]]
-
-    def test_of_equal_overlaps_the_higher_score_is_taken(self):
-        matrix = confusion_matrix(
-            found((0, 1, 0, 0, 10, 10, 0.4), (0, 0, 0, 0, 10, 10, 0.6)),
-            truth((0, 0, 0, 0, 10, 10)),
-            2,
-        )
-        assert matrix.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+        assert matrix.tolist() == [[2, 1, 0], [0, 0, 3], [0, 1, 0]]
+        assert not confusion_matrix(found(), truth(), 3).any()
 
     @pytest.mark.parametrize("seed", range(6))
     def test_the_same_as_taking_pairs_one_by_one(self, seed):
@@ -234,14 +209,3 @@ class TestConfusion:
         for column in set(range(len(plain))) - used_columns:
             expected[2, plain.labels[column]] += 1
         np.testing.assert_array_equal(confusion_matrix(detections, some, 2), expected)
-
-    def test_empty(self):
-        assert confusion_matrix(found(), truth(), 3).tolist() == np.zeros((4, 4)).tolist()
-
-
-def test_concatenate_keeps_order_and_takes_nothing():
-    a, b = found((0, 0, 0, 0, 1, 1, 0.9)), found((1, 2, 0, 0, 1, 1, 0.8))
-    both = BoxTable.concatenate([a, b])
-    assert both.image.tolist() == [0, 1]
-    assert both.labels.tolist() == [0, 2]
-    assert len(BoxTable.concatenate([])) == 0
