@@ -22,17 +22,11 @@ class Targets:
 
     def to(self, device: torch.device) -> Targets:
         """The same targets on `device`; asynchronous when the tensors are pinned."""
-        return Targets(
-            self.image_index.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.boxes.to(device, non_blocking=True),
-        )
+        return Targets(*(item.to(device, non_blocking=True) for item in vars(self).values()))
 
     def pin_memory(self) -> Targets:
         """The same targets in page-locked memory."""
-        return Targets(
-            self.image_index.pin_memory(), self.labels.pin_memory(), self.boxes.pin_memory()
-        )
+        return Targets(*(item.pin_memory() for item in vars(self).values()))
 
 
 @dataclass(frozen=True)

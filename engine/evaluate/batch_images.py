@@ -39,18 +39,14 @@ class BatchImages:
             columns = (item.boxes, item.labels, item.scores)
             corners, classes, scores = (column.numpy()[sure] for column in columns)
             found.append(draw_boxes(image, corners, classes, names=self._names, scores=scores))
-        self._done.append({"labels": _grid(asked), "pred": _grid(found)})
+        across = int(np.ceil(np.sqrt(len(asked))))
+        height, width = images.shape[1:3]
+        shrink = min(LONGEST_SIDE / (across * max(height, width)), 1)
+        cell = (max(round(height * shrink), 1), max(round(width * shrink), 1))
+        self._done.append({"labels": grid(asked, across, cell), "pred": grid(found, across, cell)})
 
     def save(self, folder: Path) -> None:
         """Write what was drawn into `folder`. UserError when a file cannot be written."""
         for number, grids in enumerate(self._done):
             for kind, image in grids.items():
                 write_image(folder / f"val_batch{number}_{kind}.jpg", image)
-
-
-def _grid(images: Sequence[np.ndarray]) -> np.ndarray:
-    columns = int(np.ceil(np.sqrt(len(images))))
-    height, width = images[0].shape[:2]
-    shrink = min(LONGEST_SIDE / (columns * max(height, width)), 1)
-    cell = (max(round(height * shrink), 1), max(round(width * shrink), 1))
-    return grid(images, columns, cell)

@@ -76,12 +76,8 @@ def rapl_meter(root: Path = POWERCAP) -> Meter | None:
     intel-rapl-mmio tree counts the same package again: these are left out.
     """
     try:
-        folders = {path: (path / "name").read_text().strip() for path in root.glob("intel-rapl:*")}
-        zones = {
-            path: name
-            for path, name in sorted(folders.items())
-            if name.startswith("package") or name == "dram"
-        }
+        folders = {p: (p / "name").read_text().strip() for p in sorted(root.glob("intel-rapl:*"))}
+        zones = {p: name for p, name in folders.items() if name.startswith(("package", "dram"))}
         counters = [
             (partial(_number, path / "energy_uj"), _number(path / "max_energy_range_uj"))
             for path in zones

@@ -21,29 +21,23 @@ def test_square_by_hand() -> None:
     assert box.to_network(np.array([[0, 0, 640, 480]], np.float32)).tolist() == [[0, 40, 320, 280]]
 
 
-def test_small_images_are_enlarged() -> None:
-    assert Letterbox.square((50, 100), 640).size == (320, 640)
-
-
 @pytest.mark.parametrize(
-    ("src", "expected"),
+    ("kind", "src", "expected"),
     [
-        ((480, 640), (512, 672)),  # ceil(.75*640/32 + .5)*32 = 512; ceil(20.5)*32 = 672
-        ((640, 480), (672, 512)),
-        ((333, 500), (448, 672)),  # .666*20 + .5 = 13.82
-        ((500, 500), (672, 672)),
+        ("rect", (480, 640), (512, 672)),  # ceil(.75*640/32 + .5)*32 = 512; ceil(20.5)*32 = 672
+        ("rect", (640, 480), (672, 512)),
+        ("rect", (333, 500), (448, 672)),  # .666*20 + .5 = 13.82
+        ("rect", (500, 500), (672, 672)),
+        ("tight", (480, 640), (480, 640)),
+        ("tight", (333, 500), (448, 640)),
+        ("tight", (1, 4000), (32, 640)),
+        ("tight", (50, 100), (320, 640)),  # small images are enlarged
     ],
 )
-def test_rect_shapes_of_the_reference(src: tuple[int, int], expected: tuple[int, int]) -> None:
-    box = Letterbox.rect(src, 640, 32)
+def test_canvases(kind: str, src: tuple[int, int], expected: tuple[int, int]) -> None:
+    box = getattr(Letterbox, kind)(src, 640, 32)
     assert box.dst == expected
     assert max(box.size) == 640
-
-
-def test_tight_is_the_least_canvas() -> None:
-    assert Letterbox.tight((480, 640), 640, 32).dst == (480, 640)
-    assert Letterbox.tight((333, 500), 640, 32).dst == (448, 640)
-    assert Letterbox.tight((1, 4000), 640, 32).dst == (32, 640)
 
 
 @pytest.mark.parametrize("src", [(37, 91), (480, 640), (12, 4000), (333, 500), (640, 640)])

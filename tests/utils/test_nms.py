@@ -13,29 +13,12 @@ BOXES = [[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 60.0, 60.0
 SCORES = [[0.9, 0.1], [0.8, 0.7], [0.05, 0.6]]
 
 
-def result(
-    config: NmsConfig, scores: list[list[float]] = SCORES, device: torch.device | str = "cpu"
-) -> list[tuple[float, int]]:
-    found = nms(torch.tensor([BOXES], device=device), torch.tensor([scores], device=device), config)
-    rows = zip(found[0].scores.tolist(), found[0].labels.tolist(), strict=True)
-    return [(round(score, 3), label) for score, label in rows]
-
-
-def test_classes_do_not_suppress_each_other(device: torch.device) -> None:
-    # boxes 0 and 1 overlap by 9/11: class 0 keeps the better, class 1 of box 1 stays
-    found = result(NmsConfig(conf=0.25, iou=0.5), device=device)
-    assert found == [(0.9, 0), (0.7, 1), (0.6, 1)]
-
-
-def test_low_threshold_gives_every_class_of_a_box() -> None:
-    scores = [[0.9, 0.1], [0.02, 0.03], [0.05, 0.6]]
-    found = result(NmsConfig(conf=0.04, iou=0.5), scores)
-    assert found == [(0.9, 0), (0.6, 1), (0.1, 1), (0.05, 0)]
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        # boxes 0 and 1 overlap by 9/11: class 0 keeps the better, class 1 of box 1 stays
+        ({}, [(0.9, 0), (0.7, 1), (0.6, 1)]),
+        ({"conf": 0.04}, [(0.9, 0), (0.7, 1), (0.6, 1), (0.05, 0)]),  # every class of a box
         ({"multi_label": False}, [(0.9, 0), (0.6, 1)]),
         ({"agnostic": True}, [(0.9, 0), (0.6, 1)]),
         ({"classes": (1,)}, [(0.7, 1), (0.6, 1)]),
@@ -44,14 +27,16 @@ def test_low_threshold_gives_every_class_of_a_box() -> None:
         ({"conf": 0.95, "multi_label": False}, []),
     ],
 )
-def test_options(options: dict, expected: list[tuple[float, int]]) -> None:
-    assert result(NmsConfig(**{"conf": 0.25, "iou": 0.5, **options})) == expected
-
-
-def test_images_do_not_touch_each_other() -> None:
-    scores = torch.tensor([SCORES, [[0.0, 0.0]] * 3])
-    first, second = nms(torch.tensor([BOXES, BOXES]), scores, NmsConfig())
-    assert (len(first), len(second), second.boxes.shape) == (3, 0, (0, 4))
+def test_rules_and_options(
+    options: dict, expected: list[tuple[float, int]], device: torch.device
+) -> None:
+    """Of two images, which do not touch each other."""
+    boxes = torch.tensor([BOXES, BOXES], device=device)
+    scores = torch.tensor([SCORES, [[0.0, 0.0]] * 3], device=device)
+    found, none = nms(boxes, scores, NmsConfig(**{"conf": 0.25, "iou": 0.5, **options}))
+    rows = zip(found.scores.tolist(), found.labels.tolist(), strict=True)
+    assert [(round(score, 3), label) for score, label in rows] == expected
+    assert (len(none), none.boxes.shape) == (0, (0, 4))
 
 
 def by_a_plain_loop(boxes: Tensor, scores: Tensor, config: NmsConfig) -> list[tuple[int, int]]:
