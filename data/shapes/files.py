@@ -1,6 +1,6 @@
-"""The embedded data set 'shapes': drawn on first use, the same pixels every time, in COCO's form.
+"""Draw the embedded data set 'shapes', in COCO's format and with the same pixels everywhere.
 
-`python -m data.shapes [--root datasets/shapes]` draws it; train.py does so on first use.
+train.py, val.py and compare.py draw it on first use.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.shapes.outlines import NAMES
-from data.shapes.scene import compose
+from data.shapes.scene import NAMES, compose
 from utils.config import option, parse
 from utils.errors import UserError
 from utils.paths import ROOT
@@ -37,7 +36,7 @@ _DEFAULT_ROOT = ROOT / "datasets" / "shapes"
 class ShapesConfig:
     """The command line of `python -m data.shapes`."""
 
-    root: str = option(str(_DEFAULT_ROOT), help="folder of the data set")
+    root: str = option("", help="folder of the data set; '': datasets/shapes in the project")
 
 
 def scene(split: str, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -87,36 +86,28 @@ def _draw(folder: Path, *, progress: bool) -> None:
     """Write images, annotations and video into a new folder."""
     (folder / "annotations").mkdir(parents=True)
     categories = [{"id": i, "name": name} for i, name in zip(CATEGORY_IDS, NAMES, strict=True)]
-    keys = [(split, index) for split, count in SPLITS.items() for index in range(count)]
-    content = {
-        split: {"images": [], "annotations": [], "categories": categories} for split in SPLITS
-    }
-    bar = tqdm(keys, "drawing shapes", dynamic_ncols=True, leave=False, disable=not progress)
-    for split, index in bar:
-        image, annotations = scene(split, index)
-        name = f"{split}/{index:04d}.{'jpg' if index % PNG_EVERY else 'png'}"
-        _write_image(folder / name, image)
-        images, entries = content[split]["images"], content[split]["annotations"]
-        image_id = 1000 * (1 + list(SPLITS).index(split)) + index
-        for entry in annotations:
-            ids = {"id": len(entries) + 1, "image_id": image_id}
-            entries.append({**entry, **ids, "category_id": CATEGORY_IDS[entry["category_id"]]})
-        height, width, _ = image.shape
-        images.append(
-            {"id": image_id, "file_name": Path(name).name, "width": width, "height": height}
-        )
-    for split in SPLITS:
-        text = json.dumps(content[split], separators=(",", ":"))
+    for number, (split, count) in enumerate(SPLITS.items(), 1):
+        (folder / split).mkdir()
+        images: list[dict[str, Any]] = []
+        entries: list[dict[str, Any]] = []
+        for index in tqdm(range(count), f"drawing {split}", disable=not progress):
+            image, annotations = scene(split, index)
+            suffix, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+            if index % PNG_EVERY == 0:
+                suffix, options = ".png", []
+            _, data = cv2.imencode(suffix, np.ascontiguousarray(image[..., ::-1]), options)
+            name, image_id = f"{index:04d}{suffix}", 1000 * number + index
+            (folder / split / name).write_bytes(data.tobytes())
+            height, width, _ = image.shape
+            images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+            for entry in annotations:
+                ids = {"id": len(entries) + 1, "image_id": image_id}
+                entries.append({**entry, **ids, "category_id": CATEGORY_IDS[entry["category_id"]]})
+        content = {"images": images, "annotations": entries, "categories": categories}
+        text = json.dumps(content, separators=(",", ":"))
         (folder / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
     _write_video(folder / VIDEO_NAME)
     (folder / _STAMP).write_text(json.dumps({"shapes": VERSION}), encoding="utf-8")
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(exist_ok=True)
-    options = [] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    _, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]), options)
-    path.write_bytes(data.tobytes())
 
 
 def _write_video(path: Path, *, frames: int = 30) -> None:
@@ -134,5 +125,5 @@ def _write_video(path: Path, *, frames: int = 30) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Draw the data set and print its folder."""
     config = parse(ShapesConfig, argv, prog="python -m data.shapes", description=__doc__ or "")
-    say(f"shapes: {ensure_shapes(Path(config.root))}")
+    say(f"shapes: {ensure_shapes(Path(config.root or _DEFAULT_ROOT))}")
     return 0

@@ -1,4 +1,4 @@
-"""Scenes of the embedded data set: textured grounds, clutter, objects, and their annotations.
+"""Scenes of the embedded data set: outlines, textures, clutter, objects, and their annotations.
 
 Random numbers are integers, and pixels are computed in integers or by exact functions of OpenCV,
 so that the images are the same on every machine.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
-
-from data.shapes.outlines import NAMES, place, rasterize
 
 # Difficulty, measured by training yolov5n and yolov5n-ghost as `make demo` does. Shares are in %.
 EMPTY_SHARE, CROWD_SHARE = 8, 8  # of images: without objects; with one crowd region
@@ -32,6 +31,61 @@ Size = tuple[int, int]  # height, width
 Rng = np.random.Generator
 
 
+def _arc(start: int, stop: int, step: int = 6, radius: int = 1000, x: int = 0) -> np.ndarray:
+    """(P, 2) int32: a point every `step` degrees of the circle around (x, 0), clockwise."""
+    return np.array(cv2.ellipse2Poly((x, 0), (radius, radius), 0, start, stop, step))
+
+
+_CROSS = np.array([(95, -33), (95, 33), (33, 33), (33, 95), (-33, 95), (-33, 33)])  # one half
+_HEART = (_arc(150, 360, radius=500, x=-500), _arc(180, 390, radius=500, x=500), [(0, 1250)])
+# Closed polygons, each class in a unit of its own; the even-odd rule makes holes.
+OUTLINES = {
+    "disc": (_arc(0, 360),),
+    "ring": (_arc(0, 360), _arc(0, 360, radius=520)),
+    "triangle": (_arc(0, 360, 120),),
+    "rectangle": (np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]),),
+    "hexagon": (_arc(0, 360, 60),),
+    "star": (np.stack((_arc(0, 288, 72), _arc(36, 324, 72, radius=420)), 1).reshape(-1, 2),),
+    "cross": (np.concatenate((_CROSS, -_CROSS)),),
+    "arrow": (np.array([(-100, -26), (5, -26), (5, -72), (100, 0), (5, 72), (5, 26), (-100, 26)]),),
+    "crescent": (np.concatenate((_arc(51, 309), _arc(77, 283, radius=800, x=450)[::-1])),),
+    "heart": (np.concatenate(_HEART),),
+}
+NAMES = tuple(OUTLINES)
+
+
+def place(
+    name: str, centre: Any, side: int, *, degrees: int = 0, squeeze: float = 1.0
+) -> tuple[np.ndarray, ...]:
+    """The class's polygons (P, 2) in pixels, turned clockwise by `degrees`.
+
+    Their box has its middle at `centre` (x, y) and the longer side `side`; `squeeze` is the shorter
+    over the longer axis, before turning.
+    """
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn = np.array([(cosine, sine), (-sine, cosine)])
+    turned = [(polygon * (1, squeeze)) @ turn for polygon in OUTLINES[name]]
+    low, high = turned[0].min(0), turned[0].max(0)
+    scale = side / (high - low).max()
+    return tuple((polygon - (low + high) / 2) * scale + centre for polygon in turned)
+
+
+def rasterize(polygons: Sequence[np.ndarray], size: Size) -> np.ndarray:
+    """Polygons in pixels -> (H, W) uint8: how much of each pixel they cover, 0 to 255."""
+    mask: np.ndarray = np.zeros(size, np.uint8)
+    corners = np.concatenate(polygons)
+    low = np.clip(np.floor(corners.min(0)).astype(int), 0, size[::-1])
+    high = np.clip(np.ceil(corners.max(0)).astype(int) + 1, 0, size[::-1])
+    part = mask[low[1] : high[1], low[0] : high[0]]
+    if part.size:
+        fine = part.repeat(4, 0).repeat(4, 1)  # 16 samples in a pixel
+        # Not 1/2: corners at decimal fractions would be ties, which round by a machine's last bit
+        cv2.fillPoly(fine, [np.rint(4 * (p - low) - 31 / 64).astype(np.int32) for p in polygons], 1)
+        covered = fine.reshape(len(part), 4, -1, 4).sum((1, 3), dtype=np.int32)
+        part[:] = covered * 255 // 16
+    return mask
+
+
 @dataclass(frozen=True)
 class Canvas:
     """An image in the making; `paint` changes it in place."""
@@ -39,9 +93,7 @@ class Canvas:
     image: np.ndarray  # (H, W, 3) int32 RGB
     owner: np.ndarray  # (H, W) uint8: the number of the object that is seen there; 0: none
 
-    def paint(
-        self, mask: np.ndarray, colour: np.ndarray, owner: int, *, opacity: int = 255
-    ) -> None:
+    def paint(self, mask: np.ndarray, colour: np.ndarray, owner: int, opacity: int = 255) -> None:
         """Lay `colour`, (3,) or the (h, w, 3) of the mask's bounding box, over what is there."""
         x, y, width, height = cv2.boundingRect(mask)
         part = (slice(y, y + height), slice(x, x + width))
@@ -92,19 +144,6 @@ def texture(rng: Rng, size: Size, first: np.ndarray, second: np.ndarray, period:
     return (first + mix * (second - first) // 255).astype(np.int32)
 
 
-def background(rng: Rng, size: Size) -> Canvas:
-    """A textured, muted ground with clutter: ribbons and blots in the objects' colours."""
-    first = random_colour(rng)
-    second = first + (random_colour(rng) - first) * 6 // 10
-    muted = [colour + (colour.sum() // 3 - colour) * 6 // 10 for colour in (first, second)]
-    image = texture(rng, size, muted[0], muted[1], int(rng.integers(8, 91)))
-    image += (noise(rng, size, int(rng.integers(12, 61)))[..., None] - 128) * 60 // 255
-    canvas = Canvas(image, np.zeros(size, np.uint8))
-    for _ in range(rng.integers(3, 11)):
-        scribble(rng, canvas)
-    return canvas
-
-
 def scribble(rng: Rng, canvas: Canvas, *, max_width: int = 9) -> None:
     """One mark that is of no class: a winding ribbon, or a blot with a ragged rim."""
     height, width = canvas.owner.shape
@@ -130,12 +169,26 @@ def compose(rng: Rng, size: Size | None = None) -> tuple[np.ndarray, list[dict[s
     Equal generators give equal scenes, bit for bit.
     """
     size = size or (int(rng.integers(224, 301)), int(rng.integers(288, 401)))
-    canvas = background(rng, size)
+    # A textured, muted ground with clutter: ribbons and blots in the objects' colours
+    first = random_colour(rng)
+    second = first + (random_colour(rng) - first) * 6 // 10
+    muted = [colour + (colour.sum() // 3 - colour) * 6 // 10 for colour in (first, second)]
+    image = texture(rng, size, muted[0], muted[1], int(rng.integers(8, 91)))
+    image += (noise(rng, size, int(rng.integers(12, 61)))[..., None] - 128) * 60 // 255
+    canvas = Canvas(image, np.zeros(size, np.uint8))
+    for _ in range(rng.integers(3, 11)):
+        scribble(rng, canvas)
     objects: list[tuple[int, np.ndarray]] = []  # label and mask of object 1, 2, ...
+    bands = np.repeat(np.arange(len(SIZE_BANDS)), [share for share, _, _ in SIZE_BANDS])
     empty, crowd = rng.integers(100) < EMPTY_SHARE, rng.integers(100) < CROWD_SHARE
     if crowd and not empty:
         objects.append((NAMES.index("disc"), _paint_crowd(rng, canvas)))
-    for side in () if empty else _random_sides(rng, min(size)):
+    sides = []  # longer sides of the objects, from large (underneath) to small
+    for _ in range(0 if empty else rng.integers(*OBJECTS, endpoint=True)):
+        _, low, high = SIZE_BANDS[bands[rng.integers(100)]]
+        ratio = (high or MAX_SIDE * min(size)) / low
+        sides.append(round(low * ratio ** (rng.integers(256) / 255)))
+    for side in sorted(sides, reverse=True):
         label = int(rng.integers(len(NAMES)))
         mask = _free_mask(rng, canvas, NAMES[label], side)
         if mask is not None:
@@ -143,24 +196,14 @@ def compose(rng: Rng, size: Size | None = None) -> tuple[np.ndarray, list[dict[s
             paint_object(rng, canvas, label, mask, owner=len(objects))
     for _ in range(rng.integers(0, 4)):
         scribble(rng, canvas, max_width=3)
-    annotations = []
-    for number, (label, mask) in enumerate(objects, 1):
-        entry = annotate(label, canvas.owner == number, mask, crowd=bool(crowd and number == 1))
-        annotations += [entry] if entry else []
+    entries = [
+        annotate(label, canvas.owner == number, mask, crowd=bool(crowd and number == 1))
+        for number, (label, mask) in enumerate(objects, 1)
+    ]
     light = 217 + noise(rng, size, max(size)) * 77 // 255  # of 255: 15 % either way
     grain = rng.integers(-10, 11, canvas.image.shape, dtype=np.int32)
     image = np.clip(canvas.image * light[..., None] // 255 + grain, 0, 255)
-    return image.astype(np.uint8), annotations
-
-
-def _random_sides(rng: Rng, shorter: int) -> list[int]:
-    """Longer sides of the objects of an image in pixels, from large (underneath) to small."""
-    bands = np.repeat(np.arange(len(SIZE_BANDS)), [share for share, _, _ in SIZE_BANDS])
-    sides = []
-    for _ in range(rng.integers(*OBJECTS, endpoint=True)):
-        _, low, high = SIZE_BANDS[bands[rng.integers(100)]]
-        sides.append(round(low * ((high or MAX_SIDE * shorter) / low) ** (rng.integers(256) / 255)))
-    return sorted(sides, reverse=True)
+    return image.astype(np.uint8), [entry for entry in entries if entry]
 
 
 def _free_mask(rng: Rng, canvas: Canvas, name: str, side: int) -> np.ndarray | None:
@@ -204,8 +247,8 @@ def _paint_crowd(rng: Rng, canvas: Canvas) -> np.ndarray:
     reach = int(rng.integers(40, 91))
     outline = place("disc", centre, reach, degrees=int(rng.integers(180)), squeeze=0.6)
     region = rasterize(outline, (height, width))
+    canvas.owner[region >= 128] = 1
     colour = random_colour(rng, canvas.image.sum((0, 1)) // (height * width))
-    canvas.paint(region, colour, 1, opacity=0)
     middles = np.argwhere(cv2.erode(region, np.ones((9, 9), np.uint8)) > 230)[:, ::-1]
     for middle in middles[rng.integers(len(middles), size=reach // 2)]:
         disc = rasterize(place("disc", middle, int(rng.integers(4, 8))), (height, width))
@@ -238,15 +281,10 @@ def annotate(
     # A thin sliver stays as it is
     corners = [s if len(s) >= 3 else c for s, c in zip(smooth, contours, strict=True)]
     polygons = [[round(v, 2) for v in ((c + 0.5) / zoom).ravel().tolist()] for c in corners]
-    region = {"size": list(seen.shape), "counts": run_lengths(seen)} if crowd else polygons
-    return {
-        "category_id": label, "bbox": box, "area": area,
-        "iscrowd": int(crowd), "segmentation": region,
-    }  # fmt: skip
-
-
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """(H, W) bool -> COCO's uncompressed run lengths: zeros first, column by column."""
-    flat = np.concatenate(([False], mask.T.ravel()))
-    starts = np.flatnonzero(flat[1:] != flat[:-1])
-    return np.diff(np.concatenate(([0], starts, [mask.size]))).tolist()
+    entry = {"category_id": label, "bbox": box, "area": area, "iscrowd": int(crowd)}
+    if not crowd:
+        return {**entry, "segmentation": polygons}
+    # COCO's uncompressed run lengths: zeros first, column by column
+    starts = np.flatnonzero(np.diff(seen.T.ravel(), prepend=False))
+    counts = np.diff(starts, prepend=0, append=seen.size).tolist()
+    return {**entry, "segmentation": {"size": list(seen.shape), "counts": counts}}

@@ -16,8 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from data.shapes import files, scene
-from data.shapes.outlines import NAMES, place, rasterize
-from data.shapes.scene import Canvas, annotate, paint_object, run_lengths
+from data.shapes.scene import NAMES, Canvas, annotate, paint_object, place, rasterize
 from utils.errors import UserError
 from utils.seeding import generator
 
@@ -38,8 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where a data set of five images can be drawn."""
     monkeypatch.setattr(files, "SPLITS", {"train": 3, "val": 2})
+    return tmp_path / "shapes"
 
 
 def annotations(folder: Path, split: str) -> COCO:
@@ -125,14 +126,14 @@ def test_boxes_and_regions_agree_with_pycocotools(folder: Path) -> None:
     assert np.mean(np.array(ratios) < 1.1) > 0.8
 
 
-@pytest.mark.parametrize(
-    "rows", ["0000\n0000", "1111\n1111", "0110\n1001", "1000\n0000", "0000\n0001", "1", "0"]
-)
-def test_run_lengths_decode_to_the_mask(rows: str) -> None:
-    mask = np.array([[value == "1" for value in row] for row in rows.split()])
-    region = {"size": list(mask.shape), "counts": run_lengths(mask)}
-    decoded = coco_mask.decode(coco_mask.frPyObjects(region, *mask.shape))
-    assert np.array_equal(decoded.astype(bool), mask)
+@pytest.mark.parametrize("corner", [0, 1])  # whether the first pixel is seen
+def test_run_lengths_decode_to_the_mask(corner: int) -> None:
+    seen = np.random.default_rng(0).random((30, 40)) < 0.9
+    seen[0, 0] = corner
+    entry = annotate(0, seen, np.full(seen.shape, 255, np.uint8), crowd=True)
+    assert entry is not None
+    decoded = coco_mask.decode(coco_mask.frPyObjects(entry["segmentation"], *seen.shape))
+    assert np.array_equal(decoded.astype(bool), seen)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,16 +177,7 @@ def test_mostly_hidden_objects_are_dropped() -> None:
     assert [n["area"] for n in painted(hardly, (47, 50, 40))] == [1600]
 
 
-def test_second_call_changes_nothing(folder: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert files.ensure_shapes(folder) == folder
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-
-
-@pytest.mark.usefixtures("small")
-def test_two_at_once_share_one_whole_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_at_once_share_one_whole_folder(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both_drew = threading.Barrier(2, timeout=60)
     draw = files._draw
 
@@ -195,23 +187,20 @@ def test_two_at_once_share_one_whole_folder(
 
     monkeypatch.setattr(files, "_draw", draw_then_wait)
     with ThreadPoolExecutor(2) as pool:
-        asked = [
-            pool.submit(files.ensure_shapes, tmp_path / "shapes", progress=False) for _ in range(2)
-        ]
-        assert {future.result() for future in asked} == {tmp_path / "shapes"}
-    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
-    assert len(list((tmp_path / "shapes" / "train").iterdir())) == 3
+        asked = [pool.submit(files.ensure_shapes, small, progress=False) for _ in range(2)]
+        assert {future.result() for future in asked} == {small}
+    assert list(small.parent.iterdir()) == [small]
+    assert len(list((small / "train").iterdir())) == 3
 
 
-@pytest.mark.usefixtures("small")
-def test_a_failed_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(path: Path, image: np.ndarray) -> None:
+def test_a_failed_drawing_leaves_nothing(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_write_image", full_disk)
+    monkeypatch.setattr(files, "_write_video", full_disk)
     with pytest.raises(UserError, match=r"shapes: cannot draw .* No space left on device"):
-        files.ensure_shapes(tmp_path / "shapes", progress=False)
-    assert list(tmp_path.iterdir()) == []
+        files.ensure_shapes(small, progress=False)
+    assert list(small.parent.iterdir()) == []
 
 
 def test_foreign_folder_is_refused_and_kept(tmp_path: Path) -> None:
@@ -221,32 +210,25 @@ def test_foreign_folder_is_refused_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "holiday.jpg").read_text() == "mine"
 
 
-@pytest.mark.usefixtures("small")
-def test_older_version_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "shapes"
-    files.ensure_shapes(root, progress=False)
-    (root / "train" / "0000.png").unlink()
+def test_the_command_draws_once_and_anew_after_a_change(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert files.main(["--root", str(small)]) == 0
+    assert capsys.readouterr().out == f"shapes: {small}\n"
+    (small / "train" / "0000.png").unlink()
+    files.ensure_shapes(small)
+    assert not (small / "train" / "0000.png").exists()
     monkeypatch.setattr(files, "VERSION", files.VERSION + 1)
-    files.ensure_shapes(root, progress=False)
-    assert (root / "train" / "0000.png").is_file()
-    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
-
-
-@pytest.mark.usefixtures("small")
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert files.main(["--root", str(tmp_path / "here")]) == 0
-    assert capsys.readouterr().out == f"shapes: {tmp_path / 'here'}\n"
+    files.ensure_shapes(small)
+    assert (small / "train" / "0000.png").is_file()
+    assert list(small.parent.iterdir()) == [small]
 
 
 def test_video_reads_back_and_moves(folder: Path) -> None:
     capture = cv2.VideoCapture(str(folder / files.VIDEO_NAME))
     frames = []
-    while True:
-        read, frame = capture.read()
-        if not read:
-            break
-        frames.append(frame.astype(int))
-    capture.release()
+    while (read := capture.read())[0]:
+        frames.append(read[1].astype(int))
     assert len(frames) == 30
     assert frames[0].shape == (240, 320, 3)
     assert np.abs(frames[0] - frames[-1]).mean() > 2 * np.abs(frames[0] - frames[1]).mean() > 0
