@@ -25,27 +25,16 @@ def option(
     *,
     help: str,  # noqa: A002  argparse's own word
     flags: Sequence[str] = (),
-    choices: Sequence[Any] | None = None,
-    metavar: str | None = None,
-    const: Any = MISSING,
     min: float = -math.inf,  # noqa: A002
     max: float = math.inf,  # noqa: A002
+    **argument: Any,
 ) -> Any:
     """A dataclass field with its help text; `flags` are further spellings, e.g. ('--img',).
 
-    With `const` the flag may stand without a value, which then is `const` (`--resume`).  `min` and
-    `max` bound the value, or each of several, where the class calls `check_options`.
+    `min` and `max` bound the value, or each of several, where the class calls `check_options`.
+    `argument` goes to argparse: choices, metavar, or const, which `--resume` alone stands for.
     """
-    metadata = {
-        "help": help,
-        "flags": tuple(flags),
-        "choices": choices,
-        "metavar": metavar,
-        "const": const,
-        "bounds": (min, max),
-    }
-    if default is MISSING:
-        return dataclasses.field(metadata=metadata)
+    metadata = {"flags": flags, "bounds": (min, max), "argument": {"help": help, **argument}}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -57,11 +46,10 @@ def default_workers() -> int:
 def check_options(config: Any) -> None:
     """Raise ValueError for a value outside the bounds of its `option`; for `__post_init__`."""
     for field in dataclasses.fields(config):
-        low, high = field.metadata.get("bounds", (-math.inf, math.inf))
         value = getattr(config, field.name)
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, (int, float)):
-                check_range(flag(field.name), item, low, high)
+                check_range(flag(field.name), item, *field.metadata["bounds"])
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
@@ -111,13 +99,11 @@ def parse_given(
         description=description,
         allow_abbrev=False,
         epilog="--debug adds the traceback to an error. Exit codes: 0 done, 1 internal error, "
-        "2 user error, 3 partly done, 4 source lost, 130 interrupted, 143 terminated.",
+        "2 user error, 3 partly done, 4 source lost, 129 hung up, 130 interrupted, 143 terminated.",
     )
     hints = typing.get_type_hints(config)
-    spellings: list[str] = []
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        spellings += _add(parser, field, hints[field.name])
-    parser.known = tuple(spellings)
+    fields = dataclasses.fields(config)  # type: ignore[arg-type]
+    parser.known = sum((_add(parser, field, hints[field.name]) for field in fields), ())
     # argparse sets a default only where the namespace has no value yet
     absent = argparse.Namespace(**dict.fromkeys(hints, MISSING))
     values = {
@@ -131,36 +117,25 @@ def parse_given(
         raise UserError(str(error)) from error
 
 
-def _add(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> list[str]:
-    flags = [flag(field.name), *field.metadata.get("flags", ())]
-    keywords: dict[str, Any] = {"dest": field.name, "help": field.metadata.get("help", "")}
-    if field.default is MISSING:
-        keywords["required"] = True
-    elif field.default not in ("", (), None, False):
+def _add(parser: ArgumentParser, field: Field[Any], hint: Any) -> tuple[str, ...]:
+    """Add the flag of a field, whose type may be `int | None` or `tuple[int, ...]`."""
+    flags = (flag(field.name), *field.metadata["flags"])
+    required = field.default is MISSING
+    keywords = {"dest": field.name, "required": required, **field.metadata["argument"]}
+    if not required and field.default not in ("", (), None, False):
         value = field.default
         text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         keywords["help"] += f" (default: {text.replace('%', '%%')})"
-    kind, many = _kind(hint)
-    if kind is bool:
-        parser.add_argument(*flags, action="store_true", **keywords)
-        return flags
-    keywords["type"] = kind if kind in {int, float} else str
-    for name in ("choices", "metavar"):
-        if field.metadata.get(name) is not None:
-            keywords[name] = field.metadata[name]
-    if many:
-        keywords["nargs"] = "+"
-    elif field.metadata.get("const", MISSING) is not MISSING:
-        keywords["nargs"] = "?"
-        keywords["const"] = field.metadata["const"]
-    parser.add_argument(*flags, **keywords)
-    return flags
-
-
-def _kind(hint: Any) -> tuple[type, bool]:
-    """The value type of a field and whether it takes several: `int | None`, `tuple[int, ...]`."""
     if typing.get_origin(hint) in {typing.Union, types.UnionType}:
         hint = next(item for item in typing.get_args(hint) if item is not type(None))
     if typing.get_origin(hint) is tuple:
-        return typing.get_args(hint)[0], True
-    return hint, False
+        hint = typing.get_args(hint)[0]
+        keywords["nargs"] = "+"
+    elif "const" in keywords:
+        keywords["nargs"] = "?"
+    if hint is bool:
+        keywords["action"] = "store_true"
+    else:
+        keywords["type"] = hint if hint in {int, float} else str
+    parser.add_argument(*flags, **keywords)
+    return flags

@@ -20,7 +20,6 @@ PACKAGES = {  # that decide metrics, by the distributions that bring them
     "hotcoco": ("hotcoco",),
     "pycocotools": ("pycocotools",),
 }
-GIT_TIMEOUT = 10  # seconds
 
 
 def run_environment(device: torch.device) -> dict[str, str | None]:
@@ -30,11 +29,17 @@ def run_environment(device: torch.device) -> dict[str, str | None]:
     where TF32 is used.  `commit` is None outside a git checkout and ends in '-dirty' with
     uncommitted changes.  Holds no path and no name of the machine.
     """
+    cuda: dict[str, str | None] = {}
+    if device.type == "cuda":
+        matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        cuda["cuda"] = torch.version.cuda
+        cuda["cudnn"] = str(torch.backends.cudnn.version())
+        cuda["tf32"] = ", ".join(["matmul"] * matmul + ["cudnn"] * cudnn) or "off"
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # with the build, e.g. +cpu, which its metadata lacks
         **{package: _version(names) for package, names in PACKAGES.items()},
-        **(_cuda() if device.type == "cuda" else {}),
+        **cuda,
         "device": device_name(device),
         "commit": _commit(),
     }
@@ -47,18 +52,6 @@ def _version(distributions: Sequence[str]) -> str | None:
     return None
 
 
-def _cuda() -> dict[str, str | None]:
-    uses = {
-        "matmul": torch.backends.cuda.matmul.allow_tf32,
-        "cudnn": torch.backends.cudnn.allow_tf32,
-    }
-    return {
-        "cuda": torch.version.cuda,
-        "cudnn": str(torch.backends.cudnn.version()),
-        "tf32": ", ".join(name for name, allowed in uses.items() if allowed) or "off",
-    }
-
-
 def device_name(device: torch.device) -> str:
     """The accelerator's name, or the processor's architecture for the CPU."""
     if device.type == "cuda":
@@ -69,16 +62,11 @@ def device_name(device: torch.device) -> str:
 def _commit() -> str | None:
     if not (ROOT / ".git").exists():  # an enclosing repository would be somebody else's
         return None
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40"]
+    command = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*"
     try:
-        result = subprocess.run(
-            [*command, "--exclude=*"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=GIT_TIMEOUT,
-            check=True,
+        text = subprocess.check_output(
+            command.split(), cwd=ROOT, stderr=subprocess.DEVNULL, text=True, timeout=10
         )
-    except (OSError, subprocess.SubprocessError):
+    except Exception:  # no git, another user's checkout
         return None
-    return result.stdout.strip() or None
+    return text.strip() or None

@@ -9,40 +9,35 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from types import FrameType
 from typing import NoReturn
 
 from utils.terminal import warn
 
-EXIT_INTERNAL = 1
-EXIT_USER = 2
-EXIT_PARTLY = 3
-EXIT_SOURCE_LOST = 4
 DEAD_WORKER = re.compile(r"worker \(pid.*")  # in torch's RuntimeError about a loader process
 
 
 class FeatherDetError(Exception):
     """Base of the errors that are reported as one line; `exit_code` is what the script returns."""
 
-    exit_code = EXIT_INTERNAL
+    exit_code = 1
 
 
 class UserError(FeatherDetError):
-    """Bad input or configuration. The message names file, place, value and remedy."""
+    """Bad input or configuration. The message names file, line, value and remedy."""
 
-    exit_code = EXIT_USER
+    exit_code = 2
 
 
 class PartlyDoneError(FeatherDetError):
     """Some inputs were skipped (and named); the rest was done."""
 
-    exit_code = EXIT_PARTLY
+    exit_code = 3
 
 
 class SourceLostError(FeatherDetError):
     """A stream could not be recovered."""
 
-    exit_code = EXIT_SOURCE_LOST
+    exit_code = 4
 
 
 class TerminatedError(BaseException):
@@ -68,7 +63,7 @@ def cause_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+def _terminate(signum: int, _: object) -> NoReturn:
     raise TerminatedError(signum)
 
 
@@ -76,7 +71,7 @@ def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     """Run `main(argv)`, print one line for an error, exit with the documented code.
 
     Exit codes: 0 done, 1 internal error, 2 user error, 3 partly done, 4 source lost, 130 SIGINT,
-    143 SIGTERM.  `--debug` anywhere on the command line adds the traceback.
+    129 SIGHUP, 143 SIGTERM.  `--debug` anywhere on the command line adds the traceback.
     """
     argv = sys.argv[1:]
     debug = "--debug" in argv
@@ -99,11 +94,11 @@ def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
         code = _report("interrupted", 128 + signal.SIGINT, debug)
     except BrokenPipeError:
         sys.stderr.close()
-        code = EXIT_INTERNAL
+        code = 1
     except Exception as error:  # the last resort: one line, not a traceback
         hint = "" if debug else " (run again with --debug for the traceback)"
         text = f"internal error: {type(error).__name__}: {error}{hint}"
-        code = _report(text, EXIT_INTERNAL, debug)
+        code = _report(text, 1, debug)
     sys.exit(code)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,9 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
     """Write plain values as YAML, in their own order."""
-    text = yaml.safe_dump(
-        dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None
-    )
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None)
     write_text(path, text)
 
 

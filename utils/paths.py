@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from functools import cache
 from pathlib import Path
 
@@ -23,26 +22,22 @@ def find_config(name: str, folder: str) -> Path:
     `folder` is '' for detectors, 'data', 'train', 'backbones' or 'necks'.
     Raises UserError with the nearest known name.
     """
-    try:
-        return _existing(name, folder)
-    except OSError as error:  # a name too long, a folder without permission
-        raise UserError(f"{name[:80]}: {error.strerror}") from error
-
-
-def _existing(name: str, folder: str) -> Path:
     path = Path(name)
     file = path if path.suffix in {".yaml", ".yml"} else Path(f"{name}.yaml")
     home = ROOT / "cfg" / folder
     anywhere = not (path.is_absolute() or name.startswith((".", "~")))
-    if path.is_file():
-        return path
-    if anywhere and (home / file).is_file():
-        return shown(home / file)
-    if file.is_file():
-        return file
-    if anywhere and (home / file.name).is_file():
-        _warn_once(f"{name} does not exist; {shown(home / file.name)} is used instead")
-        return shown(home / file.name)
+    try:
+        if path.is_file():
+            return path
+        if anywhere and (home / file).is_file():
+            return shown(home / file)
+        if file.is_file():
+            return file
+        if anywhere and (home / file.name).is_file():
+            _warn_once(f"{name} does not exist; {shown(home / file.name)} is used instead")
+            return shown(home / file.name)
+    except OSError as error:  # a name too long, a folder without permission
+        raise UserError(f"{name[:80]}: {error.strerror}") from error
     known = sorted(item.stem for item in home.glob("*.yaml"))
     raise UserError(
         f"{name}: no such file, and not the name of a file in cfg/{folder}"
@@ -76,14 +71,14 @@ def new_run_dir(project: str, name: str, *, exist_ok: bool = False) -> Path:
     base = run_folder(project, name)
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
-        if exist_ok:
-            base.mkdir(exist_ok=True)
-            return base
-        for number in itertools.count(1):
-            path = base if number == 1 else base.with_name(f"{base.name}{number}")
+        path, number = base, 1
+        while not exist_ok:
             with contextlib.suppress(FileExistsError):
                 path.mkdir()
                 return path
+            number += 1
+            path = base.with_name(f"{base.name}{number}")
+        base.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"{base}: cannot create the run folder: {error.strerror}") from error
-    raise AssertionError("not reached")
+    return base

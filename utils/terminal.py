@@ -8,17 +8,13 @@ import unicodedata
 
 def is_printable(text: str) -> bool:
     """Whether the text has no control characters and no line ends."""
-    return all(map(_harmless, text))
+    return printable(text) == text
 
 
 def printable(text: str) -> str:
     """The text with control characters and line ends replaced by spaces."""
-    return "".join(sign if _harmless(sign) else " " for sign in text)
-
-
-def _harmless(sign: str) -> bool:
-    # Python counts the spaces of other widths and scripts as unprintable
-    return sign.isprintable() or unicodedata.category(sign) == "Zs"
+    # Python counts the spaces of other widths and scripts (Zs) as unprintable
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else " " for c in text)
 
 
 def readable(text: str) -> str:

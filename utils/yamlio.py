@@ -14,13 +14,16 @@ MAX_BYTES = 2**20  # of a file; PyYAML reads about 100 kB of numbers in a second
 MAX_NODES = 100_000  # after expanding aliases; a model file has about 300
 
 
+Key = tuple[str | int, ...]
+
+
 @dataclass(frozen=True)
 class Document:
     """A parsed file: `data` in plain Python types, and lines by key path."""
 
     path: Path
     data: Any
-    lines: dict[tuple[str | int, ...], int]
+    lines: dict[Key, int]
 
     def at(self, *key: str | int) -> str:
         """'file:line' of the value at `key`, or of the nearest parent that has a line."""
@@ -48,15 +51,12 @@ def load_yaml(path: Path) -> Document:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    loader = None
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return Document(path, None, {})
-        if _count(node, {}) > MAX_NODES:
-            raise UserError(f"{path}: over {MAX_NODES} values after expanding aliases; refused")
-        lines: dict[tuple[str | int, ...], int] = {}
+        lines: dict[Key, int] = {}
         _collect_lines(node, (), lines, path)
         return Document(path, loader.construct_document(node), lines)
     except yaml.MarkedYAMLError as error:
@@ -65,29 +65,11 @@ def load_yaml(path: Path) -> Document:
         raise UserError(f"{path}:{line}: not plain YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not plain YAML: {error}") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
-def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    if id(node) not in known:
-        known[id(node)] = MAX_NODES + 1  # a node inside itself: refuse
-        total = 1
-        if isinstance(node, yaml.SequenceNode):
-            total += sum(_count(item, known) for item in node.value)
-        elif isinstance(node, yaml.MappingNode):
-            total += sum(_count(key, known) + _count(value, known) for key, value in node.value)
-        known[id(node)] = total
-    return known[id(node)]
-
-
-def _collect_lines(
-    node: yaml.Node,
-    key: tuple[str | int, ...],
-    lines: dict[tuple[str | int, ...], int],
-    path: Path,
-) -> None:
+def _collect_lines(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> None:
+    if len(lines) > MAX_NODES:
+        raise UserError(f"{path}: over {MAX_NODES} values after expanding aliases; refused")
     lines[key] = node.start_mark.line + 1
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -95,11 +77,10 @@ def _collect_lines(
     elif isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for name, value in node.value:
+            where = f"{path}:{name.start_mark.line + 1}"
             if not isinstance(name, yaml.ScalarNode):
-                line = name.start_mark.line + 1
-                raise UserError(f"{path}:{line}: a key must be one word, not a list or a mapping")
+                raise UserError(f"{where}: a key must be one word, not a list or a mapping")
             if name.value in seen:
-                line = name.start_mark.line + 1
-                raise UserError(f"{path}:{line}: key {name.value!r} appears twice")
+                raise UserError(f"{where}: key {name.value!r} appears twice")
             seen.add(name.value)
             _collect_lines(value, (*key, str(name.value)), lines, path)
