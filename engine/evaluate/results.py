@@ -14,6 +14,7 @@ import numpy as np
 
 from data.index.records import DataIndex, ImageRecord
 from engine.evaluate.box_table import BoxTable, to_xywh
+from engine.evaluate.coco import twelve_lines
 from engine.evaluate.matching import Curves
 from engine.measure.bench import Speed
 from utils.boxes import yolo_rows
@@ -92,6 +93,10 @@ class DetectionMetrics:
                 f"{printable(item.name):>{width}}{item.images:>11}{item.instances:>11}{cells}"
             )
         return "\n".join(lines)
+
+    def coco_text(self) -> str:
+        """COCO's twelve lines."""
+        return twelve_lines(self.coco)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values without the detections; None where a metric is not defined."""

@@ -18,7 +18,6 @@ from engine import distributed
 from engine.checkpoint import load_detector
 from engine.distributed import Distributed
 from engine.evaluate.batch_images import BatchImages
-from engine.evaluate.coco import twelve_lines
 from engine.evaluate.config import ValConfig
 from engine.evaluate.evaluator import check, evaluate
 from engine.evaluate.results import DetectionMetrics, save_labels, save_metrics, save_predictions
@@ -125,7 +124,7 @@ class Validation:
         metrics = self.measure(size, images)
         say_main(metrics.table(absent=config.verbose))
         if not timing:
-            say_main(twelve_lines(metrics.coco))
+            say_main(metrics.coco_text())
         say_main(metrics.speed.text())
         settings = self.settings(size)
         shown = "conf iou max_det image_size rect augment half batch_size device"

@@ -106,8 +106,8 @@ class LatencyReport:
     def settings(self) -> dict[str, Any]:
         """How it was measured, as plain values for JSON."""
         layout = {"fused": True, "channels_last": False, "device": self.device}
-        settings = {**vars(self.config), "batches": list(self.config.batches)}
-        return {**settings, **layout, "threads": self.threads}
+        batches = list(self.config.batches)
+        return {**vars(self.config), "batches": batches, **layout, "threads": self.threads}
 
 
 @torch.inference_mode()
