@@ -206,13 +206,14 @@ def test_one_failing_model_does_not_end_the_rest(flags, fake, tmp_path, capsys):
     assert "GPU memory ran out" in (folder / "table.md").read_text()
     assert "wide seed 0 failed: GPU memory ran out" in capsys.readouterr().err
     fake.titles.clear()
-    fake.scripts = {"wide seed 1": DIE}
+    fake.scripts = {"wide seed 0": "import sys; print('a line'); sys.exit(2)"}
     with pytest.raises(PartlyDoneError):
         compare.main(flags)
     assert fake.titles == ["wide seed 0", "wide seed 1"]  # the failed ones again, and only they
     wide = results_in(folder)["rows"][1]
-    assert (wide["status"], wide["seeds"]) == ("partly", [0])
-    assert wide["difference"]["AP"]["seeds"] == [0]
+    assert wide["cause"] == "seed 0: a line"  # not the error that its log has of the first start
+    assert (wide["status"], wide["seeds"]) == ("partly", [1])
+    assert wide["difference"]["AP"]["seeds"] == [1]
 
 
 @pytest.mark.parametrize(
@@ -536,16 +537,6 @@ def test_a_fault_in_evaluating_one_run_is_its_own(flags, fake, tmp_path, monkeyp
     tiny, wide = results_in(tmp_path / "runs" / "exp")["rows"]
     assert (tiny["status"], wide["status"]) == ("done", "partly")
     assert wide["cause"] == "seed 1: ZeroDivisionError: division by zero"
-
-
-def test_the_cause_is_of_this_start(flags, fake, tmp_path):
-    fake.scripts = {"wide seed 0": COMPLAIN}
-    with pytest.raises(PartlyDoneError):
-        compare.main(flags)
-    fake.scripts = {"wide seed 0": "import sys; print('a line'); sys.exit(2)"}
-    with pytest.raises(PartlyDoneError):
-        compare.main(flags)
-    assert results_in(tmp_path / "runs" / "exp")["rows"][1]["cause"] == "seed 0: a line"
 
 
 def test_the_table_is_there_before_anything_is_measured(flags, fake, tmp_path, monkeypatch):

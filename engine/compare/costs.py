@@ -114,7 +114,11 @@ def measure(
         if item.profile is not None
     }
     report = measure_latency(list(candidates.values()), config, device=device)
-    peak = _measure_peak(device)
+    try:
+        peak = measure_peak(device)
+    except FAULTS as error:
+        warn(f"the peak of {device} is not measured: {cause_of(error)}")
+        peak = None
     timed = [
         replace(row, latency=[_latency(report, row.name, batch) for batch in config.batches])
         if row.name in candidates
@@ -152,14 +156,6 @@ def common_batch(latencies: Sequence[Sequence[LatencyAt]]) -> int | None:
     return max(common, default=None)
 
 
-def _measure_peak(device: torch.device) -> DevicePeak | None:
-    try:
-        return measure_peak(device)
-    except FAULTS as error:
-        warn(f"the peak of {device} is not measured: {cause_of(error)}")
-        return None
-
-
 def _with_details(
     row: Row,
     entry: ModelEntry,
@@ -181,24 +177,21 @@ def _with_details(
             blocks = [_taken(BlockTime, one, rows=list(one.rows)) for one in by_block(timed)]
             row = replace(row, cost=computed_cost(entry, timed), blocks=blocks)
         if energy_batch is not None:
-            row = replace(row, energy=_energy(model, images(energy_batch), device))
+            some = images(energy_batch)
+            with torch.inference_mode():
+                energy = measure_energy(
+                    lambda: model(some),
+                    images=energy_batch,
+                    meter=find_meter(device),
+                    device=device,
+                    seconds=ENERGY_SECONDS,
+                )
+            if energy is not None:
+                row = replace(row, energy=_taken(Energy, energy, batch=energy_batch))
     except FAULTS as error:
         notes = [*row.model.notes, f"not measured: {cause_of(error)}"]
         return replace(row, model=replace(row.model, notes=notes))
     return row
-
-
-@torch.inference_mode()
-def _energy(model: Detector, images: torch.Tensor, device: torch.device) -> Energy | None:
-    """Of one image in batches of this size; None where nothing counts it."""
-    found = measure_energy(
-        lambda: model(images),
-        images=len(images),
-        meter=find_meter(device),
-        device=device,
-        seconds=ENERGY_SECONDS,
-    )
-    return None if found is None else _taken(Energy, found, batch=len(images))
 
 
 def _latency(report: LatencyReport, name: str, batch: int) -> LatencyAt:
@@ -211,23 +204,20 @@ def _latency(report: LatencyReport, name: str, batch: int) -> LatencyAt:
 def with_speedup(table: Sequence[Row], baseline: str) -> list[Row]:
     """The rows with their speed-up against the baseline: by FLOPs, and by measured latency."""
     base = next((row for row in table if row.name == baseline), None)
-    return [
-        row if base is None or row is base else replace(row, speedup=_speedup(row, base))
-        for row in table
-    ]
-
-
-def _speedup(row: Row, base: Row) -> SpeedUp | None:
-    if row.cost is None or base.cost is None:
-        return None
+    if base is None:
+        return list(table)
     times = {at.batch: at.p50_ms for at in base.latency}
-    return SpeedUp(
-        flops=_factor(base.cost.flops, row.cost.flops),
-        latency=[
-            SpeedUpAt(at.batch, _factor(times.get(at.batch), at.p50_ms)) for at in row.latency
-        ],
-    )
 
+    def factor(slow: float | None, own: float | None) -> float | None:
+        return slow / own if slow and own else None
 
-def _factor(base: float | None, own: float | None) -> float | None:
-    return base / own if base and own else None
+    result = []
+    for row in table:
+        speedup = None
+        if row is not base and row.cost is not None and base.cost is not None:
+            latency = [
+                SpeedUpAt(at.batch, factor(times.get(at.batch), at.p50_ms)) for at in row.latency
+            ]
+            speedup = SpeedUp(factor(base.cost.flops, row.cost.flops), latency)
+        result.append(replace(row, speedup=speedup))
+    return result
