@@ -1,4 +1,4 @@
-"""`python -m data.convert voc ...`: a data set with Pascal VOC XML files -> COCO JSON."""
+"""Convert a data set with Pascal VOC XML files to COCO JSON."""
 
 from __future__ import annotations
 
@@ -29,20 +29,15 @@ class VocConfig:
 
     images: str = option(help="folder of the images (JPEGImages)")
     annotations: str = option(help="folder of the XML files (Annotations)")
-    split: tuple[str, ...] = option(help="list files of image names (ImageSets/Main/train.txt ...)")
-    out: str = option(help="new folder for <split>/ and annotations/instances_<split>.json")
+    split: tuple[str, ...] = option(help="lists of image names (ImageSets/Main/train.txt ...)")
+    out: str = option(help="folder to create, with <split>/ and annotations/instances_<split>.json")
     classes: tuple[str, ...] = option((), help="class names in order (default: all, sorted)")
     supercategory: str = option("", help="'supercategory' of every class")
     description: str = option("", help="text of the JSON's 'info'; {split} is replaced")
 
 
-@dataclass(frozen=True)
-class VocObject:
-    """One object of an XML file; numbers as written there."""
-
-    name: str
-    corners: tuple[float, ...]  # xmin ymin xmax ymax, whole numbers as int
-    difficult: bool
+# name; xmin ymin xmax ymax as written, whole numbers as int; difficult
+VocObject = tuple[str, tuple[float, ...], bool]
 
 
 @dataclass(frozen=True)
@@ -146,13 +141,12 @@ def read_voc(file: Path) -> list[VocObject]:
         if values[2] < values[0] or values[3] < values[1]:
             raise UserError(f"{where}: max is less than min")
         corners = tuple(int(value) if value.is_integer() else value for value in values)
-        difficult = (item.findtext("difficult") or "0").strip() == "1"
-        objects.append(VocObject(name, corners, difficult))
+        objects.append((name, corners, item.findtext("difficult", "").strip() == "1"))
     return objects
 
 
 def _class_names(config: VocConfig, images: Sequence[VocImage]) -> tuple[str, ...]:
-    found = {item.name: image.path for image in images for item in image.objects}
+    found = {name: image.path for image in images for name, _, _ in image.objects}
     if not config.classes:
         return tuple(sorted(found))
     if len(set(config.classes)) < len(config.classes):
@@ -172,14 +166,13 @@ def _coco(images: Sequence[VocImage], names: Sequence[str], supercategory: str) 
     annotations = [
         {
             "image_id": image_id,
-            "category_id": names.index(item.name) + 1,
+            "category_id": names.index(name) + 1,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "area": (x2 - x1) * (y2 - y1),
-            "iscrowd": int(item.difficult),
+            "iscrowd": int(difficult),
         }
         for image_id, image in numbered
-        for item in image.objects
-        for x1, y1, x2, y2 in [item.corners]
+        for name, (x1, y1, x2, y2), difficult in image.objects
     ]
     return {
         "images": [
@@ -198,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     """`python -m data.convert voc --images DIR --annotations DIR --split FILE ... --out DIR`."""
     kind, *rest = argv or ["--help"]
     if kind in {"-h", "--help"}:
-        say("usage: python -m data.convert voc --help")
+        say("usage: python -m data.convert voc [options]; see python -m data.convert voc --help")
         return
     if kind != "voc":
         raise UserError(f"unknown format {kind!r}; known: voc")
