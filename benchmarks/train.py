@@ -41,7 +41,7 @@ class BenchConfig:
     batch_size: int = option(16, flags=("--batch",), help="images per step")
     workers: int = option(TrainConfig().workers, help="loading processes")
     cache: str = option("none", choices=("none", "ram", "disk"), help="as in train.py")
-    device: str = option("", help="'' for CUDA if present, cpu, or a GPU number")
+    device: str = option("", help="cpu or a GPU number; '': CUDA if present")
     repeats: int = option(5, help="timings of each kind")
 
 

@@ -51,7 +51,7 @@ class CompareConfig:
         640, flags=("--img", "--img-size"), min=1, max=MAX_PIXELS, help="network size in pixels"
     )
     epochs: int = option(
-        100, min=1, max=2**31, help="passes over the training images, the same for all"
+        100, min=1, max=2**31, help="passes over the training images, the same for all models"
     )
     seeds: tuple[int, ...] = option(
         (0,), metavar="N", min=0, max=2**31, help="seeds that each model is trained with"
@@ -68,7 +68,7 @@ class CompareConfig:
     batch_size: int = option(
         16, flags=("--batch",), min=1, max=2**31, help="images per step, and per evaluation"
     )
-    optimizer: str = option("SGD", choices=OPTIMIZERS, help="as for train.py")
+    optimizer: str = option("SGD", choices=OPTIMIZERS, help="optimizer, as in train.py")
     amp: str = option(
         "auto",
         choices=("auto", "off", "fp16", "bf16"),
@@ -80,24 +80,27 @@ class CompareConfig:
     workers: int = option(
         default_workers(), min=0, max=MAX_WORKERS, help="loading processes of each run; 0: none"
     )
-    device: str = option("", help="'' for CUDA if present, cpu, a GPU number, or several: 0,1,3")
+    device: str = option("", help="cpu, a GPU number, or several: 0,1,3; '': CUDA if present")
     jobs: int = option(
-        1, min=1, max=2**31, help="runs at a time, one GPU each; on a CPU they share its cores"
+        1,
+        min=1,
+        max=2**31,
+        help="runs at the same time, one GPU each; on a CPU they share its cores",
     )
     records: str = option(
         "",
         metavar="DIR",
         help="folder of records: its runs of the same protocol count as done;"
-        " without --cfg and --weights the table is made of them alone",
+        " without --cfg and --weights, the table is made from these records alone",
     )
     dry_run: bool = option(False, help="list the runs with their costs, write nothing")
     profile_only: bool = option(False, help="costs and latency only; needs no data")
-    classes: int = option(80, min=1, max=2**31, help="of the models with --profile-only")
+    classes: int = option(80, min=1, max=2**31, help="number of classes with --profile-only")
     latency_batches: tuple[int, ...] = option(
         (1, 32), metavar="N", min=1, max=2**31, help="batch sizes whose latency is measured"
     )
     latency_seconds: float = option(
-        60.0, help="time for all models at each batch size (at least 5 rounds, at most 50)"
+        60.0, help="seconds for all models at each batch size (5 to 50 rounds)"
     )
     project: str = option("runs/compare", help="folder of the comparisons")
     name: str = option(

@@ -29,13 +29,13 @@ class ValConfig:
     weights: str = option(help="checkpoint, FeatherDet's or YOLOv5's")
     data: str = option("shapes", help="data set YAML, by path or name")
     batch_size: int = option(
-        32, flags=("--batch",), min=1, max=2**31, help="images per step and rank"
+        32, flags=("--batch",), min=1, max=2**31, help="images per step on each rank"
     )
     imgsz: int = option(
         640, flags=("--img", "--img-size"), min=1, max=MAX_PIXELS, help="network size in pixels"
     )
-    rect: bool = option(False, help="each image in its own shape instead of a square")
-    device: str = option("", help="'' for CUDA if present, cpu, or a GPU number")
+    rect: bool = option(False, help="keep each image's shape instead of padding to a square")
+    device: str = option("", help="cpu or a GPU number; '': CUDA if present")
     conf_thres: float = option(0.001, flags=("--conf",), min=0, max=1, help="confidence threshold")
     iou_thres: float = option(
         0.6, flags=("--iou",), min=0, max=1, help="IoU threshold of non-maximum suppression"
@@ -55,7 +55,7 @@ class ValConfig:
     save_txt: bool = option(False, help="write the detections as YOLO labels")
     save_conf: bool = option(False, help="append the scores to the labels of --save-txt")
     save_json: bool = option(False, help="write the detections as COCO results, predictions.json")
-    verbose: bool = option(False, help="list also the classes that have no object in the data")
+    verbose: bool = option(False, help="also list classes without objects in the data")
     single_cls: bool = option(False, help="treat all classes as one")
     noplots: bool = option(False, help="write no plots and no images")
     workers: int = option(

@@ -13,11 +13,11 @@ MAX_DETECTIONS = 30_000  # as many candidates enter suppression at most
 class DetectConfig:
     """One run of detect.py; the defaults are those of the YOLO ecosystem."""
 
-    weights: str = option(help="checkpoint: of train.py, or a YOLOv5 .pt; it names the classes")
+    weights: str = option(help="checkpoint of train.py, or a YOLOv5 .pt; it names the classes")
     source: tuple[str, ...] = option(
         help="image, video, folder, 'glob*', list file (.txt), webcam number, http(s) or rtsp URL"
     )
-    data: str = option("", help="data set YAML whose class names are shown instead")
+    data: str = option("", help="data set YAML whose class names replace the checkpoint's")
     imgsz: int = option(
         640,
         flags=("--img", "--img-size"),
@@ -30,31 +30,34 @@ class DetectConfig:
     max_det: int = option(
         1000, min=1, max=MAX_DETECTIONS, help="maximum number of detections per image"
     )
-    device: str = option("", help="cpu or a GPU's number; the default is a GPU if present")
+    device: str = option("", help="cpu or a GPU number; '': CUDA if present")
     view_img: bool = option(False, help="show the results in a window (q or Escape ends the run)")
     save_txt: bool = option(False, help="write labels/*.txt, YOLO's format")
     save_conf: bool = option(False, help="append the confidence to the rows of --save-txt")
     save_csv: bool = option(False, help="write predictions.csv")
-    save_crop: bool = option(False, help="write every object to crops/<class>/")
+    save_crop: bool = option(False, help="save a crop of every object in crops/<class>/")
     nosave: bool = option(False, help="write no annotated copies")
     classes: tuple[str, ...] = option((), help="only these classes, by number or name")
     agnostic_nms: bool = option(False, help="suppress overlaps across classes")
     augment: bool = option(False, help="test-time augmentation: two more views of each image")
     line_thickness: int | None = option(
-        None, min=1, max=1000, help="of the boxes, in pixels; else by image size"
+        None,
+        min=1,
+        max=1000,
+        help="line width of the boxes in pixels; by default from the image size",
     )
     hide_labels: bool = option(False, help="draw boxes only")
     hide_conf: bool = option(False, help="draw names without confidences")
-    half: bool = option(False, help="compute in float16 (CUDA only)")
+    half: bool = option(False, help="half precision (CUDA only)")
     vid_stride: int = option(
         1, min=1, max=10_000, help="take every n-th frame of videos and streams"
     )
     stream_timeout: float = option(
-        30.0, min=0.1, max=86_400, help="seconds for which a lost stream is tried again"
+        30.0, min=0.1, max=86_400, help="seconds to keep reconnecting to a lost stream"
     )
     project: str = option("runs/detect", help="folder of the runs")
-    name: str = option("exp", help="name of the run: project/name, then name2, name3, ...")
-    exist_ok: bool = option(False, help="write into an existing project/name")
+    name: str = option("exp", help="folder of this run; a number is added when it exists")
+    exist_ok: bool = option(False, help="write into an existing folder")
 
     def __post_init__(self) -> None:
         check_options(self)

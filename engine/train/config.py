@@ -26,7 +26,7 @@ FREE_ON_RESUME = (
 class TrainConfig:
     """One run; the defaults are those of the YOLO ecosystem."""
 
-    weights: str = option("", help="checkpoint to start from, '' for random weights")
+    weights: str = option("", help="checkpoint to start from; '': random weights")
     cfg: str = option(
         "", help="model YAML, by path or name; '': the checkpoint's own model, else yolov5n"
     )
@@ -53,7 +53,7 @@ class TrainConfig:
     batch_size: int = option(
         16,
         flags=("--batch",),
-        help="images per step over all ranks; -1 finds what fits on one GPU",
+        help="images per step over all ranks; -1: as many as fit on one GPU",
     )
     imgsz: int = option(
         640,
@@ -81,13 +81,13 @@ class TrainConfig:
         const="ram",
         help="keep decoded images in memory or on disk",
     )
-    device: str = option("", help="'' for CUDA if present, cpu, or a GPU number")
+    device: str = option("", help="cpu or a GPU number; '': CUDA if present")
     multi_scale: bool = option(False, help="vary the image size of each batch by up to half")
     single_cls: bool = option(False, help="treat all classes as one")
     optimizer: str = option(
         "SGD",
         choices=OPTIMIZERS,
-        help="with Adam and AdamW the warm-up of biases starts at lr0 at most",
+        help="Adam and AdamW start the bias warm-up at lr0 or below",
     )
     sync_bn: bool = option(False, help="batch normalisation over all ranks (CUDA only)")
     workers: int = option(
@@ -104,18 +104,20 @@ class TrainConfig:
     freeze: tuple[str, ...] = option(
         (),
         metavar="ROWS",
-        help="rows not to train: N for the first N; several numbers; or backbone, neck, row names",
+        help="rows not to train: N for the first N, several numbers, or backbone, neck, row names",
     )
     lr_scale: tuple[str, ...] = option(
         (),
         metavar="NAME=FACTOR",
         help="multiply the learning rate of rows, named as in --freeze: backbone=0.1 neck=0.5",
     )
-    save_period: int = option(-1, help="also keep a checkpoint every N epochs; -1: no")
+    save_period: int = option(-1, help="also keep a checkpoint every N epochs; -1: off")
     seed: int = option(
         0, min=0, max=2**63 - 1, help="seed of initial weights, image order and augmentation"
     )
-    close_mosaic: int = option(0, min=0, max=2**63 - 1, help="number of last epochs without mosaic")
+    close_mosaic: int = option(
+        0, min=0, max=2**63 - 1, help="train the last N epochs without mosaic"
+    )
     amp: str = option(
         "auto",
         choices=("auto", "off", "fp16", "bf16"),
@@ -125,7 +127,7 @@ class TrainConfig:
     grad_clip: float = option(10.0, min=0, help="maximum norm of the gradients; 0: no limit")
     profile: bool = option(False, help="print the time of each part of a training step")
     ddp_timeout: float = option(
-        DEFAULT_TIMEOUT, help="seconds that ranks wait for each other before the run ends"
+        DEFAULT_TIMEOUT, help="seconds a rank waits for the others before the run fails"
     )
 
     def __post_init__(self) -> None:

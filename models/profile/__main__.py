@@ -10,7 +10,7 @@ from utils.config import MAX_PIXELS, ArgumentParser, check_range
 from utils.errors import UserError, run_script
 
 DESCRIPTION = """Cost of detectors by row: parameters, MACs, FLOPs, strides, channels. Also checks a
-model file and names the rows nobody uses. Several models give one line each, split into backbone,
+model file and lists unused rows. Several models give one line each, split into backbone,
 neck and head."""
 MAX_CLASSES = 10_000
 PLOT_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg", ".eps", ".ps")
@@ -30,11 +30,23 @@ def _options(argv: Sequence[str] | None) -> Any:
     )
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="model YAML: a path or a name in cfg/")
-    add("--cfg", nargs="+", default=[], metavar="FILE", help="the same as a flag")
-    add("--backbone", nargs="+", default=[], help="replaces the model's own, e.g. ghostnet-1.0")
-    add("--neck", nargs="+", default=[], help="replaces the model's own, e.g. pan-ghost")
+    add("--cfg", nargs="+", default=[], metavar="FILE", help="the same as FILE")
+    add(
+        "--backbone",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="replaces the model's own: ghostnet-1.0",
+    )
+    add("--neck", nargs="+", default=[], metavar="NAME", help="replaces the model's own: pan-ghost")
     add("--fit", metavar="KIND=NUMBER", help="scale to a budget, e.g. gflops=4.5 or params=1.9e6")
-    add("--classify", nargs="+", default=[], metavar="NAME", help="backbones as classifiers")
+    add(
+        "--classify",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="count these backbones as classifiers instead",
+    )
     add("--img", "--imgsz", type=int, default=640, help="side of the image in pixels")
     add("--classes", type=int, help="number of classes (default: 80; with --classify 1000)")
     add("--json", action="store_true", help="print only a JSON list")
