@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from utils.structures import Detections
+from utils.boxes import Detections
 
 MAX_CANDIDATES = 30_000  # by score, before suppression; YOLOv5's limit
 PORTION = 1_000  # candidates suppressed at once

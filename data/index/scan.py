@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.index.decoder_log import INCOMPLETE, DecoderLog
 from data.index.labels import Entry, ImageCheck
 from data.index.records import Problem
-from utils.decoder_log import INCOMPLETE, DecoderLog
 from utils.images import ImageError, cause_of, decode_image, image_format, read_bytes
 from utils.ranks import is_main_rank, warn_main
 

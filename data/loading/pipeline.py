@@ -23,10 +23,10 @@ from data.loading.transforms import (
     mixup,
     random_affine,
 )
+from utils.boxes import Targets
 from utils.hyp import Hyperparameters
 from utils.letterbox import Letterbox
 from utils.seeding import generator
-from utils.structures import Targets
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.boxes import Targets
 from utils.letterbox import Letterbox
-from utils.structures import Targets
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.loading.pipeline import collate
 from data.loading.sample import Batch, Sample
+from utils.boxes import Targets
 from utils.errors import DEAD_WORKER, FeatherDetError, UserError, cause_of
 from utils.letterbox import Letterbox
-from utils.structures import Targets
 from utils.terminal import warn
 
 TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user asked for that many

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data.index.decoder_log import INCOMPLETE, DecoderLog
 from data.sources.capture import Capture, CaptureError, open_url, open_video, open_webcam
 from data.sources.locate import SourceItem, resolve
 from data.sources.streams import LiveStream, StreamConfig
 from data.sources.urls import ask
-from utils.decoder_log import INCOMPLETE, DecoderLog
 from utils.errors import SourceLostError, UserError
 from utils.images import ImageError, decode_image, image_format, read_bytes
 from utils.terminal import warn

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from data.loading.sample import Batch
+from utils.boxes import Detections
 from utils.drawing import draw_boxes, grid, write_image
-from utils.structures import Detections
 
 DRAWN_BATCHES = 3
 DRAWN_IMAGES = 16  # of a batch

@@ -27,10 +27,10 @@ from engine.evaluate.tta import decode_augmented
 from engine.measure.bench import Stopwatch
 from models.detector import Detector
 from models.losses.anchor import AnchorLoss
+from utils.boxes import Detections
 from utils.errors import FeatherDetError, UserError
 from utils.nms import NmsConfig, nms, non_finite
 from utils.ranks import warn_main
-from utils.structures import Detections
 
 
 def evaluate(

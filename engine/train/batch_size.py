@@ -8,8 +8,8 @@ import torch
 
 from models.detector import Detector
 from models.losses.anchor import AnchorLoss
+from utils.boxes import Targets
 from utils.errors import UserError
-from utils.structures import Targets
 from utils.terminal import say
 
 DEFAULT_BATCH = 16  # on a CPU

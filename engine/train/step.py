@@ -23,9 +23,9 @@ from engine.train.runlog import console_row
 from engine.train.schedule import Schedule
 from engine.train.state import TrainState
 from models.losses.anchor import AnchorLoss, Losses
+from utils.boxes import Targets
 from utils.errors import FeatherDetError
 from utils.seeding import generator, seed_step
-from utils.structures import Targets
 
 READ_EVERY = 10  # steps between readings of a GPU's results; each one waits for the device
 MIN_LOSS_SCALE = 1.0  # of fp16: under it 17 updates or more were skipped, and no weight moves

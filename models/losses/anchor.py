@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.detector import Detector
-from utils.boxes import complete_iou, xyxy_to_cxcywh
+from utils.boxes import Targets, complete_iou, xyxy_to_cxcywh
 from utils.hyp import Hyperparameters
-from utils.structures import Targets
 
 BALANCE = {3: (4.0, 1.0, 0.4)}  # objectness weight by level, finest first
 BALANCE_DEEP = (4.0, 1.0, 0.25, 0.06, 0.02)  # for four and five levels

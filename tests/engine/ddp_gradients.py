@@ -16,8 +16,8 @@ from engine.train.model import wrapped
 from models.builder import build_detector
 from models.losses.anchor import AnchorLoss
 from models.yaml.parser import load_spec
+from utils.boxes import Targets
 from utils.hyp import Hyperparameters
-from utils.structures import Targets
 
 # of each batch, boxes on rank 0 and on rank 1, two images each; several batches accumulate
 CASES = {

@@ -40,7 +40,7 @@ _ESCAPES = (
 def complete(results: Plain) -> dict[str, Any]:
     """results.json with what the report draws.
 
-    lead: its first sentence; summary: the facts at its head; notes: what the numbers mean;
+    lead: its first sentence; summary: the items at its head; notes: what the numbers mean;
     columns, fronts: see `columns.table_of`.
     """
     texts = {"lead": lead(results), "summary": summary(results), "notes": notes(results)}
@@ -226,40 +226,40 @@ def lead(results: Plain) -> str:
 
 
 def summary(results: Plain) -> list[dict[str, str]]:
-    """The facts at the head of the report: each with a name, a value and a detail ('' if none)."""
+    """The items at the head of the report: each with a name, a value and a detail ('' if none)."""
     rows, protocol, measured = results["rows"], results["protocol"], results["measurement"]
     data, training = protocol.get("data"), protocol.get("training")
     states = [row["status"] for row in rows]
     trouble = [f"{states.count(state)} {state}" for state in (FAILED, PARTLY) if state in states]
-    facts = [("Models", str(len(rows)), ", ".join(trouble) or "all complete")]
-    facts.append(("Baseline", results["baseline"] or "none", ""))
+    items = [("Models", str(len(rows)), ", ".join(trouble) or "all complete")]
+    items.append(("Baseline", results["baseline"] or "none", ""))
     if data:
         images = [
             f"{data[f'{split}_images']:,} {use} images"
             for split, use in SPLITS.items()
             if f"{split}_images" in data
         ]
-        facts.append(("Data set", data["name"], ", ".join(images)))
-    facts.append(("Image size", f"{protocol['image_size']} px", ""))
+        items.append(("Data set", data["name"], ", ".join(images)))
+    items.append(("Image size", f"{protocol['image_size']} px", ""))
     if training:
         seeds = ", ".join(map(str, protocol.get("seeds") or ()))
-        facts.append(("Training", f"{training['epochs']} epochs", f"seeds {seeds}"))
+        items.append(("Training", f"{training['epochs']} epochs", f"seeds {seeds}"))
     if measured:
         elsewhere = _trained_elsewhere(results)
         device = _device_text(measured["device"], measured["threads"])
-        facts.append(("Device", device, f"runs on {elsewhere}" if elsewhere else ""))
+        items.append(("Device", device, f"runs on {elsewhere}" if elsewhere else ""))
     commits = _commits(results)
     if commits:
         warnings = [f"warning: {len(commits)} commits in one table"] * (len(commits) > 1)
         warnings += ["warning: uncommitted changes"] * any(one.endswith(DIRTY) for one in commits)
-        facts.append(("Code", ", ".join(commits), "; ".join(warnings)))
+        items.append(("Code", ", ".join(commits), "; ".join(warnings)))
     if measured and measured["roof"]:
         flops, bandwidth = (
             measured["roof"][f"{key}_per_second"] / GIGA for key in ("flops", "bytes")
         )
         ridge = f"ridge {flops / bandwidth:.3g} FLOP/B"
         peaks = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (flops, bandwidth)]
-        facts.append(("Device peak", f"{peaks[0]} GFLOP/s", f"{peaks[1]} GB/s, {ridge}"))
+        items.append(("Device peak", f"{peaks[0]} GFLOP/s", f"{peaks[1]} GB/s, {ridge}"))
     if measured:
-        facts.append(("Energy", measured["energy_source"] or NOT_MEASURED, ""))
-    return [{"name": name, "value": value, "detail": detail} for name, value, detail in facts]
+        items.append(("Energy", measured["energy_source"] or NOT_MEASURED, ""))
+    return [{"name": name, "value": value, "detail": detail} for name, value, detail in items]

@@ -10,10 +10,10 @@ import torch
 from data.index.records import DataIndex, ImageRecord
 from data.loading.plots import plot_batch, plot_labels
 from data.loading.sample import Batch
+from utils.boxes import Targets
 from utils.drawing import color
 from utils.errors import UserError
 from utils.letterbox import Letterbox
-from utils.structures import Targets
 
 
 def index_of(tmp_path, boxes, classes=3):

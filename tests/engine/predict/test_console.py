@@ -9,7 +9,7 @@ from data.sources.frames import Frame
 from engine.measure.bench import Speed
 from engine.predict.console import Console
 from engine.predict.predictor import Result
-from utils.structures import Detections
+from utils.boxes import Detections
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
 ONE = Detections(torch.zeros(1, 4), torch.ones(1), torch.zeros(1, dtype=torch.int64))

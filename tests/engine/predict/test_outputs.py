@@ -17,8 +17,8 @@ from engine.measure.bench import Speed
 from engine.predict.config import DetectConfig
 from engine.predict.outputs import Outputs, label_rows, safe_name
 from engine.predict.predictor import Result
+from utils.boxes import Detections
 from utils.errors import UserError
-from utils.structures import Detections
 
 NAMES = ("cat", "../evil/..", "行")
 FOUND = Detections(

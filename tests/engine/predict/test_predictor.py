@@ -16,9 +16,9 @@ from engine.predict.predictor import Predictor, Result
 from models.builder import build_detector
 from models.detector import Detector
 from models.yaml.parser import load_spec
+from utils.boxes import Detections
 from utils.errors import UserError
 from utils.nms import NmsConfig
-from utils.structures import Detections
 
 NAMES = ("person", "bus", "traffic light")
 

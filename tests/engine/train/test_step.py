@@ -31,8 +31,8 @@ from engine.train.step import (
 from models.builder import build_detector
 from models.losses.anchor import AnchorLoss
 from models.yaml.parser import load_spec
+from utils.boxes import Targets
 from utils.hyp import Hyperparameters
-from utils.structures import Targets
 
 
 def batch_of(count, seed, boxes=3, size=64):

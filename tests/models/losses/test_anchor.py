@@ -13,8 +13,8 @@ from torchvision.ops import complete_box_iou_loss
 from models.builder import build_detector
 from models.losses.anchor import AnchorLoss, assign
 from models.yaml.parser import parse_spec
+from utils.boxes import Targets
 from utils.hyp import Hyperparameters
-from utils.structures import Targets
 
 ROWS = {
     "anchors": [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]],
