@@ -166,6 +166,13 @@ def test_nearest_and_generators() -> None:
     assert generator(1, 2, 3).integers(1 << 60) != generator(1, 3, 2).integers(1 << 60)
 
 
+def python(root: Path, script: str, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, *argv]
+    return subprocess.run(
+        command, cwd=root, env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "code", "text"),
     [
@@ -183,9 +190,7 @@ def test_nearest_and_generators() -> None:
 )
 def test_exit_codes_and_one_line(root: Path, body: str, code: int, text: str) -> None:
     script = f"import os, signal, time\nfrom utils.errors import *\ndef main(argv):\n    {body}\nrun_script(main)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
-    )
+    done = python(root, script)
     assert done.returncode == code
     assert done.stderr.startswith(text)
     assert "Traceback" not in done.stderr
@@ -201,14 +206,7 @@ def test_a_closed_stdout_is_no_error(root: Path) -> None:
 
 def test_a_terminal_that_is_not_utf8_shows_escapes(root: Path) -> None:
     script = "from utils.errors import run_script\nrun_script(lambda argv: print('\u7d30'))"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=root,
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(root, script, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stdout, done.stderr) == (0, "\\u7d30\n", "")
 
 
@@ -217,11 +215,7 @@ def test_a_traceback_is_printable_too(root: Path) -> None:
 def main(argv):
     raise UserError('a\x1b[2Jb')
 run_script(main)"""
-    done = subprocess.run(
-        [sys.executable, "-c", script, "--debug"],
-        cwd=root, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    lines = done.stderr.splitlines()
+    lines = python(root, script, "--debug").stderr.splitlines()
     assert lines[0].startswith("Traceback")
     assert lines[-1] == "error: a [2Jb"
     assert all(line.isprintable() for line in lines)
