@@ -90,7 +90,10 @@ def _draw(folder: Path, *, progress: bool) -> None:
         (folder / split).mkdir()
         images: list[dict[str, Any]] = []
         entries: list[dict[str, Any]] = []
-        for index in tqdm(range(count), f"drawing {split}", disable=not progress):
+        bar = tqdm(
+            range(count), f"drawing {split}", dynamic_ncols=True, leave=False, disable=not progress
+        )
+        for index in bar:
             image, annotations = scene(split, index)
             suffix, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
             if index % PNG_EVERY == 0:
