@@ -126,9 +126,10 @@ def test_boxes_and_regions_agree_with_pycocotools(folder: Path) -> None:
     assert np.mean(np.array(ratios) < 1.1) > 0.8
 
 
+@pytest.mark.parametrize("share", [0.9, 1])  # 1: one run, which is all of the image
 @pytest.mark.parametrize("corner", [0, 1])  # whether the first pixel is seen
-def test_run_lengths_decode_to_the_mask(corner: int) -> None:
-    seen = np.random.default_rng(0).random((30, 40)) < 0.9
+def test_run_lengths_decode_to_the_mask(corner: int, share: float) -> None:
+    seen = np.random.default_rng(0).random((30, 40)) < share
     seen[0, 0] = corner
     entry = annotate(0, seen, np.full(seen.shape, 255, np.uint8), crowd=True)
     assert entry is not None
