@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ COUNT_BYTES = 8  # before each storage of the raw format: its number of elements
 class Pickled:
     """An open checkpoint: `root`, its inert values, and a way to the bytes of its tensors."""
 
-    path: Path
     root: Any
     read: Callable[[Storage], bytes]
 
@@ -40,13 +39,12 @@ class Pickled:
         Raises UserError for missing or short bytes, and for a tensor that reaches beyond its
         storage or repeats it (a small file that asks for all memory).
         """
-        storage = ref.storage
         try:
-            return _tensor(bytearray(self.read(storage)), ref)
+            return _tensor(bytearray(self.read(ref.storage)), ref)
         except Exception as error:
+            key = ref.storage.key
             raise UserError(
-                f"{self.path}: not a checkpoint: storage {storage.key!r} cannot be read "
-                f"({cause_of(error)})"
+                f"not a checkpoint: storage {key!r} cannot be read ({cause_of(error)})"
             ) from error
 
 
@@ -58,10 +56,9 @@ def _tensor(data: bytearray, ref: TensorRef) -> Tensor:
         raise ValueError("a tensor larger than its storage")
     if not data:
         return torch.empty(ref.shape, dtype=dtype)
-    if dtype is torch.bool:  # any byte but 0 is true
-        flat = torch.frombuffer(data, dtype=torch.uint8).ne(0)
-    else:
-        flat = torch.frombuffer(data, dtype=dtype)
+    flat = torch.frombuffer(data, dtype=torch.uint8 if dtype is torch.bool else dtype)
+    if dtype is torch.bool:
+        flat = flat.ne(0)  # any byte but 0 is true
     view = flat.as_strided(ref.shape, ref.stride, ref.offset)
     return view.clone(memory_format=torch.contiguous_format)
 
@@ -70,87 +67,80 @@ def _tensor(data: bytearray, ref: TensorRef) -> Tensor:
 def open_pickled(path: Path) -> Iterator[Pickled]:
     """Read the pickle of a checkpoint file; `tensor` works while the context is open.
 
-    Raises UserError 'FILE: not a checkpoint: cause' for anything else, and for a file that names
-    what could run code.
+    Any error until then, the caller's included, becomes a UserError that begins with the path;
+    'FILE: not a checkpoint: cause' for anything else than a checkpoint.
     """
-    with _open(path) as file, contextlib.ExitStack() as stack:
+    try:
+        if not path.exists():
+            raise UserError(f"{path}: no such file (nothing is downloaded)")
+        if not path.is_file():  # a FIFO would block
+            kind = "a directory" if path.is_dir() else "not a regular file"
+            raise UserError(f"{path}: not a checkpoint: it is {kind}")
+        opened = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with opened as file, contextlib.ExitStack() as stack:
         try:
-            pickled = _read(path, file, stack)
-        except UserError:
-            raise
+            start = file.read(64)
+            file.seek(0)
+            if start.startswith(b"PK\x03\x04"):
+                yield _read_zip(stack.enter_context(zipfile.ZipFile(file)), path.stat().st_size)
+            elif start.startswith(b"\x80"):
+                yield _read_raw(file)
+            else:
+                _refuse(start)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except OSError as error:  # too many open files, a disk that fails
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
         except Exception as error:
             raise UserError(
                 f"{path}: not a checkpoint: truncated or damaged ({cause_of(error)})"
             ) from error
-        yield pickled
 
 
-def _open(path: Path) -> IO[bytes]:
-    try:
-        if not path.exists():
-            raise UserError(f"{path}: no such file (nothing is downloaded)")
-        if not path.is_file():
-            kind = "a directory" if path.is_dir() else "not a regular file"
-            raise UserError(f"{path}: not a checkpoint: it is {kind}")
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _read(path: Path, file: IO[bytes], stack: contextlib.ExitStack) -> Pickled:
-    start = file.read(64)
-    file.seek(0)
-    if start.startswith(b"PK\x03\x04"):
-        return _read_zip(path, stack.enter_context(zipfile.ZipFile(file)))
-    if start.startswith(b"\x80"):
-        return _read_raw(path, file)
-    raise UserError(f"{path}: not a checkpoint: {_guess(start)}")
-
-
-def _guess(start: bytes) -> str:
+def _refuse(start: bytes) -> NoReturn:
+    cause = "neither a zip nor a pickle of torch.save"
     if not start:
-        return "the file is empty (0 bytes)"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "it is a web page"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, the file itself was not fetched"
-    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
-        return "it is text"
-    return "neither a zip nor a pickle of torch.save"
+        cause = "the file is empty (0 bytes)"
+    elif start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        cause = "it is a web page"
+    elif start.startswith(b"version https://git-lfs"):
+        cause = "it is a Git LFS pointer, the file itself was not fetched"
+    elif all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
+        cause = "it is text"
+    raise UserError(f"not a checkpoint: {cause}")
 
 
-def _read_zip(path: Path, archive: zipfile.ZipFile) -> Pickled:
+def _read_zip(archive: zipfile.ZipFile, file_size: int) -> Pickled:
     entries, names = archive.infolist(), set(archive.namelist())
     found = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
     if len(found) != 1:
-        raise UserError(f"{path}: not a checkpoint: a zip without exactly one 'NAME/data.pkl'")
+        raise UserError("not a checkpoint: a zip without exactly one 'NAME/data.pkl'")
     prefix = found[0].removesuffix("/data.pkl")
     if any(name.startswith(f"{prefix}/code/") for name in names):
-        raise UserError(f"{path}: not a checkpoint: a TorchScript program")
+        raise UserError("not a checkpoint: a TorchScript program")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise UserError(f"{path}: compressed, which torch.save never does; refused")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise UserError(f"{path}: its members are larger than the file; refused")
+        raise UserError("compressed, which torch.save never does; refused")
+    if sum(entry.file_size for entry in entries) > file_size:
+        raise UserError("its members are larger than the file; refused")
     if f"{prefix}/byteorder" in names and archive.read(f"{prefix}/byteorder") != b"little":
-        raise UserError(f"{path}: written on a big-endian machine, which is not supported")
-    content = archive.read(f"{prefix}/data.pkl")
-    root = RestrictedUnpickler(io.BytesIO(content), str(path)).load()
-    return Pickled(path, root, lambda storage: archive.read(f"{prefix}/data/{storage.key}"))
+        raise UserError("written on a big-endian machine, which is not supported")
+    root = RestrictedUnpickler(io.BytesIO(archive.read(f"{prefix}/data.pkl"))).load()
+    return Pickled(root, lambda storage: archive.read(f"{prefix}/data/{storage.key}"))
 
 
-def _read_raw(path: Path, file: IO[bytes]) -> Pickled:
+def _read_raw(file: IO[bytes]) -> Pickled:
     """magic, protocol, system, the object, the storages' keys: five pickles; then the storages."""
-    where = str(path)
-    if RestrictedUnpickler(file, where).load() != LEGACY_MAGIC:
-        raise UserError(f"{path}: not a checkpoint: a pickle that torch.save did not write")
-    protocol = RestrictedUnpickler(file, where).load()
-    system = RestrictedUnpickler(file, where).load()
+    if RestrictedUnpickler(file).load() != LEGACY_MAGIC:
+        raise UserError("not a checkpoint: a pickle that torch.save did not write")
+    protocol, system = (RestrictedUnpickler(file).load() for _ in range(2))
     if protocol != LEGACY_PROTOCOL or system.get("little_endian") is not True:
-        raise UserError(f"{path}: not a checkpoint: an unknown version of torch.save's raw format")
-    unpickler = RestrictedUnpickler(file, where)
+        raise UserError("not a checkpoint: an unknown version of torch.save's raw format")
+    unpickler = RestrictedUnpickler(file)
     root = unpickler.load()
     starts: dict[str, int] = {}
-    for key in RestrictedUnpickler(file, where).load():
+    for key in RestrictedUnpickler(file).load():
         storage = unpickler.storages[key]
         if int.from_bytes(file.read(COUNT_BYTES), "little") != storage.size:
             raise ValueError(f"the size of storage {key}")
@@ -161,4 +151,4 @@ def _read_raw(path: Path, file: IO[bytes]) -> Pickled:
         file.seek(starts[storage.key])
         return file.read(storage.size * storage.dtype.itemsize)
 
-    return Pickled(path, root, read)
+    return Pickled(root, read)

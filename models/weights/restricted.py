@@ -115,10 +115,10 @@ class RestrictedUnpickler(pickle._Unpickler):
     stack: list[Any]  # of the base class, as `proto`
     proto: int
 
-    def __init__(self, stream: IO[bytes], where: str) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         super().__init__(stream)
         self.storages: dict[str, Storage] = {}
-        self._stream, self._where = stream, where
+        self._stream = stream
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for a listed name; UserError for any other."""
@@ -135,8 +135,8 @@ class RestrictedUnpickler(pickle._Unpickler):
             raise EOFError("ends within a name")
         shown = ascii(qualified)[1:-1][:100]
         raise UserError(
-            f"{self._where}: refused: the file names {shown!r}, which no detector needs and "
-            "which could run code; nothing was run"
+            f"refused: the file names {shown!r}, which no detector needs and which could run code; "
+            "nothing was run"
         )
 
     def persistent_load(self, pid: Any) -> Any:
@@ -170,3 +170,4 @@ class RestrictedUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"state for a {type(target).__name__}")
 
     dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _build}
+    del dispatch[pickle.BYTEARRAY8[0]]  # fills the memory that a length asks for before it reads

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from models.builder import build_detector
 from models.detector import Detector
-from models.weights.archive import Pickled, open_pickled
+from models.weights.archive import open_pickled
 from models.weights.restricted import Stub, TensorRef
 from models.yaml.parser import parse_spec
-from utils.errors import UserError, cause_of
+from utils.errors import UserError
 
 YAML_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "backbone", "head")
 MAX_VALUES = 20_000  # of an architecture; nested inside itself it would have no end
@@ -58,44 +58,34 @@ def read_yolov5(path: str | Path) -> Imported:
     of a payload, or what is missing or odd.
     """
     path = Path(path)
-    with open_pickled(path) as pickled:
-        try:
-            return _import(pickled)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{path}: not a YOLOv5 checkpoint ({cause_of(error)})") from error
-
-
-def _import(pickled: Pickled) -> Imported:
-    path = pickled.path
-    key, network = _network(path, pickled.root)
-    modules: dict[str, Stub] = {}
-    refs: dict[str, TensorRef] = {}
-    _walk(path, "", network, modules, refs)
-    rows = [name for name in modules if name.count(".") == 1]
-    head = rows[-1] if rows else ""
-    kind = modules[head].kind
-    if kind != "models.yolo.Detect":
-        raise UserError(f"{path}: the last row is {kind}, expected models.yolo.Detect (a detector)")
-    state = {name: pickled.tensor(ref) for name, ref in refs.items()}
-    state = {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
-    stride: Any = modules[head].state.get("stride", network.state.get("stride", ()))
-    if isinstance(stride, TensorRef):
-        stride = pickled.tensor(stride).flatten().tolist()
-    strides = tuple(int(value) for value in stride)
-    if not strides or min(strides) < 1 or list(strides) != list(stride):
-        raise UserError(f"{path}: no usable 'stride' (pixels per cell of each level)")
-    anchors = _anchors(path, state, head, strides)
-    return Imported(
-        spec_yaml=_yaml(path, network, anchors, modules),
-        names=_names(path, network),
-        strides=strides,
-        anchors=anchors,
-        state_dict={k: v for k, v in state.items() if not k.endswith(ANCHOR_GRID)},
-        modules=modules,
-        source=f"{path.name} ({key})",
-    )
+    with open_pickled(path) as pickled:  # which adds the path to errors
+        key, network = _network(pickled.root)
+        modules: dict[str, Stub] = {}
+        refs: dict[str, TensorRef] = {}
+        _walk("", network, modules, refs)
+        rows = [name for name in modules if name.count(".") == 1]
+        head = rows[-1] if rows else ""
+        kind = modules[head].kind
+        if kind != "models.yolo.Detect":
+            raise UserError(f"the last row is {kind}, expected models.yolo.Detect (a detector)")
+        state = {name: pickled.tensor(ref) for name, ref in refs.items()}
+        state = {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
+        stride: Any = modules[head].state.get("stride", network.state.get("stride", ()))
+        if isinstance(stride, TensorRef):
+            stride = pickled.tensor(stride).flatten().tolist()
+        strides = tuple(int(value) for value in stride)
+        if not strides or min(strides) < 1 or list(strides) != list(stride):
+            raise UserError("no usable 'stride' (pixels per cell of each level)")
+        anchors = _anchors(state, head, strides)
+        return Imported(
+            spec_yaml=_yaml(network, anchors, modules),
+            names=_names(network),
+            strides=strides,
+            anchors=anchors,
+            state_dict={k: v for k, v in state.items() if not k.endswith(ANCHOR_GRID)},
+            modules=modules,
+            source=f"{path.name} ({key})",
+        )
 
 
 def to_detector(imported: Imported) -> Detector:
@@ -110,7 +100,18 @@ def to_detector(imported: Imported) -> Detector:
     load_all(model, imported.state_dict, where)
     if model.stride != imported.strides:
         raise UserError(f"{where}: strides {imported.strides}, but the rows give {model.stride}")
-    _check_parts(model, imported)
+    for name, module in model.named_modules():
+        stub = imported.modules.get(name)
+        if stub is None:
+            continue
+        own = type(module).__name__
+        if stub.kind.startswith(LEAVES) and stub.kind.rpartition(".")[2] != own:
+            raise UserError(f"{where}: {name} is a {stub.kind}, not {own}")
+        for key in SETTINGS:
+            value = stub.state.get(key)
+            mine = getattr(module, key, value)
+            if type(value) in {bool, int, float, str, tuple} and _pair(mine) != _pair(value):
+                raise UserError(f"{where}: {name} has {key} {_shown(value)}, built with {mine!r}")
     return model
 
 
@@ -131,7 +132,7 @@ def load_all(model: Detector, state: Mapping[str, Tensor], where: str) -> None:
             f"{where}: the tensors are not this model's: {_listed('missing', missing)}, "
             f"{_listed('unknown', unused)}, {_listed('of another shape', unfit)}{hint}"
         )
-    model.load_state_dict(dict(state), strict=True)
+    model.load_state_dict(dict(state))
 
 
 def _shape(value: Tensor) -> str:
@@ -143,126 +144,106 @@ def _listed(what: str, names: Sequence[str]) -> str:
     return f"{len(names)} {what}{f' ({shown})' if names else ''}"
 
 
-def _network(path: Path, root: Any) -> tuple[str, Stub]:
-    """The network in the file: the averaged one where there is one."""
-    candidates = {"whole": root}
+def _network(root: Any) -> tuple[str, Stub]:
+    """The network in the file and its key: the averaged one where there is one."""
+    entries = {"whole": root}
     if type(root) is dict:
-        candidates = {key: root.get(key) for key in ("ema", "model")}
-    for key, value in candidates.items():
-        if not isinstance(value, Stub):
-            continue
-        if value.kind.startswith("models.yolo."):
-            return key, value
-        raise UserError(f"{path}: {key} is a {value.kind}, expected a models.yolo.Model of YOLOv5")
+        entries = {key: root.get(key) for key in ("ema", "model")}
+    for key, value in entries.items():
+        if isinstance(value, Stub):
+            if value.kind.startswith("models.yolo."):
+                return key, value
+            raise UserError(f"{key} is a {value.kind}, expected a models.yolo.Model of YOLOv5")
     found = type(root).__name__
     if type(root) is dict:
         found = ", ".join(str(key)[:40] for key in list(root)[:LISTED])
-    raise UserError(
-        f"{path}: contains no detector, neither FeatherDet's nor YOLOv5's (found: {found})"
-    )
+    raise UserError(f"contains no detector, neither FeatherDet's nor YOLOv5's (found: {found})")
 
 
-def _walk(
-    path: Path,
-    name: str,
-    stub: Any,
-    modules: dict[str, Stub],
-    tensors: dict[str, TensorRef],
-) -> None:
+def _walk(name: str, stub: Any, modules: dict[str, Stub], tensors: dict[str, TensorRef]) -> None:
     """Add the modules of a pickled nn.Module by path, and its tensors by state-dict name."""
     if len(modules) >= MAX_MODULES or name.count(".") > MAX_DEPTH:
-        raise UserError(f"{path}: a network nested beyond reason; refused")
+        raise UserError("a network nested beyond reason; refused")
     if not isinstance(stub, Stub):
-        raise UserError(f"{path}: not a checkpoint: {name!r} is not a module")
+        raise UserError(f"not a checkpoint: {name!r} is not a module")
     modules[name] = stub
     hidden = stub.state.get("_non_persistent_buffers_set", ())
     for kind in ("_parameters", "_buffers", "_modules"):
         for part, value in stub.state.get(kind, {}).items():
             if type(part) is not str or len(part) > MAX_TEXT:
-                raise UserError(f"{path}: not a checkpoint: odd names in {kind} of a {stub.kind}")
+                raise UserError(f"not a checkpoint: odd names in {kind} of a {stub.kind}")
             below = f"{name}.{part}" if name else part
             if kind == "_modules" and value is not None:
-                _walk(path, below, value, modules, tensors)
+                _walk(below, value, modules, tensors)
             elif isinstance(value, TensorRef) and part not in hidden:
                 tensors[below] = value
             elif value is not None and not isinstance(value, TensorRef):
-                raise UserError(f"{path}: not a checkpoint: {below} is not a tensor")
+                raise UserError(f"not a checkpoint: {below} is not a tensor")
 
 
-def _anchors(
-    path: Path, state: Mapping[str, Tensor], head: str, strides: tuple[int, ...]
-) -> Tensor:
+def _anchors(state: Mapping[str, Tensor], head: str, strides: tuple[int, ...]) -> Tensor:
     """(levels, A, 2) pixels, from the buffer in units of the stride."""
     cells = state.get(f"{head}.anchors")
     if cells is None or cells.ndim != 3 or cells.shape[0] != len(strides) or cells.shape[2] != 2:
-        raise UserError(f"{path}: no usable anchors of shape ({len(strides)}, A, 2) in {head}")
+        raise UserError(f"no usable anchors of shape ({len(strides)}, A, 2) in {head}")
     if not (torch.isfinite(cells).all() and (cells > 0).all()):
-        raise UserError(f"{path}: {head}.anchors are not all over 0")
+        raise UserError(f"{head}.anchors are not all over 0")
     pixels = cells * torch.tensor(strides, dtype=torch.float32).view(-1, 1, 1)
-    again = state.get(f"{head}{ANCHOR_GRID}", pixels)
-    if again.numel() != pixels.numel() or not torch.allclose(
-        again.reshape(pixels.shape), pixels, rtol=1e-2
-    ):
-        raise UserError(f"{path}: anchor_grid is not anchors times stride; the units are unclear")
+    again = state.get(f"{head}{ANCHOR_GRID}", pixels).flatten()
+    if again.shape != (pixels.numel(),) or not again.allclose(pixels.flatten(), rtol=1e-2):
+        raise UserError("anchor_grid is not anchors times stride; the units are unclear")
     return pixels
 
 
-def _names(path: Path, network: Stub) -> tuple[str, ...]:
+def _names(network: Stub) -> tuple[str, ...]:
     names: Any = network.state.get("names")
     if type(names) is dict:
         by_number = {str(key): value for key, value in names.items()}
         names = [by_number.get(str(index)) for index in range(len(names))]
-    if (
-        type(names) not in {list, tuple}
-        or not names
-        or not all(type(name) is str and len(name) <= MAX_TEXT for name in names)
-    ):
-        raise UserError(f"{path}: no usable class names in the checkpoint")
+    texts = type(names) in {list, tuple} and all(type(n) is str and _is_scalar(n) for n in names)
+    if not names or not texts:
+        raise UserError("no usable class names in the checkpoint")
     count = network.state.get("nc", len(names))
     if count != len(names):
-        raise UserError(f"{path}: {len(names)} class names, but nc is {_shown(count)}")
+        raise UserError(f"{len(names)} class names, but nc is {_shown(count)}")
     return tuple(names)
 
 
-def _yaml(
-    path: Path, network: Stub, anchors: Tensor, modules: Mapping[str, Stub]
-) -> dict[str, Any]:
+def _yaml(network: Stub, anchors: Tensor, modules: Mapping[str, Stub]) -> dict[str, Any]:
     """The model file in the checkpoint, completed by what later changed: anchors, activation."""
     found = network.state.get("yaml")
     if type(found) is not dict:
-        raise UserError(f"{path}: no 'yaml' (the architecture as plain values) in the checkpoint")
+        raise UserError("no 'yaml' (the architecture as plain values) in the checkpoint")
     if found.get("ch", 3) != 3:
-        raise UserError(f"{path}: a network for {_shown(found['ch'])} image channels, expected 3")
+        raise UserError(f"a network for {_shown(found['ch'])} image channels, expected 3")
     left = iter(range(MAX_VALUES))
-    data = {key: _plain(path, found[key], left) for key in YAML_KEYS if found.get(key) is not None}
+    data = {key: _plain(found[key], left) for key in YAML_KEYS if found.get(key) is not None}
     data["anchors"] = anchors.flatten(1).tolist()
     if "activation" not in data:
         # before v7 the code's version implied the activation, so the modules have to name it
-        acts = [
-            modules[f"{name}.act"]
-            for name, stub in modules.items()
-            if stub.kind == "models.common.Conv" and f"{name}.act" in modules
-        ]
-        slopes = [act.state.get("negative_slope") for act in acts]
-        kinds = {
-            act.kind.rpartition(".")[2] + ("" if slope is None else f"({_shown(slope)})")
-            for act, slope in zip(acts, slopes, strict=True)
-        } - {"Identity"}
+        kinds = set()
+        for name, stub in modules.items():
+            act = modules.get(f"{name}.act")
+            if stub.kind == "models.common.Conv" and act is not None:
+                slope = act.state.get("negative_slope")
+                argument = "" if slope is None else f"({_shown(slope)})"
+                kinds.add(act.kind.rpartition(".")[2] + argument)
+        kinds.discard("Identity")
         if len(kinds) == 1:
             data["activation"] = kinds.pop()
     return data
 
 
-def _plain(path: Path, value: Any, left: Iterator[int], depth: int = 8) -> Any:
+def _plain(value: Any, left: Iterator[int], depth: int = 8) -> Any:
     """A copy of nested lists and dicts of scalars, of as many values as `left` has."""
     if depth and next(left, None) is not None:
         if _is_scalar(value):
             return value
         if type(value) in {list, tuple}:
-            return [_plain(path, item, left, depth - 1) for item in value]
+            return [_plain(item, left, depth - 1) for item in value]
         if type(value) is dict and all(map(_is_scalar, value)):
-            return {str(k): _plain(path, item, left, depth - 1) for k, item in value.items()}
-    raise UserError(f"{path}: the architecture ('yaml') is not a table of plain values; refused")
+            return {str(k): _plain(item, left, depth - 1) for k, item in value.items()}
+    raise UserError("the architecture ('yaml') is not a table of plain values; refused")
 
 
 def _is_scalar(value: Any) -> bool:
@@ -277,24 +258,6 @@ def _is_scalar(value: Any) -> bool:
 def _shown(value: Any) -> str:
     items = value[:LISTED] if type(value) is tuple else (value,)
     return repr(value) if all(map(_is_scalar, items)) else f"a {type(value).__name__}"
-
-
-def _check_parts(model: Detector, imported: Imported) -> None:
-    """The built modules' classes and settings are the file's, so that both compute the same."""
-    for name, module in model.named_modules():
-        stub = imported.modules.get(name)
-        if stub is None:
-            continue
-        own = type(module).__name__
-        if stub.kind.startswith(LEAVES) and stub.kind.rpartition(".")[2] != own:
-            raise UserError(f"{imported.source}: {name} is a {stub.kind}, not {own}")
-        for key in SETTINGS:
-            value = stub.state.get(key)
-            mine = getattr(module, key, value)
-            if type(value) in {bool, int, float, str, tuple} and _pair(mine) != _pair(value):
-                raise UserError(
-                    f"{imported.source}: {name} has {key} {_shown(value)}, built with {mine!r}"
-                )
 
 
 def _pair(value: Any) -> Any:
