@@ -5,11 +5,12 @@ The references have random weights; nothing is downloaded.  The reports are prin
 
 from __future__ import annotations
 
-import importlib
 import random
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
+from unittest import mock
 
 import pytest
 import safetensors.torch
@@ -35,15 +36,15 @@ MIXNET = ("blocks.1", "blocks.2", "blocks.4", "blocks.5")
 # fmt: off
 # a reference, and its modules whose outputs are P2 to P5
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
-    "ghostnet-0.5": (lambda: timm.create_model("ghostnet_050"), GHOST),
-    "ghostnetv2-1.0": (lambda: timm.create_model("ghostnetv2_100"), GHOST),
-    "vovnet-39": (lambda: timm.create_model("vovnet39a"), VOV),
-    "vovnetv2-19-slim": (lambda: timm.create_model("ese_vovnet19b_slim"), VOV),
+    "ghostnet-0.5": (partial(timm.create_model, "ghostnet_050"), GHOST),
+    "ghostnetv2-1.0": (partial(timm.create_model, "ghostnetv2_100"), GHOST),
+    "vovnet-39": (partial(timm.create_model, "vovnet39a"), VOV),
+    "vovnetv2-19-slim": (partial(timm.create_model, "ese_vovnet19b_slim"), VOV),
     "shufflenetv2-0.5-tv": (
         torchvision.models.shufflenet_v2_x0_5, ("maxpool", "stage2", "stage3", "stage4")),
-    "mixnet-s": (lambda: timm.create_model("mixnet_s"), MIXNET),
+    "mixnet-s": (partial(timm.create_model, "mixnet_s"), MIXNET),
     "resnet-18": (torchvision.models.resnet18, RESNET),
-    "resnet-50": (lambda: timm.create_model("resnet50"), RESNET),
+    "resnet-50": (partial(timm.create_model, "resnet50"), RESNET),
     "densenet-121": (
         torchvision.models.densenet121,
         ("features.denseblock1", "features.denseblock2", "features.denseblock3", "features")),
@@ -54,8 +55,11 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         torchvision.models.mobilenet_v3_small,
         ("features.1", "features.3", "features.8", "features.11")),
     # its BN has another epsilon than the paper's, which ours has
-    "mobilenetv3-large": (lambda: timm.create_model("mobilenetv3_large_100"), MIXNET),
+    "mobilenetv3-large": (partial(timm.create_model, "mobilenetv3_large_100"), MIXNET),
 }
+LARGE = ("vovnet-39", "resnet-50", "mobilenetv3-large")  # a smaller one of the family runs always
+
+
 # fmt: on
 def detector(backbone: str) -> Detector:
     return build_detector(load_spec("yolov5n", backbone=backbone), classes=2).eval()
@@ -65,14 +69,13 @@ def sample_images(seed: int, count: int = 2, size: int = 64) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shapes = torch.rand(count, 3, 6, 6, generator=generator)
     noise = 0.1 * torch.randn(count, 3, size, size, generator=generator)
-    return (nn.functional.interpolate(shapes, size=(size, size), mode="bilinear") + noise).clamp(
+    return (nn.functional.interpolate(shapes, size=(size, size), mode="bilinear") + noise).clip(
         0, 1
     )
 
 
 def normalised(images: Tensor, values: tuple[tuple[float, ...], ...]) -> Tensor:
-    mean, std = (torch.tensor(item).view(1, 3, 1, 1) for item in values)
-    return (images - mean) / std
+    return torchvision.transforms.functional.normalize(images, *values)
 
 
 def prepared(net: nn.Module, values: tuple[tuple[float, ...], ...] = IMAGENET) -> nn.Module:
@@ -96,16 +99,12 @@ def prepared(net: nn.Module, values: tuple[tuple[float, ...], ...] = IMAGENET) -
 
 def reference_taps(net: nn.Module, names: tuple[str, ...], images: Tensor) -> list[Tensor]:
     kept: dict[str, Tensor] = {}
-    handles = [
+    for name in names:
         net.get_submodule(name).register_forward_hook(
             lambda _part, _inputs, output, name=name: kept.__setitem__(name, output.clone())
         )
-        for name in names
-    ]
     with torch.no_grad():
         net(images)
-    for handle in handles:
-        handle.remove()
     # torchvision's DenseNet applies the last ReLU outside of `features`
     return [kept[name].relu() if name == "features" else kept[name] for name in names]
 
@@ -139,7 +138,7 @@ def transferred(backbone: str, source: Source, **flags: bool) -> tuple[Detector,
 
 @pytest.mark.parametrize(
     "backbone",
-    [pytest.param(x, marks=[pytest.mark.slow] * (x == "resnet-50")) for x in FAMILIES],
+    [pytest.param(x, marks=[pytest.mark.slow] * (x in LARGE)) for x in FAMILIES],
 )
 def test_taps_equal_the_reference_from_module_and_files(backbone, tmp_path):
     build, names = FAMILIES[backbone]
@@ -223,14 +222,6 @@ class AuthorsShuffleNet(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
-class AuthorsVoVNet(nn.Module):
-    """Their names; the shapes do not matter any more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stage4 = nn.ModuleDict({"OSA4_2": nn.Conv2d(3, 4, 1)})
-
-
 def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1):
     conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
     return conv, nn.BatchNorm2d(c_out)
@@ -248,17 +239,18 @@ def test_the_authors_shufflenet_registers_its_branches_the_other_way_round():
 
 
 @pytest.mark.parametrize(
-    ("backbone", "net", "found"),
+    ("backbone", "name", "found"),
     [
-        ("shufflenetv2-0.5", torchvision.models.shufflenet_v2_x0_5, "shuffle: end, .* has start"),
-        ("shufflenetv2-0.5-tv", AuthorsShuffleNet, "shuffle: start, .* has end"),
-        ("vovnet-39", AuthorsVoVNet, "identity: True, .* has False"),
-        ("vovnet-39-identity", lambda: timm.create_model("vovnet39a"), "identity: False, .* True"),
+        ("shufflenetv2-0.5", "stage2.0.branch2.0", "shuffle: end, .* has start"),
+        ("shufflenetv2-0.5-tv", "features.0.branch_main.0", "shuffle: start, .* has end"),
+        ("vovnet-39", "stage4.OSA4_2", "identity: True, .* has False"),
+        ("vovnet-39-identity", "stages.2.blocks.1.conv_mid.0", "identity: False, .* True"),
     ],
 )
-def test_the_other_form_of_equal_shapes_is_refused(backbone, net, found):
-    source = source_of_tensors("w.pth", net().state_dict())
-    with pytest.raises(UserError, match=f"(?s){found}"):
+def test_the_other_form_of_equal_shapes_is_refused(backbone, name, found):
+    """A name of its layers gives it away."""
+    source = source_of_tensors("w.pth", {f"{name}.weight": torch.zeros(4, 3, 1, 1)})
+    with pytest.raises(UserError, match=found):
         plan_transfer(detector(backbone), source)
 
 
@@ -266,7 +258,6 @@ def test_another_family_is_refused_and_changes_nothing():
     model = detector("resnet-18")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     plan = plan_transfer(model, source_of_module("timm:mixnet_s", timm.create_model("mixnet_s")))
-    assert plan.share < 0.05
     with pytest.raises(UserError, match=r"timm:mixnet_s: 0\.0 % .* under 95%.*--allow-partial"):
         plan.apply(model)
     with pytest.raises(UserError, match="would be loaded"):  # nothing is not a part
@@ -280,13 +271,10 @@ def test_a_part_is_refused_unless_allowed_and_the_rest_stays():
     """ResNet-18 without its third stage: what fits in order goes in, on both sides of the gap."""
     reference = torchvision.models.resnet18()
     state = {k: v for k, v in reference.state_dict().items() if not k.startswith("layer3.")}
-    source = source_of_tensors("part.pth", state)
     model = detector("resnet-18")
     before = {key: value.clone() for key, value in state_of_backbone(model).items()}
-    plan = plan_transfer(model, source)
-    expected = 1 - 2_099_712 / 11_176_512
-    assert plan.share == pytest.approx(expected)
-    sys.stdout.write(f"\n{plan.text()}\n")
+    plan = plan_transfer(model, source_of_tensors("part.pth", state))
+    assert plan.share == pytest.approx(1 - 2_099_712 / 11_176_512)
     (row,) = [line for line in plan.text().splitlines() if line.startswith("  P4 ")]
     assert row.split() == ["P4", "-", "25", "tensors,", "2,099,712", "-"]
     with pytest.raises(UserError, match=r"81\.2 %"):
@@ -303,13 +291,12 @@ def test_a_part_is_refused_unless_allowed_and_the_rest_stays():
 
 def test_other_padding_is_told_and_the_epsilon_taken():
     """TensorFlow's form of MixNet pads to one side, which no backbone here does."""
-    net = timm.create_model("tf_mixnet_s")
-    model, plan = transferred("mixnet-s", source_of_module("x", net))
+    source = source_of_module("x", timm.create_model("tf_mixnet_s"))
+    model, plan = transferred("mixnet-s", source)
     (line,) = [item for item in plan.text().splitlines() if "different here" in item]
     assert "padding: 0.conv (0, 0), here (1, 1), 2.mix.convs.0" in line
-    assert {part.eps for part in model.layers[0].modules() if isinstance(part, nn.BatchNorm2d)} == {
-        1e-3
-    }
+    norms = [part for part in model.layers[0].modules() if isinstance(part, nn.BatchNorm2d)]
+    assert {part.eps for part in norms} == {1e-3}
     assert model.spec.layers[0].norm == (1e-3, 0.1)
 
 
@@ -330,42 +317,36 @@ def test_unfit_and_missing_are_told_apart():
     assert "64x64x3x3, not 32x64x3x3 of layer1.0.conv1" in plan.text()
 
 
-def shuffled(keys: list[str]) -> list[str]:
-    random.Random(0).shuffle(keys)
-    return keys
+def moved(first: str, before: str) -> Callable[[list[str]], list[str]]:
+    """The keys of a module in front of another one's."""
 
+    def move(keys: list[str]) -> list[str]:
+        part = [key for key in keys if key.startswith(f"{first}.")]
+        rest = [key for key in keys if key not in part]
+        at = next(i for i, key in enumerate(rest) if key.startswith(f"{before}."))
+        return [*rest[:at], *part, *rest[at:]]
 
-def swapped(first: str, second: str) -> Callable[[list[str]], list[str]]:
-    def swap(keys: list[str]) -> list[str]:
-        parts = [[k for k in keys if k.startswith(f"{name}.")] for name in (second, first)]
-        rest = [k for k in keys if k not in {*parts[0], *parts[1]}]
-        at = min(keys.index(k) for k in (*parts[0], *parts[1]))
-        return [*rest[:at], *parts[0], *parts[1], *rest[at:]]
-
-    return swap
+    return move
 
 
 @pytest.mark.parametrize(
     ("order", "named"),
     [
-        (shuffled, ""),
-        (swapped("layer1.0", "layer1.1"), r"layer1\.0.*"),
-        (swapped("layer3.0", "layer2.0"), ""),
+        (lambda keys: random.Random(0).sample(keys, len(keys)), ""),
+        (moved("layer1.1", before="layer1.0"), r"layer1\.0.*"),
+        (moved("layer3.0", before="layer2.0"), ""),
     ],
 )
 def test_files_in_another_order_are_refused(order, named):
     state = torchvision.models.resnet18().state_dict()
-    with pytest.raises(
-        UserError, match=rf"{named} is not where a network has it, so the file's order"
-    ):
+    with pytest.raises(UserError, match=f"{named} is not where a network has it, so the file's"):
         source_of_tensors("x.pth", {key: state[key] for key in order(list(state))})
 
 
-def test_safetensors_of_unknown_names_are_refused(tmp_path):
+def test_safetensors_of_unknown_names_are_refused():
     state = {"alpha.weight": torch.zeros(4, 3, 3, 3), "omega.weight": torch.zeros(4, 4, 3, 3)}
-    safetensors.torch.save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="alpha, omega is not known"):
-        read_source(str(tmp_path / "x.safetensors"))
+        source_of_tensors("x.safetensors", state, ordered=False)
 
 
 def test_a_linear_layer_fills_a_1x1_convolution():
@@ -379,41 +360,24 @@ def test_a_linear_layer_fills_a_1x1_convolution():
 
 
 def test_timm_by_name(monkeypatch):
-    asked = {}
-
-    def create(name, *, pretrained):
-        asked[name] = pretrained
-        net = made("ghostnet_050")
-        net.pretrained_cfg = {"mean": HALF[0], "std": HALF[1]}
-        return net
-
-    made = timm.create_model
+    net = timm.create_model("ghostnet_050")
+    net.pretrained_cfg = {"mean": HALF[0], "std": HALF[1]}
+    create = mock.Mock(return_value=net)
     monkeypatch.setattr(timm, "create_model", create)
     source = read_source("timm:ghostnet_050.in1k")
-    assert asked == {"ghostnet_050.in1k": True}
+    create.assert_called_once_with("ghostnet_050.in1k", pretrained=True)
     assert source.normalisation == HALF
     assert transferred("ghostnet-0.5", source)[1].share == 1.0
 
 
 def test_timm_without_network_without_name_without_package(monkeypatch):
-    def create(name, *, pretrained):
-        raise OSError("no route to host")
-
     with pytest.raises(UserError, match="no model 'ghostnet_10'; did you mean 'ghostnet_"):
         read_source("timm:ghostnet_10")
-    monkeypatch.setattr(timm, "create_model", create)
-    with pytest.raises(
-        UserError, match=r"could not load the weights \(OSError: no route to host.*a file"
-    ):
+    offline = mock.Mock(side_effect=OSError("no route to host"))
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"the weights \(OSError: no route to host.*a file"):
         read_source("timm:ghostnet_100")
-    found = importlib.import_module
-
-    def absent(name):
-        if name in {"timm", "safetensors.torch"}:
-            raise ModuleNotFoundError(name)
-        return found(name)
-
-    monkeypatch.setattr(importlib, "import_module", absent)
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match="pip install timm"):
         read_source("timm:ghostnet_100")
 
@@ -428,11 +392,7 @@ def test_a_network_that_cannot_run_is_refused():
     [
         ("a.pth", {"epoch": 3}, "no tensors by name"),
         ("a.pt", [torch.zeros(3)], "no tensors by name"),
-        (
-            "a.pth",
-            nn.Conv2d(3, 4, 1),
-            r"not a file of tensors \(it contains other objects, or is damaged\)",
-        ),
+        ("a.pth", nn.Conv2d(3, 4, 1), r"tensors \(it contains other objects, or is damaged\)"),
         ("a.safetensors", b"none", r"not a \.safetensors file"),
         ("a.pth", None, "does not exist"),
         ("a" * 300 + ".pth", None, "File name too long"),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.builder import build_detector
 from models.detector import Detector
-from models.weights.yolov5 import read_yolov5, to_detector
+from models.weights.yolov5 import Imported, read_yolov5, to_detector
 from models.yaml.parser import load_spec, parse_spec
 from utils.errors import UserError
 
@@ -81,26 +81,36 @@ def network(model: Detector, **changes: Any) -> Model:
     return result.half()
 
 
-def save(
-    path: Path, content: Any, monkeypatch: pytest.MonkeyPatch, *, legacy: bool = False
-) -> Path:
-    """torch.save with the original's module names."""
-    fake = types.ModuleType("models.yolo")
-    fake.Model, fake.Detect = Model, Row
-    with monkeypatch.context() as context, warnings.catch_warnings():
-        context.setitem(sys.modules, "models.yolo", fake)
-        warnings.simplefilter("ignore")  # the raw format looks for the classes' source text
-        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    renamed = (b"cmodels.blocks.conv\nConv\n", b"cmodels.common\nConv\n")
-    if legacy:
-        path.write_bytes(path.read_bytes().replace(*renamed))
+@pytest.fixture
+def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """torch.save with the original's module names; gives the file."""
+
+    def run(content: Any, *, legacy: bool = False, models: str = "models") -> Path:
+        path = tmp_path / "x.pt"
+        monkeypatch.setitem(sys.modules, "models.yolo", types.ModuleType("models.yolo"))
+        vars(sys.modules["models.yolo"]).update(Model=Model, Detect=Row)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the raw format looks for the classes' source text
+            torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        monkeypatch.delitem(sys.modules, "models.yolo")
+
+        def renamed(data: bytes) -> bytes:
+            data = data.replace(b"cmodels.blocks.conv\nConv\n", b"cmodels.common\nConv\n")
+            data = data.replace(b"cmodels.", f"c{models}.".encode())
+            assert f"c{models}.yolo\nModel\n".encode() in data
+            return data
+
+        if legacy:
+            path.write_bytes(renamed(path.read_bytes()))
+            return path
+        with zipfile.ZipFile(path) as archive:
+            members = {item: archive.read(item) for item in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for item, data in members.items():
+                archive.writestr(item, renamed(data) if item.endswith(".pkl") else data)
         return path
-    with zipfile.ZipFile(path) as archive:
-        members = {item: archive.read(item) for item in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for item, data in members.items():
-            archive.writestr(item, data.replace(*renamed) if item.endswith(".pkl") else data)
-    return path
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -108,60 +118,54 @@ def genuine(shared: Path) -> Path:
     return shared / "weights" / "yolov5n.pt"
 
 
-class TestGenuine:
-    def test_plain_values(self, genuine: Path) -> None:
-        found = read_yolov5(genuine)
-        assert len(found.names) == 80
-        assert (found.names[0], found.names[-1]) == ("person", "toothbrush")
-        assert found.strides == (8, 16, 32)
-        assert found.anchors.tolist() == [
-            [[10, 13], [16, 30], [33, 23]],
-            [[30, 61], [62, 45], [59, 119]],
-            [[116, 90], [156, 198], [373, 326]],
-        ]
-        assert found.spec_yaml["depth_multiple"] == 0.33
-        assert found.spec_yaml["width_multiple"] == 0.25
-        assert found.spec_yaml["activation"] == "SiLU"
-        assert [row[2] for row in found.spec_yaml["backbone"]] == [
-            "Conv", "Conv", "C3", "Conv", "C3", "Conv", "C3", "Conv", "C3", "SPPF",
-        ]  # fmt: skip
+@pytest.fixture(scope="module")
+def found(genuine: Path) -> Imported:
+    return read_yolov5(genuine)
 
-    def test_every_tensor_is_used_or_known(self, genuine: Path) -> None:
-        """Not used: anchors in pixels, class weights, three cached grids, the strides twice."""
-        found = read_yolov5(genuine)
-        with zipfile.ZipFile(genuine) as archive:
-            stored = [name for name in archive.namelist() if "/data/" in name]
-        assert (len(found.state_dict), len(stored)) == (349, 349 + 7)
 
-    def test_tensors_equal_the_bytes(self, genuine: Path) -> None:
-        """Decoded by numpy from the members that the pickle's listing names."""
-        found = read_yolov5(genuine).state_dict
-        with zipfile.ZipFile(genuine) as archive:
-            stem = np.frombuffer(archive.read("archive/data/0"), "<f2").reshape(16, 3, 6, 6)
-            anchors = np.frombuffer(archive.read("archive/data/342"), "<f2").reshape(3, 3, 2)
-            variance = np.frombuffer(archive.read("archive/data/10"), "<f2")
-        assert np.array_equal(found["model.0.conv.weight"].numpy(), stem.astype("f4"))
-        assert np.array_equal(found["model.24.anchors"].numpy(), anchors.astype("f4"))
-        assert np.array_equal(found["model.1.bn.running_var"].numpy(), variance.astype("f4"))
-        kinds = {value.dtype for value in found.values()}
-        assert kinds == {torch.float32, torch.int64}
+def test_plain_values_of_the_genuine_file(found: Imported) -> None:
+    assert len(found.names) == 80
+    assert (found.names[0], found.names[-1]) == ("person", "toothbrush")
+    assert found.strides == (8, 16, 32)
+    assert found.anchors.tolist() == [
+        [[10, 13], [16, 30], [33, 23]],
+        [[30, 61], [62, 45], [59, 119]],
+        [[116, 90], [156, 198], [373, 326]],
+    ]
+    assert found.spec_yaml["activation"] == "SiLU"
 
-    def test_detector(self, genuine: Path) -> None:
-        found = read_yolov5(genuine)
-        model = to_detector(found)
-        assert sum(p.numel() for p in model.parameters()) == 1_872_157
-        assert model.stride == (8, 16, 32)
-        assert model.names == found.names
-        own = model.state_dict()
-        assert set(found.state_dict) == set(own)
-        assert all(torch.equal(own[name], found.state_dict[name]) for name in own)
-        assert model.spec.source == "yolov5n.pt (model)"
 
-    def test_finds_the_same_spec_as_the_shipped_file(self, genuine: Path) -> None:
-        mine, shipped = to_detector(read_yolov5(genuine)).spec, load_spec("yolov5n")
-        rows = [(r.sources, r.repeats, r.block, dict(r.args)) for r in mine.layers]
-        assert rows == [(r.sources, r.repeats, r.block, dict(r.args)) for r in shipped.layers]
-        assert mine.anchors == shipped.anchors
+def test_tensors_equal_the_bytes(genuine: Path, found: Imported) -> None:
+    """Decoded by numpy from the members that the pickle's listing names.
+
+    Not used: anchors in pixels, class weights, three cached grids, the strides twice.
+    """
+    with zipfile.ZipFile(genuine) as archive:
+        stored = [name for name in archive.namelist() if "/data/" in name]
+        stem = np.frombuffer(archive.read("archive/data/0"), "<f2").reshape(16, 3, 6, 6)
+        anchors = np.frombuffer(archive.read("archive/data/342"), "<f2").reshape(3, 3, 2)
+        variance = np.frombuffer(archive.read("archive/data/10"), "<f2")
+    state = found.state_dict
+    assert (len(state), len(stored)) == (349, 349 + 7)
+    assert np.array_equal(state["model.0.conv.weight"].numpy(), stem.astype("f4"))
+    assert np.array_equal(state["model.24.anchors"].numpy(), anchors.astype("f4"))
+    assert np.array_equal(state["model.1.bn.running_var"].numpy(), variance.astype("f4"))
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+
+
+def test_detector_of_the_genuine_file(found: Imported) -> None:
+    """The rows are those of the shipped model file."""
+    model = to_detector(found)
+    assert sum(p.numel() for p in model.parameters()) == 1_872_157
+    assert (model.stride, model.names) == (found.strides, found.names)
+    own = model.state_dict()
+    assert set(found.state_dict) == set(own)
+    assert all(torch.equal(own[name], found.state_dict[name]) for name in own)
+    assert model.spec.source == "yolov5n.pt (model)"
+    shipped = load_spec("yolov5n")
+    rows = [(r.sources, r.repeats, r.block, dict(r.args)) for r in model.spec.layers]
+    assert rows == [(r.sources, r.repeats, r.block, dict(r.args)) for r in shipped.layers]
+    assert model.spec.anchors == shipped.anchors
 
 
 def outputs(model: Detector) -> list[Tensor]:
@@ -169,64 +173,43 @@ def outputs(model: Detector) -> list[Tensor]:
         return model.eval()(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_round_trip_computes_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool
-) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"legacy": True}, {"models": "yolov5.models"}],
+    ids=["zip", "legacy", "PyPI package yolov5"],
+)
+def test_round_trip_computes_the_same(save, form: dict[str, Any]) -> None:
     model = small()
     content = {"epoch": 3, "model": network(model), "ema": None, "optimizer": None}
-    found = to_detector(read_yolov5(save(tmp_path / "x.pt", content, monkeypatch, legacy=legacy)))
+    found = to_detector(read_yolov5(save(content, **form)))
     own = model.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in found.state_dict().items())
     assert all(torch.equal(a, b) for a, b in zip(outputs(found), outputs(model), strict=True))
 
 
-def read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model, **more: Any
-) -> tuple[Any, Detector]:
-    imported = read_yolov5(save(tmp_path / "x.pt", {"model": model, **more}, monkeypatch))
-    return imported, to_detector(imported)
-
-
-def test_a_file_of_the_packaged_yolov5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The PyPI package 'yolov5' has the same modules in a package of its own."""
-    model, path, packaged = small(), tmp_path / "x.pt", tmp_path / "packaged.pt"
-    save(path, {"model": network(model)}, monkeypatch)
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packaged, "w") as renamed:
-        for item in archive.namelist():
-            content = archive.read(item)
-            if item.endswith(".pkl"):
-                assert content.count(b"cmodels.yolo\n") == 2  # Model and Detect
-                content = content.replace(b"cmodels.", b"cyolov5.models.")
-            renamed.writestr(item, content)
-    found = to_detector(read_yolov5(packaged))
-    assert all(torch.equal(a, b) for a, b in zip(outputs(found), outputs(model), strict=True))
-
-
-def test_ema_is_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ema_is_preferred(save) -> None:
     averaged = network(small())
     nn.init.constant_(averaged.model[0].conv.weight, 0.5)
-    imported, model = read(tmp_path, monkeypatch, network(small()), ema=averaged)
-    assert imported.source == "x.pt (ema)"
-    assert model.state_dict()["model.0.conv.weight"].unique().tolist() == [0.5]
+    found = read_yolov5(save({"model": network(small()), "ema": averaged}))
+    assert found.source == "x.pt (ema)"
+    assert found.state_dict["model.0.conv.weight"].unique().tolist() == [0.5]
 
 
-def test_activation_comes_from_the_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activation_comes_from_the_modules(save) -> None:
     """Files of v1-v6 do not name it: LeakyReLU(0.1) up to v3.0, SiLU since v4."""
     model = small(activation="nn.LeakyReLU(0.1)")
-    imported, found = read(tmp_path, monkeypatch, network(model))
+    imported = read_yolov5(save({"model": network(model)}))
     assert imported.spec_yaml["activation"] == "LeakyReLU(0.1)"
-    assert all(torch.equal(a, b) for a, b in zip(outputs(found), outputs(model), strict=True))
+    found = outputs(to_detector(imported))
+    assert all(torch.equal(a, b) for a, b in zip(found, outputs(model), strict=True))
 
 
-def test_anchors_and_names_come_from_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_anchors_and_names_come_from_the_checkpoint(save) -> None:
     model = small()
     pixels = torch.tensor([[[8, 8], [16, 8], [8, 24]], [[64, 32], [32, 64], [96, 96]]]).float()
     model.head.set_anchors(pixels)
-    names = {1: "zwei", 0: "eins"}
-    imported, found = read(tmp_path, monkeypatch, network(model, names=names))
+    imported = read_yolov5(save({"model": network(model, names={1: "zwei", 0: "eins"})}))
+    found = to_detector(imported)
     assert torch.equal(imported.anchors, pixels)
     assert found.names == ("eins", "zwei")
     assert torch.equal(found.head.anchors * torch.tensor([8.0, 16]).view(-1, 1, 1), pixels)
@@ -287,13 +270,12 @@ SPOILT: dict[str, tuple[Callable[[Model], Any], str]] = {
 
 
 @pytest.mark.parametrize(("spoil", "cause"), SPOILT.values(), ids=SPOILT)
-def test_a_model_that_does_not_fit_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Model], Any], cause: str
-) -> None:
+def test_a_model_that_does_not_fit_is_refused(save, spoil, cause) -> None:
     model = network(small())
     spoil(model)
+    path = save({"model": model})
     with pytest.raises(UserError, match=cause) as caught:
-        read(tmp_path, monkeypatch, model)
+        to_detector(read_yolov5(path))
     assert "\n" not in str(caught.value)
 
 
