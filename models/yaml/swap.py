@@ -47,7 +47,7 @@ class Swap:
             elif name not in target.ignores:
                 raise UserError(
                     f"{self.where}: {self.target} in place of {row.block} ({row.where}) has no use "
-                    f"for {name}={value!r}"
+                    f"for {name}={value!r}: give the block this argument, or list it in `ignores`"
                 )
         return replace(row, block=self.target, args={**args, **self.args})
 

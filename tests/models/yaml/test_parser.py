@@ -157,7 +157,7 @@ def test_extends_swap_keep_and_strides(tmp_path: Path) -> None:
     text = "extends: base.yaml\nswap: {C3: BottleneckCSP, Conv/2: Focus}\nkeep: [stem]\nwidth_multiple: 0.5\n"
     with pytest.raises(
         UserError,
-        match=r"model\.yaml:2: SPPF in place of Conv .*base\.yaml:.* has no use for stride=2",
+        match=r"model\.yaml:2: SPPF in place of Conv .*base\.yaml:.* has no use for stride=2: .*`ignores`",
     ):
         load_spec(write(tmp_path, text.replace("Focus", "SPPF")))
     spec = load_spec(write(tmp_path, text.replace("Focus", "DWConv")))
