@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.queues
 import os
 import signal
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -188,10 +189,17 @@ def _kill_workers() -> None:
         worker.kill()
 
 
+def _ignore_lost_parent(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """A parent that ends while it fetches a batch resets the connection of the worker's thread."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to whole groups
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
+    sys.excepthook = _ignore_lost_parent
     # after freeing this, glibc reuses the memory of images instead of asking for cleared pages
     np.empty(REUSED_BYTES, np.uint8)
     # multiprocessing would print a traceback, drop the batch and leave the parent waiting
