@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import math
 import os
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
-from data.index.labels import Entry, Parsed, make_labels
-from data.index.records import NOTE, SKIPPED_IMAGE, SKIPPED_ROW, Problem
+from data.index.records import (
+    NOTE,
+    SKIPPED_IMAGE,
+    SKIPPED_ROW,
+    Entry,
+    Labels,
+    Parsed,
+    Problem,
+    Row,
+)
 from utils.errors import UserError
 from utils.images import ImageError, read_bytes
 
-_MIN_POLYGON = 6  # numbers: three points
 MAX_CLASSES = 10_000
+_MIN_POLYGON = 6  # numbers: three points
 _MAX_BYTES = 8 << 30
 _FAR = 1e9  # pixels; no image is that large, and float32 holds it
 
@@ -52,55 +61,20 @@ def read_coco(
         raise UserError(f"{source.where}: {source.annotations}: {error.cause}") from error
     digest = hashlib.blake2b(content, digest_size=16)
     digest.update(f"{source.images}\n{source.annotations}".encode("utf-8", "surrogateescape"))
-    if known is not None and known.digest == digest.hexdigest():
-        _check_names(source, known.names, names)
-        return known
-    data = _load(source.annotations, content)
-    category_ids, class_names = _categories(source.annotations, _items(source, data, "categories"))
-    _check_names(source, class_names, names)
-    entries, index, problems = _entries(source, _items(source, data, "images"))
-    # the files of COCO's test images have no annotations at all
-    items = _items(source, data, "annotations") if "annotations" in data else []
-    annotations = [item if isinstance(item, dict) else {} for item in items]
-    classes = {number: i for i, number in enumerate(category_ids)}
-    rejected = np.zeros(len(entries), np.int64)
-    good = []
-    for row, item in enumerate(annotations):
-        image = _find(index, item.get("image_id"))
-        cause = _cause(item, image, _find(classes, item.get("category_id")))
-        if cause is None:
-            good.append(item)
-            continue
-        name = ""
-        if image is not None:
-            rejected[image] += 1
-            name = f" ({entries[image].path.name})"
-        where = f"{source.annotations}: annotation {item.get('id', f'at position {row}')}{name}"
-        problems.append(Problem(where, cause, SKIPPED_ROW))
-    boxes = np.array([item["bbox"] for item in good], np.float64).reshape(-1, 4)
-    labels = make_labels(
-        image=np.array([index[item["image_id"]] for item in good], np.int64),
-        classes=np.array([classes[item["category_id"]] for item in good], np.int64),
-        boxes=np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1),
-        crowd=np.array([item.get("iscrowd") == 1 for item in good], bool),
-        areas=np.array([item.get("area", math.nan) for item in good], np.float64),
-        sources=np.array([_source_id(item.get("id")) for item in good], np.int64),
-        polygons=[_polygon(item.get("segmentation")) for item in good],
-    )
-    return Parsed(
-        entries=tuple(entries),
-        labels=labels,
-        names=class_names,
-        category_ids=category_ids,
-        problems=tuple(problems),
-        rejected=rejected,
-        unreadable=np.zeros(len(entries), bool),
-        annotations=source.annotations,
-        digest=digest.hexdigest(),
-    )
+    if known is None or known.digest != digest.hexdigest():
+        known = _parse(source, content, digest.hexdigest())
+    if names is not None and names != known.names:
+        pairs = itertools.zip_longest(names, known.names)
+        i, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise UserError(
+            f"{source.where}: class {i} is {a!r} in 'names' but {b!r} in {source.annotations}; "
+            "leave 'names' out, or give them in the order of the category ids"
+        )
+    return known
 
 
-def _load(path: Path, content: bytes) -> Mapping[str, Any]:
+def _parse(source: CocoSource, content: bytes, digest: str) -> Parsed:
+    path = source.annotations
     try:
         data = json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -109,58 +83,64 @@ def _load(path: Path, content: bytes) -> Mapping[str, Any]:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a COCO object, found a {type(data).__name__}")
-    return data
+    data.setdefault("annotations", [])  # the files of COCO's test images have none
+    for key in ("categories", "images", "annotations"):
+        if not isinstance(data.get(key), list):
+            kind = f"is a {type(data[key]).__name__}" if key in data else "is missing"
+            raise UserError(f"{path}: {key!r} {kind}; expected a list (COCO instances)")
+    names = _categories(path, data["categories"])
+    entries, problems = _entries(source, data["images"])
+    index = {entry.image_id: i for i, entry in enumerate(entries)}
+    classes = {number: i for i, number in enumerate(names)}
+    rows = []
+    for position, item in enumerate(data["annotations"]):
+        item = item if isinstance(item, dict) else {}
+        image, label = _find(index, item.get("image_id")), _find(classes, item.get("category_id"))
+        cause = _cause(item, image, label)
+        if image is not None and label is not None and cause is None:
+            x, y, width, height = item["bbox"]
+            box, number = (x, y, x + width, y + height), item.get("id")
+            source_id = number if type(number) is int and abs(number) < 2**63 else -1
+            polygon, area = _polygon(item.get("segmentation")), item.get("area", math.nan)
+            crowd = item.get("iscrowd") == 1
+            rows.append(Row(image, label, box, source_id, polygon, crowd, area))
+            continue
+        name = "" if image is None else f" ({entries[image].path.name})"
+        where = f"{path}: annotation {item.get('id', f'at position {position}')}{name}"
+        problems.append(Problem(where, str(cause), SKIPPED_ROW, image))
+    return Parsed(
+        entries=tuple(entries),
+        labels=Labels.of(rows),
+        names=tuple(names.values()),
+        category_ids=tuple(names),
+        problems=tuple(problems),
+        annotations=path,
+        digest=digest,
+    )
 
 
-def _items(source: CocoSource, data: Mapping[str, Any], key: str) -> list[Any]:
-    found = data.get(key)
-    if not isinstance(found, list):
-        kind = f"is a {type(found).__name__}" if key in data else "is missing"
-        raise UserError(f"{source.annotations}: {key!r} {kind}; expected a list (COCO instances)")
-    return found
-
-
-def _categories(path: Path, items: list[Any]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Category ids in rising order, and their names."""
+def _categories(path: Path, items: list[Any]) -> dict[int, str]:
+    """Names by category id, in rising order."""
     names: dict[int, str] = {}
+    ids: dict[str, int] = {}
     for item in items:
-        number, name = (
-            (item.get("id"), item.get("name")) if isinstance(item, dict) else (None, None)
-        )
+        category = item if isinstance(item, dict) else {}
+        number, name = category.get("id"), category.get("name")
         if type(number) is not int or not isinstance(name, str) or not name:
             raise UserError(f"{path}: category {item!r} lacks a whole 'id' or a 'name'")
         if number in names:
             raise UserError(f"{path}: category id {number} appears twice")
-        names[number] = name
+        if name in ids:
+            raise UserError(f"{path}: category name {name!r} has the ids {[ids[name], number]}")
+        names[number], ids[name] = name, number
     if not 0 < len(names) <= MAX_CLASSES:
         raise UserError(f"{path}: {len(names)} categories; expected 1 to {MAX_CLASSES}")
-    twice = [name for name, count in Counter(names.values()).items() if count > 1]
-    if twice:
-        ids = [number for number, name in names.items() if name == twice[0]]
-        raise UserError(f"{path}: category name {twice[0]!r} has the ids {ids}")
-    ids = sorted(names)
-    return tuple(ids), tuple(names[number] for number in ids)
+    return dict(sorted(names.items()))
 
 
-def _check_names(
-    source: CocoSource, found: tuple[str, ...], wanted: tuple[str, ...] | None
-) -> None:
-    if wanted is None or wanted == found:
-        return
-    pairs = itertools.zip_longest(wanted, found)
-    i, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-    raise UserError(
-        f"{source.where}: class {i} is {a!r} in 'names' but {b!r} in {source.annotations}; "
-        "leave 'names' out, or give them in the order of the category ids"
-    )
-
-
-def _entries(
-    source: CocoSource, items: list[Any]
-) -> tuple[list[Entry], dict[int | str, int], list[Problem]]:
-    """Images in file order, the index of each id, and the images that cannot be used."""
-    entries: list[Entry] = []
-    index: dict[int | str, int] = {}
+def _entries(source: CocoSource, items: list[Any]) -> tuple[list[Entry], list[Problem]]:
+    """Images in file order, and those that cannot be used."""
+    entries: dict[int | str, Entry] = {}
     problems = []
     for position, item in enumerate(items):
         image = item if isinstance(item, dict) else {}
@@ -170,20 +150,18 @@ def _entries(
             problems.append(Problem(where, "lacks 'id' or 'file_name'"))
         elif "\0" in name:
             problems.append(Problem(where, "a zero byte in 'file_name'"))
-        elif number in index:
-            same = entries[index[number]].path == source.images / name
+        elif number in entries:
+            same = entries[number].path == source.images / name
             cause = f"id {number!r} ({name}) appears twice"
             problems.append(Problem(where, cause, NOTE if same else SKIPPED_IMAGE))
         else:
-            index[number] = len(entries)
-            height, width = image.get("height"), image.get("width")
-            usable = all(type(side) is int and side > 0 for side in (height, width))
-            size = (int(height), int(width)) if usable else None  # type: ignore[arg-type]
-            entries.append(Entry(source.images / name, number, size))
-            if not usable and (height, width) != (None, None):
-                cause = f"height and width {(height, width)} are not numbers of pixels"
+            size: tuple[Any, Any] = (image.get("height"), image.get("width"))
+            usable = all(type(side) is int and side > 0 for side in size)
+            entries[number] = Entry(source.images / name, number, size if usable else None)
+            if not usable and size != (None, None):
+                cause = f"height and width {size} are not numbers of pixels"
                 problems.append(Problem(where, cause, NOTE))
-    return entries, index, problems
+    return list(entries.values()), problems
 
 
 def _find(table: Mapping[Any, int], key: Any) -> int | None:
@@ -197,7 +175,7 @@ def _cause(item: Mapping[str, Any], image: int | None, label: int | None) -> str
         return f"image_id {item.get('image_id')!r} is not in 'images'"
     if label is None:
         return f"category_id {item.get('category_id')!r} is not in 'categories'"
-    if not (isinstance(box, list) and len(box) == 4 and all(_is_number(side) for side in box)):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         return f"bbox {str(box)[:80]} is not four numbers under {_FAR:g}"
     if box[2] <= 0 or box[3] <= 0:
         return f"bbox {box} has no area: width and height must be positive"
@@ -210,33 +188,13 @@ def _is_number(value: Any) -> bool:
     return type(value) in {int, float} and abs(value) < _FAR  # false for nan
 
 
-def _source_id(value: Any) -> int:
-    return value if type(value) is int and abs(value) < 2**63 else -1
-
-
 def _polygon(segmentation: Any) -> np.ndarray | None:
     """The largest polygon of an object (its visible parts may be several); None for a mask."""
-    if not isinstance(segmentation, list):
-        return None
-    polygons = [item for item in map(_points, segmentation) if item is not None]
-    if len(polygons) < 2:
-        return polygons[0] if polygons else None
-    return max(polygons, key=_area)
-
-
-def _points(values: Any) -> np.ndarray | None:
-    if not isinstance(values, list) or len(values) < _MIN_POLYGON or len(values) % 2:
-        return None
-    try:
-        points = np.array(values)
-    except (ValueError, OverflowError):
-        return None
-    if points.dtype.kind not in "fiu" or points.ndim != 1 or not (abs(points) < _FAR).all():
-        return None
-    return points.astype(np.float32).reshape(-1, 2)
-
-
-def _area(points: np.ndarray) -> float:
-    """Shoelace formula."""
-    x, y = points.astype(np.float64).T
-    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
+    polygons = []
+    for values in segmentation if isinstance(segmentation, list) else ():
+        with contextlib.suppress(ValueError, OverflowError):  # uneven lists, huge integers
+            points = np.array(values)
+            even = points.ndim == 1 and points.size >= _MIN_POLYGON and points.size % 2 == 0
+            if even and points.dtype.kind in "fiu" and (abs(points) < _FAR).all():
+                polygons.append(points.astype(np.float32).reshape(-1, 2))
+    return max(polygons, key=cv2.contourArea, default=None)

@@ -10,8 +10,7 @@ from typing import Any
 
 from data.index.cache import cache_file, load_cache, save_cache
 from data.index.coco import MAX_CLASSES, CocoSource, read_coco
-from data.index.labels import build_index
-from data.index.records import DataIndex
+from data.index.records import SKIPPED_IMAGE, DataIndex, build_index
 from data.index.scan import report_problems, scan_images
 from data.index.yolo import YoloSource, read_yolo
 from data.shapes.files import ensure_shapes
@@ -24,7 +23,6 @@ SPLITS = ("train", "val", "test")
 MAX_BAD = 0.5  # share of a split's images that may be unusable before it is refused
 _KEYS = ("path", *SPLITS, "names", "nc", "generate")
 _COCO_KEYS = ("images", "annotations")
-_GENERATORS = {"shapes": ensure_shapes}
 
 
 @dataclass(frozen=True)
@@ -65,13 +63,10 @@ def load_dataset_config(name_or_path: str) -> DatasetConfig:
             f"{file}: no key 'names'; YOLO label files do not hold the names of the classes"
         )
     if "generate" in data:
-        generate = data["generate"]
-        if generate not in list(_GENERATORS):
-            known = ", ".join(_GENERATORS)
-            raise UserError(
-                f"{document.at('generate')}: generate: {generate!r}; the only value is {known}"
-            )
-        _GENERATORS[generate](root)
+        if data["generate"] != "shapes":
+            where = document.at("generate")
+            raise UserError(f"{where}: generate: {data['generate']!r}; the only value is shapes")
+        ensure_shapes(root)
     return DatasetConfig(file, root, splits, names)
 
 
@@ -94,36 +89,26 @@ def load_split(
         raise UserError(f"{config.file}: no key {split!r}; it has {', '.join(config.splits)}")
     name = f"{config.file.stem}-{split}"
     file = cache_file(name, f"{config.root}\n{split}\n{source}")
-    cached = load_cache(file)
+    known, known_checks = load_cache(file)
     if isinstance(source, CocoSource):
-        parsed = read_coco(source, config.names, known=cached.parsed)
+        parsed = read_coco(source, config.names, known=known)
     else:
         assert config.names is not None  # load_dataset_config has seen to it
-        parsed = read_yolo(source, config.names, known=cached.parsed)
-    checks = scan_images(parsed.entries, cached.checks, progress=progress)
-    index = build_index(parsed, checks, single_cls=single_cls)
+        parsed = read_yolo(source, config.names, known=known)
+    found = scan_images(parsed.entries, known_checks, progress=progress)
+    index = build_index(parsed, found, single_cls=single_cls)
     # what could not even be read has no hash: it is not kept, and looked at each time
-    fresh = any(
-        check.edges and cached.checks.get(str(entry.path)) != check
-        for entry, check in zip(parsed.entries, checks, strict=True)
-    )
-    if fresh or parsed is not cached.parsed:
+    pairs = zip(parsed.entries, found, strict=True)
+    checks = {str(entry.path): check for entry, check in pairs if check.edges}
+    if parsed is not known or checks != known_checks:
         save_cache(file, parsed, checks)
-    report = file.with_suffix(".txt")
-    report_problems(index.problems, report)
-    _check_usable(index, where=f"{config.file}: {split}", max_bad=max_bad)
-    warn_main(f"{name}: {index.describe()}")
-    return index
-
-
-def _check_usable(index: DataIndex, *, where: str, max_bad: float) -> None:
-    """Refuse a split with too few usable images; warn when it has no box."""
-    skipped = index.skipped()
+    report_problems(index.problems, file.with_suffix(".txt"))
+    where, skipped = f"{config.file}: {split}", index.skipped()
     total = skipped + len(index.records)
-    first = next((p.text for p in index.problems if p.kind == "image"), "")
     if not total:
         raise UserError(f"{where}: no images found")
     if skipped / total > max_bad or not index.records:
+        first = next(problem.text for problem in index.problems if problem.kind == SKIPPED_IMAGE)
         raise UserError(
             f"{where}: {skipped} of {total} images are unusable (limit {max_bad:.0%}); the first:"
             f" {first}"
@@ -133,6 +118,8 @@ def _check_usable(index: DataIndex, *, where: str, max_bad: float) -> None:
             f"WARNING: {where}: NOT ONE BOX in {len(index.records)} images. Are the labels in the"
             " right folder (docs/data-formats.md)?"
         )
+    warn_main(f"{name}: {index.describe()}")
+    return index
 
 
 def _path(document: Document, base: Path, value: Any, *key: str | int) -> Path:
@@ -174,36 +161,27 @@ def _names(document: Document) -> tuple[str, ...] | None:
         if count is not None:
             raise UserError(f"{document.at('nc')}: 'nc' without 'names'")
         return None
-    if not isinstance(found, dict | list):
-        raise UserError(f"{document.at('names')}: names: expected a list, found {found!r}")
-    if not 0 < len(found) <= MAX_CLASSES:
+    if not isinstance(found, dict | list) or not 0 < len(found) <= MAX_CLASSES:
+        wrong = f"{len(found)}" if isinstance(found, dict | list) else repr(found)
         raise UserError(
-            f"{document.at('names')}: names: {len(found)} classes; expected 1 to {MAX_CLASSES}"
+            f"{document.at('names')}: names: expected a list of 1 to {MAX_CLASSES}, found {wrong}"
         )
-    if isinstance(found, dict):
-        for key in found:
-            if type(key) is not int or not 0 <= key < len(found):
-                raise UserError(
-                    f"{document.at('names', str(key))}: names: {len(found)} classes have the keys "
-                    f"0 to {len(found) - 1}, found {key!r}"
-                )
-        names = _unique(document, {i: (found[i], str(i)) for i in range(len(found))})
-    else:
-        names = _unique(document, {i: (name, i) for i, name in enumerate(found)})
+    keys = [*found] if isinstance(found, dict) else [*range(len(found))]
+    for key in keys:
+        if type(key) is not int or not 0 <= key < len(found):
+            raise UserError(
+                f"{document.at('names', str(key))}: names: {len(found)} classes have the keys "
+                f"0 to {len(found) - 1}, found {key!r}"
+            )
+    names: dict[str, int] = {}
+    for i in range(len(found)):
+        name, where = found[i], document.at("names", str(i) if isinstance(found, dict) else i)
+        # unquoted no, yes, on, off and ~ are not text to YAML
+        if isinstance(name, bool) or not isinstance(name, str | int | float) or name == "":
+            raise UserError(f"{where}: names: class {i} is {name!r}; put the name in quotes")
+        if str(name) in names:
+            raise UserError(f"{where}: names: {name!r} names both {names[str(name)]} and {i}")
+        names[str(name)] = i
     if count is not None and (type(count) is not int or count != len(names)):
         raise UserError(f"{document.at('nc')}: nc is {count!r}, but {len(names)} names are given")
-    return names
-
-
-def _unique(document: Document, found: Mapping[int, tuple[Any, str | int]]) -> tuple[str, ...]:
-    """Names by class, each with its key in the document; text, and no two alike."""
-    names: dict[str, int] = {}
-    for i, (value, key) in found.items():
-        where = document.at("names", key)
-        # unquoted no, yes, on, off and ~ are not text to YAML
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
-            raise UserError(f"{where}: names: class {i} is {value!r}; put the name in quotes")
-        if str(value) in names:
-            raise UserError(f"{where}: names: {value!r} names both {names[str(value)]} and {i}")
-        names[str(value)] = i
     return tuple(names)

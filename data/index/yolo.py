@@ -1,8 +1,13 @@
-"""Image folders and lists with YOLO label files -> columns."""
+"""Image folders and lists with YOLO label files -> columns.
+
+Rows are 'class cx cy w h' or 'class x1 y1 x2 y2 x3 y3 ...', as fractions of the image.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,14 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data.index.labels import Entry, Parsed, make_labels
-from data.index.records import NOTE, SKIPPED_ROW, Problem
-from data.index.yolo_rows import LabelRows, parse_label, split_lines
+from data.index.records import NOTE, SKIPPED_ROW, Entry, Labels, Parsed, Problem, Row
 from utils.errors import UserError
 from utils.images import IMAGE_SUFFIXES, MACOS, ImageError, read_bytes
 
 MAX_LABEL_BYTES = 32 << 20
+MAX_ROWS = 10_000
 _MAX_LIST_BYTES = 1 << 30
+_BOX = 5  # columns of a box row
+_MIN_POLYGON = 7  # columns of the shortest polygon row: the class and three points
+_TOLERANCE = 1e-3  # of rounding in files; what extends beyond the image is clipped anyway
 # Images by name, in formats that are not read: reported, rather than silently left out.
 _OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg"})
 
@@ -40,53 +47,119 @@ def read_yolo(source: YoloSource, names: tuple[str, ...], *, known: Parsed | Non
     for a path that does not exist and for a label path that is a directory.
     """
     paths, problems = list_images(source)
-    entries = _entries(paths, source.root)
-    contents: list[bytes | str | None] = [_content(entry.label_file) for entry in entries]
+    ids = [_id_from_stem(path.stem) for path in paths]
+    uses = Counter(ids)
+    label_folder = functools.cache(_label_folder)
+    entries = []
+    for path, image_id in zip(paths, ids, strict=True):
+        if uses[image_id] > 1:
+            inside = path.is_relative_to(source.root)
+            image_id = (path.relative_to(source.root) if inside else path).as_posix()
+        label_file = label_folder(path.parent) / f"{path.stem}.txt"
+        entries.append(Entry(path, image_id, label_file=label_file))
+    contents = [_content(entry.label_file) for entry in entries]
     digest = hashlib.blake2b(f"{names}\n{problems}".encode("utf-8", "replace"), digest_size=16)
     for entry, content in zip(entries, contents, strict=True):
-        digest.update(f"\n{entry.path}\n{entry.label_file}\n".encode("utf-8", "surrogateescape"))
-        digest.update(hashlib.blake2b(content).digest() if isinstance(content, bytes) else b"-")
-        digest.update(repr(content).encode() if isinstance(content, str) else b"")
+        mark = hashlib.blake2b(content).digest() if isinstance(content, bytes) else repr(content)
+        text = f"\n{entry.path}\n{entry.label_file}\n{mark!r}"
+        digest.update(text.encode("utf-8", "surrogateescape"))
     if known is not None and known.digest == digest.hexdigest():
         return known
-    rejected = np.zeros(len(entries), np.int64)
-    unreadable = np.zeros(len(entries), bool)
-    found: dict[int, LabelRows] = {}
+    rows: list[Row] = []
     for i, (entry, content) in enumerate(zip(entries, contents, strict=True)):
-        if content is None:
+        try:
+            lines = split_rows(content)
+        except (ValueError, ImageError) as error:
+            problems.append(Problem(str(entry.label_file), str(error), image=i))
             continue
-        parsed = parse_label(content, len(names)) if isinstance(content, bytes) else content
-        if isinstance(parsed, str):
-            problems.append(Problem(str(entry.label_file), parsed))
-            unreadable[i] = True
-            continue
-        found[i] = parsed
-        rejected[i] = len(found[i].problems)
-        for line, cause in found[i].problems:
-            problems.append(Problem(f"{entry.label_file}:{line}", cause, SKIPPED_ROW))
+        for number, columns in lines:
+            try:
+                label, box, polygon = parse_row(columns, len(names))
+                rows.append(Row(i, label, box, number, polygon))
+            except ValueError as error:
+                where = f"{entry.label_file}:{number}"
+                problems.append(Problem(where, str(error), SKIPPED_ROW, i))
     return Parsed(
         entries=tuple(entries),
-        labels=make_labels(
-            image=np.array([i for i, item in found.items() for _ in item.lines], np.int64),
-            classes=np.array([x for item in found.values() for x in item.classes], np.int64),
-            boxes=np.array([x for item in found.values() for x in item.boxes]).reshape(-1, 4),
-            sources=np.array([x for item in found.values() for x in item.lines], np.int64),
-            polygons=[x for item in found.values() for x in item.polygons],
-        ),
+        labels=Labels.of(rows),
         names=names,
         category_ids=tuple(range(len(names))),
         problems=tuple(problems),
-        rejected=rejected,
-        unreadable=unreadable,
         annotations=None,
         digest=digest.hexdigest(),
     )
 
 
+def split_rows(content: bytes | ImageError) -> list[tuple[int, list[str]]]:
+    """The line number, from 1, and the columns of each row of a label file.
+
+    Raises ValueError with the cause when it is not text or has more than MAX_ROWS rows, and an
+    ImageError that is given instead of the content.
+    """
+    if isinstance(content, ImageError):
+        raise content
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start})") from error
+    if "\0" in text:
+        raise ValueError("binary data, not text")
+    rows = [(n, line.split()) for n, line in _lines(text)]
+    if len(rows) > MAX_ROWS:
+        raise ValueError(f"{len(rows)} rows; more than {MAX_ROWS} are not read")
+    return rows
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, each with its number; ended by LF, CRLF or CR."""
+    # str.splitlines would also split at form feeds and the like
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return ((n, line.strip()) for n, line in enumerate(lines, start=1) if line.strip())
+
+
+def parse_row(row: Sequence[str], classes: int) -> tuple[int, tuple[float, ...], np.ndarray | None]:
+    """Columns -> class, box (xyxy) and polygon (P, 2) or None. Raises ValueError with the cause."""
+    if any("," in text for text in row):
+        raise ValueError("commas; numbers are separated by spaces")
+    if len(row) != _BOX and (len(row) < _MIN_POLYGON or not len(row) % 2):
+        hint = " (a prediction with its confidence?)" if len(row) == _BOX + 1 else ""
+        raise ValueError(f"{len(row)} columns{hint}; a box has 5, a polygon an odd number from 7")
+    number, *values = map(_number, row)
+    polygon = None
+    x, y, w, h = values[:4]
+    if len(row) != _BOX:
+        polygon = np.array(values).reshape(-1, 2)
+        (left, top), (right, bottom) = polygon.min(0).tolist(), polygon.max(0).tolist()
+        x, y, w, h = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    if number != round(number):
+        raise ValueError(f"class {number:g} is not a whole number")
+    if not 0 <= number < classes:
+        raise ValueError(f"class {number:g}; the data set has the classes 0 to {classes - 1}")
+    if not (w > 0 and h > 0):
+        raise ValueError(f"width {w:g} and height {h:g} must be positive")
+    low, high = -_TOLERANCE, 1 + _TOLERANCE
+    if not (low <= x <= high and low <= y <= high and w <= high and h <= high):
+        raise ValueError(
+            f"centre ({x:g}, {y:g}), size ({w:g}, {h:g}): the centre must lie in the image and "
+            "the size in it, as fractions of 0 to 1"
+        )
+    return int(number), (x - w / 2, y - h / 2, x + w / 2, y + h / 2), polygon
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{text[:40]!r} is not a number") from None
+    if not math.isfinite(number):
+        raise ValueError("nan or inf is not a position")
+    return number
+
+
 def list_images(source: YoloSource) -> tuple[list[Path], list[Problem]]:
     """All images of a split in a fixed order, each once, and what was passed over."""
     problems: list[Problem] = []
-    found: dict[str, None] = {}
+    found: dict[Path, None] = {}
     for start, where in zip(source.paths, source.where, strict=True):
         for path, origin in _listed(start, where, problems):
             suffix = path.suffix.lower()
@@ -94,11 +167,11 @@ def list_images(source: YoloSource) -> tuple[list[Path], list[Problem]]:
                 if suffix in _OTHER_SUFFIXES or origin != str(path):
                     kind = suffix[1:].upper() or "a file without suffix"
                     problems.append(Problem(origin, f"{kind}; not an image format that is read"))
-            elif str(path) in found:
+            elif path in found:
                 problems.append(Problem(origin, f"{path} is listed twice; used once", NOTE))
             else:
-                found[str(path)] = None
-    return [Path(path) for path in found], problems
+                found[path] = None
+    return list(found), problems
 
 
 def _listed(path: Path, where: str, problems: list[Problem]) -> Iterator[tuple[Path, str]]:
@@ -108,12 +181,13 @@ def _listed(path: Path, where: str, problems: list[Problem]) -> Iterator[tuple[P
             return ((file, str(file)) for file in _walk(path, problems))
         if path.is_file() and path.suffix == ".txt":
             return _read_list(path)
-        found = path.exists()
+        known = path.exists()
+        cause = (
+            "neither a folder nor a list file (.txt)" if known else "no such folder or list file"
+        )
     except OSError as error:
-        raise UserError(f"{where}: {path}: {error.strerror}") from error
-    if found:
-        raise UserError(f"{where}: {path} is neither a folder nor a list file (.txt)")
-    raise UserError(f"{where}: no such folder or list file: {path}")
+        cause = str(error.strerror)
+    raise UserError(f"{where}: {path}: {cause}")
 
 
 def _walk(folder: Path, problems: list[Problem]) -> Iterator[Path]:
@@ -143,33 +217,11 @@ def _read_list(file: Path) -> Iterator[tuple[Path, str]]:
         raise UserError(f"{file}: not a list of image paths: {error}") from error
     if "\0" in text:
         raise UserError(f"{file}: not a list of image paths: it holds zero bytes")
-    for number, line in enumerate(split_lines(text), start=1):
-        if line.strip():
-            path = Path(os.path.normpath(file.parent / line.strip()))
-            yield path, f"{file}:{number}"
+    for number, line in _lines(text):
+        yield Path(os.path.normpath(file.parent / line)), f"{file}:{number}"
 
 
-def _entries(paths: Sequence[Path], root: Path) -> list[Entry]:
-    label_folders: dict[Path, Path] = {}
-    ids = [_id_from_stem(path) for path in paths]
-    uses = Counter(ids)
-    entries = []
-    for path, number in zip(paths, ids, strict=True):
-        if path.parent not in label_folders:
-            label_folders[path.parent] = _label_folder(path.parent)
-        unique = uses[number] == 1
-        image_id = (
-            number
-            if unique
-            else (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-        )
-        label_file = label_folders[path.parent] / f"{path.stem}.txt"
-        entries.append(Entry(path, image_id, label_file=label_file))
-    return entries
-
-
-def _id_from_stem(path: Path) -> int | str:
-    stem = path.stem
+def _id_from_stem(stem: str) -> int | str:
     return int(stem) if stem.isascii() and stem.isdecimal() and len(stem) < 19 else stem
 
 
@@ -183,14 +235,14 @@ def _label_folder(folder: Path) -> Path:
     return labels if os.path.isdir(labels) else folder  # noqa: PTH112  is_dir may raise
 
 
-def _content(path: Path | None) -> bytes | str | None:
-    """A label file's bytes; None where there is none; why it cannot be read, as text."""
+def _content(path: Path | None) -> bytes | ImageError:
+    """A label file's bytes, none where there is no file, or why it cannot be read."""
     if path is None or not os.path.lexists(path):
-        return None
+        return b""
     try:
         return read_bytes(path, limit=MAX_LABEL_BYTES)
     except ImageError as error:
         if path.is_dir():
             text = f"{path}: is a folder, but a label file is expected there; move it away"
             raise UserError(text) from error
-        return error.cause
+        return error

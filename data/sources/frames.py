@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.index.decoder_log import INCOMPLETE, DecoderLog
+from data.index.scan import INCOMPLETE, DecoderLog
 from data.sources.capture import Capture, CaptureError, open_url, open_video, open_webcam
 from data.sources.locate import SourceItem, resolve
 from data.sources.streams import LiveStream, StreamConfig

@@ -34,7 +34,7 @@ def same(a: DataIndex, b: DataIndex) -> None:
     assert (a.fingerprint, a.clipped, a.duplicates) == (b.fingerprint, b.clipped, b.duplicates)
     for x, y in zip(a.records, b.records, strict=True):
         assert (x.path, x.height, x.width, x.image_id) == (y.path, y.height, y.width, y.image_id)
-        for name in ("boxes", "labels", "crowd", "areas", "sources"):
+        for name in ("boxes", "labels", "crowd", "areas"):
             np.testing.assert_array_equal(getattr(x, name), getattr(y, name))
             assert getattr(x, name).dtype == getattr(y, name).dtype
         for p, q in zip(x.segments, y.segments, strict=True):
@@ -51,8 +51,8 @@ def no_parsing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         raise AssertionError("was read again")
 
     def apply() -> None:
-        monkeypatch.setattr("data.index.yolo.parse_label", forbid)
-        monkeypatch.setattr("data.index.coco._load", forbid)
+        monkeypatch.setattr("data.index.yolo.split_rows", forbid)
+        monkeypatch.setattr("data.index.coco._parse", forbid)
         monkeypatch.setattr("data.index.scan.decode_image", forbid)
         monkeypatch.setattr("data.index.dataset.save_cache", forbid)
 
@@ -223,9 +223,7 @@ def test_without_a_writable_cache_folder_it_works_with_one_warning(
     ):  # as root, rights do not stop anybody: a file stands where a folder should
         (cache_home / "featherdet").write_text("")
     else:
-        monkeypatch.setattr(
-            np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
-        )
+        monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
     assert scan(file).boxes == 2
     error = capsys.readouterr().err
     assert error.count("warning") == 1

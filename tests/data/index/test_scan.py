@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from data.index.dataset import load_dataset_config, load_split
-from data.index.decoder_log import DecoderLog
 from data.index.records import DataIndex
-from data.index.scan import check_image
+from data.index.scan import DecoderLog, check_image
 from utils.errors import UserError
 
 Make = Callable[..., Path]

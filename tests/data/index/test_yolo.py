@@ -8,8 +8,7 @@ import pytest
 
 from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex
-from data.index.yolo import YoloSource, list_images
-from data.index.yolo_rows import MAX_ROWS, parse_label
+from data.index.yolo import MAX_ROWS, YoloSource, list_images, split_rows
 from utils.errors import UserError
 
 Make = Callable[..., Path]
@@ -26,7 +25,6 @@ def test_a_box_by_hand(yolo_set: Make) -> None:
     np.testing.assert_array_equal(record.boxes, [[24, 12, 40, 36], [0, 0, 16, 24]])
     np.testing.assert_array_equal(record.labels, [2, 1])
     np.testing.assert_array_equal(record.areas, [16 * 24, 16 * 24])
-    np.testing.assert_array_equal(record.sources, [1, 2])
     assert (record.height, record.width) == (48, 64)
     assert record.segments == (None, None)
     assert not record.crowd.any()
@@ -97,7 +95,7 @@ def test_a_bad_row_is_left_out_and_named_by_line(
     assert problem.where == str(tmp_path / "set" / "labels" / "train" / "a.txt") + ":2"
     assert cause in problem.cause
     assert len(index.records) == 2
-    np.testing.assert_array_equal(index.records[0].sources, [1, 3])
+    np.testing.assert_array_equal(index.records[0].labels, [0, 1])
     assert index.skipped("row") == 1
     assert "1 boxes; 0 boxes clipped" in index.describe()
     assert problem.text in capsys.readouterr().err
@@ -141,8 +139,9 @@ def test_an_unreadable_label_of_an_unreadable_image_counts_once(yolo_set: Make) 
 
 def test_row_cap_is_exact() -> None:
     row = b"0 .5 .5 .1 .1\n"
-    assert len(parse_label(row * MAX_ROWS, 1).lines) == MAX_ROWS
-    assert "10001 rows" in parse_label(row * (MAX_ROWS + 1), 1)
+    assert len(split_rows(row * MAX_ROWS)) == MAX_ROWS
+    with pytest.raises(ValueError, match="10001 rows"):
+        split_rows(row * (MAX_ROWS + 1))
 
 
 def test_boxes_over_the_edge_are_clipped_and_counted(yolo_set: Make) -> None:
@@ -165,8 +164,7 @@ def test_duplicates_are_removed_and_counted(yolo_set: Make) -> None:
     index = scan(
         yolo_set({"a.jpg": BOX + "1" + BOX[1:] + BOX + polygon + BOX + polygon, "b.jpg": BOX})
     )
-    np.testing.assert_array_equal(index.records[0].sources, [1, 2, 4])
-    np.testing.assert_array_equal(index.records[1].sources, [1])
+    assert [record.labels.tolist() for record in index.records] == [[0, 1, 0], [0]]
     assert index.duplicates == 3
     assert "3 duplicates removed" in index.describe()
 

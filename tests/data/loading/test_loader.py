@@ -51,7 +51,6 @@ def make_index(tmp_path):
                     crowd=np.array([False, False, True]),
                     areas=np.ones(3, np.float32),
                     segments=(outline, None, None),
-                    sources=np.arange(3),
                 )
             )
         return DataIndex(tuple(records), ("a", "b", "c"), (1, 2, 3), (), "fingerprint")

@@ -29,7 +29,6 @@ def index_of(tmp_path, boxes, classes=3):
         crowd=np.zeros(count, bool),
         areas=np.ones(count, np.float32),
         segments=(None,) * count,
-        sources=np.arange(count),
     )
     names = tuple(f"class {i}" for i in range(classes))
     return DataIndex((record,), names, tuple(range(classes)), (), "")

@@ -30,7 +30,6 @@ def record(path, height, width):
         crowd=none.astype(bool),
         areas=none.astype(np.float32),
         segments=(),
-        sources=none.astype(np.int64),
     )
 
 

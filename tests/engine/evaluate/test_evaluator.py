@@ -118,7 +118,6 @@ def make_index(folder: Path, *, crowd: tuple[int, int] | None = None) -> DataInd
                 np.array([crowd == (number, box) for box in range(count)], dtype=bool),
                 (table[:, 3:] - table[:, 1:3]).prod(1),
                 (None,) * count,
-                np.arange(count),
             )
         )
     return DataIndex(tuple(records), ("red", "green"), (7, 3), (), "print")
@@ -137,7 +136,7 @@ def with_boxes(index: DataIndex, keep) -> DataIndex:
         rows = keep(r.labels)
         columns = {name: getattr(r, name)[rows] for name in ("boxes", "labels", "crowd", "areas")}
         columns["segments"] = (None,) * int(rows.sum())
-        records.append(replace(r, sources=r.sources[rows], **columns))
+        records.append(replace(r, **columns))
     return replace(index, records=tuple(records))
 
 
