@@ -19,7 +19,6 @@ import compare
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.compare import comparison
 from engine.compare import runs as compare_runs
-from engine.compare.config import CompareConfig
 from engine.compare.record import load_record
 from engine.compare.runs import state_of
 from engine.compare.schema import LatencyAt
@@ -100,11 +99,11 @@ class Fake:
     def __init__(self, finished):
         self.finished, self.titles, self.scripts, self.sources = finished, [], {}, {}
 
-    def command(self, session, plan, device):
-        self.titles.append(plan.title)
-        script = self.scripts.get(plan.title, COPY)
-        source = self.sources.get(plan.title, self.finished[plan.entry.name])
-        return [sys.executable, "-S", "-c", script, str(source), str(session.run_folder(plan))]
+    def command(self, plan, run, device):
+        self.titles.append(run.title)
+        script = self.scripts.get(run.title, COPY)
+        source = self.sources.get(run.title, self.finished[run.entry.name])
+        return [sys.executable, "-S", "-c", script, str(source), str(plan.run_folder(run))]
 
 
 @pytest.fixture
@@ -479,20 +478,13 @@ def test_damaged_detections_are_made_again(flags, finished, capsys, content):
 
 def test_detections_of_other_images_are_no_part_of_a_record(flags, finished, tmp_path, capsys):
     change_arrays(finished, "*tiny-seed0*", image=5)
-    with pytest.raises(UserError, match=r"detections beyond its 5 images"):
+    with pytest.raises(UserError, match=r"seed0-.*npz: boxes beyond the 5 images"):
         compare.main(of_records(finished, tmp_path))
     capsys.readouterr()
     compare.main([*flags, "--dry-run"])
     told = capsys.readouterr()
     assert "counts as not done" in told.err
     assert told.out.count(": done;") == 3
-
-
-@pytest.mark.parametrize("arrays", [{"image": 5}, {"image": -1}, {"labels": 3}])
-def test_ground_truth_is_of_the_images_and_classes_of_the_records(finished, tmp_path, arrays):
-    change_arrays(finished, "truth-*", **arrays)
-    with pytest.raises(UserError, match="ground truth beyond its 5 images, 3 classes"):
-        compare.main(of_records(finished, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -519,19 +511,19 @@ def test_one_record_twice_is_refused(flags, finished, tmp_path):
     for suffix in (".json", ".npz"):
         shutil.copy(path.with_suffix(suffix), path.with_name(f"again{suffix}"))
     for words in (flags, of_records(finished, tmp_path)):
-        with pytest.raises(UserError, match=r"two records of one run \(tiny, seed 0\)"):
+        with pytest.raises(UserError, match=r"two records of one run \(tiny seed 0\)"):
             compare.main(words)
 
 
 def test_a_fault_in_evaluating_one_run_is_its_own(flags, fake, tmp_path, monkeypatch):
-    evaluate_run = comparison.evaluate_run
+    evaluate_run = compare_runs.evaluate_run
 
-    def broken(session, run, device, **more):
+    def broken(plan, run, device):
         if run.title == "wide seed 1":
             raise ZeroDivisionError("division by zero")
-        return evaluate_run(session, run, device, **more)
+        return evaluate_run(plan, run, device)
 
-    monkeypatch.setattr(comparison, "evaluate_run", broken)
+    monkeypatch.setattr(compare_runs, "evaluate_run", broken)
     with pytest.raises(PartlyDoneError):
         compare.main(flags)
     tiny, wide = results_in(tmp_path / "runs" / "exp")["rows"]
@@ -606,7 +598,9 @@ def test_two_at_a_time(flags, fake, tmp_path):
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
 )
-def test_stopped_and_started_again(rectangles, tiny_model, tmp_path, monkeypatch, number, code):
+def test_stopped_and_started_again(
+    rectangles, tiny_model, tmp_path, monkeypatch, capsys, number, code
+):
     """Real processes: the half run is saved when compare.py is stopped, and resumed."""
     # The protocol has the number of threads: in this process it must be what the other one has.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -637,8 +631,8 @@ def test_stopped_and_started_again(rectangles, tiny_model, tmp_path, monkeypatch
     assert "Traceback" not in errors
     (folder,) = runs.iterdir()
     assert state_of(folder) == "half"
-    config = parse(CompareConfig, [*flags, "--dry-run"], prog="x", description="")
-    assert "half done" in comparison._listing(comparison.plan_comparison(config))
+    assert compare.main([*flags, "--dry-run"]) == 0
+    assert "half done" in capsys.readouterr().out
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", {**os.environ, "TQDM_DISABLE": "1"})
         assert compare.main(flags) == 0

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from typing import TypeVar
 
 from engine.train.config import CACHES, OPTIMIZERS
 from utils.config import (
     MAX_PIXELS,
     MAX_WORKERS,
+    changed,
     check_options,
     default_workers,
     flag,
@@ -126,14 +126,14 @@ class CompareConfig:
         if self.profile_only and not (self.cfg or self.weights):
             raise ValueError("--profile-only needs --cfg or --weights")
         check_options(self)
-        for name in ("seeds", "latency_batches", "cfg", "weights", "backbone", "neck"):
-            twice = repeated(getattr(self, name))
+        names = ("seeds", "latency_batches", "cfg", "weights", "backbone", "neck")
+        lists = {name: getattr(self, name) for name in names}
+        gpus = [part.strip().lower().removeprefix("cuda:") for part in self.device.split(",")]
+        lists["device"] = [gpu for gpu in gpus if gpu]  # each run has one of its own
+        for name, values in lists.items():
+            twice = repeated(values)
             if twice is not None:
                 raise ValueError(f"{flag(name)} has {twice} twice")
-        gpus = [part.strip().lower().removeprefix("cuda:") for part in self.device.split(",")]
-        twice = repeated([gpu for gpu in gpus if gpu])
-        if twice is not None:
-            raise ValueError(f"--device has GPU {twice} twice; each run has one of its own")
         if not self.latency_seconds > 0:
             raise ValueError(f"--latency-seconds must be positive, got {self.latency_seconds}")
 
@@ -149,12 +149,8 @@ class CompareConfig:
     def command(self) -> str:
         """The command line of these settings."""
         words = ["python", "compare.py"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.default is not MISSING and value == field.default:
-                continue
-            word = {"imgsz": "--img"}.get(field.name, flag(field.name))
-            words.append(word)
+        for name, value in changed(self).items():
+            words.append("--img" if name == "imgsz" else flag(name))
             if value is not True:
                 words += map(str, value if isinstance(value, tuple) else (value,))
         return shlex.join(words)

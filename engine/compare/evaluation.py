@@ -6,6 +6,8 @@ edited, and packages changed, while the comparison ran.
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,8 @@ from data.loading.loader import LoaderConfig, ValLoader
 from engine.checkpoint import load_checkpoint, load_detector
 from engine.compare.plan import RunPlan
 from engine.compare.protocol import VERSIONS, Protocol, differences, listed, of_a_run, recipe
-from engine.compare.record import FOLDER, Record, model_id, plain_spec, read_curves, save_record
-from engine.compare.runs import Session
-from engine.compare.setup import require_one_training
+from engine.compare.record import FOLDER, Record, model_id, plain_spec, save_record
+from engine.compare.setup import Comparison, require_one_training
 from engine.distributed import select_device
 from engine.evaluate.config import EvalConfig
 from engine.evaluate.evaluator import evaluate
@@ -31,47 +32,38 @@ NOT_KEPT = (
 )  # fmt: skip
 
 
-def evaluate_run(session: Session, run: RunPlan, device: str) -> Record:
+def evaluate_run(plan: Comparison, run: RunPlan, device: str) -> Record:
     """Evaluate a trained run, or a given checkpoint, and write its record.
 
     Raises UserError for weights that cannot be read or evaluated, that are not of this run, or
     whose training differs from that of the runs already done; RuntimeError for lack of memory.
     """
-    plan, entry = session.plan, run.entry
+    entry, config, target = run.entry, plan.config, select_device(device)
     assert entry.spec is not None
-    assert entry.profile is not None
     assert plan.splits is not None
     assert plan.truth is not None
     trained = run.seed is not None
-    folder = session.run_folder(run)
+    folder = plan.run_folder(run)
     weights = folder / "weights" / "best.pt" if trained else Path(entry.model.weights)
-    target = select_device(device)
     detector = load_detector(weights, device=target)
     saved = load_checkpoint(weights) if trained else {}
     if trained:
         require_own(weights, detector, saved, entry.model_id, plan.protocol)
         environment = dict(saved["environment"])
     else:
-        environment = {**run_environment(target), "threads": plan.threads}
+        environment = {**run_environment(target), "threads": plan.protocol["device"]["threads"]}
     index = plan.splits.evaluated
     loader = LoaderConfig(
-        image_size=plan.config.imgsz,
-        batch_size=plan.config.batch_size,
+        image_size=config.imgsz,
+        batch_size=config.batch_size,
         stride=detector.max_stride,
-        workers=plan.config.workers,
+        workers=config.workers,
         seed=0,
         pin_memory=target.type == "cuda",
     )
     detector.fuse()
-    metrics = evaluate(
-        detector,
-        ValLoader(index, loader),
-        index,
-        config=EvalConfig(),
-        device=target,
-        progress=False,
-    )
-    training = {k: v for k, v in saved.get("config", {}).items() if k not in NOT_KEPT}
+    images = ValLoader(index, loader)
+    metrics = evaluate(detector, images, index, config=EvalConfig(), device=target, progress=False)
     record = Record(
         name=entry.name,
         model_id=entry.model_id,
@@ -85,10 +77,10 @@ def evaluate_run(session: Session, run: RunPlan, device: str) -> Record:
         curves=read_curves(folder / "results.csv") if trained else {},
         cost={key: getattr(entry.profile, key) for key in ("params", "macs", "flops")},
         environment=environment,
-        training=training,
+        training={k: v for k, v in saved.get("config", {}).items() if k not in NOT_KEPT},
     )
-    require_one_training([*session.done.values(), record])
-    return save_record(session.folder / FOLDER, record, metrics.detections, plan.truth)
+    require_one_training([*plan.done.values(), record])
+    return save_record(plan.folder / FOLDER, record, metrics.detections, plan.truth)
 
 
 def require_own(
@@ -114,3 +106,17 @@ def require_own(
             f"{weights}: trained by another protocol than the comparison's: {listed(differing)};"
             " remove its folder to train it again"
         )
+
+
+def read_curves(path: Path) -> dict[str, list[float | None]]:
+    """results.csv of a training run by column; None where a cell is empty or not finite."""
+    columns: dict[str, list[float | None]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, cell in row.items():
+                    value = float(cell or "nan")
+                    columns.setdefault(name, []).append(value if math.isfinite(value) else None)
+    except Exception as error:
+        raise UserError(f"{path}: not the results of a run: {error}") from error
+    return columns

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from engine.checkpoint import load_detector
-from engine.compare.config import TRAIN, CompareConfig, repeated
+from engine.compare.config import TRAIN, CompareConfig
 from engine.compare.protocol import Protocol, Splits, of_a_run
 from engine.compare.record import ID_LENGTH, model_id, run_id
 from engine.compare.schema import Model
@@ -20,7 +20,7 @@ from models.profile.counting import ModelProfile, profile_spec
 from models.profile.fit import fit, read_budget
 from models.spec import ModelSpec
 from models.yaml.parser import load_draft
-from utils.errors import UserError, nearest
+from utils.errors import UserError
 from utils.paths import ROOT
 
 TRAINING_PASSES = 3  # a step costs about three forwards: one, and twice as much backwards
@@ -67,9 +67,6 @@ def model_entries(config: CompareConfig, *, classes: int) -> tuple[ModelEntry, .
     model can be built.
     """
     found = tuple(_checkpoints(config) if config.weights else _models(config, classes))
-    twice = repeated([item.name for item in found])
-    if twice is not None:
-        raise UserError(f"two models would both be called {twice!r}; rename or leave out one file")
     known: dict[str, ModelEntry] = {}
     for item in found:
         other = known.setdefault(item.model_id or item.name, item)
@@ -197,11 +194,3 @@ def run_command(config: CompareConfig, model: ModelEntry, seed: int | None) -> s
     else:
         words = ["python", "train.py", *run_flags(config, model, seed)]
     return shlex.join([*words, "--workers", str(config.workers)])
-
-
-def baseline_of(name: str, names: Sequence[str]) -> str:
-    """The row to compare with; UserError for a name that no row has."""
-    if name and name not in names:
-        known = ", ".join(names)
-        raise UserError(f"--baseline {name}: no such row; there are {known}{nearest(name, names)}")
-    return name or names[0]

@@ -1,4 +1,4 @@
-"""The conditions of a comparison, as plain values: equal for all rows of a table, or no table.
+"""The conditions of a comparison: equal for all rows of a table, and what its folder is locked to.
 
 They are kept in protocol.json next to the table, and in each record.  The commit of the code is
 noted in the records but is not part of this: a change of the documentation would part all tables.
@@ -6,10 +6,11 @@ noted in the records but is not part of this: a change of the documentation woul
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +21,12 @@ from engine.compare.config import TRAIN, CompareConfig
 from engine.evaluate.config import EvalConfig
 from utils.environment import run_environment
 from utils.errors import UserError
+from utils.files import locked, write_text
 from utils.hyp import load_hyp
+from utils.paths import run_folder
+from utils.terminal import warn
 
+FILE = "protocol.json"
 SEEDS = "seeds"  # the key that may grow
 VERSIONS = "versions"
 NOT_LOCKED = ("device", "commit")  # of the environment; the device has a field of its own
@@ -47,11 +52,13 @@ def load_splits(config: CompareConfig) -> Splits:
     return Splits(dataset.file.stem, evaluated, trained)
 
 
-def make_protocol(
-    config: CompareConfig, splits: Splits | None, device: torch.device, *, threads: int | None
-) -> Protocol:
-    """The protocol of a comparison; `splits` is None for costs alone, `threads` on CUDA."""
+def make_protocol(config: CompareConfig, splits: Splits | None, device: torch.device) -> Protocol:
+    """The protocol of a comparison; `splits` is None for costs alone.
+
+    On a CPU, the runs at the same time share the threads.
+    """
     environment = run_environment(device)
+    threads = max(torch.get_num_threads() // config.jobs, 1) if device.type == "cpu" else None
     trains = config.kind == TRAIN
     protocol: Protocol = {"kind": config.kind}
     if splits is not None:
@@ -66,7 +73,7 @@ def make_protocol(
         names = ("epochs", "batch_size", "optimizer", "amp", "fit", "workers", "cache")
         training = {name: getattr(config, name) for name in names}
         protocol["training"] = {**training, "patience": 0}  # all epochs: equal budgets
-        protocol["training"]["hyp"] = recipe(dataclasses.asdict(load_hyp(config.hyp)))
+        protocol["training"]["hyp"] = recipe(asdict(load_hyp(config.hyp)))
         protocol[SEEDS] = list(config.seeds)
     if splits is None:
         protocol["fit"] = config.fit
@@ -147,3 +154,82 @@ def require_equal(protocols: Mapping[str, Protocol]) -> Protocol:
         if isinstance(other.get(VERSIONS), Mapping):
             protocol = {**protocol, VERSIONS: {**other[VERSIONS], **protocol.get(VERSIONS, {})}}
     return of_a_run(protocol)
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What a comparison's folder is locked to: the protocol, and its rows' models by name."""
+
+    protocol: Protocol
+    models: dict[str, str]  # `record.model_id` of each; '' of one that could not be built: any
+
+
+def read_lock(folder: Path) -> Lock | None:
+    """What a comparison's folder is locked to; None without a lock. UserError for another file."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        set(content["protocol"].get(SEEDS) or ())  # to be compared
+        return Lock(dict(content["protocol"]), dict(content["models"]))
+    except Exception as error:
+        raise UserError(f"{path}: not a protocol: {error}") from error
+
+
+def conflict(present: Lock, wanted: Lock) -> list[str]:
+    """Why a folder cannot be continued: the differing fields, models and missing rows.
+
+    More seeds and more rows are no conflict; fewer would leave finished runs out of the table.
+    """
+    differing = protocol_differences(present.protocol, wanted.protocol)
+    before, after = (lock.protocol.get(SEEDS) or [] for lock in (present, wanted))
+    if not set(before) <= set(after):
+        differing.append(f"{SEEDS}: {before} and {after}")
+    for name, model in present.models.items():
+        if name not in wanted.models:
+            differing.append(f"row {name}: only the folder has it")
+        elif model and wanted.models[name] and wanted.models[name] != model:
+            differing.append(f"row {name}: another model of that name")
+    return differing
+
+
+@contextmanager
+def locked_folder(config: CompareConfig, lock: Lock) -> Iterator[Path]:
+    """`comparison_folder`, made, locked to `lock`, and for this process alone until the end."""
+    while True:
+        folder = comparison_folder(config, lock)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            present = read_lock(folder)  # again: another process may have been quicker
+            if present is None or not conflict(present, lock):
+                known = {} if present is None else present.models  # some cannot be built now
+                models = {name: own or known.get(name, "") for name, own in lock.models.items()}
+                plain = {"protocol": lock.protocol, "models": models}
+                write_text(folder / FILE, json.dumps(plain, indent=2) + "\n")
+                yield folder
+                return
+
+
+def comparison_folder(config: CompareConfig, lock: Lock) -> Path:
+    """The folder to work in: --project/--name, or the first of name2, name3, ... that can be used.
+
+    One can be used that is not there yet, or is of the same protocol and has no other rows; there
+    finished runs are kept.  With --exist-ok it is project/name, or UserError with the fields that
+    differ.  Nothing is written.
+    """
+    number = 0
+    while True:
+        number += 1
+        folder = run_folder(config.project, config.name + (str(number) if number > 1 else ""))
+        present = read_lock(folder)
+        reasons = [] if present is None else conflict(present, lock)
+        if not reasons and (present is not None or config.exist_ok or not folder.exists()):
+            return folder
+        if config.exist_ok:
+            raise UserError(
+                f"{folder}: has a comparison of another protocol, whose rows cannot share a"
+                f" table with these: {listed(reasons)}; choose another --name"
+            )
+        if reasons:
+            warn(f"{folder} has another protocol: {listed(reasons)}")

@@ -1,32 +1,36 @@
-"""One finished run as a small file: what a table needs of it, what repeats it, and no weights.
+"""One finished run as small files: what a table needs of it, what repeats it, and no weights.
 
-A record is NAME.json with the arrays of engine/compare/arrays.py: NAME.npz, the detections on the
-evaluated images, and truth-FINGERPRINT.npz, the ground truth, shared by all records of the same
-data.  With these a folder of records can be compared again, by another bootstrap or with other
-rows, without the data.  The metrics in a record are those before the detections were rounded.
+A record is NAME.json with NAME.npz, the detections on the evaluated images, and
+truth-FINGERPRINT.npz, the ground truth, shared by all records of the same data.  With these a
+folder of records can be compared again, by another bootstrap or with other rows, without the data.
+
+Of each image and class the 100 best detections are kept, which are all that COCO's metrics look at;
+corners are rounded to 1/16 pixel and scores to 0.02 %, on a logarithmic scale.  The metrics in a
+record are those before the rounding.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import io
 import json
-import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
-from engine.compare.arrays import pack, save_arrays, save_truth, truth_name
+import numpy as np
+
 from engine.compare.protocol import Protocol
-from engine.compare.schema import ACCURACY, Model
-from engine.compare.typed import Rule, between, construct
+from engine.compare.schema import ACCURACY, Model, construct
 from engine.evaluate.box_table import BoxTable
+from engine.evaluate.matching import coco_order
 from models.spec import ModelSpec
 from utils.config import MAX_PIXELS
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import write_bytes, write_text
 from utils.images import read_bytes
 
 FORMAT = "featherdet-record-1"
@@ -34,9 +38,12 @@ FOLDER = "records"  # in a comparison's folder
 ID_LENGTH = 12  # hexadecimal digits of a hash
 MAX_IMAGES = 1_000_000  # evaluated: the resamples count each of them a thousand times
 COCO_KEYS = ACCURACY[:-2]  # of 'metrics.coco'; the others stand in 'metrics' itself
-
-Fingerprint = Annotated[str, Rule(re.compile(r"[0-9a-f]{8,64}").fullmatch, "hexadecimal digits")]
-Images = Annotated[int, between(1, MAX_IMAGES)]
+PIXEL_STEPS = 16  # of a pixel
+SCORE_STEPS = 4096  # of a factor of 2
+MIN_SCORE = 2.0**-15
+# Kinds of numpy's types, by the array's name
+TRUTH_KINDS = {"image": "i", "labels": "i", "boxes": "f", "crowd": "b", "areas": "f"}
+DETECTION_KINDS = {"image": "u", "labels": "u", "boxes": "u", "scores": "u"}
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,12 @@ class Data:
     """The data of a run, as its protocol states them."""
 
     name: str
-    classes: Annotated[list[str], Rule(len, "at least one class")]
+    classes: list[str]
     train_images: int | None = None
-    val: Fingerprint | None = None
-    val_images: Images | None = None
-    test: Fingerprint | None = None
-    test_images: Images | None = None
+    val: str | None = None
+    val_images: int | None = None
+    test: str | None = None
+    test_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,8 @@ class Conditions:
     """What a table reads of a run's protocol."""
 
     data: Data
-    image_size: Annotated[int, between(1, MAX_PIXELS)]
-    split: Annotated[str, Rule({"val", "test"}.__contains__, "val or test")] = "val"
+    image_size: int
+    split: str = "val"
     device: dict[str, Any] = field(default_factory=dict)
 
 
@@ -82,14 +89,6 @@ class Scores:
     per_class: list[ClassScores]
 
 
-def _is_flat(values: dict[str, Any]) -> bool:
-    plain = all(not isinstance(value, dict | list) for value in values.values())
-    return plain and isinstance(values.get("commit"), str | None)
-
-
-Environment = Annotated[dict[str, Any], Rule(_is_flat, "text and numbers")]
-
-
 @dataclass(frozen=True)
 class Record:
     """One finished run."""
@@ -105,7 +104,7 @@ class Record:
     best_epoch: int | None
     curves: dict[str, list[float | None]]  # results.csv by column
     cost: dict[str, int]  # params, macs, flops
-    environment: Environment = field(default_factory=dict)  # that the run was made in
+    environment: dict[str, Any] = field(default_factory=dict)  # that the run was made in
     # TrainConfig without NOT_KEPT; {}: not trained here, or a record older than this field
     training: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
@@ -134,12 +133,12 @@ class Record:
     @property
     def fingerprint(self) -> str:
         """Of the evaluated data."""
-        return str(getattr(self.data, self.conditions.split))
+        return str(getattr(self.data, self.conditions.split, None))
 
     @property
     def images(self) -> int:
         """How many were evaluated."""
-        return int(getattr(self.data, f"{self.conditions.split}_images"))
+        return getattr(self.data, f"{self.conditions.split}_images", None) or 0
 
     @property
     def accuracy(self) -> dict[str, float | None]:
@@ -147,6 +146,75 @@ class Record:
         scores = self.scores
         coco = {key: None if scores.coco[key] < 0 else scores.coco[key] for key in COCO_KEYS}
         return {**coco, "precision": scores.precision, "recall": scores.recall}
+
+    @property
+    def truth_path(self) -> Path:
+        """The file of the ground truth that it was compared with."""
+        return self.path.with_name(f"truth-{self.fingerprint[:ID_LENGTH]}.npz")
+
+    def detections(self) -> BoxTable:
+        """Rounded as stated above. UserError where they are missing, damaged or of other data."""
+        return unpack(self._arrays(self.path.with_suffix(".npz"), DETECTION_KINDS))
+
+    def ground_truth(self) -> BoxTable:
+        """What it was compared with. UserError where it is missing, damaged or of other data."""
+        return BoxTable.ground_truth(**self._arrays(self.truth_path, TRUTH_KINDS))
+
+    def _arrays(self, path: Path, kinds: Mapping[str, str]) -> dict[str, np.ndarray]:
+        """Columns of finite numbers, four for 'boxes' and one else, equally long; else UserError.
+
+        Images and labels are indices of those of the record.
+        """
+        try:
+            with np.load(io.BytesIO(read_bytes(path))) as file:
+                arrays = {key: file[key] for key in file.files}
+        except Exception as error:
+            raise UserError(f"{path}: not readable as a part of a record: {error}") from error
+        what = "ground truth of a data set" if kinds is TRUTH_KINDS else "detections of a record"
+        if arrays.keys() != kinds.keys() or not all(
+            array.dtype.kind == kinds[name]
+            and array.shape == (arrays["image"].size, *((4,) if name == "boxes" else ()))
+            and np.isfinite(array).all()
+            for name, array in arrays.items()
+        ):
+            raise UserError(f"{path}: not the {what}")
+        images, classes = self.images, len(self.data.classes)
+        for numbers, end in ((arrays["image"], images), (arrays["labels"], classes)):
+            if ((numbers < 0) | (numbers >= end)).any():
+                raise UserError(f"{path}: boxes beyond the {images} images, {classes} classes")
+        return arrays
+
+
+def pack(found: BoxTable) -> dict[str, np.ndarray]:
+    """Detections rounded as stated above, in small integers."""
+    found = found.take(np.sort(coco_order(found)))
+    scores = np.clip(found.scores.astype(np.float64), MIN_SCORE, 1.0)
+    columns = {
+        "image": found.image,
+        "labels": found.labels,
+        "boxes": np.round(found.boxes.astype(np.float64) * PIXEL_STEPS),
+        "scores": np.round(-np.log2(scores) * SCORE_STEPS),
+    }
+    return {
+        name: values.astype(np.min_scalar_type(int(values.max(initial=0))))
+        for name, values in columns.items()
+    }
+
+
+def unpack(arrays: Mapping[str, np.ndarray]) -> BoxTable:
+    """The inverse of `pack`."""
+    return BoxTable.detections(
+        arrays["image"].astype(np.int64),
+        arrays["labels"].astype(np.int64),
+        (arrays["boxes"] / PIXEL_STEPS).astype(np.float32),
+        (2.0 ** -(arrays["scores"] / SCORE_STEPS)).astype(np.float32),
+    )
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    file = io.BytesIO()
+    np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
+    write_bytes(path, file.getvalue())
 
 
 def model_id(spec: ModelSpec) -> str:
@@ -182,12 +250,15 @@ def plain_spec(spec: ModelSpec, source: str) -> dict[str, Any]:
 def save_record(folder: Path, record: Record, detections: BoxTable, truth: BoxTable) -> Record:
     """Write the record; the JSON comes last, so that a record that is there is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_truth(folder / truth_name(record.fingerprint), truth)
-    path = folder / f"{record.stem}.json"
-    save_arrays(path.with_suffix(".npz"), pack(detections))
+    record = replace(record, path=folder / f"{record.stem}.json")
+    try:
+        record.ground_truth()  # written by another run
+    except UserError:
+        _write_arrays(record.truth_path, {key: getattr(truth, key) for key in TRUTH_KINDS})
+    _write_arrays(record.path.with_suffix(".npz"), pack(detections))
     plain = {key: value for key, value in asdict(record).items() if key != "path"}
-    write_text(path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
-    return replace(record, path=path)
+    write_text(record.path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    return record
 
 
 def records_in(folder: Path) -> list[Record]:
@@ -210,36 +281,27 @@ def load_record(path: Path) -> Record | None:
 
 
 def _check(record: Record) -> None:
-    """Raise ValueError where fields that are right alone do not fit together."""
-    data, scores, split = record.data, record.scores, record.conditions.split
-    needed = {
-        f"protocol.data.{split}": getattr(data, split),
-        f"protocol.data.{split}_images": getattr(data, f"{split}_images"),
-        **{f"metrics.coco.{key}": scores.coco.get(key) for key in COCO_KEYS},
+    """Raise ValueError for a value out of its range, and where fields do not fit together."""
+    data, scores, split, curves = record.data, record.scores, record.conditions.split, record.curves
+    nested = [value for value in record.environment.values() if isinstance(value, dict | list)]
+    commit = record.environment.get("commit")
+    size, names = record.conditions.image_size, [one.name for one in scores.per_class]
+    rules: dict[str, tuple[object, str]] = {
+        "protocol.split": (split in {"val", "test"}, "val or test"),
+        "protocol.image_size": (1 <= size <= MAX_PIXELS, f"1 to {MAX_PIXELS}"),
+        "protocol.data.classes": (data.classes, "at least one class"),
+        "protocol.data.train_images": (not curves or data.train_images is not None, "a number"),
+        f"protocol.data.{split}": (
+            re.fullmatch(r"[0-9a-f]{8,64}", record.fingerprint),
+            "hexadecimal digits",
+        ),
+        f"protocol.data.{split}_images": (1 <= record.images <= MAX_IMAGES, f"1 to {MAX_IMAGES}"),
+        "metrics.coco": (scores.coco.keys() >= set(COCO_KEYS), ", ".join(COCO_KEYS)),
+        "metrics.per_class": (names == data.classes, "the classes in 'protocol.data.classes'"),
+        "curves.epoch": (not curves or "epoch" in curves, "the numbers of the epochs"),
+        "curves": (len(set(map(len, curves.values()))) < 2, "columns of one length"),
+        "environment": (not nested and isinstance(commit, str | None), "text and numbers"),
     }
-    if record.curves:
-        needed["protocol.data.train_images"] = data.train_images
-        needed["curves.epoch"] = record.curves.get("epoch")
-    for name, value in needed.items():
-        if value is None:
-            raise ValueError(f"{name!r} is missing")
-    if [one.name for one in scores.per_class] != data.classes:
-        raise ValueError("'metrics.per_class' is not of the classes in 'protocol.data.classes'")
-    if len({len(values) for values in record.curves.values()}) > 1:
-        raise ValueError("'curves' have different numbers of epochs")
-
-
-def read_curves(path: Path) -> dict[str, list[float | None]]:
-    """results.csv of a training run by column; None where a cell is empty or not finite."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        columns = {
-            name: [float(row[name] or "nan") for row in rows] for name in next(iter(rows), ())
-        }
-    except Exception as error:
-        raise UserError(f"{path}: not the results of a run: {error}") from error
-    return {
-        name: [value if math.isfinite(value) else None for value in values]
-        for name, values in columns.items()
-    }
+    for name, (fits, expected) in rules.items():
+        if not fits:
+            raise ValueError(f"{name!r} is missing or wrong, expected {expected}")

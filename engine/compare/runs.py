@@ -1,4 +1,4 @@
-"""Training runs as processes of their own: started, watched, stopped and continued."""
+"""Training runs as processes of their own: started, watched, stopped, continued and evaluated."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from tqdm import tqdm
 
 from engine.checkpoint import load_checkpoint
+from engine.compare.evaluation import evaluate_run
 from engine.compare.plan import RunPlan, run_flags
-from engine.compare.record import Record
-from engine.compare.schema import Run
+from engine.compare.schema import FAILED, Run
 from engine.compare.setup import Comparison
 from engine.train.interrupts import StopRequest, stop
-from utils.errors import UserError
+from utils.errors import UserError, cause_of
 from utils.paths import ROOT
+from utils.terminal import printable, say, warn
 
 NEW, HALF, TRAINED = "new", "half", "trained"
 POLL = 0.2  # seconds between looks at the runs
@@ -32,59 +33,6 @@ ERROR_MARKS = ("error: ", "internal error: ")
 LONGEST_CAUSE = 300  # characters
 REDRAW, REDRAW_LOG = 1.0, 60.0  # seconds between drawings of the bar: terminal, file
 UNIT = 1e15  # FLOPs, of the bar
-
-
-@dataclass
-class Session:
-    """A comparison in its folder: what is done and what failed so far, by run."""
-
-    plan: Comparison
-    folder: Path
-    done: dict[str, Record] = field(default_factory=dict)
-    failed: dict[str, Run] = field(default_factory=dict)
-
-    def run_folder(self, plan: RunPlan) -> Path:
-        """What train.py writes to."""
-        return self.folder / "runs" / plan.id
-
-    def epochs_done(self, plan: RunPlan) -> int:
-        """Complete epochs, by the lines of results.csv."""
-        try:
-            text = (self.run_folder(plan) / "results.csv").read_text(encoding="utf-8")
-        except OSError:
-            return 0
-        return max(len(text.splitlines()) - 1, 0)
-
-    def bar(self) -> tqdm[NoReturn]:
-        """A bar over all runs: work in FLOPs, done epoch by epoch; time left by the speed so far.
-
-        What is there already counts as done, but not for the speed.
-        """
-        return tqdm(
-            total=sum(run.work for run in self.plan.runs) / UNIT,
-            initial=self._work_done(),
-            bar_format=BAR,
-            dynamic_ncols=True,
-            smoothing=0,
-            miniters=0,
-            mininterval=REDRAW if sys.stderr.isatty() else REDRAW_LOG,
-        )
-
-    def show(self, bar: tqdm[NoReturn], running: Sequence[RunPlan]) -> None:
-        """Move the bar, and name the runs under way."""
-        names = ", ".join(run.title for run in running)
-        ended = len({*self.done, *self.failed})
-        bar.set_description_str(f"{ended}/{len(self.plan.runs)} runs {names}", refresh=False)
-        bar.update(self._work_done() - bar.n)
-
-    def _work_done(self) -> float:
-        total = 0.0
-        for run in self.plan.runs:
-            share = 1.0 if run.id in self.done or run.id in self.failed else 0.0
-            if not share and run.seed is not None:
-                share = min(self.epochs_done(run) / self.plan.config.epochs, 0.99)
-            total += share * run.work / UNIT
-        return total
 
 
 def state_of(folder: Path) -> str:
@@ -99,48 +47,115 @@ def state_of(folder: Path) -> str:
     return TRAINED if saved.get("train_state") is None else HALF
 
 
-def training_command(session: Session, plan: RunPlan, device: str) -> list[str]:
+def epochs_done(folder: Path) -> int:
+    """Complete epochs, by the lines of results.csv in a run's folder."""
+    try:
+        text = (folder / "results.csv").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return max(len(text.splitlines()) - 1, 0)
+
+
+def training_command(plan: Comparison, run: RunPlan, device: str) -> list[str]:
     """The process that starts a run, or resumes it."""
-    folder, config = session.run_folder(plan), session.plan.config
+    folder, config = plan.run_folder(run), plan.config
     command = [sys.executable, str(ROOT / "train.py"), "--workers", str(config.workers)]
     command += ["--noplots", "--device", device]
     if state_of(folder) == HALF:
         return [*command, "--resume", str(folder)]
-    assert plan.seed is not None
+    assert run.seed is not None
     command += ["--project", str(folder.parent), "--name", folder.name, "--exist-ok"]
-    return command + run_flags(config, plan.entry, plan.seed)
+    return command + run_flags(config, run.entry, run.seed)
 
 
 @dataclass
 class _Job:
-    plan: RunPlan
+    run: RunPlan
     device: str
     process: subprocess.Popen[bytes]
     log: Path  # what train.py prints
     log_start: int  # bytes in the log that are of earlier sessions
 
 
-def train_all(
-    session: Session,
-    plans: Sequence[RunPlan],
-    bar: tqdm[NoReturn],
-    *,
-    request: StopRequest,
-    finish: Callable[[RunPlan, str | None, str], None],
-) -> None:
-    """Carry out all runs, as many at a time as there are devices.
+def run_all(plan: Comparison, request: StopRequest) -> bool:
+    """Train and evaluate what is not done yet; whether there was anything.
 
-    finish: called for each run that ended, with the cause of a failure and the device that is free
-    now.  A run that fails, whatever way, leaves the others alone.  After SIGINT or SIGTERM all runs
-    save their state; then KeyboardInterrupt or TerminatedError.
+    As many runs at a time as there are devices.  One that fails, whatever way, leaves the others
+    alone.  After a signal all runs save their state; then KeyboardInterrupt or TerminatedError.
     """
-    waiting, jobs = list(plans), list[_Job]()
-    free = list(session.plan.devices)
+    waiting = [run for run in plan.runs if run.id not in plan.done]
+    if len(waiting) < len(plan.runs):
+        say(f"{len(plan.runs) - len(waiting)} of {len(plan.runs)} runs are done already")
+    for entry in plan.models:
+        if entry.cause is not None:
+            warn(f"{entry.name} cannot run: {entry.cause}")
+    if not waiting:
+        return False
+    # work in FLOPs, done epoch by epoch; what is there already counts, but not for the speed
+    with tqdm(
+        total=sum(run.work for run in plan.runs) / UNIT,
+        initial=_work_done(plan),
+        bar_format=BAR,
+        dynamic_ncols=True,
+        smoothing=0,
+        miniters=0,
+        mininterval=REDRAW if sys.stderr.isatty() else REDRAW_LOG,
+    ) as bar:
+        left = []
+        for run in waiting:
+            if run.seed is not None and state_of(plan.run_folder(run)) != TRAINED:
+                left.append(run)
+                continue
+            _show(plan, bar, [run])
+            with request.may_abort():
+                _finish(plan, run, None, plan.devices[0])
+        _train(plan, left, bar, request)
+    return True
+
+
+def _work_done(plan: Comparison) -> float:
+    total = 0.0
+    for run in plan.runs:
+        share = 1.0 if run.id in plan.done or run.id in plan.failed else 0.0
+        if not share and run.seed is not None:
+            share = min(epochs_done(plan.run_folder(run)) / plan.config.epochs, 0.99)
+        total += share * run.work / UNIT
+    return total
+
+
+def _show(plan: Comparison, bar: tqdm[NoReturn], running: Sequence[RunPlan]) -> None:
+    """Move the bar, and name the runs under way."""
+    names = ", ".join(run.title for run in running)
+    ended = len({*plan.done, *plan.failed})
+    bar.set_description_str(f"{ended}/{len(plan.runs)} runs {names}", refresh=False)
+    bar.update(_work_done(plan) - bar.n)
+
+
+def _finish(plan: Comparison, run: RunPlan, cause: str | None, device: str) -> None:
+    """Evaluate a run that ended well and write its record; note the cause of one that did not."""
+    if cause is None:
+        try:
+            plan.done[run.id] = evaluate_run(plan, run, device)
+        except Exception as error:  # a fault of the program must not end the others either
+            cause = cause_of(error)
+    if cause is not None:
+        cause = printable(cause)
+        plan.failed[run.id] = Run(run.seed, FAILED, run.command, cause)
+        tqdm.write(f"{run.title} failed: {cause}", file=sys.stderr)
+    else:
+        ap = plan.done[run.id].accuracy["AP"]
+        tqdm.write(f"{run.title}: AP {'-' if ap is None else f'{ap:.3f}'}")
+
+
+def _train(
+    plan: Comparison, runs: list[RunPlan], bar: tqdm[NoReturn], request: StopRequest
+) -> None:
+    jobs, free = list[_Job](), list(plan.devices)
     try:
-        while waiting or jobs:
-            while waiting and free:
-                jobs.append(_start(session, waiting.pop(0), free.pop(0)))
-            session.show(bar, [job.plan for job in jobs])
+        while runs or jobs:
+            while runs and free:
+                jobs.append(_start(plan, runs.pop(0), free.pop(0)))
+            _show(plan, bar, [job.run for job in jobs])
             time.sleep(POLL)
             if request.signal:
                 _stop(jobs, request.signal)
@@ -148,20 +163,21 @@ def train_all(
             for job in [job for job in jobs if job.process.poll() is not None]:
                 jobs.remove(job)
                 with request.may_abort():
-                    finish(job.plan, _cause(job), job.device)
+                    _finish(plan, job.run, _cause(job), job.device)
                 free.append(job.device)
     finally:
         _stop(jobs, request.signal or signal.SIGTERM)
 
 
-def _start(session: Session, plan: RunPlan, device: str) -> _Job:
-    log = session.folder / "logs" / f"{plan.id}.log"
+def _start(plan: Comparison, run: RunPlan, device: str) -> _Job:
+    log = plan.folder / "logs" / f"{run.id}.log"
     log.parent.mkdir(exist_ok=True)
-    session.run_folder(plan).parent.mkdir(exist_ok=True)
+    plan.run_folder(run).parent.mkdir(exist_ok=True)
     environment = {**os.environ, "TQDM_MININTERVAL": LOG_EVERY}
-    if session.plan.threads is not None:
-        environment["OMP_NUM_THREADS"] = str(session.plan.threads)
-    command = training_command(session, plan, device)
+    threads = plan.protocol["device"]["threads"]
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    command = training_command(plan, run, device)
     with log.open("ab") as file:
         before = file.tell()
         process = subprocess.Popen(
@@ -172,8 +188,8 @@ def _start(session: Session, plan: RunPlan, device: str) -> _Job:
             env=environment,
         )
     how = "resumes" if "--resume" in command else "starts"
-    tqdm.write(f"{plan.title} {how}: {log}")
-    return _Job(plan, device, process, log, before)
+    tqdm.write(f"{run.title} {how}: {log}")
+    return _Job(run, device, process, log, before)
 
 
 def _stop(jobs: list[_Job], number: int) -> None:

@@ -2,21 +2,29 @@
 
 `None` is: not defined, not measured, or not done.  Times are seconds where the name does not end in
 ms; sizes are bytes; FLOPs are 2 * MACs; costs are of one image.  `report.text.complete` adds what
-the report draws.
+the report draws.  `construct` makes dataclasses of plain values, e.g. of a JSON file.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import types
+import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.compare.bootstrap import Difference
 from engine.compare.error_split import ErrorSplit
+from utils.terminal import is_printable
 
 FORMAT = "featherdet-compare-1"
 DONE, PARTLY, FAILED, PROFILED = "done", "partly", "failed", "profiled"  # states of a row
 # Metrics of `Row.accuracy`, in the order of the tables.
 ACCURACY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "precision", "recall")
+# Limits of plain values
+LEVELS = 16  # of mappings and lists in each other
+MIN, MAX = 1e-99, 1e99  # of sizes of numbers: so far from the ends that no sum or quotient is inf
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -235,3 +243,64 @@ class Results:
     rows: list[Row]
     measurement: Measurement | None = None
     format: str = FORMAT
+
+
+def construct(kind: type[T], value: Any, name: str = "", levels: int = LEVELS) -> T:
+    """`value` as `kind`, a dataclass; keys that it lacks are ignored.
+
+    Fields may be dataclasses, str (printable), int (not negative), float (finite), lists and dicts
+    of these, unions with None, and Any (plain values in up to `levels` levels).  Raises ValueError
+    naming the field, by its dotted name after `name`.
+    """
+    if not isinstance(value, dict):
+        raise _wrong(name, value, "a mapping")
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        path = f"{name}.{item.name}" if name else item.name
+        if item.name in value:
+            found[item.name] = _typed(hints[item.name], value[item.name], path, levels)
+        elif item.default is item.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{path!r} is missing")
+    return kind(**found)
+
+
+def _typed(kind: Any, value: Any, name: str, levels: int) -> Any:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in {types.UnionType, typing.Union}:  # X | None
+        return None if value is None else _typed(inner[0], value, name, levels)
+    if dataclasses.is_dataclass(kind):
+        return construct(kind, value, name, levels)  # type: ignore[arg-type]
+    if levels == 0:
+        raise ValueError(f"{name!r} has too many levels")
+    if isinstance(value, list) and (origin is list or kind is Any):
+        (kind,) = inner or (Any,)
+        return [_typed(kind, x, f"{name}.{i}", levels - 1) for i, x in enumerate(value)]
+    if isinstance(value, dict) and (origin is dict or kind is Any):
+        bad = next((key for key in value if not is_printable(key)), None)
+        if bad is not None:
+            raise _wrong(name, bad, "printable keys")
+        kind = inner[1] if inner else Any
+        return {key: _typed(kind, x, f"{name}.{key}", levels - 1) for key, x in value.items()}
+    truth = isinstance(value, bool)
+    text = isinstance(value, str) and is_printable(value)
+    number = isinstance(value, int | float) and not truth
+    number = number and (value == 0 or MIN < abs(value) < MAX)
+    meets, expected = {
+        str: (text, "printable text"),
+        bool: (truth, "true or false"),
+        int: (number and isinstance(value, int) and value >= 0, "a whole number"),
+        float: (number, "a number"),
+        list: (False, "a list"),
+        dict: (False, "a mapping"),
+        Any: (text or number or truth or value is None, "printable text or a number"),
+    }[origin or kind]
+    if not meets:
+        raise _wrong(name, value, expected)
+    return value
+
+
+def _wrong(name: str, value: Any, expected: str) -> ValueError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return ValueError(f"{name!r} is {shown}, expected {expected}")

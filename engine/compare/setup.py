@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from engine.compare.arrays import load_detections, load_truth
 from engine.compare.config import PROFILE, TABLE, CompareConfig, repeated
-from engine.compare.folder import Lock
-from engine.compare.plan import ModelEntry, RunPlan, baseline_of, model_entries, runs
+from engine.compare.plan import ModelEntry, RunPlan, model_entries, runs
 from engine.compare.protocol import (
     SEEDS,
+    Lock,
     Protocol,
     Splits,
     differences,
@@ -24,6 +23,7 @@ from engine.compare.protocol import (
     require_equal,
 )
 from engine.compare.record import FOLDER, Record, model_id, records_in
+from engine.compare.schema import Run
 from engine.distributed import select_device
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.metrics import by_id, truth_of
@@ -31,65 +31,109 @@ from engine.train.config import TrainConfig
 from models.profile.counting import profile_spec
 from models.spec import ModelSpec
 from utils.environment import device_name
-from utils.errors import UserError, cause_of
+from utils.errors import UserError, cause_of, nearest
 from utils.terminal import warn
 
 
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
-    """All that is decided before the first run."""
+    """What is decided before the first run, and by run what is done and what failed so far."""
 
     config: CompareConfig
     protocol: Protocol
-    models: tuple[ModelEntry, ...]
-    runs: tuple[RunPlan, ...]
-    baseline: str
-    devices: tuple[str, ...]  # --device of each run at a time
-    device: torch.device  # that costs are measured on
-    threads: int | None = None  # of each run on a CPU
+    models: Sequence[ModelEntry]
+    runs: Sequence[RunPlan]
+    devices: tuple[str, ...]  # --device of each run at a time; costs are measured on the first
     splits: Splits | None = None
     truth: BoxTable | None = None
     images: int = 0  # evaluated
-    given: Mapping[str, Record] = field(default_factory=dict)  # by run, from --records
+    folder: Path = Path()
+    done: dict[str, Record] = field(default_factory=dict)
+    failed: dict[str, Run] = field(default_factory=dict)
+
+    @property
+    def baseline(self) -> str:
+        """The row that others are compared with."""
+        return self.config.baseline or self.models[0].name
 
     @property
     def lock(self) -> Lock:
         """What its folder is locked to."""
         return Lock(self.protocol, {model.name: model.model_id for model in self.models})
 
+    def run_folder(self, run: RunPlan) -> Path:
+        """What train.py writes to."""
+        return self.folder / "runs" / run.id
+
+    def continue_in(self, folder: Path) -> None:
+        """Work in a folder; its records count as done. UserError for one of another protocol."""
+        self.folder = folder
+        if self.config.kind != TABLE:
+            own = records_in(folder / FOLDER)
+            for item in own:
+                require_equal({"this comparison": self.protocol, str(item.path): item.protocol})
+            self.use(own)
+
+    def use(self, records: Iterable[Record]) -> None:
+        """The records of planned runs count as done.
+
+        One of another protocol, and one with damaged detections, is named and left out; UserError
+        where that would be a row less, for two records of one run, and for different trainings.
+        """
+        planned = {(run.entry.model_id, run.seed): run for run in self.runs}
+        used: dict[str, Record] = {}
+        for item in records:
+            run = planned.get((item.model_id, item.seed))
+            if run is None:
+                continue
+            differing = protocol_differences(item.protocol, self.protocol)
+            if differing:
+                if item.protocol["data"] == self.protocol["data"]:
+                    warn(f"{item.path}: not used, another protocol: {listed(differing)}")
+                continue
+            if (other := used.setdefault(run.id, item)) is not item:
+                raise UserError(
+                    f"{other.path} and {item.path}: two records of one run ({run.title});"
+                    " remove one"
+                )
+            try:
+                item.detections()
+                self.done[run.id] = item
+            except UserError as error:
+                if self.config.kind == TABLE:
+                    raise
+                warn(f"{item.path}: counts as not done: {error}")
+        require_one_training(self.done.values())
+
 
 def plan_comparison(config: CompareConfig) -> Comparison:
     """Read the data and all models, and find what is done. UserError before anything is written."""
-    devices = run_devices(config)
-    device = select_device(devices[0])
-    threads = None
-    if device.type == "cpu":
-        threads = max(torch.get_num_threads() // config.jobs, 1)
-    given = Path(config.records)
-    if config.records and not given.is_dir():
-        raise UserError(f"--records {given}: no such folder")
+    devices, folder = run_devices(config), Path(config.records)
+    if config.records and not folder.is_dir():
+        raise UserError(f"--records {folder}: no such folder")
+    given = records_in(folder) if config.records else []
     if config.kind == TABLE:
-        return _of_records(config, devices, device)
-    splits = None if config.kind == PROFILE else load_splits(config)
-    classes = config.classes if splits is None else len(splits.evaluated.names)
-    models = model_entries(config, classes=classes)
-    baseline = baseline_of(config.baseline, [model.name for model in models])
-    protocol = make_protocol(config, splits, device, threads=threads)
-    planned = runs(config, models, protocol, splits)
-    return Comparison(
-        config=config,
-        protocol=protocol,
-        splits=splits,
-        models=models,
-        runs=planned,
-        baseline=baseline,
-        devices=devices,
-        device=device,
-        threads=threads,
-        truth=None if splits is None else truth_of(by_id(splits.evaluated)),
-        images=0 if splits is None else len(splits.evaluated),
-        given=_usable(records_in(given), planned, protocol) if config.records else {},
-    )
+        plan = _of_records(config, given, devices)
+    else:
+        splits = None if config.kind == PROFILE else load_splits(config)
+        classes = config.classes if splits is None else len(splits.evaluated.names)
+        models = model_entries(config, classes=classes)
+        protocol = make_protocol(config, splits, select_device(devices[0]))
+        plan = Comparison(config, protocol, models, runs(config, models, protocol, splits), devices)
+        if splits is not None:
+            plan.splits, plan.images = splits, len(splits.evaluated)
+            plan.truth = truth_of(by_id(splits.evaluated))
+    names = [model.name for model in plan.models]
+    twice = repeated(names)
+    if twice is not None:
+        raise UserError(f"two models would both be called {twice!r}; rename or leave out one file")
+    if plan.baseline not in names:
+        raise UserError(
+            f"--baseline {plan.baseline}: no such row; there are {', '.join(names)}"
+            f"{nearest(plan.baseline, names)}"
+        )
+    plan.use(given)
+    return plan
 
 
 def run_devices(config: CompareConfig) -> tuple[str, ...]:
@@ -115,14 +159,6 @@ def run_devices(config: CompareConfig) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _require_within(item: Record, boxes: BoxTable, what: str) -> None:
-    """UserError where boxes are of other images or classes than the record."""
-    images, classes = item.images, len(item.data.classes)
-    for numbers, end in ((boxes.image, images), (boxes.labels, classes)):
-        if ((numbers < 0) | (numbers >= end)).any():
-            raise UserError(f"{item.path}: {what} beyond its {images} images, {classes} classes")
-
-
 def require_one_training(items: Iterable[Record]) -> None:
     """Refuse (UserError) runs that were not trained by the same settings, field by field.
 
@@ -140,95 +176,23 @@ def require_one_training(items: Iterable[Record]) -> None:
             )
 
 
-def _require_once(items: Iterable[Record]) -> None:
-    """Refuse (UserError) two records of the same run."""
-    seen: dict[tuple[str, int | None], Record] = {}
-    for item in items:
-        if (other := seen.setdefault((item.model_id, item.seed), item)) is not item:
-            seed = "" if item.seed is None else f", seed {item.seed}"
-            raise UserError(
-                f"{other.path} and {item.path}: two records of one run ({item.name}{seed});"
-                " remove one"
-            )
-
-
-def _usable(
-    records: Sequence[Record], planned: Sequence[RunPlan], protocol: Protocol
-) -> dict[str, Record]:
-    """By run: the records of the planned runs; one of another protocol is named and left out."""
-    wanted = {(run.entry.model_id, run.seed): run for run in planned}
-    found: dict[str, Record] = {}
-    used = []
-    for item in records:
-        run = wanted.get((item.model_id, item.seed))
-        if run is None:
-            continue
-        differing = protocol_differences(item.protocol, protocol)
-        if not differing:
-            used.append(item)
-            try:
-                _require_within(item, load_detections(item.path), "detections")
-                found[run.id] = item
-            except UserError as error:
-                warn(f"{item.path}: counts as not done: {error}")
-        elif item.protocol["data"] == protocol["data"]:
-            warn(f"{item.path}: not used, another protocol: {listed(differing)}")
-    _require_once(used)
-    return found
-
-
-def finished_runs(plan: Comparison, folder: Path) -> dict[str, Record]:
-    """By run: the records of the comparison's own folder, and those of --records.
-
-    UserError where a record in the folder has another protocol.
-    """
-    done = dict(plan.given)
-    if plan.config.kind != TABLE:
-        own = records_in(folder / FOLDER)
-        for item in own:
-            require_equal({"this comparison": plan.protocol, str(item.path): item.protocol})
-        done |= _usable(own, plan.runs, plan.protocol)
-        require_one_training(done.values())
-    return done
-
-
 def _of_records(
-    config: CompareConfig, devices: tuple[str, ...], device: torch.device
+    config: CompareConfig, found: Sequence[Record], devices: tuple[str, ...]
 ) -> Comparison:
-    """A table of the records of a folder alone: they bring models, protocol and ground truth."""
-    folder = Path(config.records)
-    found = records_in(folder)
+    """A table of records alone: they bring models, protocol and ground truth."""
     if not found:
-        raise UserError(f"--records {folder}: no record there")
+        raise UserError(f"--records {config.records}: no record there")
     protocol = require_equal({item.path.name: item.protocol for item in found})
-    require_one_training(found)
-    _require_once(found)
-    models: dict[str, ModelEntry] = {}
-    for item in found:
-        _require_within(item, load_detections(item.path), "detections")
-        models.setdefault(item.model_id, _entry(item))
-    names = [model.name for model in models.values()]
-    twice = repeated(names)
-    if twice is not None:
-        raise UserError(f"--records {folder}: two different models are called {twice!r}")
-    first = found[0]
-    truth = load_truth(folder, first.fingerprint)
-    _require_within(first, truth, "ground truth")
     seeds = sorted({item.seed for item in found if item.seed is not None})
     if seeds:
         protocol[SEEDS] = seeds
+    models: dict[str, ModelEntry] = {}
+    for item in found:
+        models.setdefault(item.model_id, _entry(item))
     planned = [RunPlan(models[one.model_id], one.seed, one.stem, 0.0, "") for one in found]
+    truth, images = found[0].ground_truth(), found[0].images
     return Comparison(
-        config=config,
-        protocol=protocol,
-        models=tuple(models.values()),
-        runs=tuple(planned),
-        baseline=baseline_of(config.baseline, names),
-        devices=devices,
-        device=device,
-        truth=truth,
-        images=first.images,
-        given={one.stem: one for one in found},
+        config, protocol, list(models.values()), planned, devices, truth=truth, images=images
     )
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from engine.compare.arrays import load_detections
 from engine.compare.protocol import Splits
 from engine.compare.report.tables import ModelRuns
 from engine.evaluate.box_table import BoxTable
@@ -151,7 +150,7 @@ def examples(splits: Splits | None, models: Sequence[ModelRuns]) -> list[Example
     Empty without data or evaluated models.  An image that can no longer be read is left out.
     """
     detections = {
-        item.entry.name: load_detections(item.finished[0].path) for item in models if item.finished
+        item.entry.name: item.finished[0].detections() for item in models if item.finished
     }
     if splits is None or not detections:
         return []

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.compare.arrays import load_detections
 from engine.compare.bootstrap import METRICS, Difference, difference, draw, weighted_ap
 from engine.compare.costs import computed_cost
 from engine.compare.error_split import ErrorSplit, split_errors
@@ -58,7 +57,7 @@ def rows(
     times = draw(images)
     resampled: dict[str, dict[int | None, np.ndarray]] = {}
     for index, item in enumerate(models):
-        found = {one.seed: load_detections(one.path) for one in item.finished}
+        found = {one.seed: one.detections() for one in item.finished}
         resampled[item.entry.name] = {
             seed: weighted_ap(one, truth, times) for seed, one in found.items()
         }

@@ -1,6 +1,8 @@
 """Records: what is rounded and how much, and what is the same when read again."""
 
+import functools
 import json
+import operator
 import os
 import re
 from dataclasses import replace
@@ -8,16 +10,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.compare.arrays import load_detections, load_truth, pack, save_truth, unpack
+from engine.compare.evaluation import read_curves
 from engine.compare.record import (
     Record,
     load_record,
     model_id,
+    pack,
     plain_spec,
-    read_curves,
     records_in,
     run_id,
     save_record,
+    unpack,
 )
 from engine.compare.schema import Model
 from engine.evaluate.box_table import BoxTable
@@ -59,20 +62,27 @@ def metrics_of(found, truth):
 
 def a_record(**changes):
     spec = load_spec("yolov5n")
-    values = {
-        "name": "yolov5n",
-        "model_id": model_id(spec),
-        "model": Model("yolov5n", "", "", "", "", "cfg/yolov5n.yaml", []),
-        "spec": plain_spec(spec, "cfg/yolov5n.yaml"),
-        "seed": 3,
-        "protocol": PROTOCOL,
-        "command": "python train.py",
-        "metrics": {},
-        "best_epoch": 1,
-        "curves": {"epoch": [0.0, 1.0], "metrics/mAP_0.5": [None, 0.5]},
-        "cost": {"params": 1, "macs": 2, "flops": 4},
-    }
-    return Record(**{**values, **changes})
+    record = Record(
+        name="yolov5n",
+        model_id=model_id(spec),
+        model=Model("yolov5n", "", "", "", "", "cfg/yolov5n.yaml", []),
+        spec=plain_spec(spec, "cfg/yolov5n.yaml"),
+        seed=3,
+        protocol=PROTOCOL,
+        command="python train.py",
+        metrics={},
+        best_epoch=1,
+        curves={"epoch": [0.0, 1.0], "metrics/mAP_0.5": [None, 0.5]},
+        cost={"params": 1, "macs": 2, "flops": 4},
+    )
+    return replace(record, **changes)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A record on the disk."""
+    truth, found = random_data()
+    return save_record(tmp_path, a_record(metrics=metrics_of(found, truth)), found, truth)
 
 
 def test_rounding_is_as_small_as_documented():
@@ -102,31 +112,30 @@ def test_only_what_no_metric_looks_at_is_left_out():
     groups = np.unique(np.stack((kept.image, kept.labels)), axis=1, return_counts=True)[1]
     assert groups.max() == 100
     assert len(kept) == len(coco_order(kept)) == len(coco_order(found))
+    assert len(unpack(pack(BoxTable.concatenate([])))) == 0
 
 
-def test_no_detection_at_all():
-    none = BoxTable.concatenate([])
-    assert len(unpack(pack(none))) == 0
-
-
-def test_a_record_comes_back_as_it_was(tmp_path):
+def test_a_record_comes_back_as_it_was(saved, tmp_path):
     truth, found = random_data()
-    record = a_record(metrics=metrics_of(found, truth))
-    path = save_record(tmp_path, record, found, truth).path
-    assert path.name == record.stem + ".json"
-    assert load_record(path) == record
-    assert len(load_detections(path)) == len(found)
-    again = load_truth(tmp_path, record.fingerprint)
-    assert all(np.array_equal(vars(again)[key], value) for key, value in vars(truth).items())
-    assert [item.path for item in records_in(tmp_path)] == [path]
-    assert ModelSpec.from_dict(record.spec).layers[0].block == "Conv"
+    assert saved.path.name == saved.stem + ".json"
+    (again,) = records_in(tmp_path)
+    assert again == saved
+    assert again.path == saved.path
+    assert len(again.detections()) == len(found)
+    boxes = vars(again.ground_truth())
+    assert all(np.array_equal(boxes[key], value) for key, value in vars(truth).items())
     assert sorted(item.suffix for item in tmp_path.iterdir()) == [".json", ".npz", ".npz"]
+    assert ModelSpec.from_dict(saved.spec).layers[0].block == "Conv"
+    # no path of this machine
+    assert {layer["where"] for layer in saved.spec["layers"]} == {""}
+    assert saved.spec["source"] == "cfg/yolov5n.yaml"
 
 
-def test_no_path_of_this_machine_is_in_a_record():
-    record = a_record()
-    assert {layer["where"] for layer in record.spec["layers"]} == {""}
-    assert record.spec["source"] == "cfg/yolov5n.yaml"
+def test_a_record_older_than_its_training_settings_is_read(saved):
+    content = json.loads(saved.path.read_text())
+    del content["training"]
+    saved.path.write_text(json.dumps(content))
+    assert load_record(saved.path).training == {}
 
 
 def test_runs_are_told_apart():
@@ -143,20 +152,11 @@ def test_runs_are_told_apart():
 
 def test_the_models_hash_is_of_what_it_computes():
     spec = load_spec("yolov5n")
-    moved = replace(
-        spec,
-        source="elsewhere",
-        notes=("a note",),
-        layers=tuple(replace(layer, where="x:1") for layer in spec.layers),
-    )
+    layers = tuple(replace(layer, where="x:1") for layer in spec.layers)
+    moved = replace(spec, source="elsewhere", notes=("a note",), layers=layers)
     assert model_id(moved) == model_id(spec)
     assert model_id(load_spec("yolov5n-ghost")) != model_id(spec)
     assert model_id(ModelSpec.from_dict(plain_spec(spec, "x"))) == model_id(spec)
-
-
-@pytest.mark.parametrize("text", ["", '{"format": "featherdet-record-1", "a": 1}'])
-def test_what_is_no_record_is_named(tmp_path, text):
-    refused(tmp_path, text)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"format": "another"}'])
@@ -165,26 +165,14 @@ def test_files_of_other_formats_are_passed_over(tmp_path, text):
     assert records_in(tmp_path) == []
 
 
+def refused(path, text, why=""):
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"{path.name}: not a record{why}") as error:
+        load_record(path)
+    assert str(error.value).isprintable()
+
+
 GONE = object()
-
-
-def plant(content, key, value):
-    *path, last = key.split(".")
-    for part in path:
-        content = content[part]
-    if value is GONE:
-        del content[last]
-    else:
-        content[last] = value
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """A record's content as it lies on the disk."""
-    truth, found = random_data()
-    record = a_record(metrics=metrics_of(found, truth))
-    folder = tmp_path_factory.mktemp("written")
-    return save_record(folder, record, found, truth).path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -198,6 +186,7 @@ def written(tmp_path_factory):
         ("model.notes", "none"),
         ("model.backbone", GONE),
         ("model", []),
+        ("protocol.split", "train"),
         ("protocol.data", GONE),
         ("protocol.data.val", "../../etc/passwd"),
         ("protocol.data.classes", []),
@@ -210,6 +199,8 @@ def written(tmp_path_factory):
         ("metrics.recall", 1e300),
         pytest.param("metrics.coco.AP", 10**400, id="metrics.coco.AP-huge"),
         ("metrics.coco.AP", "high"),
+        *(("metrics.coco.AP", float(text)) for text in ("nan", "inf")),
+        ("metrics.coco", {"AP": 0.5}),
         ("metrics.coco", GONE),
         ("metrics.per_class", [{"name": "a"}]),
         ("metrics.per_class", []),
@@ -223,69 +214,44 @@ def written(tmp_path_factory):
         ("training", []),
     ],
 )
-def test_a_record_of_another_shape_is_named_with_its_key(tmp_path, written, key, value):
-    content = json.loads(written)
-    plant(content, key, value)
-    refused(tmp_path, json.dumps(content), f": '{key}")
+def test_a_record_of_another_shape_is_named_with_its_key(saved, key, value):
+    content = json.loads(saved.path.read_text())
+    *path, last = key.split(".")
+    part = functools.reduce(operator.getitem, path, content)
+    part[last] = value
+    if value is GONE:
+        del part[last]
+    refused(saved.path, json.dumps(content), f": '{key}")
 
 
-def refused(folder, text, why=""):
-    file = folder / "x.json"
-    file.write_text(text)
-    with pytest.raises(UserError, match=rf"x.json: not a record{why}") as error:
-        load_record(file)
-    assert str(error.value).isprintable()
+def test_what_nothing_could_be_made_of_is_refused_anywhere(saved):
+    whole = saved.path.read_text()
+    for text in ("", '{"format": "featherdet-record-1", "a": 1}', whole.replace("0.5", "1e999")):
+        refused(saved.path, text)
+
+    def nested(levels):
+        return [nested(levels - 1)] if levels else "end"
+
+    strange = [
+        "a\x1b[2J\nb",
+        "\ud800",
+        {"a\x1b": 1},
+        10**400,
+        5e-324,
+        nested(100),
+        {"x": nested(15)},
+    ]
+    for part in ("protocol", "training", "spec", "metrics"):
+        content = json.loads(whole)
+        content[part]["note"] = {"more": [1, None, True, "ü", 0.0, -2.5]}
+        saved.path.write_text(json.dumps(content))
+        assert load_record(saved.path).name == "yolov5n"
+        for value in strange:
+            content[part]["note"] = value
+            refused(saved.path, json.dumps(content), f": '{part}")
 
 
-def nested(levels):
-    return [nested(levels - 1)] if levels else "end"
-
-
-@pytest.mark.parametrize("part", ["protocol", "training", "spec", "metrics"])
-@pytest.mark.parametrize(
-    "value",
-    ["a\x1b[2J\nb", "\ud800", {"a\x1b": 1}, 10**400, 5e-324, nested(100), {"x": nested(15)}],
-    ids=["control", "surrogate", "key", "huge", "tiny", "deep", "mixed"],
-)
-def test_what_nothing_could_be_made_of_is_refused_anywhere(tmp_path, written, part, value):
-    content = json.loads(written)
-    content[part]["note"] = {"more": [1, None, True, "ü", 0.0, -2.5]}
-    file = tmp_path / "x.json"
-    file.write_text(json.dumps(content))
-    assert load_record(file).name == "yolov5n"
-    content[part]["note"] = value
-    refused(tmp_path, json.dumps(content), f": '{part}")
-
-
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
-def test_what_is_no_number_is_refused(tmp_path, written, number):
-    content = json.loads(written)
-    content["metrics"]["coco"]["AP"] = "here"
-    refused(tmp_path, json.dumps(content).replace('"here"', number), ": 'metrics.coco.AP'")
-
-
-def test_a_record_older_than_its_training_settings_is_read(tmp_path, written):
-    content = json.loads(written)
-    del content["training"]
-    file = tmp_path / "x.json"
-    file.write_text(json.dumps(content))
-    assert load_record(file).training == {}
-
-
-def test_damaged_truth_is_written_anew(tmp_path):
-    truth, _ = random_data()
-    path = tmp_path / "truth-0123456789ab.npz"
-    save_truth(path, truth)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="truth-"):
-        load_truth(tmp_path, "0123456789abcdef")
-    save_truth(path, truth)
-    assert len(load_truth(tmp_path, "0123456789abcdef")) == len(truth)
-
-
-BYTES = np.zeros(2, np.uint8)
-FOUND = {"image": BYTES, "labels": BYTES, "boxes": np.zeros((2, 4), np.uint8), "scores": BYTES}
+FEW = np.zeros(2, np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -293,67 +259,85 @@ FOUND = {"image": BYTES, "labels": BYTES, "boxes": np.zeros((2, 4), np.uint8), "
     [
         ("detections", "labels", np.zeros(3, np.uint8)),
         ("detections", "labels", GONE),
-        ("detections", "more", BYTES),
+        ("detections", "more", FEW),
         ("detections", "image", np.uint8(0)),
         ("detections", "image", np.array(["a", "b"])),
         ("detections", "image", np.zeros((2, 1), np.uint8)),
         ("detections", "boxes", np.zeros((2, 3), np.uint8)),
         ("detections", "boxes", np.full((2, 4), np.nan)),
         ("detections", "scores", np.array([-1, 0])),
+        ("detections", "image", FEW + 20),
+        ("detections", "labels", FEW + 2),
         ("ground truth", "image", np.uint8(0)),
         ("ground truth", "labels", np.array(["a"] * 120)),
         ("ground truth", "boxes", np.full((120, 4), np.inf, np.float32)),
         ("ground truth", "crowd", np.zeros(120)),
         ("ground truth", "areas", np.zeros(119)),
+        ("ground truth", "image", np.full(120, -1)),
+        ("ground truth", "image", np.full(120, 20)),
+        ("ground truth", "labels", np.full(120, 2)),
     ],
 )
-def test_arrays_of_another_shape_are_named(tmp_path, what, name, array):
-    truth = tmp_path / "truth-0123456789ab.npz"
-    np.savez(tmp_path / "x.npz", **FOUND)
-    save_truth(truth, random_data()[0])
-
-    def load():
-        if what == "detections":
-            return load_detections(tmp_path / "x.json")
-        return load_truth(tmp_path, "0123456789abcdef")
-
+def test_arrays_of_another_shape_or_other_images_are_named(saved, what, name, array):
+    path, load = saved.truth_path, saved.ground_truth
+    if what == "detections":
+        path, load = saved.path.with_suffix(".npz"), saved.detections
+        boxes = np.zeros((2, 4), np.uint8)
+        np.savez(path, image=FEW, labels=FEW, boxes=boxes, scores=FEW)
     assert len(load()) == (2 if what == "detections" else 120)
-    path = tmp_path / "x.npz" if what == "detections" else truth
     changed = {**np.load(path), name: array}
     np.savez(path, **{key: item for key, item in changed.items() if item is not GONE})
-    with pytest.raises(UserError, match=rf"{path.name}: not the {what}"):
+    named = rf"{path.name}: (not the {what}|boxes beyond the 20 images, 2 classes)"
+    with pytest.raises(UserError, match=named):
         load()
 
 
-def test_an_encrypted_archive_is_a_damaged_one(tmp_path):
-    np.savez(tmp_path / "x.npz", **FOUND)
-    content = bytearray((tmp_path / "x.npz").read_bytes())
+def encrypted(content):
     for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # each file has both
-        for found in re.finditer(re.escape(mark), bytes(content)):
+        for found in re.finditer(re.escape(mark), content):
+            content = bytearray(content)
             content[found.start() + flags] |= 1
-    (tmp_path / "x.npz").write_bytes(bytes(content))
-    with pytest.raises(UserError, match=r"x.npz: not readable.*encrypted"):
-        load_detections(tmp_path / "x.json")
+    return bytes(content)
 
 
-def test_what_is_no_regular_file_does_not_block(tmp_path):
-    os.mkfifo(tmp_path / "x.json")
-    with pytest.raises(UserError, match=r"x.json: not a record: not a regular file"):
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (lambda content: None, "No such file"),
+        (lambda content: b"", ""),
+        (lambda content: b"not an archive", ""),
+        (lambda content: content[: len(content) // 2], ""),
+        (encrypted, "encrypted"),
+    ],
+)
+def test_damaged_arrays_are_named_and_written_anew(saved, tmp_path, damage, cause):
+    truth, found = random_data()
+    for path, load in (
+        (saved.path.with_suffix(".npz"), saved.detections),
+        (saved.truth_path, saved.ground_truth),
+    ):
+        content = damage(path.read_bytes())
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{path.name}: not readable.*{cause}"):
+            load()
+    save_record(tmp_path, saved, found, truth)
+    assert (len(saved.detections()), len(saved.ground_truth())) == (len(found), len(truth))
+
+
+def test_what_is_no_regular_file_does_not_block(saved, tmp_path):
+    for path in (saved.path, saved.path.with_suffix(".npz")):
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=r"json: not a record: not a regular file"):
         records_in(tmp_path)
-    os.mkfifo(tmp_path / "x.npz")
-    with pytest.raises(UserError, match=r"x.npz: not readable.*not a regular file"):
-        load_detections(tmp_path / "x.json")
-
-
-def test_missing_detections_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"x.npz"):
-        load_detections(tmp_path / "x.json")
-    (tmp_path / "x.npz").write_text("not an archive")
-    with pytest.raises(UserError, match=r"x.npz"):
-        load_detections(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"npz: not readable.*not a regular file"):
+        saved.detections()
 
 
 def test_curves_by_column(tmp_path):
     file = tmp_path / "results.csv"
     file.write_text("epoch,a/b,c\n0,0.5,\n1,nan,2\n")
     assert read_curves(file) == {"epoch": [0.0, 1.0], "a/b": [0.5, None], "c": [None, 2.0]}
+    file.write_text("epoch\nx\n")
+    with pytest.raises(UserError, match=r"results.csv: not the results of a run"):
+        read_curves(file)

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from engine.compare import costs
-from engine.compare.arrays import load_detections
 from engine.compare.bootstrap import difference, draw, weighted_ap
 from engine.compare.config import CompareConfig
 from engine.compare.costs import common_batch, computed_cost, measure, with_speedup
@@ -34,8 +33,8 @@ from engine.compare.schema import (
     SpeedUp,
     SpeedUpAt,
     Spread,
+    construct,
 )
-from engine.compare.typed import construct
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.coco import coco_metrics
 from engine.measure.latency import LatencyConfig
@@ -198,7 +197,7 @@ def test_the_difference_is_that_of_the_seeds_both_have(table):
     assert found.significant
     assert 0 < found.low < found.delta < found.high
     times = draw(IMAGES)
-    samples = [weighted_ap(load_detections(x.path), truth, times) for x in (strong, weak)]
+    samples = [weighted_ap(x.detections(), truth, times) for x in (strong, weak)]
     straight = difference(*samples)
     assert (found.low, found.high) == (straight.low, straight.high)
 
