@@ -24,8 +24,9 @@ from engine import distributed
 from engine.train.config import TrainConfig
 from engine.train.interrupts import StopRequest
 from engine.train.loop import reproducible
-from engine.train.setup import TrainRun, prepare_run
-from engine.train.step import StepClock, to_network, train_epoch
+from engine.train.setup import prepare_run
+from engine.train.state import TrainRun
+from engine.train.step import to_network, train_epoch
 from models.detector import Detector
 from utils.config import option, parse
 from utils.errors import run_script
@@ -94,17 +95,9 @@ def _batches(run: TrainRun, epoch: int) -> Iterator[Batch]:
 def _end_to_end(run: TrainRun, epoch: int) -> float:
     """Images per second of one epoch as train.py runs it, from asking for the first batch."""
     run.state.start_epoch(epoch)
-    clock = StepClock(run.world.device)
     _wait(run)
     start = time.perf_counter()
-    train_epoch(
-        run.state,
-        run.plan,
-        _batches(run, epoch),
-        request=StopRequest(),
-        clock=clock,
-        progress=False,
-    )
+    train_epoch(run, _batches(run, epoch), StopRequest())
     _wait(run)
     return len(run.train.records) / (time.perf_counter() - start)
 
@@ -120,7 +113,7 @@ def _bare(
     """Images per second of forward, sum, backward on one batch that is already there."""
     model.to(memory_format=layout)
     images = images.contiguous(memory_format=layout)
-    autocast = run.plan.autocast
+    autocast = run.autocast
     _wait(run)
     start = time.perf_counter()
     for _ in range(steps):

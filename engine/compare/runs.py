@@ -20,7 +20,7 @@ from engine.compare.evaluation import evaluate_run
 from engine.compare.plan import RunPlan, run_flags
 from engine.compare.schema import FAILED, Run
 from engine.compare.setup import Comparison
-from engine.train.interrupts import StopRequest, stop
+from engine.train.interrupts import StopRequest
 from utils.errors import UserError, cause_of
 from utils.paths import ROOT
 from utils.terminal import printable, say, warn
@@ -159,7 +159,7 @@ def _train(
             time.sleep(POLL)
             if request.signal:
                 _stop(jobs, request.signal)
-                stop(request.signal)
+                request.stop()
             for job in [job for job in jobs if job.process.poll() is not None]:
                 jobs.remove(job)
                 with request.may_abort():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
+from data.index.records import ImageRecord
+from utils.errors import UserError
 from utils.seeding import generator
 
 ENOUGH = 0.98  # recall under which new anchors are searched for (YOLOv5's limit)
@@ -16,19 +20,16 @@ MUTATION_SPREAD = 0.1
 MIN_SIDE = 2.0  # pixels; the augmentation drops smaller boxes anyway
 
 
-def box_sizes(
-    boxes: list[np.ndarray], shapes: list[tuple[int, int]], image_size: int
-) -> np.ndarray:
-    """Per image (N, 4) xyxy pixels and (height, width) -> (M, 2) sizes at network size.
-
-    Boxes with a side under 2 px there are left out.
-    """
-    scaled = [
-        (box[:, 2:] - box[:, :2]) * (image_size / max(shape))
-        for box, shape in zip(boxes, shapes, strict=True)
-    ]
-    sizes = np.concatenate(scaled) if scaled else np.zeros((0, 2))
-    return sizes[(sizes >= MIN_SIDE).all(1)].astype(np.float64)
+def box_sizes(records: Sequence[ImageRecord], image_size: int) -> np.ndarray:
+    """(M, 2) sizes of the boxes in pixels of the network; no crowds, no sides under 2 px."""
+    scaled = [np.zeros((0, 2))]
+    for record in records:
+        boxes = record.boxes[~record.crowd]
+        scaled.append(
+            (boxes[:, 2:] - boxes[:, :2]) * (image_size / max(record.height, record.width))
+        )
+    sizes = np.concatenate(scaled)
+    return sizes[(sizes >= MIN_SIDE).all(1)]
 
 
 def best_ratios(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
@@ -39,32 +40,31 @@ def best_ratios(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 
 def best_possible_recall(sizes: np.ndarray, anchors: np.ndarray, threshold: float) -> float:
     """Share of boxes with an anchor whose min ratio exceeds 1 / `threshold`; 1 without boxes."""
-    if not len(sizes):
-        return 1.0
-    return float((best_ratios(sizes, anchors) > 1 / threshold).mean())
+    return float((best_ratios(sizes, anchors) > 1 / threshold).mean()) if len(sizes) else 1.0
 
 
-def search_anchors(
-    sizes: np.ndarray, count: int, *, threshold: float, seed: int, generations: int = GENERATIONS
-) -> np.ndarray:
+def search_anchors(sizes: np.ndarray, count: int, *, threshold: float, seed: int) -> np.ndarray:
     """(N, 2) sizes in pixels -> (count, 2) anchors, ascending area; the same for the same seed.
 
     k-means on sizes scaled by their deviation, then mutation that keeps the fitter: the mean best
-    ratio of the boxes that have an anchor within the threshold.  Raises ValueError without boxes.
+    ratio of the boxes that have an anchor within the threshold.
     """
-    if not len(sizes):
-        raise ValueError("no anchors without boxes")
     rng = generator(seed, count)
     if len(sizes) > SAMPLE:
         sizes = sizes[rng.choice(len(sizes), SAMPLE, replace=False)]
     anchors = k_means(sizes, count, rng)
     fitness = _fitness(sizes, anchors, threshold)
-    for _ in range(generations):
-        mutant = np.maximum(anchors * _mutation(anchors.shape, rng), MIN_SIDE)
+    for _ in range(GENERATIONS):
+        factor = np.ones(anchors.shape)
+        while (factor == 1).all():
+            chosen = rng.random(anchors.shape) < MUTATION_CHANCE
+            step = rng.random() * MUTATION_SPREAD * rng.standard_normal(anchors.shape)
+            factor = np.clip(1 + chosen * step, 0.3, 3.0)
+        mutant = np.maximum(anchors * factor, MIN_SIDE)
         score = _fitness(sizes, mutant, threshold)
         if score > fitness:
             anchors, fitness = mutant, score
-    return by_area(anchors)
+    return _by_area(anchors)
 
 
 def k_means(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -79,23 +79,14 @@ def k_means(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
     if len(unique) < count:
         extra = unique[rng.integers(len(unique), size=count - len(unique))]
         extra = extra * np.exp(rng.normal(0.0, 0.5, size=extra.shape))
-        return by_area(np.concatenate([unique, extra]) * spread)
+        return _by_area(np.concatenate([unique, extra]) * spread)
     cv2.setRNGSeed(int(rng.integers(2**31)))
     criteria = (cv2.TERM_CRITERIA_MAX_ITER | cv2.TERM_CRITERIA_EPS, ROUNDS, 1e-4)
     labels = np.zeros((len(points), 1), np.int32)  # only written
     _, _, centres = cv2.kmeans(
         points.astype(np.float32), count, labels, criteria, 1, cv2.KMEANS_PP_CENTERS
     )
-    return by_area(centres * spread)
-
-
-def _mutation(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    factor = np.ones(shape)
-    while (factor == 1).all():
-        chosen = rng.random(shape) < MUTATION_CHANCE
-        step = rng.random() * MUTATION_SPREAD * rng.standard_normal(shape)
-        factor = np.clip(1 + chosen * step, 0.3, 3.0)
-    return factor
+    return _by_area(centres * spread)
 
 
 def _fitness(sizes: np.ndarray, anchors: np.ndarray, threshold: float) -> float:
@@ -103,8 +94,7 @@ def _fitness(sizes: np.ndarray, anchors: np.ndarray, threshold: float) -> float:
     return float((best * (best > 1 / threshold)).mean())
 
 
-def by_area(anchors: np.ndarray) -> np.ndarray:
-    """The anchors in ascending order of area."""
+def _by_area(anchors: np.ndarray) -> np.ndarray:
     return anchors[np.argsort(anchors.prod(1), kind="stable")]
 
 
@@ -114,15 +104,18 @@ def fit_anchors(
     """(A, 2) anchors in pixels, ascending area, and a line for the console.
 
     The `present` ones when they suffice, else the better of them and new ones.  None means that
-    the model has none yet: then `count` new ones are taken.
+    the model has none yet: then `count` new ones are taken.  UserError where no box can give any.
     """
-    before = None if present is None else best_possible_recall(sizes, present, threshold)
-    if present is not None and before is not None and (before >= ENOUGH or not len(sizes)):
-        return present, f"AutoAnchor: best possible recall {before:.4f}, anchors kept"
+    title = "AutoAnchor: best possible recall"
+    before = -1.0 if present is None else best_possible_recall(sizes, present, threshold)
+    if present is not None and before >= ENOUGH:
+        return present, f"{title} {before:.4f}, anchors kept"
+    if not len(sizes):
+        raise UserError("AutoAnchor: at this --imgsz no training box has sides of 2 px or more")
     found = search_anchors(sizes, count, threshold=threshold, seed=seed)
-    recall = best_possible_recall(sizes, found, threshold)
-    if present is not None and before is not None and recall <= before:
-        return present, f"AutoAnchor: best possible recall {before:.4f}, none better, anchors kept"
+    after = best_possible_recall(sizes, found, threshold)
+    if present is not None and after <= before:
+        return present, f"{title} {before:.4f}, none better, anchors kept"
     pairs = " ".join(f"({w:.0f},{h:.0f})" for w, h in found)
-    change = "" if before is None else f"{before:.4f} -> "
-    return found, f"AutoAnchor: best possible recall {change}{recall:.4f} with new anchors {pairs}"
+    change = "" if present is None else f"{before:.4f} -> "
+    return found, f"{title} {change}{after:.4f} with new anchors {pairs}"

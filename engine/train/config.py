@@ -147,6 +147,10 @@ class TrainConfig:
             raise ValueError("--allow-partial needs --backbone-weights, which is not given")
         if not self.ddp_timeout > 0:
             raise ValueError(f"--ddp-timeout must be positive, got {self.ddp_timeout}")
+        if self.rect and self.multi_scale:
+            raise ValueError(
+                "--rect and --multi-scale exclude each other: both choose the batch's size"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for opt.yaml and checkpoints."""

@@ -1,25 +1,36 @@
-"""What a training run writes: settings, checkpoints, images of its data."""
+"""What a training run writes: settings, checkpoints, results.csv, plots, TensorBoard's events."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
-from data.loading.plots import plot_batch, plot_labels
-from data.loading.sample import Batch
+from data.loading.plots import plot_labels
 from engine.checkpoint import model_payload, save_checkpoint, without_folders
-from engine.train.setup import TrainRun
-from engine.train.step import NonFiniteError
+from engine.train.state import NonFiniteError, TrainRun
 from models.profile.counting import profile
 from models.profile.tables import row_table, summary
 from utils.config import changed
 from utils.files import write_yaml
 from utils.terminal import say
 
-DRAWN_BATCHES = 3  # train_batch0.jpg to train_batch2.jpg
+LOSSES = ("box_loss", "obj_loss", "cls_loss")
+METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
+# of results.csv: the ecosystem's columns in its order, and our own
+COLUMNS = (
+    "epoch", *(f"train/{name}" for name in LOSSES), *METRICS, *(f"val/{name}" for name in LOSSES),
+    "x/lr0", "x/lr1", "x/lr2",
+    "images_per_second", "train_seconds", "val_seconds", "data_wait_share",
+)  # fmt: skip
+DRAWN = (*COLUMNS[1:6], *COLUMNS[8:11], *COLUMNS[6:8])
 
 
 def announce(run: TrainRun) -> None:
@@ -44,13 +55,6 @@ def announce(run: TrainRun) -> None:
     found = run.environment
     ranks = f" x {found['ranks']}" if run.world.world_size > 1 else ""
     say(f"training on {found['device']}{ranks}, {found['threads']} threads, into {run.folder}")
-
-
-def draw_batch(run: TrainRun, index: int, batch: Batch) -> None:
-    """Rank 0: train_batch0.jpg to train_batch2.jpg from the run's first batches."""
-    wanted = run.state.epoch == 0 and index < DRAWN_BATCHES
-    if wanted and run.world.is_main and not run.config.noplots:
-        plot_batch(batch, run.train.names, run.folder / f"train_batch{index}.jpg")
 
 
 def save(run: TrainRun, name: str, *, resumable: bool) -> Path:
@@ -79,3 +83,49 @@ def save(run: TrainRun, name: str, *, resumable: bool) -> Path:
         },
     )
     return path
+
+
+def csv_text(rows: Iterable[Mapping[str, float]]) -> str:
+    """The rows as CSV, one for each epoch; a value that was not measured stays empty."""
+    lines = [",".join(COLUMNS)]
+    for row in rows:
+        values = [row.get(name, math.nan) for name in COLUMNS]
+        lines.append(",".join("" if math.isnan(value) else f"{value:.6g}" for value in values))
+    return "\n".join(lines) + "\n"
+
+
+def plot_results(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Losses and metrics over epochs as one plot."""
+    figure = Figure(figsize=(15, 6), layout="tight")
+    axes = figure.subplots(2, 5).ravel()
+    epochs = [row["epoch"] for row in rows]
+    for axis, name in zip(axes, DRAWN, strict=True):
+        values = [row.get(name, math.nan) for row in rows]
+        axis.plot(epochs, values, marker=".", linewidth=1.5)
+        axis.set_title(name, fontsize=10)
+        axis.grid(alpha=0.3)
+    for axis in axes[5:]:
+        axis.set_xlabel("epoch")
+    figure.savefig(path, dpi=120)
+
+
+@contextmanager
+def tensorboard(run: TrainRun) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Inside, a function that writes a row of results.csv as events, if tensorboard is installed.
+
+    The older events of the epoch that a resumed run continues are removed.
+    """
+    if not run.world.is_main or importlib.util.find_spec("tensorboard") is None:
+        yield lambda row: None
+        return
+    from torch.utils.tensorboard import SummaryWriter  # heavy, and optional
+
+    with SummaryWriter(str(run.folder), purge_step=run.state.epoch) as writer:
+
+        def add(row: Mapping[str, float]) -> None:
+            for name, value in row.items():
+                if name != "epoch" and not math.isnan(value):
+                    writer.add_scalar(name, value, int(row["epoch"]))
+            writer.flush()
+
+        yield add

@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import Any, NoReturn
 
 from utils.errors import TerminatedError
@@ -23,7 +22,7 @@ class StopRequest:
         self._since = 0.0
         self._abort = False
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
+    def receive(self, number: int, frame: object) -> None:
         """Signal handler: note the first; one that comes more than `INSISTING` later ends the run.
 
         A process group and its launcher may each send one within moments.
@@ -34,25 +33,24 @@ class StopRequest:
             self.signal, self._since = number, now
         if self._abort or insists:
             self._abort = False
-            stop(self.signal)
+            self.stop()
 
     @contextmanager
     def may_abort(self) -> Iterator[None]:
         """While inside, a signal ends the work at once: it changes no state (an evaluation)."""
         if self.signal:
-            stop(self.signal)
+            self.stop()
         self._abort = True
         try:
             yield
         finally:
             self._abort = False
 
-
-def stop(number: int) -> NoReturn:
-    """Leave as the signal asks: KeyboardInterrupt (exit 130) or TerminatedError (143 or 129)."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise TerminatedError(number)
+    def stop(self) -> NoReturn:
+        """Leave as the signal asks: KeyboardInterrupt (130) or TerminatedError (143 or 129)."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise TerminatedError(self.signal)
 
 
 @contextmanager

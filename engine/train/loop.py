@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.utils.deterministic
 
-from data.loading.sample import Batch
 from data.loading.workers import dead_workers_named
 from engine import distributed
 from engine.checkpoint import load_checkpoint, strip_checkpoint
@@ -22,16 +20,18 @@ from engine.evaluate.evaluator import evaluate
 from engine.evaluate.plots import save_plots
 from engine.evaluate.results import DetectionMetrics
 from engine.train.config import TrainConfig
-from engine.train.files import announce, draw_batch, save
-from engine.train.interrupts import StopRequest, stop, stop_requests
-from engine.train.runlog import TensorBoard, console_header, csv_text, plot_results
-from engine.train.setup import TrainRun, prepare_run
-from engine.train.step import StepClock, train_epoch
+from engine.train.files import LOSSES, METRICS, announce, csv_text, plot_results, save, tensorboard
+from engine.train.interrupts import StopRequest, stop_requests
+from engine.train.setup import prepare_run
+from engine.train.state import TrainRun
+from engine.train.step import console_header, train_epoch
 from models.losses.anchor import AnchorLoss
 from utils.config import changed
 from utils.errors import FeatherDetError, TerminatedError, UserError
 from utils.files import write_text
 from utils.terminal import say, warn
+
+Log = Callable[[Mapping[str, float]], None]  # writes a row of results.csv elsewhere
 
 
 def fit(config: TrainConfig, given: Collection[str] | None = None) -> DetectionMetrics:
@@ -96,96 +96,65 @@ def reproducible(device: torch.device, *, benchmark: bool) -> Iterator[None]:
 
 def _train(run: TrainRun, request: StopRequest) -> DetectionMetrics:
     """All epochs, then the final evaluation."""
-    state, config = run.state, run.config
-    clock = StepClock(run.world.device, config.profile)
-    board = TensorBoard(run.folder, enabled=run.world.is_main, purge_from=state.epoch)
+    state = run.state
     try:
-        while state.epoch < config.epochs and not _out_of_patience(run):
-            _epoch(run, request, clock, board)
+        with tensorboard(run) as log:
+            while state.epoch < run.config.epochs and not _out_of_patience(run):
+                _epoch(run, request, log)
     except BrokenPipeError:  # nobody reads the output any more; all steps up to here are complete
         if run.world.is_main:
             save(run, "last.pt", resumable=True)
         raise
-    finally:
-        board.close()
     with request.may_abort():
         return _finish(run)
 
 
-def _epoch(run: TrainRun, request: StopRequest, clock: StepClock, board: TensorBoard) -> None:
+def _epoch(run: TrainRun, request: StopRequest, log: Log) -> None:
     """One epoch of training (or the rest of it), its evaluation, its files."""
     state, config = run.state, run.config
-    started, before = time.perf_counter(), _images(run)
-    clock.waited = 0.0
+    done = min(state.batches * config.batch_size, len(run.train))  # images
+    started = time.perf_counter()
+    run.clock.start()
     if run.world.is_main:
         warn(console_header())
-    complete = state.batches >= len(run.loader) or train_epoch(
-        state,
-        run.plan,
-        _batches(run),
-        request=request,
-        clock=clock,
-        on_batch=partial(draw_batch, run),
-        progress=run.world.is_main,
-    )
+    if state.batches < len(run.loader):
+        mosaic = state.epoch < config.epochs - config.close_mosaic
+        run.loader.set_epoch(state.epoch, start_step=state.batches, mosaic=mosaic)
+        if not train_epoch(run, iter(run.loader), request):
+            _save_and_stop(run, request, together=True)
     seconds = time.perf_counter() - started
-    if not complete:
-        _save_and_stop(run, request, together=True)
+    metrics = None
     try:
         with request.may_abort():
-            metrics = _validate(run)
+            distributed.broadcast_tensors(state.ema.tensors())  # the statistics are rank 0's
+            if not config.noval or state.epoch == config.epochs - 1:
+                metrics = _evaluate(run, losses=True)
     except (KeyboardInterrupt, TerminatedError, FeatherDetError):
         if request.signal:
             _save_and_stop(run, request, together=False)
         raise
-    clock.end("validation")
+    run.clock.end("validation")
     row = _row(run, metrics)
-    if images := _images(run) - before:  # none where only the validation is repeated
+    if images := len(run.train) - done:  # none where only the validation is repeated
         row["train_seconds"] = seconds
         row["images_per_second"] = images / seconds
-        row["data_wait_share"] = clock.waited / seconds
+        row["data_wait_share"] = run.clock.waited / seconds
     row["val_seconds"] = time.perf_counter() - started - seconds
-    _close_epoch(run, distributed.broadcast_object(row))
-    if run.world.is_main:
-        board.add(state.rows[-1])
-        if metrics is not None:
-            say("\n".join(metrics.table().splitlines()[:2]))
-        if config.profile:
-            say(clock.text())
-
-
-def _images(run: TrainRun) -> int:
-    """How many images of the present epoch are done."""
-    return min(run.state.batches * run.config.batch_size, len(run.train))
-
-
-def _batches(run: TrainRun) -> Iterator[Batch]:
-    """The remaining batches of the present epoch."""
-    config, state = run.config, run.state
-    mosaic = state.epoch < config.epochs - config.close_mosaic
-    run.loader.set_epoch(state.epoch, start_step=state.batches, mosaic=mosaic)
-    return iter(run.loader)
-
-
-def _validate(run: TrainRun) -> DetectionMetrics | None:
-    """The averaged weights on the validation images; None when `--noval` leaves it out."""
-    last = run.state.epoch == run.config.epochs - 1
-    distributed.broadcast_tensors(run.state.ema.tensors())  # the statistics are those of rank 0
-    if run.config.noval and not last:
-        return None
-    return _evaluate(run, loss=run.val_loss)
+    _close_epoch(run, distributed.broadcast_object(row), metrics, log)
 
 
 def _evaluate(
-    run: TrainRun, *, loss: AnchorLoss | None, images: BatchImages | None = None
+    run: TrainRun, *, losses: bool = False, images: BatchImages | None = None
 ) -> DetectionMetrics:
+    """The averaged weights on the validation images."""
+    config, model = run.config, run.state.ema.model
     return evaluate(
-        run.state.ema.model,
+        model,
         run.val_loader,
         run.val,
-        config=EvalConfig(single_cls=run.config.single_cls),
+        config=EvalConfig(single_cls=config.single_cls),
         device=run.world.device,
-        loss=loss,
+        loss=AnchorLoss(model, run.hyp, image_size=config.imgsz) if losses else None,
         images=images,
         progress=run.world.is_main,
     )
@@ -193,26 +162,25 @@ def _evaluate(
 
 def _row(run: TrainRun, metrics: DetectionMetrics | None) -> dict[str, float]:
     """The epoch's row of results.csv, and its fitness."""
-    state, plan = run.state, run.plan
-    step = state.epoch * plan.schedule.steps_per_epoch + state.batches - 1
+    state = run.state
+    step = state.epoch * run.schedule.steps_per_epoch + state.batches - 1
     means = distributed.all_reduce_sum(state.mean_losses()) / run.world.world_size
     row: dict[str, float] = {"epoch": state.epoch}
-    parts = ("box_loss", "obj_loss", "cls_loss")
-    row.update({f"train/{part}": v for part, v in zip(parts, means.tolist(), strict=True)})
-    row.update({f"x/lr{i}": rate for i, rate in enumerate(plan.schedule.at(step).lr)})
+    row.update({f"train/{part}": v for part, v in zip(LOSSES, means.tolist(), strict=True)})
+    row.update({f"x/lr{i}": rate for i, rate in enumerate(run.schedule.at(step).lr)})
     if metrics is not None:
-        row["metrics/precision"] = metrics.precision
-        row["metrics/recall"] = metrics.recall
-        row["metrics/mAP_0.5"] = metrics.map50
-        row["metrics/mAP_0.5:0.95"] = metrics.map
-        losses = metrics.losses or (math.nan,) * len(parts)
-        row.update({f"val/{part}": float(v) for part, v in zip(parts, losses, strict=True)})
+        found = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
+        row.update(zip(METRICS, found, strict=True))
+        losses = metrics.losses or (math.nan,) * len(LOSSES)
+        row.update({f"val/{part}": float(v) for part, v in zip(LOSSES, losses, strict=True)})
         row["fitness"] = metrics.fitness
     return row
 
 
-def _close_epoch(run: TrainRun, row: dict[str, float]) -> None:
-    """Record the epoch's result, move on to the next one, write checkpoints and results."""
+def _close_epoch(
+    run: TrainRun, row: dict[str, float], metrics: DetectionMetrics | None, log: Log
+) -> None:
+    """Record the epoch's result, move on to the next one; write checkpoints and results, print."""
     state, config = run.state, run.config
     fitness = row.pop("fitness", math.nan)
     epoch = state.epoch
@@ -231,6 +199,11 @@ def _close_epoch(run: TrainRun, row: dict[str, float]) -> None:
         save(run, "last.pt", resumable=True)
         if config.save_period > 0 and (epoch + 1) % config.save_period == 0:
             save(run, f"epoch{epoch}.pt", resumable=False)
+    log(row)
+    if metrics is not None:
+        say("\n".join(metrics.table().splitlines()[:2]))
+    if config.profile:
+        say(run.clock.text())
 
 
 def _out_of_patience(run: TrainRun) -> bool:
@@ -239,7 +212,7 @@ def _out_of_patience(run: TrainRun) -> bool:
     return patience > 0 and state.best_epoch >= 0 and waited >= patience
 
 
-def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> None:
+def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> NoReturn:
     """Obey a signal: rank 0 saves the state between two steps, then every rank leaves.
 
     `together`: all ranks are here, and wait until the file is complete.
@@ -252,7 +225,7 @@ def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> No
         )
     if together:
         distributed.barrier()
-    stop(request.signal)
+    request.stop()
 
 
 def _finish(run: TrainRun) -> DetectionMetrics:
@@ -263,15 +236,13 @@ def _finish(run: TrainRun) -> DetectionMetrics:
     if run.world.is_main:
         best = load_checkpoint(weights / "best.pt")
         run.state.ema.model.load_state_dict(best["model"])
-        if drawn:
-            plot_results(run.state.rows, run.folder / "results.png")
     distributed.broadcast_tensors(run.state.ema.tensors())
-    metrics = _evaluate(run, loss=None, images=images)
+    metrics = _evaluate(run, images=images)
     if run.world.is_main:
         strip_checkpoint(weights / "last.pt")  # a finished run needs no optimizer any more
         say(metrics.table())
-    if images is not None:
-        save_plots(metrics, run.val, images, run.folder)
-    if run.world.is_main:
+        if images is not None:
+            plot_results(run.state.rows, run.folder / "results.png")
+            save_plots(metrics, run.val, images, run.folder)
         say(f"best.pt is from epoch {best['epoch'] - 1} of {run.state.epoch}; all in {run.folder}")
     return metrics

@@ -1,7 +1,8 @@
-"""The model of a training run: built, with its weights and anchors, and wrapped for its device."""
+"""The model of a training run: built, with weights, anchors and batch, wrapped for its device."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,9 +16,8 @@ from engine import distributed
 from engine.checkpoint import load_detector, transfer
 from engine.distributed import Distributed
 from engine.train.autoanchor import box_sizes, fit_anchors
-from engine.train.batch_size import largest_batch
 from engine.train.config import TrainConfig
-from engine.train.optimizer import freeze, rows_to_freeze
+from engine.train.optimizer import freeze
 from models.builder import build_detector
 from models.detector import Detector
 from models.losses.anchor import AnchorLoss
@@ -26,12 +26,20 @@ from models.spec import ModelSpec
 from models.weights.imagenet import plan_transfer
 from models.weights.sources import read_source
 from models.yaml.parser import load_draft
+from utils.boxes import Targets
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
 from utils.ranks import say_main, warn_main
+from utils.terminal import say
 
 DEFAULT_MODEL = "yolov5n"
-AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+AMP_TYPES = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16}
+# of --batch-size -1
+DEFAULT_BATCH = 16  # on a CPU
+MAX_BATCH = 1024
+SHARE = 0.85  # of the free memory; the rest is for validation, fragments and crowded batches
+BOXES_PER_IMAGE = 40  # of the trial batches
+STATE_COPIES = 3  # momentum, a second moment and the moving average, which the trial lacks
 
 
 def model_to_train(
@@ -51,7 +59,7 @@ def model_to_train(
     classes = len(train.names)
     model = saved
     if model is None:
-        spec = model_spec(config, classes=classes)
+        spec = _model_spec(config, classes=classes)
         model = build_detector(spec, classes=classes, names=train.names)
         if config.weights:
             say_main(transfer(model, config.weights).text())
@@ -70,29 +78,28 @@ def model_to_train(
         config = replace(config, imgsz=size)
     model.to(world.device).to(memory_format=torch.channels_last).train()
     if saved is None and (not config.noautoanchor or isinstance(model.spec.anchors, int)):
-        set_anchors(model, train, config, hyp)
-    freeze(model, rows_to_freeze(model.spec, config.freeze))
+        _set_anchors(model, train, config, hyp)
+    freeze(model, config.freeze)
     if config.batch_size == -1:
         loss = AnchorLoss(model, hyp, image_size=size)
-        autocast = autocast_type(config, world)
+        autocast = autocast_type(config, world.device)
         batch = largest_batch(model, loss, image_size=size, device=world.device, autocast=autocast)
         config = replace(config, batch_size=batch)
     return model, config
 
 
-def model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
+def _model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
     """The model that the flags mean: a file with --backbone, --neck and --fit, or a checkpoint's.
 
     Raises UserError as models.yaml.parser and models.profile.fit do.
     """
-    composed = config.backbone or config.neck or config.fit
-    if config.weights and composed and not config.cfg:
-        raise UserError(
-            "--backbone, --neck and --fit change a model file: name it with --cfg (--weights alone"
-            " brings a finished model)"
-        )
-    if config.weights and not config.cfg and not composed:
-        return load_detector(config.weights, device=torch.device("cpu")).spec
+    if config.weights and not config.cfg:
+        if config.backbone or config.neck or config.fit:
+            raise UserError(
+                "--backbone, --neck and --fit change a model file: name it with --cfg (--weights"
+                " alone brings a finished model)"
+            )
+        return load_detector(config.weights, device="cpu").spec
     draft = load_draft(
         config.cfg or DEFAULT_MODEL, backbone=config.backbone or None, neck=config.neck or None
     )
@@ -104,30 +111,28 @@ def model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
     return fitted.spec
 
 
-def set_anchors(
+def _set_anchors(
     model: Detector, train: DataIndex, config: TrainConfig, hyp: Hyperparameters
 ) -> None:
     """AutoAnchor on the training boxes at network size; see engine.train.autoanchor."""
-    sizes = box_sizes(
-        [record.boxes[~record.crowd] for record in train.records],
-        [(record.height, record.width) for record in train.records],
-        config.imgsz,
-    )
     head = model.head
     stride = torch.tensor(head.stride, dtype=torch.float32).view(-1, 1, 1)
     pixels = (head.anchors.cpu() * stride).reshape(-1, 2).double().numpy()
-    present = None if isinstance(model.spec.anchors, int) else pixels
-    found, text = fit_anchors(sizes, present, len(pixels), threshold=hyp.anchor_t, seed=config.seed)
-    if found is not present:
+    found, text = fit_anchors(
+        box_sizes(train.records, config.imgsz),
+        None if isinstance(model.spec.anchors, int) else pixels,
+        len(pixels),
+        threshold=hyp.anchor_t,
+        seed=config.seed,
+    )
+    if found is not pixels:
         head.set_anchors(torch.from_numpy(found.reshape(head.anchors.shape)))
     say_main(text)
 
 
-def autocast_type(config: TrainConfig, world: Distributed) -> torch.dtype | None:
+def autocast_type(config: TrainConfig, device: torch.device) -> torch.dtype | None:
     """The type that the forward pass runs in on CUDA; None for float32."""
-    if world.device.type != "cuda" or config.amp == "off":
-        return None
-    return AMP_TYPES[config.amp if config.amp in AMP_TYPES else "fp16"]
+    return AMP_TYPES.get(config.amp) if device.type == "cuda" else None
 
 
 def wrapped(
@@ -146,3 +151,89 @@ def wrapped(
         module = DistributedDataParallel(module, device_ids=devices)
         no_sync = module.no_sync
     return torch.compile(module) if config.compile else module, no_sync
+
+
+def largest_batch(
+    model: Detector,
+    loss: AnchorLoss,
+    *,
+    image_size: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> int:
+    """Images per step that use `SHARE` of the free memory of a GPU, at most 1024; 16 on a CPU.
+
+    Doubles a trial batch until memory runs out or is used up, then interpolates memory over batch
+    linearly.  The model's state is left as it was.  UserError when one image is too much.
+    """
+    if device.type != "cuda":
+        say(f"--batch-size -1 measures GPU memory; on a CPU the batch is {DEFAULT_BATCH}")
+        return DEFAULT_BATCH
+    trial = copy.deepcopy(model).train()
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    budget = free * SHARE - STATE_COPIES * weights
+    used: dict[int, int] = {}
+    batch = 1
+    while batch <= MAX_BATCH and max(used.values(), default=0) <= budget:
+        try:
+            used[batch] = _step_memory(
+                trial, loss, batch=batch, size=image_size, device=device, autocast=autocast
+            )
+        except torch.OutOfMemoryError:
+            break
+        finally:
+            trial.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        batch *= 2
+    fitting = batch_on_line(used, budget)
+    if fitting < 1:
+        raise UserError(
+            f"--batch-size -1: not even one image of {image_size} px fits into the"
+            f" {free / 2**30:.1f} GiB free on {device}; try a smaller --imgsz"
+        )
+    say(f"--batch-size -1: {fitting} images use {SHARE:.0%} of {free / 2**30:.1f} GiB free")
+    return fitting
+
+
+def batch_on_line(used: dict[int, int], budget: float) -> int:
+    """The batch whose memory meets `budget` on the line through the two largest trials.
+
+    `used` is bytes by batch.  0 when not even the first trial fits; never more than twice the
+    largest trial, nor more than `MAX_BATCH`.
+    """
+    batches = sorted(used)
+    if not batches or used[batches[0]] > budget:
+        return 0
+    if len(batches) == 1:
+        return batches[0]
+    below, above = batches[-2:]
+    slope = (used[above] - used[below]) / (above - below)
+    if slope <= 0:
+        return min(above, MAX_BATCH)
+    fitting = int(below + (budget - used[below]) / slope)
+    return max(min(fitting, 2 * above, MAX_BATCH), 1)
+
+
+def _step_memory(
+    model: Detector,
+    loss: AnchorLoss,
+    *,
+    batch: int,
+    size: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> int:
+    """Peak bytes of one forward and backward pass."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_reserved(device)
+    images = torch.zeros(batch, 3, size, size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    index = torch.arange(batch, device=device).repeat_interleave(BOXES_PER_IMAGE)
+    corners = torch.tensor([0.25, 0.25, 0.5, 0.5], device=device) * size
+    targets = Targets(index, torch.zeros_like(index), corners.expand(len(index), 4))
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        raw = model(images)
+    loss(raw, targets).total.backward()
+    return torch.cuda.max_memory_reserved(device) - before

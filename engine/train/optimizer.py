@@ -17,22 +17,27 @@ from models.spec import SECTIONS, ModelSpec
 from utils.errors import UserError, nearest
 from utils.hyp import Hyperparameters
 
-GROUPS = ("biases", "weights", "norms")  # also the order of x/lr0, x/lr1, x/lr2 in results.csv
+BIASES, WEIGHTS, NORMS = range(3)  # the groups, as x/lr0, x/lr1, x/lr2 in results.csv
 SCALE = "lr_scale"  # of a group
 
 
-def rows_to_freeze(spec: ModelSpec, items: Sequence[str]) -> list[int]:
-    """The rows that `--freeze` means, ascending.
+def freeze(model: Detector, items: Sequence[str]) -> None:
+    """Stop training the rows that `--freeze` means, and their batch statistics.
 
     One number N: the first N rows, as in YOLOv5; several: these very rows; a section (backbone,
-    neck, head) or a row's name: those rows.  UserError for a row that does not exist.
+    neck, head) or a row's name: those rows.  UserError for a row that does not exist.  Call it
+    after `model.train()`.
     """
-    count = len(spec.layers)
+    count = len(model.layers)
     if len(items) == 1 and items[0].isdigit():
         if int(items[0]) > count:
             raise UserError(f"--freeze {items[0]}: the model has only {count} rows")
-        return list(range(int(items[0])))
-    return sorted({row for item in items for row in _rows_named(spec, item, "--freeze")})
+        items = [str(row) for row in range(int(items[0]))]
+    for item in items:
+        for row in _rows_named(model.spec, item, "--freeze"):
+            model.layers[row].requires_grad_(False).eval()
+    if items and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("--freeze: every row is frozen, nothing is left to train")
 
 
 def _rows_named(spec: ModelSpec, item: str, flag: str) -> list[int]:
@@ -49,14 +54,6 @@ def _rows_named(spec: ModelSpec, item: str, flag: str) -> list[int]:
             f" known names: {', '.join(known)}{nearest(item, known)}"
         )
     return found
-
-
-def freeze(model: Detector, rows: Sequence[int]) -> None:
-    """Stop training the weights and batch statistics of `rows`; call after `model.train()`."""
-    for row in rows:
-        model.layers[row].requires_grad_(False).eval()
-    if rows and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("--freeze: every row is frozen, nothing is left to train")
 
 
 def rate_scales(model: Detector, items: Sequence[str]) -> dict[nn.Parameter, float]:
@@ -83,24 +80,6 @@ def rate_scales(model: Detector, items: Sequence[str]) -> dict[nn.Parameter, flo
     return scales
 
 
-def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters by group; decay belongs on `weights` alone.
-
-    Biases by name; a tensor of one axis (a normalisation's weight, a scale) counts as a norm.
-    """
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.rpartition(".")[2] == "bias":
-            groups["biases"].append(parameter)
-        elif parameter.ndim <= 1:
-            groups["norms"].append(parameter)
-        else:
-            groups["weights"].append(parameter)
-    return groups
-
-
 def build_optimizer(
     model: nn.Module,
     name: str,
@@ -111,30 +90,34 @@ def build_optimizer(
 ) -> Optimizer:
     """SGD with Nesterov momentum, Adam or AdamW (momentum is beta1) over three groups.
 
-    `weight_decay` acts on the group `weights` only.  `scales` multiply the rate of single
-    parameters (1 where none is given); every scale but 1 adds three groups after the first three.
-    The fused kernels do the whole update in one pass.
+    biases (by name), weights, on which alone `weight_decay` acts, and norms (any other tensor of
+    one axis).  `scales` multiply the rate of single parameters (1 where none is given); every scale
+    but 1 adds three groups after the first three.  The fused kernels do the whole update in one
+    pass.
     """
     scales = scales or {}
-    groups = [
-        {
-            "params": [item for item in parameters if scales.get(item, 1.0) == scale],
-            "weight_decay": weight_decay if kind == "weights" else 0.0,
-            SCALE: scale,
-        }
-        for scale in (1.0, *sorted(set(scales.values()) - {1.0}))
-        for kind, parameters in parameter_groups(model).items()
+    ordered = (1.0, *sorted(set(scales.values()) - {1.0}))
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": weight_decay if kind == WEIGHTS else 0.0, SCALE: scale}
+        for scale in ordered
+        for kind in range(3)
     ]
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            bias = key.rpartition(".")[2] == "bias"
+            kind = BIASES if bias else NORMS if parameter.ndim <= 1 else WEIGHTS
+            first = 3 * ordered.index(scales.get(parameter, 1.0))
+            groups[first + kind]["params"].append(parameter)
     if name != "SGD":
-        kind = {"Adam": Adam, "AdamW": AdamW}[name]
-        return kind(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
+        adaptive = {"Adam": Adam, "AdamW": AdamW}[name]
+        return adaptive(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
     momentum = hyp.momentum
     sgd = SGD(groups, lr=hyp.lr0, momentum=momentum, nesterov=momentum > 0, fused=True)
     if momentum > 0:
         # The fused kernel leaves new buffers unwritten when fp16's first update overflows; from
         # zero the first momentum is the gradient, as without a buffer.
-        for parameter in trainable(sgd):
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        for moved in trainable(sgd):
+            sgd.state[moved]["momentum_buffer"] = torch.zeros_like(moved)
     return sgd
 
 

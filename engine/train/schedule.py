@@ -12,7 +12,7 @@ MIN_WARMUP_STEPS = 100  # YOLOv5's floor for small data sets
 
 @dataclass(frozen=True)
 class Rates:
-    """What one step uses; the order of `lr` is that of `optimizer.GROUPS`."""
+    """What one step uses."""
 
     lr: tuple[float, float, float]  # biases, weights, normalisation weights
     momentum: float
@@ -34,10 +34,6 @@ class Schedule:
     batch_size: int
     cosine: bool = False
     adaptive: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.steps_per_epoch, self.batch_size) < 1:
-            raise ValueError(f"Schedule needs positive counts, got {self}")
 
     @property
     def warmup_steps(self) -> int:

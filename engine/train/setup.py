@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,15 @@ import torch
 from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex
 from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
-from data.loading.sample import Batch
 from engine import distributed
 from engine.checkpoint import detector_of, load_checkpoint
 from engine.distributed import Distributed
 from engine.train.config import TrainConfig, checkpoint_to_resume
 from engine.train.ema import ModelEma
-from engine.train.model import AMP_TYPES, autocast_type, model_to_train, wrapped
+from engine.train.model import autocast_type, model_to_train, wrapped
 from engine.train.optimizer import build_optimizer, rate_scales
 from engine.train.schedule import Schedule
-from engine.train.state import TrainState
-from engine.train.step import StepPlan
+from engine.train.state import StepClock, TrainRun, TrainState
 from models.losses.anchor import AnchorLoss
 from utils.environment import run_environment
 from utils.errors import UserError, cause_of
@@ -32,26 +30,6 @@ from utils.hyp import Hyperparameters, load_hyp
 from utils.paths import new_run_dir
 from utils.ranks import warn_main
 from utils.seeding import seed_everything
-
-
-@dataclass(frozen=True)
-class TrainRun:
-    """A run that is ready to start; only `state` changes from here on."""
-
-    config: TrainConfig
-    hyp: Hyperparameters
-    world: Distributed
-    folder: Path
-    resumed: bool
-    train: DataIndex
-    val: DataIndex
-    loader: TrainLoader
-    val_loader: Iterable[Batch]
-    val_loss: AnchorLoss
-    plan: StepPlan
-    state: TrainState
-    data_info: dict[str, Any]  # what a resumed run must find unchanged, and the number of ranks
-    environment: dict[str, Any]  # versions and device, as plain values
 
 
 def prepare_run(
@@ -98,14 +76,16 @@ def prepare_run(
         cosine=config.cos_lr,
         adaptive=config.optimizer != "SGD",
     )
-    scales = rate_scales(model, config.lr_scale)
     optimizer = build_optimizer(
-        model, config.optimizer, hyp, weight_decay=schedule.weight_decay, scales=scales
+        model,
+        config.optimizer,
+        hyp,
+        weight_decay=schedule.weight_decay,
+        scales=rate_scales(model, config.lr_scale),
     )
-    autocast = autocast_type(config, world)
+    autocast = autocast_type(config, world.device)
     scaler = torch.amp.GradScaler(world.device.type, enabled=autocast is torch.float16)
     state = TrainState(model, ModelEma(model), optimizer, scaler, world.device)
-    state.start_epoch(0)
     data_info = {
         "train data": train.fingerprint,
         "validation data": val.fingerprint,
@@ -122,17 +102,7 @@ def prepare_run(
         _lock(folder, locks)
         (folder / "weights").mkdir(exist_ok=True)
     forward, no_sync = wrapped(model, config, world)
-    plan = StepPlan(
-        forward=forward,
-        loss=AnchorLoss(
-            model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing
-        ),
-        schedule=schedule,
-        config=config,
-        world=world,
-        autocast=autocast,
-        no_sync=no_sync,
-    )
+    smoothing = config.label_smoothing
     return TrainRun(
         config=config,
         hyp=hyp,
@@ -143,9 +113,13 @@ def prepare_run(
         val=val,
         loader=loader,
         val_loader=ValLoader(val, common),
-        val_loss=AnchorLoss(state.ema.model, hyp, image_size=config.imgsz),
-        plan=plan,
+        forward=forward,
+        no_sync=no_sync,
+        loss=AnchorLoss(model, hyp, image_size=config.imgsz, label_smoothing=smoothing),
+        schedule=schedule,
+        autocast=autocast,
         state=state,
+        clock=StepClock(world.device, config.profile),
         data_info=data_info,
         environment={
             **run_environment(world.device),
@@ -167,7 +141,7 @@ def check_world(config: TrainConfig, world: Distributed) -> None:
     cuda = world.device.type == "cuda"
     if config.sync_bn and not cuda:
         raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only; leave it out")
-    if config.amp in AMP_TYPES and not cuda:
+    if config.amp in {"fp16", "bf16"} and not cuda:
         raise UserError(f"--amp {config.amp}: mixed precision is for CUDA; use --amp off here")
     if config.batch_size == -1 and world.world_size > 1:
         raise UserError("--batch-size -1 measures one GPU; under torchrun give the total batch")
@@ -176,8 +150,6 @@ def check_world(config: TrainConfig, world: Distributed) -> None:
             f"--batch-size {config.batch_size} is the total over {world.world_size} ranks and must"
             " be a multiple of their number"
         )
-    if config.rect and config.multi_scale:
-        raise UserError("--rect and --multi-scale exclude each other: both choose the batch's size")
 
 
 def _resumed(

@@ -1,18 +1,35 @@
-"""Everything a training run is made of between two steps, and its form in a checkpoint."""
+"""A training run: what stays as it is, what changes between two steps, and its form in last.pt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from data.index.records import DataIndex
+from data.loading.loader import TrainLoader
+from data.loading.sample import Batch
+from engine.distributed import Distributed
+from engine.train.config import TrainConfig
 from engine.train.ema import ModelEma
 from engine.train.optimizer import load_optimizer, trainable
+from engine.train.schedule import Schedule
 from models.detector import Detector
+from models.losses.anchor import AnchorLoss
+from utils.errors import FeatherDetError
+from utils.hyp import Hyperparameters
+
+
+class NonFiniteError(FeatherDetError):
+    """A loss, gradient or weight is not a number; nothing was saved after it."""
 
 
 @dataclass
@@ -31,12 +48,13 @@ class TrainState:
     epoch: int = 0
     batches: int = 0  # of this epoch that are done
     pending: int = 0  # batches whose gradients wait for an update
-    losses: Tensor = field(
-        default_factory=lambda: torch.zeros(3)
-    )  # box, obj, cls summed this epoch
+    losses: Tensor = field(init=False)  # box, obj, cls summed this epoch
     best_fitness: float = -1.0
     best_epoch: int = -1
     rows: list[dict[str, float]] = field(default_factory=list)  # results.csv
+
+    def __post_init__(self) -> None:
+        self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
         """Reset what is counted per epoch."""
@@ -93,6 +111,61 @@ class TrainState:
     def all_finite(self) -> bool:
         """Whether every weight, statistic and average is a number; waits for the device."""
         tensors = [*self.model.state_dict().values(), *self.ema.tensors()]
-        floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-        peaks = torch.stack([tensor.detach().abs().amax().float() for tensor in floats])
-        return bool(torch.isfinite(peaks).all())
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+
+class StepClock:
+    """Seconds of each part of training, kept when `enabled`: then it waits for the device.
+
+    `waited` is always kept: the seconds since `start` in which this process waited for batches.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool = False) -> None:
+        self.device, self.enabled = device, enabled
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.start()
+
+    def start(self) -> None:
+        """The first part begins here."""
+        self.waited = 0.0
+        self._last = time.perf_counter()
+
+    def end(self, part: str) -> None:
+        """`part` ends and the next one begins here."""
+        if self.enabled:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            now = time.perf_counter()
+            self.seconds[part] += now - self._last
+            self._last = now
+
+    def text(self) -> str:
+        """The parts with their seconds and shares."""
+        total = max(sum(self.seconds.values()), 1e-9)
+        parts = [f"{k} {v:.1f} s ({v / total:.0%})" for k, v in self.seconds.items()]
+        return "time: " + ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """A run that is ready to start; only `state` and `clock` change from here on."""
+
+    config: TrainConfig
+    hyp: Hyperparameters
+    world: Distributed
+    folder: Path
+    resumed: bool
+    train: DataIndex
+    val: DataIndex
+    loader: TrainLoader
+    val_loader: Iterable[Batch]
+    forward: Callable[[Tensor], list[Tensor]]  # the model, perhaps compiled or distributed
+    # in this context a backward pass leaves its gradients on their rank
+    no_sync: Callable[[], AbstractContextManager[None]]
+    loss: AnchorLoss
+    schedule: Schedule
+    autocast: torch.dtype | None  # fp16 or bf16 on CUDA
+    state: TrainState
+    clock: StepClock
+    data_info: dict[str, Any]  # what a resumed run must find unchanged, and the number of ranks
+    environment: dict[str, Any]  # versions and device, as plain values

@@ -151,10 +151,10 @@ def test_a_killed_rank_ends_all_ranks(train_flags, tmp_path):
 def test_a_rank_that_stays_away_ends_the_run_within_the_timeout(train_flags, tmp_path):
     script = tmp_path / "late.py"
     script.write_text(
-        "import os, sys, time\nimport train\nfrom engine.train import loop\n"
-        "def draw(run, index, batch):\n"
+        "import os, sys, time\nimport train\nfrom engine.train import step\n"
+        "def draw(run, batch):\n"
         "    if run.world.rank == 1:\n        time.sleep(300)\n"
-        "loop.draw_batch = draw\n"
+        "step.draw_batch = draw\n"
         "from utils.errors import run_script\nrun_script(train.main)\n"
     )
     process = torchrun(

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.train import loop
-from engine.train.batch_size import largest_batch
+from engine.train import step
+from engine.train.model import largest_batch
 from models.builder import build_detector
 from models.losses.anchor import AnchorLoss
 from models.yaml.parser import load_spec
@@ -49,11 +49,11 @@ def test_a_stopped_run_resumes_on_the_device(
     flags = [*train_flags, "--device", "0", "--amp", "fp16", "--epochs", "6"]
     main([*flags, "--name", "whole"])
 
-    def draw(run: object, step: int, batch: object) -> None:
+    def draw(run: object, batch: object) -> None:
         if run.state.epoch == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop, "draw_batch", draw)
+    monkeypatch.setattr(step, "draw_batch", draw)
     with pytest.raises(TerminatedError):
         main([*flags, "--name", "stopped"])
     monkeypatch.undo()

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from engine.train import loop
+from engine.train import loop, step
 from engine.train.config import TrainConfig
 from utils.config import parse
 
@@ -22,15 +22,15 @@ def settings(train_flags):
 
 @pytest.fixture
 def signal_at(monkeypatch):
-    """(epoch, step, number): send the signal to this process while that batch is under way."""
+    """(epoch, index, number): send the signal to this process while that batch is under way."""
 
-    def arrange(epoch, step, number):
-        def draw(run, index, batch):
-            if (run.state.epoch, index) == (epoch, step):
-                monkeypatch.setattr(loop, "draw_batch", lambda *_: None)  # once
+    def arrange(epoch, index, number):
+        def draw(run, batch):
+            if (run.state.epoch, run.state.batches) == (epoch, index):
+                monkeypatch.setattr(step, "draw_batch", lambda *_: None)  # once
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(loop, "draw_batch", draw)
+        monkeypatch.setattr(step, "draw_batch", draw)
 
     return arrange
 

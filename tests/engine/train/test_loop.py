@@ -1,6 +1,7 @@
 """Whole runs from settings to files."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,11 +9,11 @@ import yaml
 
 from engine import distributed
 from engine.checkpoint import load_checkpoint, load_detector
-from engine.train import loop
+from engine.train import loop, step
 from engine.train.config import TrainConfig
 from engine.train.loop import fit, reproducible
 from engine.train.setup import check_world
-from engine.train.step import NonFiniteError
+from engine.train.state import NonFiniteError
 from models.builder import build_detector
 from models.yaml.parser import load_spec
 from utils.errors import FeatherDetError, UserError
@@ -75,12 +76,12 @@ def test_patience_ends_a_run_that_gets_no_better(settings, tmp_path, monkeypatch
 
 
 def test_nan_weights_end_the_run_and_are_never_saved(settings, tmp_path, monkeypatch):
-    def poison(run, index, batch):
-        if (run.state.epoch, index) == (1, 2):
+    def poison(run, batch):
+        if (run.state.epoch, run.state.batches) == (1, 2):
             with torch.no_grad():
                 next(run.state.model.parameters()).fill_(torch.nan)
 
-    monkeypatch.setattr(loop, "draw_batch", poison)
+    monkeypatch.setattr(step, "draw_batch", poison)
     with pytest.raises(NonFiniteError, match="epoch 1, batch 2"):
         fit(settings("--epochs", 3))
     for name in ("last.pt", "best.pt"):
@@ -193,21 +194,15 @@ def test_cudnn_measures_kernels_only_where_sizes_repeat(settings, monkeypatch, m
     """Not before the run is prepared either: the trial batches of --batch-size -1 differ."""
     seen = []
 
-    class World:
-        device, rank, is_main = torch.device("cuda"), 0, True
-
-    class Run:
-        def __init__(self, config, *_):
-            seen.append(torch.backends.cudnn.benchmark)
-            self.config = config
-
-    def trained(run, request):
+    def noted(config, *_):
         seen.append(torch.backends.cudnn.benchmark)
+        return SimpleNamespace(config=config)
 
-    monkeypatch.setattr(loop.distributed, "start", lambda *_, **__: World)
-    monkeypatch.setattr(loop, "prepare_run", Run)
+    world = distributed.Distributed(torch.device("cuda"))
+    monkeypatch.setattr(loop.distributed, "start", lambda *_, **__: world)
+    monkeypatch.setattr(loop, "prepare_run", noted)
     monkeypatch.setattr(loop, "announce", lambda run: None)
-    monkeypatch.setattr(loop, "_train", trained)
+    monkeypatch.setattr(loop, "_train", noted)
     fit(settings(*more))
     assert seen == [False, expected]
     assert not torch.backends.cudnn.benchmark

@@ -14,7 +14,7 @@ from torch import nn
 
 from engine import distributed
 from engine.checkpoint import load_checkpoint, load_detector, save_checkpoint
-from engine.train import loop
+from engine.train import loop, step
 from engine.train.config import TrainConfig
 from engine.train.loop import fit
 from engine.train.schedule import Schedule
@@ -61,12 +61,12 @@ def straight(flags):
 def stopped_once(flags):
     """The folder of a run that SIGTERM stopped in the second epoch."""
 
-    def draw(run, index, batch):
+    def draw(run, batch):
         if run.state.epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_batch", draw)
+        patch.setattr(step, "draw_batch", draw)
         with pytest.raises(TerminatedError):
             fit(settings(flags, "--name", "once"))
     return flags[-1].parent / "once"
@@ -162,12 +162,12 @@ def test_the_same_seed_twice_is_bitwise_equal(flags, straight, tmp_path, keep_st
 def test_kill_minus_nine_then_resume_is_exact(flags, straight, tmp_path, keep_state, rows_of):
     """SIGKILL right after the first epoch's checkpoint, in a process of its own."""
     script = (
-        "import sys, torch\nfrom engine.train import loop\nimport train, os, signal\n"
+        "import sys, torch\nfrom engine.train import step\nimport train, os, signal\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
-        "def draw(run, step, batch):\n"
-        "    if run.state.epoch == 1 and step == 1:\n"
+        "def draw(run, batch):\n"
+        "    if run.state.epoch == run.state.batches == 1:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "loop.draw_batch = draw\ntrain.main(sys.argv[1:])\n"
+        "step.draw_batch = draw\ntrain.main(sys.argv[1:])\n"
     )
     argv = [*map(str, flags), "--project", str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, check=False)

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,14 +17,11 @@ from engine.train.ema import ModelEma
 from engine.train.interrupts import StopRequest
 from engine.train.optimizer import build_optimizer, trainable
 from engine.train.schedule import Schedule
-from engine.train.state import TrainState
+from engine.train.state import NonFiniteError, StepClock, TrainState
 from engine.train.step import (
     FiniteGuard,
-    NonFiniteError,
-    StepClock,
-    StepPlan,
-    average_gradients,
-    drawn_size,
+    console_header,
+    console_row,
     rescale,
     to_network,
     train_epoch,
@@ -54,34 +52,46 @@ def batches_of(count):
 
 @pytest.fixture
 def new_run(tiny_model, device):
-    """Settings and hyper-parameters as keywords -> a fresh state and its plan."""
+    """Settings and hyper-parameters as keywords -> what a step needs of a fresh run."""
 
-    def build(*, steps=4, batch_size=2, scale=None, ranks=1, no_sync=contextlib.nullcontext, **hyp):
+    def build(*, steps=4, batch_size=2, scale=None, ranks=1, **hyp):
         torch.manual_seed(0)
         recipe = Hyperparameters(warmup_epochs=0, **hyp)
         model = build_detector(load_spec(str(tiny_model)), classes=3).to(device).train()
         schedule = Schedule(recipe, epochs=1, steps_per_epoch=steps, batch_size=batch_size)
         optimizer = build_optimizer(model, "SGD", recipe, weight_decay=schedule.weight_decay)
         scaler = torch.amp.GradScaler(device.type, init_scale=scale or 1.0, enabled=bool(scale))
-        state = TrainState(model, ModelEma(model), optimizer, scaler, device)
-        state.start_epoch(0)
-        loss = AnchorLoss(model, recipe, image_size=64)
-        world = Distributed(device, world_size=ranks)
-        return state, StepPlan(model, loss, schedule, TrainConfig(), world, no_sync=no_sync)
+        return SimpleNamespace(
+            state=TrainState(model, ModelEma(model), optimizer, scaler, device),
+            config=TrainConfig(noplots=True),
+            world=Distributed(device, world_size=ranks),
+            schedule=schedule,
+            forward=model,
+            no_sync=contextlib.nullcontext,
+            loss=AnchorLoss(model, recipe, image_size=64),
+            autocast=None,
+            clock=StepClock(device),
+        )
 
     return build
 
 
-def run_epoch(state, plan, batches, *, request=None, on_batch=None):
-    return train_epoch(
-        state,
-        plan,
-        batches,
-        request=request or StopRequest(),
-        clock=StepClock(state.device),
-        on_batch=on_batch,
-        progress=False,
-    )
+@pytest.fixture
+def at_batch(monkeypatch):
+    """(index, action): call the action just before that batch."""
+
+    def arrange(index, act):
+        def draw(run, batch):
+            if run.state.batches == index:
+                act()
+
+        monkeypatch.setattr(step, "draw_batch", draw)
+
+    return arrange
+
+
+def run_epoch(run, batches):
+    return train_epoch(run, batches, StopRequest())
 
 
 def poison_gradients(state, wanted=lambda: True):
@@ -107,22 +117,22 @@ def test_accumulated_batches_make_the_same_update_as_one_large_batch(new_run):
     results = []
     for size, chunks in ((2, batches), (4, [both])):
         # objectness alone is a plain mean over images
-        state, plan = new_run(steps=len(chunks), batch_size=size, nbs=4, box=0.0, cls=0.0)
-        for module in state.model.modules():
+        run = new_run(steps=len(chunks), batch_size=size, nbs=4, box=0.0, cls=0.0)
+        for module in run.state.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-        assert run_epoch(state, plan, chunks)
-        assert state.ema.updates == 1
-        assert state.pending == 0
-        results.append([p.detach().clone() for p in state.model.parameters()])
+        assert run_epoch(run, chunks)
+        assert run.state.ema.updates == 1
+        assert run.state.pending == 0
+        results.append([p.detach().clone() for p in run.state.model.parameters()])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_left_at_the_very_end_are_not_lost(new_run):
-    state, plan = new_run(steps=3, nbs=64)  # 32 batches per update
-    run_epoch(state, plan, batches_of(3))
-    assert state.ema.updates == 1
+    run = new_run(steps=3, nbs=64)  # 32 batches per update
+    run_epoch(run, batches_of(3))
+    assert run.state.ema.updates == 1
 
 
 def test_only_an_update_exchanges_gradients_between_ranks(new_run):
@@ -134,93 +144,89 @@ def test_only_an_update_exchanges_gradients_between_ranks(new_run):
         log.append("kept")
         yield
 
-    state, plan = new_run(steps=5, nbs=4, no_sync=no_sync)
-    forward = plan.forward.forward
-    state.model.forward = lambda images: log.append("forward") or forward(images)
-    run_epoch(state, plan, batches_of(5))
+    run = new_run(steps=5, nbs=4)
+    run.no_sync, model = no_sync, run.forward
+    run.forward = lambda images: log.append("forward") or model(images)
+    run_epoch(run, batches_of(5))
     assert log == ["kept", "forward", "forward"] * 2 + ["forward"]  # the last step updates
 
 
 def test_waiting_gradients_are_averaged_over_ranks_before_they_are_saved(new_run, monkeypatch):
-    monkeypatch.setattr(distributed, "all_reduce_sum", lambda value: value.detach() * 4)
-    state, plan = new_run(steps=4, nbs=8)
-    run_epoch(state, plan, batches_of(3))
-    alone = [parameter.grad for parameter in trainable(state.optimizer)]
-    average_gradients(trainable(state.optimizer), 2)
-    for parameter, gradient in zip(trainable(state.optimizer), alone, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient * 2)
     calls = []
-    monkeypatch.setattr(step, "average_gradients", lambda *arguments: calls.append(arguments[1]))
-    for batches in (3, 4):  # after the fourth nothing waits
-        run_epoch(*new_run(steps=4, nbs=8, ranks=2), batches_of(batches))
-    assert calls == [2]
+    monkeypatch.setattr(
+        distributed, "all_reduce_sum", lambda value: calls.append(1) or value.detach() * 4
+    )
+    alone, several = new_run(nbs=8), new_run(nbs=8, ranks=2)
+    for run in (alone, several):
+        loss = run.loss
+        run.loss = lambda raw, targets, loss=loss, **_: loss(raw, targets)
+        run_epoch(run, batches_of(3))
+    pairs = zip(*(trainable(run.state.optimizer) for run in (alone, several)), strict=True)
+    for mine, averaged in pairs:
+        torch.testing.assert_close(averaged.grad, mine.grad * 2)
+    calls.clear()
+    run_epoch(several, batches_of(1))  # which updates: nothing waits
+    assert not calls
 
 
 def test_few_images_are_learned_by_heart(new_run):
-    state, plan = new_run(steps=60, batch_size=4, nbs=4, lr0=0.02)
+    run = new_run(steps=60, batch_size=4, nbs=4, lr0=0.02)
     fixed = batch_of(4, 7, boxes=6)
     losses = []
     for _ in range(60):
-        before = state.losses.sum().item()
-        assert run_epoch(state, plan, [fixed]) == (state.batches == 60)
-        losses.append(state.losses.sum().item() - before)
+        before = run.state.losses.sum().item()
+        assert run_epoch(run, [fixed]) == (run.state.batches == 60)
+        losses.append(run.state.losses.sum().item() - before)
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_mean_losses_are_over_the_batches_so_far(new_run, device):
-    state, plan = new_run(steps=2)
-    batch = batch_of(2, 1)
+def test_mean_losses_are_over_the_batches_so_far_and_printed(new_run, device):
+    run, batch = new_run(steps=2), batch_of(2, 1)
     on_device = batch.to(device)
-    first = plan.loss(plan.forward(to_network(on_device.images)), on_device.targets)
-    run_epoch(state, plan, [batch])
-    torch.testing.assert_close(state.mean_losses()[0], first.box.detach(), rtol=1e-4, atol=1e-6)
-    assert state.batches == 1
+    first = run.loss(run.forward(to_network(on_device.images)), on_device.targets)
+    run_epoch(run, [batch])
+    means = run.state.mean_losses()
+    torch.testing.assert_close(means[0], first.box.detach(), rtol=1e-4, atol=1e-6)
+    line = console_row(run, batch)
+    assert len(line) == len(console_header())
+    assert line.split()[2:] == [*(f"{value:.4g}" for value in means.tolist()), "3", "64"]
 
 
 @pytest.mark.parametrize("last", [1, 3])  # 3: all ranks stop before the validation, together
-def test_a_stop_is_obeyed_between_two_steps(new_run, last):
-    state, plan = new_run(steps=4, nbs=2)
-    request = StopRequest()
-
-    def stop(index, batch):
-        if index == last:
-            request.signal = signal.SIGTERM
-
-    assert not run_epoch(state, plan, batches_of(4), request=request, on_batch=stop)
+def test_a_stop_is_obeyed_between_two_steps(new_run, at_batch, last):
+    run, request = new_run(steps=4, nbs=2), StopRequest()
+    at_batch(last, lambda: setattr(request, "signal", signal.SIGTERM))
+    assert not train_epoch(run, batches_of(4), request)
     # on a GPU results, and with them requests, are read every ten steps and at the end
-    assert state.batches == (last + 1 if state.device.type == "cpu" else 4)
+    assert run.state.batches == (last + 1 if run.state.device.type == "cpu" else 4)
 
 
-def test_a_loss_that_is_no_number_names_the_batch(new_run):
-    state, plan = new_run(steps=4, nbs=2)
-
-    def poison(index, batch):
-        if index == 2:
-            with torch.no_grad():
-                state.model.head.m[0].bias[0] = torch.nan
-
+def test_a_loss_that_is_no_number_names_the_batch(new_run, at_batch):
+    run = new_run(steps=4, nbs=2)
+    at_batch(2, lambda: run.state.model.head.m[0].bias.data.fill_(torch.nan))
     with pytest.raises(
         NonFiniteError, match=r"loss is not finite at epoch 0, batch 2, images image-2-0, image-2-1"
     ) as caught:
-        run_epoch(state, plan, batches_of(4), on_batch=poison)
-    assert caught.value.exit_code != 0
-    assert not state.all_finite()
+        run_epoch(run, batches_of(4))
+    assert caught.value.exit_code == 1
+    assert not run.state.all_finite()
 
 
 def test_a_gradient_that_is_no_number_is_seen_at_the_same_step(new_run):
-    state, plan = new_run(steps=2, nbs=2)
-    poison_gradients(state)
+    run = new_run(steps=2, nbs=2)
+    poison_gradients(run.state)
     with pytest.raises(NonFiniteError, match="gradient is not finite at epoch 0, batch 0"):
-        run_epoch(state, plan, batches_of(2))
+        run_epoch(run, batches_of(2))
 
 
 def test_fp16_that_skips_every_update_ends_the_run(new_run):
     """The scaler halves its scale at each of them; without an end it falls to 0 in silence."""
-    state, plan = new_run(steps=12, nbs=2, scale=8.0)
+    run = new_run(steps=12, nbs=2, scale=8.0)
+    state = run.state
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     poison_gradients(state)
     with pytest.raises(NonFiniteError, match=r"the gradient is not finite at epoch 0, batch \d"):
-        run_epoch(state, plan, batches_of(12))
+        run_epoch(run, batches_of(12))
     assert 4 <= state.batches < 12 or state.device.type == "cuda"
     assert state.ema.updates == 0
     for parameter, start in zip(state.model.parameters(), before, strict=True):
@@ -228,19 +234,20 @@ def test_fp16_that_skips_every_update_ends_the_run(new_run):
 
 
 def test_fp16_may_skip_some_updates_which_are_not_averaged(new_run):
-    state, plan = new_run(steps=6, nbs=2, scale=8.0)
-    poison_gradients(state, lambda: state.batches in {0, 3})
-    assert run_epoch(state, plan, batches_of(6))
-    assert state.scaler.get_scale() == 2.0
-    assert state.ema.updates == 4
+    run = new_run(steps=6, nbs=2, scale=8.0)
+    poison_gradients(run.state, lambda: run.state.batches in {0, 3})
+    assert run_epoch(run, batches_of(6))
+    assert run.state.scaler.get_scale() == 2.0
+    assert run.state.ema.updates == 4
 
 
 def test_the_guard_finds_the_first_bad_batch_of_a_window(device):
-    guard = FiniteGuard(device, torch.amp.GradScaler(device.type, enabled=False))
-    for index, value in enumerate([1.0, float("inf"), float("nan")]):
-        values = torch.tensor([value, 0.0], device=device)
-        guard.note(values, epoch=3, batch=batch_of(1, index), index=index)
-    with pytest.raises(NonFiniteError, match="epoch 3, batch 1, images image-1-0"):
+    scaler = torch.amp.GradScaler(device.type, enabled=False)
+    state = SimpleNamespace(device=device, scaler=scaler, epoch=3, batches=0)
+    guard = FiniteGuard(state)
+    for state.batches, value in enumerate([1.0, float("inf"), float("nan")]):
+        guard.note(torch.tensor([value, 0.0], device=device), (f"image-{state.batches}",))
+    with pytest.raises(NonFiniteError, match="epoch 3, batch 1, images image-1;"):
         guard.check()
 
 
@@ -252,34 +259,29 @@ def test_pixels_become_floats_in_the_wanted_order(device):
 
 
 def test_multi_scale_draws_multiples_of_the_stride_within_half():
-    sizes = {drawn_size((640, 640), stride=32, seed=0, step=step) for step in range(400)}
-    assert {height for height, _ in sizes} == set(range(320, 961, 32))
-    assert all(height == width for height, width in sizes)
-    again = [drawn_size((640, 640), stride=32, seed=0, step=step) for step in range(5)]
-    assert again == [drawn_size((640, 640), stride=32, seed=0, step=step) for step in range(5)]
-    height, width = drawn_size((320, 640), stride=32, seed=0, step=3)
-    assert height % 32 == width % 32 == 0
-    assert abs(height - width / 2) < 32
-
-
-def test_rescaling_takes_the_boxes_along():
-    images = torch.rand(1, 3, 64, 32)
-    targets = Targets(torch.tensor([0]), torch.tensor([1]), torch.tensor([[8.0, 16.0, 24.0, 48.0]]))
-    bigger, moved = rescale(images, targets, (128, 96))
-    assert bigger.shape == (1, 3, 128, 96)
-    torch.testing.assert_close(moved.boxes, torch.tensor([[24.0, 32.0, 72.0, 96.0]]))
-    same, unmoved = rescale(images, targets, (64, 32))
-    assert same is images
-    assert unmoved is targets
+    images = torch.rand(1, 3, 32, 64)
+    targets = Targets(torch.tensor([0]), torch.tensor([1]), torch.tensor([[8.0, 16.0, 24.0, 32.0]]))
+    seen = set()
+    for number in range(100):
+        scaled, moved = rescale(images, targets, stride=4, seed=0, step=number)
+        height, width = scaled.shape[2:]
+        seen.add(width)
+        assert height % 4 == 0
+        assert 0 <= height - width / 2 < 4
+        expected = targets.boxes * torch.tensor([width / 64, height / 32] * 2)
+        torch.testing.assert_close(moved.boxes, expected)
+        assert width != 64 or torch.equal(scaled, images)
+        again, _ = rescale(images, targets, stride=4, seed=0, step=number)
+        assert torch.equal(again, scaled)
+    assert seen == set(range(32, 97, 4))
 
 
 def test_profile_names_the_parts(device):
     clock = StepClock(device, enabled=True)
-    clock.start()
     for part in ("data", "forward", "data"):
         clock.end(part)
     assert list(clock.seconds) == ["data", "forward"]
     assert "forward" in clock.text()
     silent = StepClock(device)
     silent.end("data")
-    assert silent.seconds == {}
+    assert not silent.seconds

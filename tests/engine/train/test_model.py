@@ -1,6 +1,6 @@
 import pytest
 
-from engine.train.batch_size import MAX_BATCH, batch_on_line
+from engine.train.model import MAX_BATCH, batch_on_line
 
 
 @pytest.mark.parametrize(

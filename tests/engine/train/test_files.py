@@ -1,16 +1,10 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from engine.train.runlog import (
-    COLUMNS,
-    TensorBoard,
-    console_header,
-    console_row,
-    csv_text,
-    plot_results,
-)
+from engine.train.files import COLUMNS, csv_text, plot_results, tensorboard
 
 
 def row(epoch):
@@ -37,22 +31,13 @@ def test_no_value_stops_the_log(value, cell):
     assert line.rstrip(",") == f"0,{cell}".rstrip(",")
 
 
-def test_console_columns_stand_under_their_heads():
-    line = console_row("3/99", "1.2G", [0.1, 0.02, 0.003], instances=41, size=640)
-    assert len(line) == len(console_header())
-    assert line.split() == ["3/99", "1.2G", "0.1", "0.02", "0.003", "41", "640"]
-
-
 def test_curves_are_drawn(tmp_path):
     plot_results([row(0), row(1)], tmp_path / "results.png")
     with Image.open(tmp_path / "results.png") as image:
         assert image.size[0] > 1000
-    plot_results([], tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
 
 
-def test_no_events_unless_asked_for(tmp_path):
-    board = TensorBoard(tmp_path, enabled=False, purge_from=0)
-    board.add(row(0))
-    board.close()
+def test_events_are_rank_0s(tmp_path):
+    with tensorboard(SimpleNamespace(folder=tmp_path, world=SimpleNamespace(is_main=False))) as log:
+        log(row(0))
     assert not list(tmp_path.iterdir())
