@@ -79,16 +79,15 @@ def _class_ap(
     precision rises, among wrong ones recall stays.
     """
     seen = weights.cumsum(1, dtype=np.int32)
-    result = np.zeros((len(weights), len(levels)))
-    for level, (right, ignored) in enumerate(levels):
+    result = []
+    for right, ignored in levels:
         count = seen[:, right]
         if len(ignored):
-            skipped = np.zeros((len(weights), len(ignored) + 1), dtype=np.int32)
-            weights[:, ignored].cumsum(1, dtype=np.int32, out=skipped[:, 1:])
+            skipped = np.pad(weights[:, ignored].cumsum(1, dtype=np.int32), ((0, 0), (1, 0)))
             count -= skipped[:, ignored.searchsorted(right)]
         hits = weights[:, right].cumsum(1, dtype=np.int32)
-        result[:, level] = interpolated_ap(hits, count, totals)
-    return result
+        result.append(interpolated_ap(hits, count, totals))
+    return np.stack(result, 1)
 
 
 def draw(images: int, resamples: int = 1000, seed: int = 0) -> np.ndarray:

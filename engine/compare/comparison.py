@@ -10,7 +10,7 @@ from typing import Any
 from engine.compare.config import CompareConfig
 from engine.compare.costs import measure, with_speedup
 from engine.compare.protocol import comparison_folder, locked_folder
-from engine.compare.report.page import examples, write_report
+from engine.compare.report.page import examples, page
 from engine.compare.report.plots import write_plots
 from engine.compare.report.tables import ModelRuns, rows
 from engine.compare.report.text import complete, console, csv_table, markdown
@@ -124,9 +124,9 @@ def _conclude(plan: Comparison, *, changed: bool) -> Results:
     results = replace(results, rows=made, measurement=measurement)
     plain = _write(results, folder)
     write_plots(plain, folder)
-    report = write_report(plain, folder, examples=examples(plan.splits, models))
+    write_text(folder / "report.html", page(plain, examples(plan.splits, models)))
     say(console(plain))
-    say(f"results.json, table.csv, table.md, plots and {report.name} are in {folder}")
+    say(f"results.json, table.csv, table.md, plots and report.html are in {folder}")
     return results
 
 

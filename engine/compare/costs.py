@@ -26,7 +26,7 @@ from engine.measure.bench import prepare, sample_images
 from engine.measure.energy import find_meter, measure_energy
 from engine.measure.latency import FAULTS, Candidate, LatencyConfig, LatencyReport, measure_latency
 from engine.measure.peak import DevicePeak, measure_peak
-from engine.measure.roofline import Times, by_block, roofline
+from engine.measure.roofline import by_block, roofline
 from models.detector import Detector
 from models.profile.counting import profile
 from models.profile.guidelines import findings, sentences
@@ -45,8 +45,8 @@ def _taken(kind: type[T], source: Any, **more: Any) -> T:
     return kind(**{**values, **more})
 
 
-def computed_cost(entry: ModelEntry, timed: tuple[Times, ...] | None = None) -> Cost | None:
-    """The cost of a model, with the times of its rows where it was timed; None without a model."""
+def computed_cost(entry: ModelEntry) -> Cost | None:
+    """The cost of a model; None without a model."""
     unfused = entry.profile
     if entry.spec is None or unfused is None:
         return None
@@ -74,11 +74,6 @@ def computed_cost(entry: ModelEntry, timed: tuple[Times, ...] | None = None) -> 
         )
         for row, moved in zip(unfused.rows, fused.rows, strict=True)
     ]
-    if timed is not None:
-        layers = [
-            replace(layer, predicted=time.predicted, measured=time.measured, bound=time.bound)
-            for layer, time in zip(layers, timed, strict=True)
-        ]
     return Cost(
         image_size=unfused.image_size,
         classes=entry.classes,
@@ -119,19 +114,16 @@ def measure(
     except FAULTS as error:
         warn(f"the peak of {device} is not measured: {cause_of(error)}")
         peak = None
-    timed = [
+    measured = [
         replace(row, latency=[_latency(report, row.name, batch) for batch in config.batches])
         if row.name in candidates
         else row
         for row in rows
     ]
-    batch = common_batch([row.latency for row in timed])
-    measured = [
-        _with_details(row, entry, candidates[row.name], peak, device, batch)
-        if _working(row.latency)
-        else row
-        for row, entry in zip(timed, entries, strict=True)
-    ]
+    batch = common_batch([row.latency for row in measured])
+    for index, row in enumerate(measured):
+        if _working(row.latency):
+            measured[index] = _with_details(row, candidates[row.name], peak, device, batch)
     sources = [row.energy.source for row in measured if row.energy is not None]
     measurement = Measurement(
         device=device_name(device),
@@ -144,6 +136,13 @@ def measure(
     return measurement, measured
 
 
+def _latency(report: LatencyReport, name: str, batch: int) -> LatencyAt:
+    found = report.results[name, batch]
+    if isinstance(found, str):
+        return LatencyAt(batch, found)
+    return _taken(LatencyAt, found, p50_ms=found.p50, p90_ms=found.p90, least_ms=found.fastest)
+
+
 def _working(latency: Sequence[LatencyAt]) -> set[int]:
     """The batch sizes that a model ran at."""
     return {entry.batch for entry in latency if entry.cause is None}
@@ -152,59 +151,47 @@ def _working(latency: Sequence[LatencyAt]) -> set[int]:
 def common_batch(latencies: Sequence[Sequence[LatencyAt]]) -> int | None:
     """The largest batch size that all models run at, except those that run at none."""
     working = [found for found in map(_working, latencies) if found]
-    common = set.intersection(*working) if working else set()
-    return max(common, default=None)
+    return max(set.intersection(*working), default=None) if working else None
 
 
 def _with_details(
-    row: Row,
-    entry: ModelEntry,
-    item: Candidate,
-    peak: DevicePeak | None,
-    device: torch.device,
-    energy_batch: int | None,
+    row: Row, item: Candidate, peak: DevicePeak | None, device: torch.device, batch: int | None
 ) -> Row:
-    """A row with the times of its layers and blocks, and the energy."""
+    """A row with the times of its layers and blocks, and the energy at a batch size."""
+    assert row.cost is not None
     try:
         model = prepare(item.model, device)
         assert isinstance(model, Detector)
-
-        def images(batch: int) -> torch.Tensor:
-            return sample_images(batch, item.image_size, device, like=model)
-
         if peak is not None:
-            timed = roofline(model, images(1), peak)
+            timed = roofline(model, sample_images(1, item.image_size, device, like=model), peak)
             blocks = [_taken(BlockTime, one, rows=list(one.rows)) for one in by_block(timed)]
-            row = replace(row, cost=computed_cost(entry, timed), blocks=blocks)
-        if energy_batch is not None:
-            some = images(energy_batch)
+            layers = [
+                replace(layer, predicted=time.predicted, measured=time.measured, bound=time.bound)
+                for layer, time in zip(row.cost.layers, timed, strict=True)
+            ]
+            row = replace(row, cost=replace(row.cost, layers=layers), blocks=blocks)
+        if batch is not None:
+            images = sample_images(batch, item.image_size, device, like=model)
             with torch.inference_mode():
                 energy = measure_energy(
-                    lambda: model(some),
-                    images=energy_batch,
+                    lambda: model(images),
+                    images=batch,
                     meter=find_meter(device),
                     device=device,
                     seconds=ENERGY_SECONDS,
                 )
             if energy is not None:
-                row = replace(row, energy=_taken(Energy, energy, batch=energy_batch))
+                row = replace(row, energy=_taken(Energy, energy, batch=batch))
     except FAULTS as error:
         notes = [*row.model.notes, f"not measured: {cause_of(error)}"]
         return replace(row, model=replace(row.model, notes=notes))
     return row
 
 
-def _latency(report: LatencyReport, name: str, batch: int) -> LatencyAt:
-    found = report.results[name, batch]
-    if isinstance(found, str):
-        return LatencyAt(batch, found)
-    return _taken(LatencyAt, found, p50_ms=found.p50, p90_ms=found.p90, least_ms=found.fastest)
-
-
 def with_speedup(table: Sequence[Row], baseline: str) -> list[Row]:
     """The rows with their speed-up against the baseline: by FLOPs, and by measured latency."""
     base = next((row for row in table if row.name == baseline), None)
-    if base is None:
+    if base is None or base.cost is None:
         return list(table)
     times = {at.batch: at.p50_ms for at in base.latency}
 
@@ -214,7 +201,7 @@ def with_speedup(table: Sequence[Row], baseline: str) -> list[Row]:
     result = []
     for row in table:
         speedup = None
-        if row is not base and row.cost is not None and base.cost is not None:
+        if row is not base and row.cost is not None:
             latency = [
                 SpeedUpAt(at.batch, factor(times.get(at.batch), at.p50_ms)) for at in row.latency
             ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
@@ -18,14 +19,8 @@ from engine.evaluate.matching import Pairs, coco_order, match, overlaps
 
 FOREGROUND = 0.5  # t_f of the paper
 BACKGROUND = 0.1  # t_b
-CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND_KIND, MISSED = KINDS = (
-    "classification",
-    "localisation",
-    "both",
-    "duplicate",
-    "background",
-    "missed",
-)
+KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND_KIND, MISSED = KINDS
 SPECIAL = ("false positives", "false negatives")
 NO_ERROR = ""
 
@@ -43,13 +38,11 @@ class ErrorSplit:
     def mean(splits: Sequence[ErrorSplit]) -> ErrorSplit:
         """The mean over seeds, at least one."""
 
-        def mean(part: str, keys: Sequence[str]) -> dict[str, float]:
-            return {k: float(np.mean([getattr(split, part)[k] for split in splits])) for k in keys}
+        def mean(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+            return {key: fmean(part[key] for part in parts) for key in parts[0]}
 
-        ap50 = float(np.mean([split.ap50 for split in splits]))
-        return ErrorSplit(
-            ap50, mean("delta", KINDS), mean("special", SPECIAL), mean("counts", KINDS)
-        )
+        ap50, *parts = zip(*(vars(split).values() for split in splits), strict=True)
+        return ErrorSplit(fmean(ap50), *map(mean, parts))
 
 
 @dataclass(frozen=True)
@@ -102,17 +95,13 @@ def split_errors(found: BoxTable, truth: BoxTable) -> ErrorSplit:
         without[kind] = _ap50(repaired, right | mended, (counted & ~of_kind) | mended, totals)
     without[MISSED] = _ap50(labels, right, counted, totals - missed)
     had = np.bincount(labels[right], minlength=len(totals))[: len(totals)]
-    special = (
-        _ap50(labels, right, right, totals),
-        _ap50(labels, right, counted, np.where(totals < 0, -1, had)),
-    )
+    special = {
+        SPECIAL[0]: _ap50(labels, right, right, totals),
+        SPECIAL[1]: _ap50(labels, right, counted, np.where(totals < 0, -1, had)),
+    }
+    delta, special = ({k: ap - ap50 for k, ap in part.items()} for part in (without, special))
     counts = {kind: float((diagnosis.kind == kind).sum()) for kind in KINDS[:-1]}
-    return ErrorSplit(
-        ap50,
-        {kind: value - ap50 for kind, value in without.items()},
-        {key: value - ap50 for key, value in zip(SPECIAL, special, strict=True)},
-        {**counts, MISSED: float(missed.sum())},
-    )
+    return ErrorSplit(ap50, delta, special, {**counts, MISSED: float(missed.sum())})
 
 
 def diagnose(found: BoxTable, truth: BoxTable) -> Diagnosis:
@@ -152,15 +141,8 @@ def diagnose(found: BoxTable, truth: BoxTable) -> Diagnosis:
     free[boxes] = False
     totals = np.bincount(plain.labels)
     missed = np.bincount(plain.labels[free], minlength=len(totals))
-    return Diagnosis(
-        found.labels,
-        box >= 0,
-        ~ignored,
-        kind,
-        repaired,
-        np.where(totals > 0, totals, -1),
-        missed,
-    )
+    totals = np.where(totals > 0, totals, -1)
+    return Diagnosis(found.labels, box >= 0, ~ignored, kind, repaired, totals, missed)
 
 
 def _nearest(pairs: Pairs, detections: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ All functions take the plain values of results.json (engine/compare/schema.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -21,41 +21,45 @@ DURATION = "duration"
 SIGNIFICANT = "*"
 ACCURACY_GROUP = "Accuracy"
 IN_TABLE = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # accuracy in table.md
-COMPUTED = (  # key of the cost, label, head in table.md, title, unit, format, better
-    ("params", "Params", "params M", "Parameters", "M", ".3f", "lower"),
-    ("macs", "MACs", "", "MACs", "G", ".3f", "lower"),
-    ("flops", "FLOPs", "GFLOPs", "FLOPs", "G", ".3f", "lower"),
-    ("access_bytes", "Memory access", "MAC MB", "Memory access cost", "MB", ".1f", "lower"),
-    ("bytes", "All traffic", "", "Memory traffic of all kernels", "MB", ".1f", "lower"),
-    ("activation_bytes", "Activations", "activations MB", "Peak memory", "MB", ".1f", "lower"),
-    ("intensity", "Intensity", "FLOP/B", "Arithmetic intensity", "FLOP/B", ".1f", "higher"),
+# key, label, head in table.md ({}: the batch size), title, unit, format
+COMPUTED = (
+    ("params", "Params", "params M", "Parameters", "M", ".3f"),
+    ("macs", "MACs", "", "", "G", ".3f"),
+    ("flops", "FLOPs", "GFLOPs", "", "G", ".3f"),
+    ("access_bytes", "Memory access", "MAC MB", "Memory access cost", "MB", ".1f"),
+    ("bytes", "All traffic", "", "Memory traffic of all kernels", "MB", ".1f"),
+    ("activation_bytes", "Activations", "activations MB", "Peak memory", "MB", ".1f"),
+    ("intensity", "Intensity", "FLOP/B", "Arithmetic intensity", "FLOP/B", ".1f"),
 )
-GUIDELINES = (  # key of the cost, label, title, format
-    ("unequal_widths", "G1 widths", "G1: access by unequal widths, 1 is best", ".3f"),
-    ("groups", "G2 groups", "G2: access by group convolutions, 1 is best", ".3f"),
-    ("kernels", "G3 kernels", "G3: kernels launched", ".0f"),
-    ("branches", "G3 branches", "G3: parallel kernels", ".0f"),
-    ("elementwise", "G4 element-wise", "G4: share of element-wise operations", ".3f"),
+SECTION = (
+    ("params", "params", "", "", "M", ".3f"),
+    ("macs", "MACs", "", "", "G", ".3f"),
+    ("flops", "FLOPs", "", "", "G", ".3f"),
 )
-SECTION_COSTS = (("params", "params", "M"), ("macs", "MACs", "G"), ("flops", "FLOPs", "G"))
-LATENCY, RATES = "Latency", "Throughput, memory and energy"
-TIMED = {  # by group: key of the latency, label, head in table.md, unit, format, better
-    LATENCY: (
-        ("p50_ms", "Median", "ms/image at {}, p50 / p90", "ms/image", ".2f", "lower"),
-        ("p90_ms", "90th percentile", "", "ms/image", ".2f", "lower"),
-        ("least_ms", "Minimum", "", "ms/image", ".2f", "lower"),
-    ),
-    RATES: (
-        ("images_per_second", "Throughput", "images/s at {}", "images/s", ".1f", "higher"),
-        ("gflops_per_second", "Efficiency", "GFLOP/s at {}", "GFLOP/s", ".1f", "higher"),
-        ("memory_bytes", "Peak memory", "", "MB", ".1f", "lower"),
-    ),
-}
-TRAINING = (  # key of the training, label, head in table.md, unit, format, better
-    ("images_per_second", "Training speed", "training images/s", "images/s", ".1f", "higher"),
-    ("wait_share", "Waiting for data", "waiting for data", "", ".0%", "lower"),
-    ("seconds", "Time to train", "time to train", "s", DURATION, "lower"),
+GUIDELINES = (
+    ("unequal_widths", "G1 widths", "", "G1: access by unequal widths, 1 is best", "", ".3f"),
+    ("groups", "G2 groups", "", "G2: access by group convolutions, 1 is best", "", ".3f"),
+    ("kernels", "G3 kernels", "", "G3: kernels launched", "", ".0f"),
+    ("branches", "G3 branches", "", "G3: parallel kernels", "", ".0f"),
+    ("elementwise", "G4 element-wise", "", "G4: share of element-wise operations", "", ".3f"),
 )
+LATENCY = (
+    ("p50_ms", "Median", "ms/image at {}, p50 / p90", "Median latency", "ms/image", ".2f"),
+    ("p90_ms", "90th percentile", "", "90th percentile latency", "ms/image", ".2f"),
+    ("least_ms", "Minimum", "", "Minimum latency", "ms/image", ".2f"),
+)
+RATES = (
+    ("images_per_second", "Throughput", "images/s at {}", "", "images/s", ".1f"),
+    ("gflops_per_second", "Efficiency", "GFLOP/s at {}", "", "GFLOP/s", ".1f"),
+    ("memory_bytes", "Peak memory", "", "", "MB", ".1f"),
+)
+TRAINING = (
+    ("images_per_second", "Training speed", "training images/s", "", "images/s", ".1f"),
+    ("wait_share", "Waiting for data", "waiting for data", "", "", ".0%"),
+    ("seconds", "Time to train", "time to train", "", "s", DURATION),
+)
+HIGHER = {"intensity", "images_per_second", "gflops_per_second"}  # is better
+Numbers = Sequence[tuple[str, str, str, str, str, str]]
 DETAILS = {"difference", "classes", "errors"}  # parts of a row with many columns
 Plain = Mapping[str, Any]
 
@@ -128,15 +132,23 @@ def duration(seconds: float) -> str:
 
 def columns_of(results: Plain) -> list[Column]:
     """All columns that this comparison has, in the order of the table."""
-    rows = results["rows"]
-    found = [*_accuracy(rows), *_computed(), *_measured(results)]
+    rows, measurement = results["rows"], results["measurement"]
+    found = [*_accuracy(rows), *_columns("Computed cost", "cost", "", COMPUTED)]
+    for part in ("backbone", "neck", "head"):
+        some = _columns("Cost by section", f"cost.{part}", f"{part} ", SECTION)
+        found += [replace(column, label=f"{part} {column.label}") for column in some]
+    found += _columns("Guidelines G1 to G4", "cost", "", GUIDELINES)
+    if measurement and measurement["batches"]:
+        found += _measured(rows, measurement["batches"])
     if any(row["training"] for row in rows):
-        for key, label, head, unit, digits, better in TRAINING:
-            path, csv = f"training.{key}", f"training {key}"
-            found.append(
-                Column(path, "Training", label, csv, head, label, unit, digits, better, SPREAD)
-            )
+        found += _columns("Training", "training", "training ", TRAINING, kind=SPREAD)
     return found
+
+
+def _columns(group: str, path: str, csv: str, numbers: Numbers, **more: str) -> Iterator[Column]:
+    for key, label, head, title, unit, digits in numbers:
+        name, better = f"{path}.{key}", "higher" if key in HIGHER else "lower"
+        yield Column(name, group, label, csv + key, head, title, unit, digits, better, **more)
 
 
 def _accuracy(rows: Sequence[Plain]) -> Iterator[Column]:
@@ -164,65 +176,49 @@ def _accuracy(rows: Sequence[Plain]) -> Iterator[Column]:
             yield Column(path, "AP50 lost to", kind, csv, title=title, better="lower")
 
 
-def _computed() -> Iterator[Column]:
-    for key, label, head, title, unit, digits, better in COMPUTED:
-        group = "Computed cost"
-        yield Column(f"cost.{key}", group, label, key, head, title, unit, digits, better)
-    for part in ("backbone", "neck", "head"):
-        for key, name, unit in SECTION_COSTS:
-            path, label, csv = f"cost.{part}.{key}", f"{part} {name}", f"{part} {key}"
-            yield Column(path, "Cost by section", label, csv, unit=unit, better="lower")
-    for key, label, title, digits in GUIDELINES:
-        group = "Guidelines G1 to G4"
-        yield Column(f"cost.{key}", group, label, key, "", title, "", digits, "lower")
-
-
-def _measured(results: Plain) -> Iterator[Column]:
-    """Latency by batch size, speed-ups, throughput, memory, energy; none if not measured."""
-    batches = results["measurement"]["batches"] if results["measurement"] else []
-    if not batches:
-        return
-    yield from _timed(batches, LATENCY)
-    if len(results["rows"]) > 1:
-        csv = "speed-up by FLOPs"
-        title = "Speed-up computed from FLOPs"
+def _measured(rows: Sequence[Plain], batches: Sequence[int]) -> Iterator[Column]:
+    """Latency by batch size, speed-ups, throughput, memory, energy."""
+    yield from _timed(batches, "Latency", LATENCY)
+    if len(rows) > 1:
+        csv, title = "speed-up by FLOPs", "Speed-up computed from FLOPs"
         yield Column("speedup.flops", "Speed-up", "By FLOPs", csv, csv, title, format=".2f")
         for index, batch in enumerate(batches):
             path, csv = f"speedup.latency.{index}.factor", f"speed-up at {batch}"
             title, note = f"Speed-up measured at batch {batch}", f"batch {batch}"
             head = f"measured at {batch}"
             yield Column(path, "Speed-up", "Measured", csv, head, title, format=".2f", note=note)
-    yield from _timed(batches, RATES)
-    spent = {row["energy"]["batch"] for row in results["rows"] if row["energy"]}
-    note = f" at {', '.join(map(str, sorted(spent)))}" if spent else ""
-    for path, label, unit, head in (
-        ("energy.joules_per_image", "Energy", "J/image", f"J/image{note}"),
-        ("energy.watts", "Power", "W", ""),
-    ):
-        csv, title = path.split(".")[1], label + note
-        yield Column(path, RATES, label, csv, head, title, unit, ".3g", "lower", note=note.strip())
+    group = "Throughput, memory and energy"
+    yield from _timed(batches, group, RATES)
+    spent = sorted({row["energy"]["batch"] for row in rows if row["energy"]})
+    note = f"at {', '.join(map(str, spent))}" if spent else ""
+    head, energy, power = (f"{text} {note}".rstrip() for text in ("J/image", "Energy", "Power"))
+    numbers = (
+        ("joules_per_image", "Energy", head, energy, "J/image", ".3g"),
+        ("watts", "Power", "", power, "W", ".3g"),
+    )
+    yield from _columns(group, "energy", "", numbers, note=note)
 
 
-def _timed(batches: Sequence[int], group: str) -> Iterator[Column]:
-    """The columns of TIMED of one group; rates are in table.md for the largest batch size only."""
-    latency = " latency" if group == LATENCY else ""
-    for key, label, head, unit, digits, better in TIMED[group]:
+def _timed(batches: Sequence[int], group: str, numbers: Numbers) -> Iterator[Column]:
+    """Columns for each batch size; rates are in table.md for the largest one only."""
+    for number in numbers:
         for index, batch in enumerate(batches):
-            note, csv = f"batch {batch}", f"batch {batch} {key}"
-            title = f"{label}{latency} at {note}"
-            shown = head.format(batch) if latency or batch == max(batches) else ""
-            path = f"latency.{index}.{key}"
-            second = f"latency.{index}.p90_ms" if key == "p50_ms" else ""
-            more = {"better": better, "note": note, "second": second}
-            yield Column(path, group, label, csv, shown, title, unit, digits, **more)
+            path, note = f"latency.{index}", f"batch {batch}"
+            (column,) = _columns(group, path, f"{note} ", [number], note=note)
+            shown = numbers is LATENCY or batch == max(batches)
+            yield replace(
+                column,
+                head=column.head.format(batch) if shown else "",
+                title=f"{column.title or column.label} at {note}",
+                second=f"{path}.p90_ms" if number[0] == "p50_ms" else "",
+            )
 
 
 def cell(column: Column, row: Plain, baseline: str | None) -> Cell:
     """A row's value in a column."""
     found = at(row, column.path)
-    value = found
-    if found is not None and column.kind != NUMBER:
-        value = found["delta" if column.kind == DIFFERENCE else "mean"]
+    key = {NUMBER: "", SPREAD: "mean", DIFFERENCE: "delta"}[column.kind]
+    value = found[key] if key and found is not None else found
     if value is None:
         cause = at(row, column.path.rpartition(".")[0] + ".cause")
         return Cell(None, _absence(column, row, baseline, cause), hint=cause or "")
@@ -234,18 +230,15 @@ def cell(column: Column, row: Plain, baseline: str | None) -> Cell:
         seeds = ", ".join(map(str, row["seeds"]))
         hint = f"seeds {seeds}: {', '.join(known)}" if len(known) > 1 else ""
         deviation = "" if found["sd"] is None else f"± {column.text(found['sd'])}"
-        return Cell(value, text, sd=found["sd"], spread=deviation, hint=hint)
+        return Cell(value, text, found["sd"], deviation, hint)
     significant = found["significant"]
-    interval = f"[{column.text(found['low'])}, {column.text(found['high'])}]"
-    seeds = ", ".join(map(str, found["seeds"]))
-    return Cell(
-        value,
-        text,
-        spread=interval + (SIGNIFICANT if significant else ""),
-        hint=f"{found['level']:.0%} interval of {found['resamples']} resamples of the images,"
-        f" seeds {seeds}: {'' if significant else 'not '}significant",
-        significant=significant,
+    mark, negation = (SIGNIFICANT, "") if significant else ("", "not ")
+    interval = f"[{column.text(found['low'])}, {column.text(found['high'])}]{mark}"
+    hint = (
+        f"{found['level']:.0%} interval of {found['resamples']} resamples of the images,"
+        f" seeds {', '.join(map(str, found['seeds']))}: {negation}significant"
     )
+    return Cell(value, text, None, interval, hint, significant)
 
 
 def _absence(column: Column, row: Plain, baseline: str | None, cause: str | None) -> str:
@@ -259,9 +252,7 @@ def _absence(column: Column, row: Plain, baseline: str | None, cause: str | None
         return "not defined"
     if row["status"] == FAILED:
         return FAILED
-    if part == "training" or row["status"] == PROFILED:
-        return "not trained"
-    return NOT_MEASURED
+    return "not trained" if part == "training" or row["status"] == PROFILED else NOT_MEASURED
 
 
 def pareto_front(costs: Sequence[float | None], values: Sequence[float | None]) -> list[int]:
@@ -295,17 +286,16 @@ def table_of(results: Plain) -> dict[str, Any]:
         sign = 1 if one.better == "higher" else -1
         known = [None if found.value is None else sign * found.value for found in cells]
         distinct = {value for value in known if value is not None}
-        best = max(distinct) if len(distinct) > 1 and one.kind != DIFFERENCE else None
-        shown = {**asdict(one), "title": one.axis, "scale": one.scale}
-        shown["cells"] = [
-            {**asdict(found), "best": best is not None and value == best}
-            for found, value in zip(cells, known, strict=True)
-        ]
-        if one.format == DURATION:
-            shown["unit"] = ""  # every text names its own
-        columns.append(shown)
         if distinct:
             values[one.path] = known
+        marked = len(distinct) > 1 and one.kind != DIFFERENCE
+        shown = [
+            {**asdict(found), "best": marked and value == max(distinct)}
+            for found, value in zip(cells, known, strict=True)
+        ]
+        unit = "" if one.format == DURATION else one.unit  # every text names its own
+        more = {"title": one.axis, "unit": unit, "scale": one.scale, "cells": shown}
+        columns.append({**asdict(one), **more})
     fronts: dict[str, dict[str, list[int]]] = {path: {} for path in values}
     for first, second in combinations(values, 2):
         if not {first.split(".")[0], second.split(".")[0]} <= DETAILS:

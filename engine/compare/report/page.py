@@ -7,11 +7,11 @@ those of assets/; the Content-Security-Policy of the file allows no others.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -39,31 +39,11 @@ MIN_SCORE = 0.05  # of the detections in an example; the page has a threshold ab
 BOX_DIGITS, SCORE_DIGITS = 1, 4
 
 
-@dataclass(frozen=True)
-class Example:
-    """A validation image, RGB (H, W, 3) uint8, with its ground truth and detections."""
+def page(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The text of report.html, from results.json as `text.complete` gives it.
 
-    name: str
-    image: np.ndarray
-    ground_truth: BoxTable
-    detections: Mapping[str, BoxTable]  # by the name of the row
-
-
-def write_report(
-    results: Mapping[str, Any], folder: Path, *, examples: Sequence[Example] = ()
-) -> Path:
-    """Write `folder`/report.html from results.json as `text.complete` gives it; return its path.
-
-    examples: validation images with the boxes of each row.  ValueError for NaN and infinity, which
-    JSON cannot hold.
+    examples: of `example`.  ValueError for NaN and infinity, which JSON cannot hold.
     """
-    path = folder / "report.html"
-    path.write_text(page(results, examples), encoding="utf-8")
-    return path
-
-
-def page(results: Mapping[str, Any], examples: Sequence[Example] = ()) -> str:
-    """The text of report.html."""
     library = _asset(LIBRARY)
     script = "\n".join(map(_asset, SCRIPTS))
     style = "\n".join(map(_asset, STYLES))
@@ -74,7 +54,7 @@ def page(results: Mapping[str, Any], examples: Sequence[Example] = ()) -> str:
         heading=heading,
         style=style,
         results=_embedded(results),
-        examples=_embedded([_example(item) for item in examples]),
+        examples=_embedded(list(examples)),
         library=library,
         script=script,
     )
@@ -111,40 +91,39 @@ def _embedded(value: Any) -> str:
     return text
 
 
-def _example(example: Example) -> dict[str, Any]:
-    def boxes(table: BoxTable) -> dict[str, Any]:
+def example(
+    name: str, image: np.ndarray, truth: BoxTable, detections: Mapping[str, BoxTable]
+) -> dict[str, Any]:
+    """What the page shows of an image, RGB (H, W, 3) uint8, shrunk to MAX_SIDE as a data URI.
+
+    Boxes are in pixels of `image`; `detections` are by the name of the row.
+    """
+
+    def columns(table: BoxTable) -> dict[str, Any]:
         corners = table.boxes.astype(np.float64).round(BOX_DIGITS).tolist()
         return {"boxes": corners, "labels": table.labels.tolist()}
 
-    height, width = example.image.shape[:2]
-    detections = {}
-    for name, table in example.detections.items():
-        found = table.take(table.scores >= MIN_SCORE)
-        scores = found.scores.astype(np.float64).round(SCORE_DIGITS).tolist()
-        detections[name] = {**boxes(found), "scores": scores}
+    found = {}
+    for row, table in detections.items():
+        kept = table.take(table.scores >= MIN_SCORE)
+        scores = kept.scores.astype(np.float64).round(SCORE_DIGITS).tolist()
+        found[row] = {**columns(kept), "scores": scores}
+    height, width = image.shape[:2]
+    shrink = min(MAX_SIDE / max(height, width), 1.0)
+    small = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    data = cv2.imencode(".jpg", np.ascontiguousarray(small[..., ::-1]), quality)[1].tobytes()
     return {
-        "name": example.name,
+        "name": name,
         "width": width,
         "height": height,
-        "image": _jpeg(example.image),
-        "ground_truth": boxes(example.ground_truth),
-        "detections": detections,
+        "image": "data:image/jpeg;base64," + base64.b64encode(data).decode(),
+        "ground_truth": columns(truth),
+        "detections": found,
     }
 
 
-def _jpeg(image: np.ndarray) -> str:
-    """RGB (H, W, 3) uint8 as a data URI, shrunk to MAX_SIDE."""
-    shrink = min(MAX_SIDE / max(image.shape[:2]), 1.0)
-    if shrink < 1:
-        image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), options)
-    if not done:
-        raise ValueError(f"cannot write an example of shape {image.shape} as JPEG")
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
-
-
-def examples(splits: Splits | None, models: Sequence[ModelRuns]) -> list[Example]:
+def examples(splits: Splits | None, models: Sequence[ModelRuns]) -> list[dict[str, Any]]:
     """Images spread evenly over those with boxes; detections of the first seed of each row.
 
     Empty without data or evaluated models.  An image that can no longer be read is left out.
@@ -159,18 +138,8 @@ def examples(splits: Splits | None, models: Sequence[ModelRuns]) -> list[Example
     chosen = np.linspace(0, len(with_boxes) - 1, min(EXAMPLES, len(with_boxes))).round().astype(int)
     found = []
     for index in (with_boxes[position] for position in chosen):
-        record = records[index]
-        try:
-            image = read_image(record.path)
-        except ImageError:
-            continue
-        truth = truth_of([record])
-        found.append(
-            Example(
-                record.path.name,
-                image,
-                truth.take(~truth.crowd),
-                {name: table.take(table.image == index) for name, table in detections.items()},
-            )
-        )
+        path, truth = records[index].path, truth_of([records[index]])
+        here = {name: table.take(table.image == index) for name, table in detections.items()}
+        with contextlib.suppress(ImageError):
+            found.append(example(path.name, read_image(path), truth.take(~truth.crowd), here))
     return found

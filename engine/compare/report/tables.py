@@ -55,46 +55,39 @@ def rows(
     if truth is None or truth.crowd.all():
         return table
     times = draw(images)
-    resampled: dict[str, dict[int | None, np.ndarray]] = {}
+    resampled: list[dict[int | None, np.ndarray]] = []  # AP of each model by seed
     for index, item in enumerate(models):
         found = {one.seed: one.detections() for one in item.finished}
-        resampled[item.entry.name] = {
-            seed: weighted_ap(one, truth, times) for seed, one in found.items()
-        }
+        resampled.append({seed: weighted_ap(one, truth, times) for seed, one in found.items()})
         if found:
             errors = ErrorSplit.mean([split_errors(one, truth) for one in found.values()])
             table[index] = replace(table[index], errors=errors)
-    base = next((item for item in models if item.entry.name == baseline), None)
-    return [
-        row
-        if base is None or item is base
-        else replace(row, difference=_differences(item, base, resampled))
-        for item, row in zip(models, table, strict=True)
-    ]
+    base = next((i for i, item in enumerate(models) if item.entry.name == baseline), None)
+    for index, item in enumerate(models):
+        if base is not None and index != base:
+            pair = (item, models[base]), (resampled[index], resampled[base])
+            table[index] = replace(table[index], difference=_differences(*pair))
+    return table
 
 
 def _differences(
-    model: ModelRuns,
-    baseline: ModelRuns,
-    resampled: Mapping[str, Mapping[int | None, np.ndarray]],
+    models: Sequence[ModelRuns], resampled: Sequence[Mapping[int | None, np.ndarray]]
 ) -> dict[str, Difference] | None:
-    """The paired bootstrap of the seeds that both have; None where there is none.
+    """The paired bootstrap of a model and the baseline over the seeds that both have, if any.
 
     The difference itself is that of the recorded metrics; the interval is of the resamples, which
-    are of the rounded detections.  resampled: AP by the name of the row and the seed.
+    are of the rounded detections.
     """
-    sides = (model, baseline)
-    ours, theirs = (resampled[side.entry.name] for side in sides)
-    common = [seed for seed in ours if seed in theirs]
+    common = [seed for seed in resampled[0] if seed in resampled[1]]
     if not common:
         return None
-    samples = [np.mean([side[seed] for seed in common], axis=0) for side in (ours, theirs)]
-    recorded = [[one.accuracy for one in side.finished if one.seed in common] for side in sides]
+    samples = [np.mean([side[seed] for seed in common], axis=0) for side in resampled]
+    recorded = [[one.accuracy for one in side.finished if one.seed in common] for side in models]
     result = {}
     for metric in METRICS:
-        means = [statistics.fmean(one[metric] or 0.0 for one in side) for side in recorded]
+        ours, theirs = (statistics.fmean(one[metric] or 0.0 for one in side) for side in recorded)
         found = difference(*samples, metric=metric)
-        result[metric] = replace(found, delta=means[0] - means[1], seeds=common)
+        result[metric] = replace(found, delta=ours - theirs, seeds=common)
     return result
 
 
@@ -129,7 +122,7 @@ def _row(item: ModelRuns) -> Row:
         seeds=[one.seed for one in records],
         runs=sorted([*done, *failed], key=lambda run: -1 if run.seed is None else run.seed),
         cost=computed_cost(entry),
-        training=_training(records),
+        training=_training([record for record in records if record.curves]),
     )
     if not records:
         return row
@@ -148,16 +141,15 @@ def _row(item: ModelRuns) -> Row:
 
 
 def _training(records: Sequence[Record]) -> Training | None:
-    trained = [record for record in records if record.curves]
-    if not trained:
+    """Of records with curves; None where there is none."""
+    if not records:
         return None
+    waiting = [spread(record.curves.get("data_wait_share", [])).mean for record in records]
     return Training(
-        epochs=max(len(record.curves["epoch"]) for record in trained),
-        images_per_second=spread([_rate(record) for record in trained]),
-        wait_share=spread(
-            [spread(record.curves.get("data_wait_share", [])).mean for record in trained]
-        ),
-        seconds=spread([train_seconds(record) for record in trained]),
+        epochs=max(len(record.curves["epoch"]) for record in records),
+        images_per_second=spread([_rate(record) for record in records]),
+        wait_share=spread(waiting),
+        seconds=spread([train_seconds(record) for record in records]),
     )
 
 

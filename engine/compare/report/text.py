@@ -15,7 +15,6 @@ from engine.compare.report.columns import (
     DIFFERENCE,
     GIGA,
     SIGNIFICANT,
-    Column,
     Plain,
     at,
     cell,
@@ -53,22 +52,22 @@ def _table(results: Plain) -> list[list[str]]:
     shown = [column for column in columns_of(results) if column.head]
     lines = [["model", *(column.head for column in shown)]]
     for row in rows:
-        cells = [_cell(column, row, results["baseline"]) for column in shown]
-        lines.append([row["name"], *cells])
+        lines.append([row["name"]])
+        for column in shown:
+            found = cell(column, row, results["baseline"])
+            second = at(row, column.second) if column.second else None
+            text = found.text
+            if found.value is None:
+                text = text if text in {FAILED, NOT_MEASURED} else NOTHING
+            elif column.group == ACCURACY_GROUP and found.spread:
+                text = f"{text} {found.spread}"
+            elif second is not None:
+                text = f"{text} / {column.text(second)}"
+            lines[-1].append(text)
     if any(row["cause"] for row in rows):
         causes = ["failed", *(row["cause"] or "" for row in rows)]
         lines = [[*line, cause] for line, cause in zip(lines, causes, strict=True)]
     return lines
-
-
-def _cell(column: Column, row: Plain, baseline: str | None) -> str:
-    found = cell(column, row, baseline)
-    if found.value is None:
-        return found.text if found.text in {FAILED, NOT_MEASURED} else NOTHING
-    if column.group == ACCURACY_GROUP and found.spread:
-        return f"{found.text} {found.spread}"
-    second = at(row, column.second) if column.second else None
-    return found.text if second is None else f"{found.text} / {column.text(second)}"
 
 
 def markdown(results: Plain) -> str:
@@ -161,40 +160,38 @@ def notes(results: Plain) -> list[str]:
         "FLOPs are 2 MACs of one image; MAC MB is ShuffleNetV2's memory access cost of the"
         " convolutions; activations: peak memory of the feature maps."
     )
+    if measurement is not None and len(results["rows"]) > 1:
+        lines.append(
+            f"Speed-up: FLOPs, and median time, of {baseline} divided by those of the row."
+        )
     if measurement is not None:
-        if len(results["rows"]) > 1:
-            lines.append(
-                f"Speed-up: FLOPs, and median time, of {baseline} divided by those of the row."
-            )
         here = _device_text(measurement["device"], measurement["threads"])
         lines.append(f"Times on {here}, models in turn, BN folded, without decoding and NMS.")
-    elsewhere = _trained_elsewhere(results)
-    if elsewhere:
+    if elsewhere := _trained_elsewhere(results):
         lines.append(f"The runs were made on another device: {elsewhere}.")
-    commits = _commits(results)
+    commits, made = _commits(results)
     if len(commits) == 1:
         lines.append(f"Runs by commit {commits[0]}.")
     if len(commits) > 1:
         lines.append(f"{WARNING}runs of {len(commits)} commits: {', '.join(commits)}.")
     if any(commit.endswith(DIRTY) for commit in commits):
         lines.append(f"{WARNING}some runs were made by code with uncommitted changes (-dirty).")
-    made = _environments(results)
     absent = [key for key in protocol.get("versions", ()) if any(key not in one for one in made)]
     if absent:
         lines.append(f"Not recorded for all runs, made by an older version: {', '.join(absent)}.")
     return lines
 
 
-def _environments(results: Plain) -> list[Plain]:
-    """Of the finished runs."""
+def _commits(results: Plain) -> tuple[list[str], list[Plain]]:
+    """The commits of the finished runs, each once, and the environments that name them.
+
+    A commit is twelve digits, and '-dirty' for uncommitted changes.
+    """
     runs = (run for row in results["rows"] for run in row["runs"])
-    return [run["environment"] for run in runs if run["status"] == DONE]
-
-
-def _commits(results: Plain) -> list[str]:
-    """The commits of the runs, each once: twelve digits, and '-dirty' for uncommitted changes."""
-    made = dict.fromkeys(one.get("commit") or "unknown" for one in _environments(results))
-    return [one.removesuffix(DIRTY)[:12] + (DIRTY if one.endswith(DIRTY) else "") for one in made]
+    made = [run["environment"] for run in runs if run["status"] == DONE]
+    names = dict.fromkeys(one.get("commit") or "unknown" for one in made)
+    dirty = {one: DIRTY if one.endswith(DIRTY) else "" for one in names}
+    return [one.removesuffix(DIRTY)[:12] + end for one, end in dirty.items()], made
 
 
 def _device_text(device: str, threads: int | None) -> str:
@@ -228,38 +225,31 @@ def lead(results: Plain) -> str:
 def summary(results: Plain) -> list[dict[str, str]]:
     """The items at the head of the report: each with a name, a value and a detail ('' if none)."""
     rows, protocol, measured = results["rows"], results["protocol"], results["measurement"]
-    data, training = protocol.get("data"), protocol.get("training")
     states = [row["status"] for row in rows]
     trouble = [f"{states.count(state)} {state}" for state in (FAILED, PARTLY) if state in states]
     items = [("Models", str(len(rows)), ", ".join(trouble) or "all complete")]
     items.append(("Baseline", results["baseline"] or "none", ""))
-    if data:
-        images = [
-            f"{data[f'{split}_images']:,} {use} images"
-            for split, use in SPLITS.items()
-            if f"{split}_images" in data
-        ]
+    if data := protocol.get("data"):
+        counts = {use: data.get(f"{split}_images") for split, use in SPLITS.items()}
+        images = [f"{count:,} {use} images" for use, count in counts.items() if count is not None]
         items.append(("Data set", data["name"], ", ".join(images)))
     items.append(("Image size", f"{protocol['image_size']} px", ""))
-    if training:
+    if training := protocol.get("training"):
         seeds = ", ".join(map(str, protocol.get("seeds") or ()))
         items.append(("Training", f"{training['epochs']} epochs", f"seeds {seeds}"))
     if measured:
         elsewhere = _trained_elsewhere(results)
         device = _device_text(measured["device"], measured["threads"])
         items.append(("Device", device, f"runs on {elsewhere}" if elsewhere else ""))
-    commits = _commits(results)
-    if commits:
+    if commits := _commits(results)[0]:
         warnings = [f"warning: {len(commits)} commits in one table"] * (len(commits) > 1)
         warnings += ["warning: uncommitted changes"] * any(one.endswith(DIRTY) for one in commits)
         items.append(("Code", ", ".join(commits), "; ".join(warnings)))
-    if measured and measured["roof"]:
-        flops, bandwidth = (
-            measured["roof"][f"{key}_per_second"] / GIGA for key in ("flops", "bytes")
-        )
-        ridge = f"ridge {flops / bandwidth:.3g} FLOP/B"
-        peaks = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (flops, bandwidth)]
-        items.append(("Device peak", f"{peaks[0]} GFLOP/s", f"{peaks[1]} GB/s, {ridge}"))
+    if measured and (peak := measured["roof"]):
+        rates = [peak[f"{key}_per_second"] / GIGA for key in ("flops", "bytes")]
+        flops, traffic = (f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in rates)
+        ridge = f"ridge {rates[0] / rates[1]:.3g} FLOP/B"
+        items.append(("Device peak", f"{flops} GFLOP/s", f"{traffic} GB/s, {ridge}"))
     if measured:
         items.append(("Energy", measured["energy_source"] or NOT_MEASURED, ""))
     return [{"name": name, "value": value, "detail": detail} for name, value, detail in items]

@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from engine.compare.report.columns import cell, columns_of, duration, pareto_front, table_of
-from engine.compare.report.plots import axes_of, points, write_plots
+from engine.compare.report.plots import pareto_plot, write_plots
 from engine.compare.report.text import complete, console, csv_table, markdown
 from engine.compare.schema import DONE, PROFILED
 
@@ -208,18 +209,31 @@ def test_the_report_has_columns_cells_and_fronts_of_the_results(sample):
 
 
 def test_plots_of_every_cost_that_is_known(sample, tmp_path):
-    only = {**sample, "measurement": {**sample["measurement"], "batches": [32]}}
-    names = {path.name for path in write_plots(only, tmp_path)}
-    costs = ("flops", "params", "latency_batch32")
-    assert names == {f"pareto_{cost}.{kind}" for cost in costs for kind in ("png", "svg")}
+    made = copy.deepcopy(sample)
+    made["measurement"]["batches"] = [32]
+    costs = ["flops", "latency_batch32", "params"]
+    for drawn in (costs, ["energy", *costs]):
+        write_plots(made, tmp_path)
+        assert sorted(path.stem for path in tmp_path.glob("*.png")) == [
+            f"pareto_{c}" for c in drawn
+        ]
+        made["rows"][0]["energy"] = {
+            "joules_per_image": 0.1,
+            "watts": 9.0,
+            "batch": 1,
+            "source": "x",
+        }
     assert cv2.imread(str(tmp_path / "pareto_flops.png")) is not None
     assert "<svg" in (tmp_path / "pareto_flops.svg").read_text()
 
 
-def test_energy_is_drawn_where_it_is_measured(sample):
-    axis = axes_of(sample)["energy"]
-    assert points(sample["rows"], axis) == []
-    energy = {"joules_per_image": 0.1, "watts": 9.0, "batch": 1, "source": "x"}
-    (point,) = points([{**sample["rows"][0], "energy": energy}], axis)
-    assert (point.name, point.cost) == ("yolov5n", 0.1)
-    assert point.ap == pytest.approx(0.41)
+def test_a_plot_by_hand(sample):
+    column = next(one for one in columns_of(sample) if one.path == "latency.0.p50_ms")
+    (axes,) = pareto_plot(sample["rows"][:2], column).axes
+    points = np.concatenate([drawn[0].get_xydata() for drawn in axes.containers])
+    assert points == pytest.approx(np.array([[12.5, 0.41], [14.375, 0.365]]))
+    to_p90, sd = (bar.get_segments()[0] for bar in axes.containers[0][2])
+    assert to_p90[:, 0] == pytest.approx([12.5, 15.0])
+    assert sd[:, 1] == pytest.approx([0.41 - 0.0002**0.5, 0.41 + 0.0002**0.5])
+    front = axes.lines[0].get_xydata()  # the second model is slower and worse
+    assert front == pytest.approx(np.array([[12.5, 0.41], [1.2 * 17.25, 0.41]]))

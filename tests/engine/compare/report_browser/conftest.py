@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from engine.compare.report.page import Example, write_report
+from engine.compare.report import page as report
 from engine.compare.report.text import complete
 from engine.evaluate.box_table import BoxTable
 
@@ -137,7 +137,9 @@ def write(results, folder, *, image="a.jpg"):
     table = BoxTable.detections(np.zeros(2, int), np.array([0, 2]), boxes, np.array([0.9, 0.1]))
     found = {row["name"]: table for row in results["rows"] if row["accuracy"]}
     grey = np.full((60, 80, 3), 128, dtype=np.uint8)
-    return write_report(complete(results), folder, examples=[Example(image, grey, table, found)])
+    path = folder / "report.html"
+    path.write_text(report.page(complete(results), [report.example(image, grey, table, found)]))
+    return path
 
 
 @pytest.fixture(scope="session")
