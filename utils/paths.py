@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from functools import cache
 from pathlib import Path
 
 from utils.errors import UserError, nearest
-from utils.terminal import warn
+from utils.terminal import warn_once
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +33,7 @@ def find_config(name: str, folder: str) -> Path:
         if file.is_file():
             return file
         if anywhere and (home / file.name).is_file():
-            _warn_once(f"{name} does not exist; {shown(home / file.name)} is used instead")
+            warn_once(f"{name} does not exist; {shown(home / file.name)} is used instead")
             return shown(home / file.name)
     except OSError as error:  # a name too long, a folder without permission
         raise UserError(f"{name[:80]}: {error.strerror}") from error
@@ -43,9 +42,6 @@ def find_config(name: str, folder: str) -> Path:
         f"{name}: no such file, and not the name of a file in cfg/{folder}"
         f"{nearest(file.stem, known)}"
     )
-
-
-_warn_once = cache(warn)  # a name is looked up several times in a run
 
 
 def shown(path: Path) -> Path:

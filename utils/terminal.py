@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import unicodedata
 
@@ -25,6 +26,9 @@ def readable(text: str) -> str:
 def warn(text: str) -> None:
     """Print one readable line on stderr: warnings, errors, progress."""
     sys.stderr.write(readable(text) + "\n")
+
+
+warn_once = functools.cache(warn)  # the same text only once in this process
 
 
 def say(text: str) -> None:

@@ -5,8 +5,6 @@ Coordinates are continuous: pixel i of a row covers [i, i + 1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -17,33 +15,6 @@ BOX_TOLERANCE = 1.0  # pixels between a box and its polygon's extent, for roundi
 MIN_SIDE = 2.0  # YOLOv5's candidate rule: wider and higher than 2 px,
 MAX_ASPECT = 100.0  # long side under 100 short sides,
 MIN_AREA_KEPT = 0.1  # and at least this share of the area still visible
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Closed polygons of different lengths in one array; `owner` is sorted."""
-
-    points: np.ndarray  # (T, 3) float64, homogeneous
-    owner: np.ndarray  # (T,) int64, index of the polygon
-
-    def clip(self, plane: tuple[float, float, float]) -> Ragged:
-        """The part in the half-plane a*x + b*y + c*w >= 0 (Sutherland-Hodgman, all at once)."""
-        depth = self.points @ np.array(plane)
-        inside = depth >= 0
-        if inside.all():
-            return self
-        last = np.flatnonzero(np.diff(self.owner, append=-1))
-        following = np.arange(1, len(depth) + 1)
-        following[last] = np.concatenate(([0], last[:-1] + 1))
-        crossing = inside != inside[following]
-        count = inside.astype(np.int64) + crossing
-        start = np.cumsum(count) - count
-        points = np.empty((int(count.sum()), 3))
-        points[start[inside]] = self.points[inside]
-        at, to = np.flatnonzero(crossing), following[crossing]
-        share = (depth[at] / (depth[at] - depth[to]))[:, None]
-        points[start[at] + inside[at]] = self.points[at] * (1 - share) + self.points[to] * share
-        return Ragged(points, np.repeat(self.owner, count))
 
 
 def transform(
@@ -60,17 +31,20 @@ def transform(
     """
     if not is_axis_aligned(matrix):
         return _by_corners(boxes, segments, matrix, size)
-    moved, cut = _scale_and_shift(boxes, matrix, size)
+    exact = boxes * np.diag(matrix)[[0, 1, 0, 1]] + matrix[[0, 1, 0, 1], 2]
+    clipped = exact.clip(0, (size[1], size[0]) * 2)
+    moved = clipped.astype(np.float32)
+    gone = (moved[:, 2:] <= moved[:, :2]).any(1)
+    moved[gone] = 0
     scaled = list(scale_segments(segments, (matrix[0, 0], matrix[1, 1]), matrix[:2, 2]))
-    cut &= np.array([segment is not None for segment in segments], dtype=bool)
-    for owner in np.flatnonzero((moved[:, 2:] <= moved[:, :2]).any(1)):
+    for owner in np.flatnonzero(gone):
         scaled[owner] = None
-        cut[owner] = False
-    if cut.any():  # the polygons that cross an edge; most do not
-        crossing = np.flatnonzero(cut)
+    cut = np.flatnonzero((clipped != exact).any(1))
+    crossing = [owner for owner in cut if scaled[owner] is not None]  # most polygons do not
+    if crossing:
         outlines = tuple(scaled[owner] for owner in crossing)
-        moved[crossing], clipped = _by_corners(moved[crossing], outlines, np.eye(3), size)
-        for owner, outline in zip(crossing, clipped, strict=True):
+        moved[crossing], left = _by_corners(moved[crossing], outlines, np.eye(3), size)
+        for owner, outline in zip(crossing, left, strict=True):
             scaled[owner] = outline
     return moved, tuple(scaled)
 
@@ -81,20 +55,56 @@ def _by_corners(
     matrix: np.ndarray,
     size: tuple[int, int],
 ) -> tuple[np.ndarray, tuple[np.ndarray | None, ...]]:
-    """`transform` by any matrix, all polygons at once."""
-    flat = _clip_to(_ragged(boxes, segments, matrix), matrix, size)
-    points = (flat.points[:, :2] / flat.points[:, 2:]).clip(0, size[::-1]).astype(np.float32)
+    """`transform` by any matrix, all polygons at once: (T, 3) points, and whose each of them is."""
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    outlines = [c if s is None else s for c, s in zip(corners, segments, strict=True)]
+    owner = np.repeat(np.arange(len(boxes)), [len(outline) for outline in outlines])
+    flat = np.concatenate([*outlines, np.empty((0, 2))])
+    whole = np.column_stack((flat, np.ones(len(flat)))) @ matrix.T
+    if matrix[2, 0] or matrix[2, 1]:
+        # depth >= HORIZON: the planes of `_clip` go through the origin, so it is shifted there
+        horizon = np.array([0, 0, HORIZON])
+        near, owner = _clip(whole - horizon, owner, (0, 0, 1))
+        whole = near + horizon
+    for plane in ((1, 0, 0), (-1, 0, size[1]), (0, 1, 0), (0, -1, size[0])):
+        whole, owner = _clip(whole, owner, plane)
+    points = (whole[:, :2] / whole[:, 2:]).clip(0, size[::-1]).astype(np.float32)
     moved = np.zeros((len(boxes), 4), dtype=np.float32)
-    start = np.flatnonzero(np.diff(flat.owner, prepend=-1))
-    kept = flat.owner[start]
+    start = np.flatnonzero(np.diff(owner, prepend=-1))
+    kept = owner[start]
     if len(kept):
         moved[kept, :2] = np.minimum.reduceat(points, start)
         moved[kept, 2:] = np.maximum.reduceat(points, start)
     left: list[np.ndarray | None] = [None] * len(boxes)
-    for owner, first, end in zip(kept, start, [*start[1:], len(points)], strict=False):
-        if segments[owner] is not None:
-            left[owner] = points[first:end]
+    for index, first, end in zip(kept, start, [*start[1:], len(points)], strict=False):
+        if segments[index] is not None:
+            left[index] = points[first:end]
     return moved, tuple(left)
+
+
+def _clip(
+    points: np.ndarray, owner: np.ndarray, plane: tuple[float, float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Closed polygons in the half-plane a*x + b*y + c*w >= 0 (Sutherland-Hodgman, all at once).
+
+    points: (T, 3) float64, homogeneous; owner: (T,) int64, sorted, the polygon of each point.
+    """
+    depth = points @ np.array(plane)
+    inside = depth >= 0
+    if inside.all():
+        return points, owner
+    last = np.flatnonzero(np.diff(owner, append=-1))
+    following = np.arange(1, len(depth) + 1)
+    following[last] = np.concatenate(([0], last[:-1] + 1))
+    crossing = inside != inside[following]
+    count = inside.astype(np.int64) + crossing
+    start = np.cumsum(count) - count
+    clipped = np.empty((int(count.sum()), 3))
+    clipped[start[inside]] = points[inside]
+    at, to = np.flatnonzero(crossing), following[crossing]
+    share = (depth[at] / (depth[at] - depth[to]))[:, None]
+    clipped[start[at] + inside[at]] = points[at] * (1 - share) + points[to] * share
+    return clipped, np.repeat(owner, count)
 
 
 def scale_segments(
@@ -143,37 +153,3 @@ def candidates(before: np.ndarray, after: np.ndarray, area_scale: float) -> np.n
     big = (width > MIN_SIDE) & (height > MIN_SIDE)
     slim = np.maximum(width, height) < MAX_ASPECT * np.minimum(width, height)
     return big & slim & (width * height >= MIN_AREA_KEPT * old)
-
-
-def _scale_and_shift(
-    boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The moved and clipped boxes, and which of them were cut."""
-    moved = boxes * np.diag(matrix)[[0, 1, 0, 1]] + matrix[[0, 1, 0, 1], 2]
-    clipped = moved.clip(0, (size[1], size[0]) * 2)
-    cut = (clipped != moved).any(1)
-    clipped[(clipped[:, 2:] <= clipped[:, :2]).any(1)] = 0
-    return clipped.astype(np.float32), cut
-
-
-def _ragged(
-    boxes: np.ndarray, segments: tuple[np.ndarray | None, ...], matrix: np.ndarray
-) -> Ragged:
-    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    outlines = [c if s is None else s for c, s in zip(corners, segments, strict=True)]
-    lengths = [len(outline) for outline in outlines]
-    flat = np.concatenate([*outlines, np.empty((0, 2))])
-    points = np.column_stack((flat, np.ones(len(flat)))) @ matrix.T
-    return Ragged(points, np.repeat(np.arange(len(boxes)), lengths))
-
-
-def _clip_to(polygons: Ragged, matrix: np.ndarray, size: tuple[int, int]) -> Ragged:
-    height, width = size
-    if matrix[2, 0] or matrix[2, 1]:
-        # depth >= HORIZON: the planes of `clip` go through the origin, so it is shifted there
-        horizon = np.array([0, 0, HORIZON])
-        near = Ragged(polygons.points - horizon, polygons.owner).clip((0, 0, 1))
-        polygons = Ragged(near.points + horizon, near.owner)
-    for plane in ((1, 0, 0), (-1, 0, width), (0, 1, 0), (0, -1, height)):
-        polygons = polygons.clip(plane)
-    return polygons

@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from torch.utils.data import Sampler
 
-from data.index.records import DataIndex, ImageRecord
-from data.loading.pipeline import Augmentation, SampleKey, fetch, padding
+from data.index.records import DataIndex
+from data.loading.pipeline import Augmentation, SampleKey, fetch
 from data.loading.sample import Sample
 from data.loading.store import ImageStore
-from data.loading.transforms import letterbox
 from data.loading.workers import BatchLoader
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
 from utils.letterbox import Letterbox
 from utils.seeding import generator
 
-CACHES = ("none", "ram", "disk")
 SHUFFLE = 1  # purpose of a generator, next to (seed, epoch, index) of the samples
 
 
@@ -36,7 +34,7 @@ class LoaderConfig:
     rank: int = 0
     world_size: int = 1
     rect: bool = False
-    cache: str = "none"  # one of CACHES
+    cache: str = "none"  # or ram, disk: see ImageStore
     pin_memory: bool = False
 
 
@@ -55,10 +53,9 @@ class TrainLoader(BatchLoader):
         if not index.records:
             raise UserError("the training set has no usable image")
         store = ImageStore(index.records, config.image_size, cache=config.cache)
-        recipe = Augmentation(index.records, store, hyp, config.image_size, config.seed)
-        self._sampler = _TrainSampler(store, len(index.records), config)
+        self._sampler = _TrainSampler(store.shapes, config)
         super().__init__(
-            _TrainBatch(recipe),
+            Augmentation(store, hyp, config.seed),
             self._sampler,
             workers=config.workers,
             pin_memory=config.pin_memory,
@@ -81,90 +78,66 @@ class ValLoader(BatchLoader):
     """
 
     def __init__(self, index: DataIndex, config: LoaderConfig) -> None:
-        store = ImageStore(index.records, config.image_size, cache=config.cache, area=True)
-        make = _ValBatch(index.records, store, config)
+        size = config.image_size
+        store = ImageStore(index.records, size, cache=config.cache, area=True)
+        sources = [(record.height, record.width) for record in index.records]
+        if config.rect:
+            letterboxes = [Letterbox.rect(source, size, config.stride) for source in sources]
+        else:
+            letterboxes = [Letterbox.square(source, size) for source in sources]
         groups: dict[tuple[int, int], list[int]] = {}
-        for position in range(config.rank, len(index.records), config.world_size):
-            groups.setdefault(make.letterbox(position).dst, []).append(position)
+        for position in range(config.rank, len(sources), config.world_size):
+            groups.setdefault(letterboxes[position].dst, []).append(position)
         batches = [
             group[start : start + config.batch_size]
             for _, group in sorted(groups.items())
             for start in range(0, len(group), config.batch_size)
         ]
-        super().__init__(make, batches, workers=config.workers, pin_memory=config.pin_memory)
+        super().__init__(
+            partial(_letterboxed, store, letterboxes),
+            batches,
+            workers=config.workers,
+            pin_memory=config.pin_memory,
+        )
 
 
-@dataclass(frozen=True)
-class _TrainBatch:
-    recipe: Augmentation
-
-    def __call__(self, keys: Sequence[SampleKey]) -> tuple[list[Sample], list[Letterbox]]:
-        samples = [self.recipe(key) for key in keys]
-        return samples, [Letterbox(key.shape, key.shape) for key in keys]
+def _letterboxed(
+    store: ImageStore, letterboxes: Sequence[Letterbox], position: int
+) -> tuple[Sample, Letterbox]:
+    return fetch(store, position, letterboxes[position].dst), letterboxes[position]
 
 
-@dataclass(frozen=True)
-class _ValBatch:
-    records: Sequence[ImageRecord]
-    store: ImageStore
-    config: LoaderConfig
-
-    def letterbox(self, position: int) -> Letterbox:
-        """From the file's pixels to the network's."""
-        record, size = self.records[position], self.config.image_size
-        source = (record.height, record.width)
-        if self.config.rect:
-            return Letterbox.rect(source, size, self.config.stride)
-        return Letterbox.square(source, size)
-
-    def __call__(self, positions: Sequence[int]) -> tuple[list[Sample], list[Letterbox]]:
-        letterboxes = [self.letterbox(position) for position in positions]
-        scaled = [fetch(self.records, self.store, position) for position in positions]
-        samples = [
-            letterbox(sample, padding(sample.size, geometry.dst))
-            for sample, geometry in zip(scaled, letterboxes, strict=True)
-        ]
-        return samples, letterboxes
-
-
-class _TrainSampler(Sampler):
+class _TrainSampler:
     """The keys of each batch of this rank; set_epoch's choices are read when iteration begins."""
 
-    def __init__(self, store: ImageStore, images: int, config: LoaderConfig) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int]], config: LoaderConfig) -> None:
         self.epoch = 0
         self.start_step = 0
         self.mosaic = True
         self._config = config
-        self._images = images
-        self._sizes = np.array([store.geometry(i).dst for i in range(images)])
+        self._sizes = np.array(shapes)
 
     def __len__(self) -> int:
-        return math.ceil(self._images / (self._config.batch_size * self._config.world_size))
+        return math.ceil(len(self._sizes) / (self._config.batch_size * self._config.world_size))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        config, epoch = self._config, self.epoch
-        mosaic = self.mosaic and not config.rect
-        for batch in self._global_batches()[self.start_step :]:
-            shape = self._shape(batch)
-            mine = batch[config.rank :: config.world_size]
-            yield [SampleKey(epoch, int(index), mosaic, shape) for index in mine]
-
-    def _global_batches(self) -> list[np.ndarray]:
-        config = self._config
-        rng = generator(config.seed, self.epoch, 0, SHUFFLE)
-        padded = math.ceil(self._images / config.world_size) * config.world_size
+        config, epoch, mosaic = self._config, self.epoch, self.mosaic and not self._config.rect
+        rng = generator(config.seed, epoch, 0, SHUFFLE)
+        images = len(self._sizes)
+        padded = math.ceil(images / config.world_size) * config.world_size
         step = config.batch_size * config.world_size
         if config.rect:
             by_aspect = np.argsort(self._sizes[:, 0] / self._sizes[:, 1], kind="stable")
-            order = np.pad(by_aspect, (0, padded - self._images), mode="edge")
+            order = np.pad(by_aspect, (0, padded - images), mode="edge")
         else:
-            order = np.resize(rng.permutation(self._images), padded)
-        batches = [order[start : start + step] for start in range(0, len(order), step)]
-        return [batches[i] for i in rng.permutation(len(batches))] if config.rect else batches
-
-    def _shape(self, batch: np.ndarray) -> tuple[int, int]:
-        if not self._config.rect:
-            return self._config.image_size, self._config.image_size
-        stride = self._config.stride
-        height, width = (math.ceil(side / stride) * stride for side in self._sizes[batch].max(0))
-        return height, width
+            order = np.resize(rng.permutation(images), padded)
+        batches = [order[start : start + step] for start in range(0, padded, step)]
+        if config.rect:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        shape = (config.image_size, config.image_size)
+        for batch in batches[self.start_step :]:
+            if config.rect:
+                sides = np.ceil(self._sizes[batch].max(0) / config.stride) * config.stride
+                shape = int(sides[0]), int(sides[1])
+            mine = batch[config.rank :: config.world_size]
+            yield [SampleKey(epoch, int(index), mosaic, shape) for index in mine]

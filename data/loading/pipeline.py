@@ -1,29 +1,15 @@
-"""From a key to an augmented training sample, and from samples to a batch."""
+"""From a key to an augmented training sample."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from data.index.records import ImageRecord
 from data.loading.geometry import scale_segments, whole_segments
-from data.loading.mosaic import mosaic4
-from data.loading.sample import Batch, Sample
+from data.loading.sample import Sample
 from data.loading.store import ImageStore
-from data.loading.transforms import (
-    copy_paste,
-    flip_left_right,
-    flip_up_down,
-    hsv,
-    keep,
-    letterbox,
-    mixup,
-    random_affine,
-)
-from utils.boxes import Targets
+from data.loading.transforms import copy_paste, flip, hsv, keep, mixup, mosaic4, random_affine
 from utils.hyp import Hyperparameters
 from utils.letterbox import Letterbox
 from utils.seeding import generator
@@ -49,78 +35,56 @@ class Augmentation:
     (seed, epoch, index).
     """
 
-    records: Sequence[ImageRecord]
     store: ImageStore
     hyp: Hyperparameters
-    size: int
     seed: int
 
-    def __call__(self, key: SampleKey) -> Sample:
-        """The augmented sample of key.shape. Raises UserError when a file has become unreadable."""
+    def __call__(self, key: SampleKey) -> tuple[Sample, Letterbox]:
+        """The augmented sample of key.shape, and no letterbox to speak of: there is no way back.
+
+        Raises UserError when a file has become unreadable.
+        """
         rng = generator(self.seed, key.epoch, key.index)
         if key.mosaic and rng.random() < self.hyp.mosaic:
             sample = self._mosaic(key, key.index, rng)
             if rng.random() < self.hyp.mixup:
-                second = self._mosaic(key, int(rng.integers(len(self.records))), rng)
+                second = self._mosaic(key, int(rng.integers(len(self.store.records))), rng)
                 sample = mixup(sample, second, rng)
         else:
-            plain = fetch(self.records, self.store, key.index)
-            boxed = letterbox(plain, padding(plain.size, key.shape))
-            sample = random_affine(boxed, key.shape, rng, self.hyp)
+            plain = fetch(self.store, key.index, key.shape)
+            sample = random_affine(plain, key.shape, rng, self.hyp)
         sample = hsv(sample, rng, self.hyp)
         if rng.random() < self.hyp.flipud:
-            sample = flip_up_down(sample)
+            sample = flip(sample, 1)
         if rng.random() < self.hyp.fliplr:
-            sample = flip_left_right(sample)
-        return sample
+            sample = flip(sample, 0)
+        return sample, Letterbox(key.shape, key.shape)
 
     def _mosaic(self, key: SampleKey, first: int, rng: np.random.Generator) -> Sample:
-        others = rng.integers(len(self.records), size=3)
+        others = rng.integers(len(self.store.records), size=3)
         indices = rng.permutation([first, *others])
-        samples = [fetch(self.records, self.store, int(index)) for index in indices]
-        canvas = mosaic4(samples, self.size, rng)
-        canvas = replace(canvas, image_id=self.records[first].image_id)
+        samples = [fetch(self.store, int(index)) for index in indices]
+        canvas = mosaic4(samples, self.store.size, rng)
+        canvas = replace(canvas, image_id=self.store.records[first].image_id)
         canvas = copy_paste(canvas, rng, share=self.hyp.copy_paste)
         return random_affine(canvas, key.shape, rng, self.hyp)
 
 
-def fetch(records: Sequence[ImageRecord], store: ImageStore, index: int) -> Sample:
-    """Record `index` at the store's scale, without padding and without its crowd regions."""
-    record, scaled = records[index], store.geometry(index)
+def fetch(store: ImageStore, index: int, canvas: tuple[int, int] | None = None) -> Sample:
+    """Record `index` at the store's scale, without its crowd regions.
+
+    On a grey `canvas` (height, width) if given, in its centre, else without padding.
+    """
+    record, geometry, image = store.records[index], store.geometry(index), store[index]
+    if canvas is not None:
+        image = Letterbox(geometry.dst, canvas, store.size).apply(image)
+        geometry = replace(geometry, dst=canvas)
     outlines = whole_segments(record.boxes, record.segments)
     whole = Sample(
-        image=store[index],
-        boxes=scaled.to_network(record.boxes),
+        image=image,
+        boxes=geometry.to_network(record.boxes),
         labels=record.labels,
         image_id=record.image_id,
-        segments=scale_segments(outlines, scaled.scale_xy),
+        segments=scale_segments(outlines, geometry.scale_xy, geometry.offset),
     )
     return keep(whole, ~record.crowd)
-
-
-def padding(size: tuple[int, int], canvas: tuple[int, int]) -> Letterbox:
-    """The grey round an image of (height, width) `size` that has its scale already."""
-    return Letterbox(size, canvas, max(size))
-
-
-def collate(
-    samples: Sequence[Sample], letterboxes: Sequence[Letterbox], *, out: np.ndarray | None = None
-) -> Batch:
-    """Samples of one size -> a batch. The images are (B, 3, H, W), channels last in memory.
-
-    `out` (B, H, W, 3) uint8 is the memory for the images, if given.
-    """
-    images = torch.from_numpy(np.stack([sample.image for sample in samples], out=out))
-    counts = torch.tensor([len(sample.labels) for sample in samples])
-    labels = np.concatenate([sample.labels for sample in samples])
-    boxes = np.concatenate([sample.boxes for sample in samples])
-    return Batch(
-        images=images.permute(0, 3, 1, 2),
-        targets=Targets(
-            image_index=torch.arange(len(samples)).repeat_interleave(counts),
-            labels=torch.from_numpy(labels.astype(np.int64)),
-            boxes=torch.from_numpy(boxes.astype(np.float32)),
-        ),
-        letterboxes=tuple(letterboxes),
-        image_ids=tuple(sample.image_id for sample in samples),
-    )

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from data.index.records import DataIndex
 from data.loading.sample import Batch
 from utils.drawing import color, draw_boxes, grid, write_image
-from utils.errors import UserError
+from utils.files import writing
 
 NAMED_CLASSES = 30  # more bars than this have no names below them
 DRAWN_BOXES = 2000  # more of them, evenly chosen, would only blacken the plot
@@ -39,10 +39,8 @@ def plot_labels(index: DataIndex, path: Path) -> None:
     _heat(centres, (boxes[:, :2] + boxes[:, 2:]) / 2, title="Box centres", names=("x", "y"))
     centres.invert_yaxis()
     _heat(sizes, boxes[:, 2:] - boxes[:, :2], title="Box sizes", names=("width", "height"))
-    try:
+    with writing(path):
         figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror}") from error
 
 
 def plot_batch(batch: Batch, names: Sequence[str], path: Path, *, max_images: int = 16) -> None:

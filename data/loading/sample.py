@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +12,12 @@ from torch import Tensor
 
 from utils.boxes import Targets
 from utils.letterbox import Letterbox
+from utils.terminal import warn_once
+
+NO_ROOM = (
+    "no room for a batch in /dev/shm: batches go through pipes, which is slower;"
+    " docker run --shm-size 1g, a smaller batch or fewer --workers may help"
+)
 
 
 @dataclass(frozen=True)
@@ -58,3 +66,42 @@ class Batch:
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a worker sends: shared memory of the images where it has room, the rest as bytes.
+
+        Each tensor would take a file descriptor.
+        """
+        images = self.images.permute(0, 2, 3, 1)
+        targets = [item.numpy() for item in vars(self.targets).values()]
+        sent = images if images.is_shared() else images.numpy()
+        return _received, (sent, targets, self.letterboxes, self.image_ids)
+
+
+def _received(images: Tensor | np.ndarray, targets: Sequence[np.ndarray], *rest: Any) -> Batch:
+    """The batch, in the process that asked for it."""
+    if isinstance(images, np.ndarray):
+        warn_once(f"warning: {NO_ROOM}")
+    images = torch.as_tensor(images).permute(0, 3, 1, 2)
+    return Batch(images, Targets(*map(torch.from_numpy, targets)), *rest)
+
+
+def collate(samples: Sequence[Sample], letterboxes: Sequence[Letterbox], images: Tensor) -> Batch:
+    """Samples of one size -> a batch, (B, 3, H, W), channels last in the memory of `images`.
+
+    `images` is an empty (B, H, W, 3) uint8 tensor.
+    """
+    np.stack([sample.image for sample in samples], out=images.numpy())
+    counts = torch.tensor([len(sample.labels) for sample in samples])
+    labels = np.concatenate([sample.labels for sample in samples])
+    boxes = np.concatenate([sample.boxes for sample in samples])
+    return Batch(
+        images=images.permute(0, 3, 1, 2),
+        targets=Targets(
+            image_index=torch.arange(len(samples)).repeat_interleave(counts),
+            labels=torch.from_numpy(labels.astype(np.int64)),
+            boxes=torch.from_numpy(boxes.astype(np.float32)),
+        ),
+        letterboxes=tuple(letterboxes),
+        image_ids=tuple(sample.image_id for sample in samples),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -40,40 +41,38 @@ class ImageStore:
     """
 
     def __init__(
-        self,
-        records: Sequence[ImageRecord],
-        size: int,
-        *,
-        cache: str = "none",
-        area: bool = False,
+        self, records: Sequence[ImageRecord], size: int, *, cache: str = "none", area: bool = False
     ) -> None:
-        self._records = records
-        self._size = size
+        self.records = records
+        self.size = size
+        self.shapes = [self.geometry(position).dst for position in range(len(records))]
         self._area = area
         home = cache_file("images", "").parent / "images"  # next to the scans
         self._folder = home / f"{size}{'-area' if area else ''}" if cache == "disk" else None
-        shapes = [self.geometry(position).dst for position in range(len(records))]
-        fits = cache != "disk" and _fits(shapes, asked=cache == "ram")
-        self._shared = SharedImages(shapes) if fits else None
+        fits = cache != "disk" and _fits(self.shapes, asked=cache == "ram")
+        self._shared = SharedImages(self.shapes) if fits else None
 
     def __getitem__(self, position: int) -> np.ndarray:
         """The image of record `position`. Raises UserError when its file has become unreadable."""
-        if self._shared is not None:
-            return self._from_shared(self._shared, position)
         if self._folder is not None:
             return self._from_disk(self._folder, position)
-        return self._read(position)
+        image = self._shared.get(position) if self._shared is not None else None
+        if image is None:
+            image = self._read(position)
+            if self._shared is not None:
+                self._shared.put(position, image)
+        return image
 
     def geometry(self, position: int) -> Letterbox:
         """The scale from record `position`'s image to the stored one (no padding)."""
-        record = self._records[position]
-        whole = Letterbox.square((record.height, record.width), self._size)
-        return Letterbox(whole.src, whole.size, self._size)
+        record = self.records[position]
+        whole = Letterbox.square((record.height, record.width), self.size)
+        return Letterbox(whole.src, whole.size, self.size)
 
     def _read(self, position: int) -> np.ndarray:
-        record = self._records[position]
-        source, (height, width) = (record.height, record.width), self.geometry(position).dst
-        fits = [n for n in (8, 4, 2) if max(source) >= n * self._size and not self._area]
+        record, (height, width) = self.records[position], self.shapes[position]
+        source = (record.height, record.width)
+        fits = [n for n in (8, 4, 2) if max(source) >= n * self.size and not self._area]
         reduce = fits[0] if fits else 1
         try:
             image = read_image(record.path, reduce=reduce)
@@ -82,39 +81,50 @@ class ImageStore:
                 f"{record.path}: unreadable since the scan: {error.cause}; "
                 "repair or remove it and start again"
             ) from error
-        reduced = (-(-source[0] // reduce), -(-source[1] // reduce))
-        if image.shape[:2] not in (source, reduced):
+        if image.shape[:2] not in (source, tuple(-(-side // reduce) for side in source)):
             raise UserError(
                 f"{record.path}: was {source[1]}x{source[0]} pixels at the scan and has changed; "
                 "start again"
             )
         if image.shape[:2] != source and (source[0] % reduce or source[1] % reduce):
-            image = _resize_beyond(image, source, (height, width), reduce)
+            # a reduced JPEG whose last pixels reach beyond the edges of its source
+            right, down = reduce * width / source[1], reduce * height / source[0]
+            matrix = np.array([[right, 0, (right - 1) / 2], [0, down, (down - 1) / 2]])
+            image = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
         if image.shape[:2] != (height, width):
-            shrink = self._area and self._size < max(source)
+            shrink = self._area and self.size < max(source)
             way = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
             image = cv2.resize(image, (width, height), interpolation=way)
         image.setflags(write=False)
         return image
 
-    def _from_shared(self, memory: SharedImages, position: int) -> np.ndarray:
-        image = memory.get(position)
-        if image is None:
-            image = self._read(position)
-            memory.put(position, image)
-        return image
-
     def _from_disk(self, folder: Path, position: int) -> np.ndarray:
-        file = folder / f"{_key(self._records[position].path)}.npy"
+        path = self.records[position].path
+        try:
+            status = path.stat()
+        except OSError:
+            return self._read(position)  # names the cause
+        # another path, size or time of change is another file
+        text = f"{FORMAT} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        key = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:40]
+        file = folder / f"{key}.npy"
         with contextlib.suppress(Exception):  # not there yet, or damaged
             kept: np.ndarray = np.load(file, allow_pickle=False)
-            if kept.shape == (*self.geometry(position).dst, 3) and kept.dtype == np.uint8:
+            if kept.shape == (*self.shapes[position], 3) and kept.dtype == np.uint8:
                 kept.setflags(write=False)
                 return kept
         image = self._read(position)
+        temporary = file.with_name(f"{secrets.token_hex(8)}.tmp")
         try:
-            _write_atomically(file, image)
-        except OSError as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as stream:
+                np.save(stream, image)
+            temporary.replace(file)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             warn(f"warning: {file}: not cached: {error.strerror}; continuing without the cache")
             self._folder = None
         return image
@@ -131,7 +141,12 @@ class SharedImages:
         self._shapes = list(shapes)
         sizes = [height * width * 3 for height, width in shapes]
         self._starts = np.cumsum([len(shapes), *sizes])
-        self._file, descriptor = _shareable_file(int(self._starts[-1]))
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("images")
+            self._file = f"/proc/{os.getpid()}/fd/{descriptor}"
+        else:
+            descriptor, self._file = tempfile.mkstemp(prefix="images-")
+        os.ftruncate(descriptor, int(self._starts[-1]))
         self._bytes = np.memmap(self._file, dtype=np.uint8, mode="r+")
         weakref.finalize(self, _drop_file, self._file, descriptor, os.getpid())
 
@@ -158,15 +173,6 @@ class SharedImages:
     def _view(self, position: int) -> np.ndarray:
         start, stop = self._starts[position], self._starts[position + 1]
         return np.asarray(self._bytes[start:stop]).reshape(*self._shapes[position], 3)
-
-
-def _resize_beyond(
-    image: np.ndarray, source: tuple[int, int], target: tuple[int, int], reduce: int
-) -> np.ndarray:
-    """Resize a reduced JPEG whose last pixels reach beyond the edges of its `source` size."""
-    down, right = (reduce * new / old for new, old in zip(target, source, strict=True))
-    matrix = np.array([[right, 0, (right - 1) / 2], [0, down, (down - 1) / 2]])
-    return cv2.warpAffine(image, matrix, target[::-1], borderMode=cv2.BORDER_REPLICATE)
 
 
 def free_memory() -> int:
@@ -199,42 +205,8 @@ def _fits(shapes: Sequence[tuple[int, int]], *, asked: bool) -> bool:
     return True
 
 
-def _shareable_file(size: int) -> tuple[str, int]:
-    """A path and descriptor of `size` zero bytes, in memory where the system can, that other
-    processes can map by the path."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("images")
-        path = f"/proc/{os.getpid()}/fd/{descriptor}"
-    else:
-        descriptor, path = tempfile.mkstemp(prefix="images-")
-    os.ftruncate(descriptor, size)
-    return path, descriptor
-
-
 def _drop_file(path: str, descriptor: int, owner: int) -> None:
     if os.getpid() != owner:
         return
     os.close(descriptor)
     Path(path).unlink(missing_ok=True)
-
-
-def _key(path: Path) -> str:
-    """Names a file's present content: another path, size or time of change is another key."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: unreadable since the scan: {error.strerror}") from error
-    text = f"{FORMAT} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:40]
-
-
-def _write_atomically(file: Path, image: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            np.save(stream, image)
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -6,6 +6,7 @@ Hyper-parameters have YOLOv5's names (utils.hyp); zero switches a transform off 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import cv2
@@ -14,19 +15,11 @@ import numpy as np
 from data.loading.geometry import candidates, is_axis_aligned, scale_segments, transform
 from data.loading.sample import Sample
 from utils.hyp import Hyperparameters
-from utils.letterbox import GREY, Letterbox
+from utils.letterbox import GREY
 
 MIXUP_BETA = 32.0  # Beta(32, 32): shares near one half, YOLOv5's choice
 PASTE_MAX_COVER = 0.3  # a pasted object may hide at most this share of another's box
 HUES = 180  # OpenCV's hue of a byte image counts in steps of 2 degrees
-
-
-def letterbox(sample: Sample, geometry: Letterbox, *, area: bool = False) -> Sample:
-    """`sample` (of size geometry.src) on the grey canvas geometry.dst, with its boxes."""
-    image = geometry.apply(sample.image, area=area)
-    segments = scale_segments(sample.segments, geometry.scale_xy, geometry.offset)
-    boxes = geometry.to_network(sample.boxes)
-    return replace(sample, image=image, boxes=boxes, segments=segments)
 
 
 def keep(sample: Sample, mask: np.ndarray) -> Sample:
@@ -103,19 +96,11 @@ def _crop_and_resize(
 ) -> tuple[np.ndarray, np.ndarray]:
     height, width = size
     columns, rows = max(round(width / matrix[0, 0]), 1), max(round(height / matrix[1, 1]), 1)
-    left = round(-matrix[0, 2] / matrix[0, 0])
-    top = round(-matrix[1, 2] / matrix[1, 1])
-    if (left, top, rows, columns) == (0, 0, *image.shape[:2]):
-        window = image
-    else:
-        x1, y1 = max(left, 0), max(top, 0)
-        x2 = max(min(left + columns, image.shape[1]), x1)
-        y2 = max(min(top + rows, image.shape[0]), y1)
-        window = image[y1:y2, x1:x2]
-        if window.shape[:2] != (rows, columns):
-            padded = np.full((rows, columns, 3), GREY, dtype=np.uint8)
-            padded[y1 - top : y2 - top, x1 - left : x2 - left] = window
-            window = padded
+    left, top = round(-matrix[0, 2] / matrix[0, 0]), round(-matrix[1, 2] / matrix[1, 1])
+    window = image[max(top, 0) : top + rows, max(left, 0) : left + columns]
+    if min(left, top) < 0 or window.shape[:2] != (rows, columns):
+        window = np.full((rows, columns, 3), GREY, dtype=np.uint8)
+        _lay(window, image, -left, -top)
     if (rows, columns) != size:
         window = cv2.resize(window, (width, height), interpolation=cv2.INTER_LINEAR)
     sx, sy = width / columns, height / rows
@@ -130,36 +115,17 @@ def hsv(sample: Sample, rng: np.random.Generator, hyp: Hyperparameters) -> Sampl
     steps = np.arange(256, dtype=np.float64)[:, None] * gains
     steps[:, 0] %= HUES
     table = steps.clip(0, 255).astype(np.uint8)
-    planes = cv2.split(cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV))
-    changed = [cv2.LUT(plane, np.ascontiguousarray(table[:, k])) for k, plane in enumerate(planes)]
-    return replace(sample, image=cv2.cvtColor(cv2.merge(changed), cv2.COLOR_HSV2RGB))
+    changed = cv2.LUT(cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV), table[None])
+    return replace(sample, image=cv2.cvtColor(changed, cv2.COLOR_HSV2RGB))
 
 
-def flip_left_right(sample: Sample) -> Sample:
-    """The mirror image; boxes stay xyxy."""
-    return _flip(sample, axis=0)
-
-
-def flip_up_down(sample: Sample) -> Sample:
-    """The image upside down; boxes stay xyxy."""
-    return _flip(sample, axis=1)
-
-
-def _flip(sample: Sample, *, axis: int) -> Sample:
-    side = sample.size[1 - axis]
+def flip(sample: Sample, axis: int) -> Sample:
+    """The mirror image along x (axis 0) or y (axis 1); boxes stay xyxy."""
+    side, unit = sample.size[1 - axis], np.eye(2)[axis]
     boxes = sample.boxes.copy()
     boxes[:, [axis, axis + 2]] = side - sample.boxes[:, [axis + 2, axis]]
-    segments = tuple(_mirror(segment, side, axis) for segment in sample.segments)
-    image = cv2.flip(sample.image, 1 - axis)
-    return replace(sample, image=image, boxes=boxes, segments=segments)
-
-
-def _mirror(segment: np.ndarray | None, side: float, axis: int) -> np.ndarray | None:
-    if segment is None:
-        return None
-    mirrored = segment.copy()
-    mirrored[:, axis] = side - segment[:, axis]
-    return mirrored
+    segments = scale_segments(sample.segments, 1 - 2 * unit, side * unit)
+    return replace(sample, image=cv2.flip(sample.image, 1 - axis), boxes=boxes, segments=segments)
 
 
 def mixup(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
@@ -187,43 +153,63 @@ def copy_paste(sample: Sample, rng: np.random.Generator, *, share: float) -> Sam
     count = round(share * len(owners))
     if not count:
         return sample
-    width = sample.size[1]
-    image = sample.image.copy()
-    boxes, labels, segments = list(sample.boxes), list(sample.labels), list(sample.segments)
+    mirrored = flip(sample, 0)
+    image, boxes, pasted = sample.image.copy(), sample.boxes, []
     for owner in rng.choice(owners, size=count, replace=False):
-        x1, y1, x2, y2 = sample.boxes[owner]
-        box = np.array([width - x2, y1, width - x1, y2], dtype=np.float32)
-        if _covered(box, np.stack(boxes)).max() >= PASTE_MAX_COVER:
-            continue
-        outline = _mirror(sample.segments[owner], width, 0)
+        box, outline = mirrored.boxes[owner], mirrored.segments[owner]
         assert outline is not None  # owners have polygons
-        _paste(image, sample.image, outline)
-        boxes.append(box)
-        labels.append(sample.labels[owner])
-        segments.append(outline)
-    return replace(
-        sample,
-        image=image,
-        boxes=np.stack(boxes),
-        labels=np.array(labels, dtype=np.int64),
-        segments=tuple(segments),
+        low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        if ((high - low).clip(0).prod(1) / areas.clip(1e-9)).max() >= PASTE_MAX_COVER:
+            continue
+        x1, y1 = np.floor(outline.min(0)).clip(0).astype(int)
+        x2, y2 = np.minimum(np.ceil(outline.max(0)), image.shape[1::-1]).astype(int)
+        mask = np.zeros((y2 - y1, x2 - x1), dtype=np.uint8)
+        cv2.fillPoly(mask, [np.round(outline - (x1 + 0.5, y1 + 0.5)).astype(np.int32)], 1)
+        source = mirrored.image[y1:y2, x1:x2]
+        np.copyto(image[y1:y2, x1:x2], source, where=mask.astype(bool)[..., None])
+        boxes = np.vstack((boxes, box))
+        pasted.append(int(owner))
+    labels = np.concatenate((sample.labels, [sample.labels[owner] for owner in pasted]))
+    segments = sample.segments + tuple(mirrored.segments[owner] for owner in pasted)
+    labels = labels.astype(np.int64)
+    return replace(sample, image=image, boxes=boxes, labels=labels, segments=segments)
+
+
+def mosaic4(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> Sample:
+    """Four samples round a random centre of a grey canvas of twice `size` (arXiv:2004.10934, 3.4).
+
+    The samples have their final scale (long side `size`, as a rule).  The centre
+    is uniform in [size / 2, 3 size / 2] in both axes; the samples touch it with one corner each,
+    top left, top right, bottom left, bottom right, and are cut at the canvas.  Boxes and polygons
+    are clipped with them.  The result has the image_id of the first sample.
+    """
+    side = 2 * size
+    centre_x, centre_y = (int(v) for v in rng.integers(size // 2, side - size // 2 + 1, 2))
+    canvas = np.full((side, side, 3), GREY, dtype=np.uint8)
+    boxes: list[np.ndarray] = []
+    segments: list[np.ndarray | None] = []
+    for corner, sample in enumerate(samples):
+        height, width = sample.size
+        left = centre_x - width if corner % 2 == 0 else centre_x
+        top = centre_y - height if corner < 2 else centre_y
+        _lay(canvas, sample.image, left, top)
+        boxes.append(sample.boxes + np.array([left, top, left, top], dtype=np.float32))
+        segments += scale_segments(sample.segments, (1, 1), (left, top))
+    cut, outlines = transform(np.concatenate(boxes), tuple(segments), np.eye(3), (side, side))
+    whole = Sample(
+        image=canvas,
+        boxes=cut,
+        labels=np.concatenate([sample.labels for sample in samples]),
+        image_id=samples[0].image_id,
+        segments=outlines,
     )
+    return keep(whole, np.all(cut[:, 2:] > cut[:, :2], axis=1))
 
 
-def _covered(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """(N,) share of each of `boxes` that `box` covers."""
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return (high - low).clip(0).prod(1) / area.clip(1e-9)
-
-
-def _paste(image: np.ndarray, source: np.ndarray, outline: np.ndarray) -> None:
-    """Write the mirrored `source` into `image` within `outline`; both are of one size."""
-    height, width = image.shape[:2]
-    x1, y1 = np.floor(outline.min(0)).clip(0).astype(int)
-    x2, y2 = np.minimum(np.ceil(outline.max(0)), (width, height)).astype(int)
-    mask = np.zeros((y2 - y1, x2 - x1), dtype=np.uint8)
-    corners = np.round(outline - (x1 + 0.5, y1 + 0.5)).astype(np.int32)
-    cv2.fillPoly(mask, [corners], 1)
-    mirrored = source[y1:y2, width - x2 : width - x1][:, ::-1]
-    np.copyto(image[y1:y2, x1:x2], mirrored, where=mask.astype(bool)[..., None])
+def _lay(canvas: np.ndarray, image: np.ndarray, left: int, top: int) -> None:
+    """Draw `image` at (left, top) as far as the canvas reaches."""
+    (height, width), (rows, columns) = image.shape[:2], canvas.shape[:2]
+    x1, y1 = max(left, 0), max(top, 0)
+    x2, y2 = max(min(left + width, columns), x1), max(min(top + height, rows), y1)
+    canvas[y1:y2, x1:x2] = image[y1 - top : y2 - top, x1 - left : x2 - left]

@@ -14,7 +14,6 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
@@ -24,46 +23,39 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from data.loading.pipeline import collate
-from data.loading.sample import Batch, Sample
-from utils.boxes import Targets
+from data.loading.sample import Batch, Sample, collate
 from utils.errors import DEAD_WORKER, FeatherDetError, UserError, cause_of
 from utils.letterbox import Letterbox
-from utils.terminal import warn
+from utils.terminal import warn, warn_once
 
 TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user asked for that many
 REUSED_BYTES = 31 << 20  # under glibc's DEFAULT_MMAP_THRESHOLD_MAX
 TOO_MANY_FILES = "Too many open files"
-NO_ROOM = (
-    "no room for a batch in /dev/shm: batches go through pipes, which is slower;"
-    " docker run --shm-size 1g, a smaller batch or fewer --workers may help"
-)
 
-MakeBatch = Callable[[Any], tuple[list[Sample], list[Letterbox]]]
+MakeSample = Callable[[Any], tuple[Sample, Letterbox]]
 
 
 class BatchLoader:
     """torch's DataLoader for whole batches, with its failures as one-line errors.
 
-    `make` turns one item of `keys` into samples and their letterboxes; it runs in the workers.
+    `keys` has one list per batch; `make` turns a key into a sample, in the workers.
     Iterating raises UserError for a file that has become unreadable since the scan and
     FeatherDetError, naming the process, when a worker has died (torch may raise that between two
     batches as well: see dead_workers_named).
     """
 
-    def __init__(self, make: MakeBatch, keys: Any, *, workers: int, pin_memory: bool) -> None:
+    def __init__(self, make: MakeSample, keys: Any, *, workers: int, pin_memory: bool) -> None:
         self._keys = keys
-        with _no_advice_on_workers():
-            self._loader = DataLoader(
-                _Batches(make),
-                batch_size=None,  # a key is a whole batch
-                sampler=keys,
-                num_workers=workers,
-                collate_fn=_unchanged,
-                pin_memory=pin_memory,
-                worker_init_fn=_start_worker,
-                persistent_workers=workers > 0,
-            )
+        warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
+        self._loader = DataLoader(
+            _Batches(make),
+            batch_size=None,  # an item of `keys` is a whole batch
+            sampler=keys,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            persistent_workers=workers > 0,
+        )
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
@@ -71,121 +63,64 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         with dead_workers_named():
-            for item in _started(self._loader):
-                if isinstance(item, _Failure):
-                    raise UserError(item.message)
-                yield item.open() if isinstance(item, _Parcel) else item
+            for item in self._start():
+                if isinstance(item, UserError):
+                    raise item
+                yield item
 
-
-@dataclass(frozen=True)
-class _Failure:
-    """A user's error on its way out of a worker; torch would wrap an exception in a traceback."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class _Parcel:
-    """A batch on its way out of a worker: the images in shared memory where there is room.
-
-    Everything else, and the images where there is no room (Docker gives /dev/shm 64 MB), goes
-    through the worker's pipe.
-    """
-
-    images: Tensor | np.ndarray  # (B, H, W, 3) uint8
-    targets: tuple[np.ndarray, ...]
-    letterboxes: tuple[Letterbox, ...]
-    image_ids: tuple[int | str, ...]
-
-    def open(self) -> Batch:
-        """The batch, in the process that asked for it."""
-        if isinstance(self.images, np.ndarray):
-            _warn_once(NO_ROOM)
-        images = torch.as_tensor(self.images).permute(0, 3, 1, 2)
-        targets = Targets(*map(torch.from_numpy, self.targets))
-        return Batch(images, targets, self.letterboxes, self.image_ids)
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory (called by torch's DataLoader)."""
-        return self.open().pin_memory()
+    def _start(self) -> Iterator[Batch | UserError]:
+        """Begin an iteration; without worker processes where the system cannot start them."""
+        if self._loader.num_workers:
+            try:
+                multiprocessing.Lock()  # what torch's queues need first: a semaphore in /dev/shm
+                batches = iter(self._loader)
+            except OSError as error:
+                self._loader.num_workers = 0
+                warn_once(
+                    f"warning: no loader processes ({error.strerror}): images are loaded in the"
+                    " main process, which is slower; docker run --shm-size 1g, ulimit -n 4096 or"
+                    " fewer --workers may help"
+                )
+            else:
+                _workers().update(batches._workers)  # type: ignore[attr-defined]  # of torch's iterator
+                return batches
+        return iter(self._loader)
 
 
 class _Batches(Dataset):
-    def __init__(self, make: MakeBatch) -> None:
+    def __init__(self, make: MakeSample) -> None:
         self._make = make
 
-    def __getitem__(self, keys: Any) -> Batch | _Parcel | _Failure:
+    def __getitem__(self, keys: list[Any]) -> Batch | UserError:
+        """The batch, or the error: torch would wrap an exception in a traceback."""
         try:
-            samples, letterboxes = self._make(keys)
+            samples, letterboxes = zip(*map(self._make, keys), strict=True)
         except UserError as error:
-            return _Failure(str(error))
-        if get_worker_info() is None:
-            return collate(samples, letterboxes)
-        shape = (len(samples), *samples[0].image.shape)
-        try:
-            memory: Tensor | np.ndarray = _shared_bytes(math.prod(shape)).view(shape)
-        except RuntimeError:  # /dev/shm is full, read-only or missing
-            memory = np.empty(shape, np.uint8)
-        batch = collate(samples, letterboxes, out=np.asarray(memory))
-        targets = (getattr(batch.targets, item.name).numpy() for item in fields(Targets))
-        return _Parcel(memory, tuple(targets), batch.letterboxes, batch.image_ids)
+            return error
+        return collate(samples, letterboxes, _memory(len(samples), *samples[0].image.shape))
 
 
-def _shared_bytes(count: int) -> Tensor:
-    """(count,) uint8 in shared memory, allocated as a whole: RuntimeError where it has no room."""
-    empty = torch.empty(0, dtype=torch.uint8)
-    return empty.set_(empty.untyped_storage()._new_shared(count))  # as torch's default_collate
+def _memory(*shape: int) -> Tensor:
+    """Uninitialised bytes; those of a worker are shared, if /dev/shm (64 MB in Docker) has room."""
+    if get_worker_info() is not None:
+        with contextlib.suppress(RuntimeError):  # full, read-only or missing
+            empty = torch.empty(0, dtype=torch.uint8)  # the rest as torch's default_collate
+            return empty.set_(empty.untyped_storage()._new_shared(math.prod(shape))).view(shape)
+    return torch.empty(shape, dtype=torch.uint8)
 
 
 @functools.cache
-def _warn_once(text: str) -> None:
-    warn(f"warning: {text}")
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-@contextlib.contextmanager
-def _no_advice_on_workers() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
-        yield
-
-
-def _started(loader: DataLoader) -> Iterator[Any]:
-    """Begin an iteration; without worker processes where the system cannot start them."""
-    with _no_advice_on_workers():
-        if not loader.num_workers:
-            return iter(loader)
-        try:
-            multiprocessing.Lock()  # what torch's queues need first: a semaphore in /dev/shm
-            batches = iter(loader)
-        except OSError as error:
-            loader.num_workers = 0
-            _warn_once(
-                f"no loader processes ({error.strerror}): images are loaded in the main process,"
-                " which is slower; docker run --shm-size 1g, ulimit -n 4096 or fewer --workers may"
-                " help"
-            )
-            return iter(loader)
-        _end_workers_at_exit()
-        _WORKERS.update(batches._workers)  # type: ignore[attr-defined]  # of torch's iterator
-        return batches
-
-
-_WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
-
-
-@functools.cache
-def _end_workers_at_exit() -> None:
-    """Once: before multiprocessing waits for its children, which ignore its SIGTERM, end them."""
+def _workers() -> weakref.WeakSet[BaseProcess]:
+    """The started processes, to be ended at exit: multiprocessing would wait for its children,
+    which ignore its SIGTERM."""
+    started: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
     atexit.register(_kill_workers)
+    return started
 
 
 def _kill_workers() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as lost
-    for worker in _WORKERS:
+    for worker in _workers():
         worker.kill()
 
 

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
+from data.index.records import ImageRecord
+
 
 @pytest.fixture(autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -34,6 +36,26 @@ def write_image() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def make_record() -> Callable[..., ImageRecord]:
+    """make_record(path, height, width, boxes): the record of an image, box i of class i."""
+
+    def make(path: Path, height: int, width: int, boxes: Any = (), **changes: Any) -> ImageRecord:
+        boxes = np.array(boxes, np.float32).reshape(-1, 4)
+        count = len(boxes)
+        values = {
+            "image_id": path.stem,
+            "labels": np.arange(count),
+            "crowd": np.zeros(count, bool),
+            "areas": np.ones(count, np.float32),
+            "segments": (None,) * count,
+            **changes,
+        }
+        return ImageRecord(path=path, height=height, width=width, boxes=boxes, **values)
+
+    return make
 
 
 @pytest.fixture

@@ -8,82 +8,77 @@ import pytest
 from data.loading.geometry import candidates, transform, whole_segments
 
 IDENTITY = np.eye(3)
+QUARTER = [[0, -1, 10], [1, 0, 0], [0, 0, 1]]  # (x, y) -> (10 - y, x)
+TRIANGLE = np.array([[0, 0], [8, 0], [0, 8]], dtype=np.float32)
+SQUARE = np.array([[2, 2], [6, 2], [6, 6], [2, 6]], dtype=np.float32)
 
 
 def boxes_of(*rows):
     return np.array(rows, dtype=np.float32).reshape(-1, 4)
 
 
-def test_no_boxes_stay_no_boxes():
-    for matrix in (IDENTITY, np.array([[0.0, 1, 0], [-1, 0, 10], [0, 0, 1]])):
-        boxes, segments = transform(boxes_of(), (), matrix, (10, 10))
-        assert boxes.shape == (0, 4)
-        assert boxes.dtype == np.float32
-        assert segments == ()
+def move(x, y, scale_x=1.0, scale_y=1.0):
+    return np.array([[scale_x, 0, x], [0, scale_y, y], [0, 0, 1]])
 
 
-def test_scale_and_shift_then_clip_by_hand():
-    matrix = np.array([[2.0, 0, -4], [0, 0.5, 3], [0, 0, 1]])
-    boxes, _ = transform(boxes_of([1, 2, 5, 8], [3, 0, 4, 4]), (None, None), matrix, (5, 10))
-    np.testing.assert_allclose(boxes, [[0, 4, 6, 5], [2, 3, 4, 5]])
-
-
-def test_a_box_outside_becomes_zero():
-    matrix = np.array([[1.0, 0, 100], [0, 1, 0], [0, 0, 1]])
-    boxes, _ = transform(boxes_of([1, 2, 5, 8]), (None,), matrix, (50, 50))
-    np.testing.assert_array_equal(boxes, [[0, 0, 0, 0]])
-
-
-def test_quarter_turn_by_hand():
-    matrix = np.array([[0.0, -1, 10], [1, 0, 0], [0, 0, 1]])  # (x, y) -> (10 - y, x)
-    boxes, _ = transform(boxes_of([1, 2, 5, 8]), (None,), matrix, (10, 10))
-    np.testing.assert_allclose(boxes, [[2, 1, 8, 5]], atol=1e-6)
-
-
-def test_polygon_decides_the_box_and_is_clipped_exactly():
-    triangle = np.array([[0, 0], [8, 0], [0, 8]], dtype=np.float32)
-    shift = np.array([[1.0, 0, -4], [0, 1, 0], [0, 0, 1]])
-    boxes, (outline,) = transform(boxes_of([0, 0, 8, 8]), (triangle,), shift, (20, 20))
-    # right of x = 4 only the tip is left: (4, 0), (8, 0), (4, 4), moved by -4
-    np.testing.assert_allclose(boxes, [[0, 0, 4, 4]], atol=1e-6)
-    assert {tuple(p) for p in outline.tolist()} == {(0, 0), (4, 0), (0, 4)}
-    plain, _ = transform(boxes_of([0, 0, 8, 8]), (None,), shift, (20, 20))
-    np.testing.assert_allclose(plain, [[0, 0, 4, 8]])
-
-
-def test_boxes_with_and_without_polygons_keep_their_order():
-    square = np.array([[2, 2], [6, 2], [6, 6], [2, 6]], dtype=np.float32)
-    far = square + 100
-    boxes, segments = transform(
-        boxes_of([1, 1, 3, 3], [2, 2, 6, 6], [102, 102, 106, 106], [0, 0, 9, 9]),
-        (None, square, far, None),
-        IDENTITY,
-        (10, 10),
-    )
-    np.testing.assert_allclose(boxes, [[1, 1, 3, 3], [2, 2, 6, 6], [0, 0, 0, 0], [0, 0, 9, 9]])
-    assert segments[0] is None
-    np.testing.assert_allclose(segments[1], square)
-    assert segments[2] is None
-    assert segments[3] is None
-
-
-def test_polygons_that_all_leave_the_image():
-    square = np.array([[2, 2], [6, 2], [6, 6], [2, 6]], dtype=np.float32)
-    away = np.array([[1.0, 0, 50], [0, 1, 0], [0, 0, 1]])
-    boxes, segments = transform(
-        boxes_of([2, 2, 6, 6], [1, 1, 3, 3]), (square, None), away, (10, 10)
-    )
-    np.testing.assert_array_equal(boxes, np.zeros((2, 4)))
-    assert segments == (None, None)
-
-
-def test_perspective_cuts_what_lies_behind_the_viewer():
-    matrix = np.array([[1.0, 0, 0], [0, 1, 0], [-0.02, 0, 1]])  # depth 1 - x / 50
-    boxes, _ = transform(boxes_of([10, 10, 90, 20], [60, 0, 90, 9]), (None, None), matrix, (99, 99))
-    # x / (1 - x / 50) is 12.5 at x = 10 and grows over all bounds towards x = 50;
-    # y = 10 there is 12.5, and the image ends at y = 99
-    np.testing.assert_allclose(boxes[0], [12.5, 12.5, 99, 59.6], atol=1e-3)
-    np.testing.assert_array_equal(boxes[1], [0, 0, 0, 0])
+@pytest.mark.parametrize(
+    ("matrix", "size", "boxes", "segments", "expected", "outlines"),
+    [
+        (IDENTITY, (10, 10), [], [], [], []),
+        (QUARTER, (10, 10), [], [], [], []),
+        (
+            move(-4, 3, 2, 0.5),
+            (5, 10),
+            [[1, 2, 5, 8], [3, 0, 4, 4]],
+            [None, None],
+            [[0, 4, 6, 5], [2, 3, 4, 5]],
+            [None, None],
+        ),
+        (move(100, 0), (50, 50), [[1, 2, 5, 8]], [None], [[0, 0, 0, 0]], [None]),
+        (QUARTER, (10, 10), [[1, 2, 5, 8]], [None], [[2, 1, 8, 5]], [None]),
+        # right of x = 4 only the tip of the triangle is left: (4, 0), (8, 0), (4, 4), moved by -4
+        (
+            move(-4, 0),
+            (20, 20),
+            [[0, 0, 8, 8], [0, 0, 8, 8]],
+            [TRIANGLE, None],
+            [[0, 0, 4, 4], [0, 0, 4, 8]],
+            [{(0, 0), (4, 0), (0, 4)}, None],
+        ),
+        (  # with and without polygons, in order
+            IDENTITY,
+            (10, 10),
+            [[1, 1, 3, 3], [2, 2, 6, 6], [102, 102, 106, 106], [0, 0, 9, 9]],
+            [None, SQUARE, SQUARE + 100, None],
+            [[1, 1, 3, 3], [2, 2, 6, 6], [0, 0, 0, 0], [0, 0, 9, 9]],
+            [None, {(2, 2), (6, 2), (6, 6), (2, 6)}, None, None],
+        ),
+        (  # all leave the image
+            move(50, 0),
+            (10, 10),
+            [[2, 2, 6, 6], [1, 1, 3, 3]],
+            [SQUARE, None],
+            [[0, 0, 0, 0], [0, 0, 0, 0]],
+            [None, None],
+        ),
+        # depth 1 - x / 50: x / (1 - x / 50) is 12.5 at x = 10 and grows over all bounds towards
+        # x = 50; y = 10 there is 12.5, and the image ends at y = 99
+        (
+            [[1, 0, 0], [0, 1, 0], [-0.02, 0, 1]],
+            (99, 99),
+            [[10, 10, 90, 20], [60, 0, 90, 9]],
+            [None, None],
+            [[12.5, 12.5, 99, 59.6], [0, 0, 0, 0]],
+            [None, None],
+        ),
+    ],
+)
+def test_transform_by_hand(matrix, size, boxes, segments, expected, outlines):
+    moved, left = transform(boxes_of(*boxes), tuple(segments), np.array(matrix, float), size)
+    assert moved.dtype == np.float32
+    np.testing.assert_allclose(moved, boxes_of(*expected), atol=1e-3)
+    found = [None if outline is None else set(map(tuple, outline.tolist())) for outline in left]
+    assert found == outlines
 
 
 @pytest.mark.parametrize(

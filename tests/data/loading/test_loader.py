@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.index.records import DataIndex, ImageRecord
+from data.index.records import DataIndex
 from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
+from data.loading.pipeline import fetch
+from data.loading.store import ImageStore
 from utils.errors import FeatherDetError, UserError
 from utils.hyp import Hyperparameters, load_hyp
 from utils.letterbox import Letterbox
@@ -28,31 +30,21 @@ SHAPES = [(48, 64), (64, 48), (43, 140), (64, 64), (30, 80), (100, 70), (64, 33)
 
 
 @pytest.fixture
-def make_index(tmp_path):
-    def make(count=7, shapes=SHAPES):
+def make_index(tmp_path, make_record):
+    """Images of noise with three boxes each: one with a polygon, one without, a crowd region."""
+
+    def make(count=7):
         records = []
         for i in range(count):
-            height, width = shapes[i % len(shapes)]
+            height, width = SHAPES[i % len(SHAPES)]
             rng = generator(9, i)
             path = tmp_path / f"{i}.png"
-            image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            cv2.imwrite(str(path), image[..., ::-1])
+            cv2.imwrite(str(path), rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
             low = rng.uniform(0, 0.5, (3, 2)) * (width, height)
-            boxes = np.hstack((low, low + np.array([width / 3, height / 3]))).astype(np.float32)
-            outline = boxes[0][[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
-            records.append(
-                ImageRecord(
-                    path=path,
-                    height=height,
-                    width=width,
-                    image_id=i,
-                    boxes=boxes,
-                    labels=np.array([0, 1, 2]),
-                    crowd=np.array([False, False, True]),
-                    areas=np.ones(3, np.float32),
-                    segments=(outline, None, None),
-                )
-            )
+            boxes = np.hstack((low, low + np.array([width / 3, height / 3])))
+            outline = boxes[0][[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2).astype(np.float32)
+            changes = {"segments": (outline, None, None), "crowd": np.arange(3) == 2}
+            records.append(make_record(path, height, width, boxes, image_id=i, **changes))
         return DataIndex(tuple(records), ("a", "b", "c"), (1, 2, 3), (), "fingerprint")
 
     return make
@@ -83,6 +75,23 @@ def ids(batches):
     return [batch.image_ids for batch in batches]
 
 
+def assert_letterboxed(index, batches, geometry_of, **how):
+    """Each image once, by the expected letterbox, with the boxes that are no crowd regions."""
+    seen = []
+    for batch in batches:
+        for row, i in enumerate(batch.image_ids):
+            record = index.records[i]
+            geometry = geometry_of((record.height, record.width))
+            image = geometry.apply(cv2.imread(str(record.path))[..., ::-1], **how)
+            np.testing.assert_array_equal(batch.images[row].permute(1, 2, 0).numpy(), image)
+            mine = batch.targets.image_index == row
+            expected = geometry.to_network(record.boxes[:2])
+            np.testing.assert_allclose(batch.targets.boxes[mine].numpy(), expected, atol=1e-3)
+            assert batch.targets.labels[mine].tolist() == [0, 1]
+            seen.append(i)
+    assert sorted(seen) == list(range(len(index)))
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_do_not_depend_on_the_number_of_workers(make_index, workers):
     index = make_index()
@@ -111,7 +120,11 @@ def test_epochs_and_seeds_differ(make_index):
 
 
 def test_a_batch_has_the_promised_types(make_index):
-    batch = epoch_of(TrainLoader(make_index(), config(), ALL))[0]
+    index = make_index()
+    assert ValLoader(index, config(pin_memory=True))._loader.pin_memory
+    loader = TrainLoader(index, config(), ALL)
+    assert not loader._loader.pin_memory
+    batch = epoch_of(loader)[0]
     assert batch.images.shape == (3, 3, 64, 64)
     assert batch.images.dtype == torch.uint8
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -129,32 +142,30 @@ def test_a_batch_has_the_promised_types(make_index):
 
 def test_no_augmentation_is_the_letterboxed_image(make_index):
     index = make_index()
-    loader = TrainLoader(index, config(), load_hyp("no-augmentation"))
-    seen = []
-    for batch in epoch_of(loader):
-        for row, i in enumerate(batch.image_ids):
-            record = index.records[i]
-            geometry = Letterbox.square((record.height, record.width), 64)
-            image = cv2.imread(str(record.path))[..., ::-1]
-            np.testing.assert_array_equal(
-                batch.images[row].permute(1, 2, 0).numpy(), geometry.apply(image)
-            )
-            mine = batch.targets.image_index == row
-            expected = geometry.to_network(record.boxes[~record.crowd])
-            np.testing.assert_allclose(batch.targets.boxes[mine].numpy(), expected, atol=1e-3)
-            assert batch.targets.labels[mine].tolist() == [0, 1]
-            seen.append(i)
-    assert sorted(seen) == list(range(7))
+    batches = epoch_of(TrainLoader(index, config(), load_hyp("no-augmentation")))
+    assert_letterboxed(index, batches, lambda size: Letterbox.square(size, 64))
+
+
+@pytest.mark.parametrize("canvas", [None, (64, 64), (96, 80)])
+def test_polygons_follow_their_boxes_onto_the_canvas(make_index, canvas):
+    index = make_index()
+    store = ImageStore(index.records, 64)
+    for i, record in enumerate(index.records):
+        sample = fetch(store, i, canvas)
+        geometry = Letterbox((record.height, record.width), canvas or store.shapes[i], 64)
+        assert sample.size == geometry.dst
+        np.testing.assert_array_equal(sample.boxes, geometry.to_network(record.boxes[:2]))
+        outline, none = sample.segments
+        assert none is None
+        extent = np.hstack((outline.min(0), outline.max(0)))
+        np.testing.assert_allclose(extent, sample.boxes[0], atol=1e-4)
 
 
 def test_mosaic_off_means_no_mosaic(make_index):
     index = make_index()
-    plain = epoch_of(TrainLoader(index, config(), replace(ALL, mosaic=0.0)), 2)
-    assert_equal(
-        epoch_of(TrainLoader(index, config(), ALL), 2, mosaic=False),
-        epoch_of(TrainLoader(index, config(), replace(ALL, mosaic=0.0)), 2, mosaic=False),
-    )
-    assert [len(b) for b in plain] == [3, 3, 1]
+    off = epoch_of(TrainLoader(index, config(), replace(ALL, mosaic=0.0)), 2, mosaic=False)
+    assert_equal(epoch_of(TrainLoader(index, config(), ALL), 2, mosaic=False), off)
+    assert [len(batch) for batch in off] == [3, 3, 1]
 
 
 @pytest.mark.parametrize("rect", [False, True])
@@ -269,34 +280,21 @@ def test_other_start_methods_give_the_same(make_index, start):
     assert_equal([*ValLoader(index, config())], [*ValLoader(index, config(workers=1))])
 
 
-def test_memory_is_pinned_only_on_request(make_index):
-    index = make_index(2)
-    assert not TrainLoader(index, config(), ALL)._loader.pin_memory
-    assert ValLoader(index, config(pin_memory=True))._loader.pin_memory
-
-
 @pytest.mark.parametrize("rect", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_validation_has_each_image_once_letterboxed(make_index, rect, workers):
+    def geometry(size):
+        return Letterbox.rect(size, 64, 32) if rect else Letterbox.square(size, 64)
+
     index = make_index(9)
     batches = ValLoader(index, config(rect=rect, batch_size=2, workers=workers))
     first = list(batches)
     assert len(first) == len(batches)
-    assert sorted(i for b in first for i in b.image_ids) == list(range(9))
+    assert max(map(len, first)) == 2
+    assert_letterboxed(index, first, geometry, area=True)
     for batch in first:
-        assert len(batch) <= 2
-        for row, (i, geometry) in enumerate(zip(batch.image_ids, batch.letterboxes, strict=True)):
-            record = index.records[i]
-            source = (record.height, record.width)
-            expected = Letterbox.rect(source, 64, 32) if rect else Letterbox.square(source, 64)
-            assert geometry == expected
-            image = cv2.imread(str(record.path))[..., ::-1]
-            np.testing.assert_array_equal(
-                batch.images[row].permute(1, 2, 0).numpy(), expected.apply(image, area=True)
-            )
-            mine = batch.targets.boxes[batch.targets.image_index == row].numpy()
-            boxes = expected.to_network(record.boxes[~record.crowd])
-            np.testing.assert_allclose(mine, boxes, atol=1e-3)
+        sources = [(index.records[i].height, index.records[i].width) for i in batch.image_ids]
+        assert batch.letterboxes == tuple(map(geometry, sources))
     assert_equal(first, list(batches))
 
 

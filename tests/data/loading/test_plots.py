@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.index.records import DataIndex, ImageRecord
+from data.index.records import DataIndex
 from data.loading.plots import plot_batch, plot_labels
 from data.loading.sample import Batch
 from utils.boxes import Targets
@@ -16,22 +16,15 @@ from utils.errors import UserError
 from utils.letterbox import Letterbox
 
 
-def index_of(tmp_path, boxes, classes=3):
-    boxes = np.array(boxes, np.float32).reshape(-1, 4)
-    count = len(boxes)
-    record = ImageRecord(
-        path=tmp_path / "a.png",
-        height=100,
-        width=200,
-        image_id=0,
-        boxes=boxes,
-        labels=np.arange(count) % classes,
-        crowd=np.zeros(count, bool),
-        areas=np.ones(count, np.float32),
-        segments=(None,) * count,
-    )
-    names = tuple(f"class {i}" for i in range(classes))
-    return DataIndex((record,), names, tuple(range(classes)), (), "")
+@pytest.fixture
+def index_of(tmp_path, make_record):
+    def make(boxes, classes=3):
+        labels = np.arange(len(boxes)) % classes
+        names = tuple(f"class {i}" for i in range(classes))
+        record = make_record(tmp_path / "a.png", 100, 200, boxes, labels=labels)
+        return DataIndex((record,), names, tuple(range(classes)), (), "")
+
+    return make
 
 
 def batch_of(count, size=64):
@@ -45,19 +38,14 @@ def batch_of(count, size=64):
 
 
 @pytest.mark.parametrize("classes", [1, 3, 80])
-def test_labels_image_is_written(tmp_path, classes):
-    index = index_of(tmp_path, [[0, 0, 50, 50], [20, 10, 190, 90]] * 5, classes)
+def test_labels_image_is_written(tmp_path, index_of, classes):
+    index = index_of([[0, 0, 50, 50], [20, 10, 190, 90]] * 5, classes)
     plot_labels(index, tmp_path / "labels.jpg")
     image = cv2.imread(str(tmp_path / "labels.jpg"))
     assert image.shape == (1500, 1500, 3)
     red, green, blue = color(0)  # the bar of the first class
     near = np.abs(image[:750, :750].astype(int) - (blue, green, red)).max(2) < 30
     assert near.sum() > 500
-
-
-def test_labels_image_of_a_set_without_boxes(tmp_path):
-    plot_labels(index_of(tmp_path, []), tmp_path / "labels.jpg")
-    assert (tmp_path / "labels.jpg").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (3, 2, 2), (20, 4, 4)])
@@ -77,8 +65,10 @@ def test_large_batches_are_shrunk(tmp_path):
     assert max(cv2.imread(str(tmp_path / "big.jpg")).shape) <= 1930
 
 
-def test_a_image_that_cannot_be_written_is_a_user_error(tmp_path):
+def test_a_set_without_boxes_is_plotted_and_a_missing_folder_is_a_user_error(tmp_path, index_of):
+    plot_labels(index_of([]), tmp_path / "labels.jpg")
+    assert (tmp_path / "labels.jpg").stat().st_size > 1000
     with pytest.raises(UserError, match="cannot write"):
-        plot_labels(index_of(tmp_path, []), tmp_path / "missing" / "labels.jpg")
+        plot_labels(index_of([]), tmp_path / "missing" / "labels.jpg")
     with pytest.raises(UserError, match="cannot write"):
         plot_batch(batch_of(1), ("a", "b", "c"), tmp_path / "missing" / "batch.jpg")

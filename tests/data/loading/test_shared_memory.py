@@ -15,7 +15,9 @@ import torch
 import data.loading.workers as workers_module
 from data.index.dataset import load_dataset_config, load_split
 from data.loading.loader import LoaderConfig, ValLoader
+from data.loading.sample import Batch
 from utils.errors import FeatherDetError, UserError
+from utils.terminal import warn_once
 
 PROGRAM = """
 from data.index.dataset import load_dataset_config, load_split
@@ -88,11 +90,11 @@ def batches_of(rectangles, tmp_path, monkeypatch):
 
 
 def test_without_room_batches_go_through_the_pipe(batches_of, monkeypatch, capsys):
-    def full(count):
+    def full(self, size):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
-    monkeypatch.setattr(workers_module, "_shared_bytes", full)
-    workers_module._warn_once.cache_clear()
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
+    warn_once.cache_clear()
     for expected, batch in zip(batches_of(0), batches_of(2), strict=True):
         assert torch.equal(batch.images, expected.images)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -116,7 +118,7 @@ def test_without_semaphores_the_main_process_loads(batches_of, monkeypatch, caps
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(multiprocessing, "Lock", refuse)
-    workers_module._warn_once.cache_clear()
+    warn_once.cache_clear()
     loader = batches_of(2)
     assert [len(batch) for batch in loader] == [len(batch) for batch in loader] == [2, 2, 1]
     lines = capsys.readouterr().err.splitlines()
@@ -127,7 +129,7 @@ def test_a_batch_that_cannot_be_sent_ends_in_one_line(batches_of, monkeypatch, c
     def fail(self):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(workers_module._Parcel, "__reduce__", fail)
+    monkeypatch.setattr(Batch, "__reduce__", fail)
     start = time.monotonic()
     with pytest.raises((FeatherDetError, RuntimeError), match=r"worker \(pid"):
         list(batches_of(1))

@@ -11,50 +11,29 @@ import numpy as np
 import pytest
 
 import data.loading.store as store_module
-from data.index.records import ImageRecord
 from data.loading.store import ImageStore, SharedImages, free_memory
 from utils.errors import UserError
 from utils.letterbox import Letterbox
 from utils.seeding import generator
 
 
-def record(path, height, width):
-    none = np.zeros(0)
-    return ImageRecord(
-        path=path,
-        height=height,
-        width=width,
-        image_id=path.stem,
-        boxes=np.zeros((0, 4), np.float32),
-        labels=none.astype(np.int64),
-        crowd=none.astype(bool),
-        areas=none.astype(np.float32),
-        segments=(),
-    )
-
-
-def make_image(path, height, width, seed=0):
-    small = generator(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
-    image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-    cv2.imwrite(str(path), image[..., ::-1])
-    return record(path, height, width), image
-
-
 @pytest.fixture
-def cache_home(tmp_path, monkeypatch):
-    home = tmp_path / "cache home"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
-    return home
+def make_image(make_record):
+    """make_image(path, height, width): write a smooth image; its record and pixels."""
 
+    def make(path, height, width, seed=0):
+        rng = generator(seed)
+        small = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+        image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(path), image[..., ::-1])
+        return make_record(path, height, width), image
 
-@pytest.fixture
-def never_kept(monkeypatch):
-    monkeypatch.setattr(store_module, "SMALL_SET", 0)
+    return make
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
 @pytest.mark.parametrize("area", [False, True])
-def test_images_equal_the_letterbox_without_padding(tmp_path, cache_home, cache, area):
+def test_images_equal_the_letterbox_without_padding(tmp_path, cache, area, make_image):
     shapes = [(40, 60), (90, 31), (64, 64), (9, 400)]
     made = [make_image(tmp_path / f"{i}.png", *shape, seed=i) for i, shape in enumerate(shapes)]
     store = ImageStore([item for item, _ in made], 64, cache=cache, area=area)
@@ -70,18 +49,18 @@ def test_images_equal_the_letterbox_without_padding(tmp_path, cache_home, cache,
 
 
 @pytest.mark.parametrize(("height", "width"), [(400, 300), (301, 403), (250, 799), (205, 111)])
-def test_large_jpegs_are_read_reduced_and_look_the_same(tmp_path, height, width):
+def test_large_jpegs_are_read_reduced_and_look_the_same(tmp_path, height, width, make_record):
     rows, columns = np.mgrid[:height, :width]
     waves = [128 + 100 * np.sin((rows * a + columns * b) / 40) for a, b in ((1, 2), (3, 1), (0, 2))]
     cv2.imwrite(str(tmp_path / "large.jpg"), np.stack(waves, -1).astype(np.uint8))
-    item = record(tmp_path / "large.jpg", height, width)
+    item = make_record(tmp_path / "large.jpg", height, width)
     full = ImageStore([item], 100, area=True)[0].astype(int)
     fast = ImageStore([item], 100)[0].astype(int)
     assert fast.shape == full.shape
     assert np.abs(fast - full).mean() < 1.5
 
 
-def test_read_once_when_kept(tmp_path, cache_home):
+def test_read_once_when_kept(tmp_path, make_image):
     item, image = make_image(tmp_path / "a.png", 64, 48)
     for cache in ("none", "ram"):
         store = ImageStore([item], 64, cache=cache)
@@ -91,24 +70,20 @@ def test_read_once_when_kept(tmp_path, cache_home):
         cv2.imwrite(str(item.path), image[..., ::-1])
 
 
-def test_none_reads_again_where_the_set_is_not_small(tmp_path, never_kept):
+def test_none_reads_again_where_the_set_is_not_small(tmp_path, monkeypatch, make_image):
+    monkeypatch.setattr(store_module, "SMALL_SET", 0)
     item, _ = make_image(tmp_path / "a.png", 64, 48)
     store = ImageStore([item], 64)
     assert store[0].shape == (64, 48, 3)
+    make_image(tmp_path / "a.png", 30, 48)
+    with pytest.raises(UserError, match=r"a\.png: was 48x64 pixels at the scan and has changed"):
+        store[0]
     item.path.unlink()
     with pytest.raises(UserError, match=r"a\.png: unreadable since the scan: No such file"):
         store[0]
 
 
-def test_a_changed_size_is_said(tmp_path, never_kept):
-    item, _ = make_image(tmp_path / "a.png", 64, 48)
-    store = ImageStore([item], 64)
-    make_image(tmp_path / "a.png", 30, 48)
-    with pytest.raises(UserError, match=r"a\.png: was 48x64 pixels at the scan and has changed"):
-        store[0]
-
-
-def test_ram_that_does_not_fit_warns_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_ram_that_does_not_fit_warns_and_goes_on(tmp_path, monkeypatch, capsys, make_image):
     monkeypatch.setattr(store_module, "free_memory", lambda: 10_000)
     item, image = make_image(tmp_path / "a.png", 64, 64)
     store = ImageStore([item], 64, cache="ram")
@@ -118,7 +93,7 @@ def test_ram_that_does_not_fit_warns_and_goes_on(tmp_path, monkeypatch, capsys):
     assert (store[0] != image).any()
 
 
-def test_ranks_of_other_machines_do_not_count(tmp_path, monkeypatch):
+def test_ranks_of_other_machines_do_not_count(tmp_path, monkeypatch, make_image):
     items = [make_image(tmp_path / f"{i}.png", 64, 64)[0] for i in range(2)]
     monkeypatch.setattr(store_module, "free_memory", lambda: 4 * 2 * 64 * 64 * 3)
     monkeypatch.setenv("WORLD_SIZE", "64")
@@ -131,7 +106,7 @@ def test_free_memory_is_plausible():
     assert 2**20 < free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_disk_cache_is_outside_the_set_and_follows_the_file(tmp_path, cache_home):
+def test_disk_cache_is_outside_the_set_and_follows_the_file(tmp_path, cache_home, make_image):
     folder = tmp_path / "set"
     folder.mkdir()
     item, image = make_image(folder / "a.png", 64, 48)
@@ -145,25 +120,23 @@ def test_disk_cache_is_outside_the_set_and_follows_the_file(tmp_path, cache_home
     np.testing.assert_array_equal(ImageStore([other], 64, cache="disk")[0], changed)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "shape"])
-def test_a_broken_disk_cache_is_written_anew(tmp_path, cache_home, damage):
+def test_a_broken_disk_cache_is_written_anew(tmp_path, cache_home, make_image):
     item, image = make_image(tmp_path / "a.png", 64, 48)
     assert ImageStore([item], 64, cache="disk")[0].shape == (64, 48, 3)
     (kept,) = cache_home.rglob("*.npy")
     whole = kept.read_bytes()
-    if damage == "cut":
-        kept.write_bytes(whole[:-100])
-    elif damage == "empty":
-        kept.write_bytes(b"")
-    elif damage == "pickle":
-        np.save(kept, np.array([{"not": "data"}], dtype=object), allow_pickle=True)
-    else:
-        np.save(kept, image[:10])
-    np.testing.assert_array_equal(ImageStore([item], 64, cache="disk")[0], image)
-    assert kept.read_bytes() == whole
+    for damage in (
+        lambda: kept.write_bytes(whole[:-100]),
+        lambda: kept.write_bytes(b""),
+        lambda: np.save(kept, np.array([{"not": "data"}], dtype=object), allow_pickle=True),
+        lambda: np.save(kept, image[:10]),
+    ):
+        damage()
+        np.testing.assert_array_equal(ImageStore([item], 64, cache="disk")[0], image)
+        assert kept.read_bytes() == whole
 
 
-def test_a_disk_cache_that_cannot_be_written_warns_once(tmp_path, monkeypatch, capsys):
+def test_a_disk_cache_that_cannot_be_written_warns_once(tmp_path, monkeypatch, capsys, make_image):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
