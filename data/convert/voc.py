@@ -50,7 +50,7 @@ class VocImage:
     objects: list[VocObject]
 
 
-def convert_voc(config: VocConfig, *, progress: bool = True) -> list[Path]:
+def convert_voc(config: VocConfig) -> list[Path]:
     """Write one COCO JSON for each split, and copies of its images; returns the JSON files.
 
     Boxes are [xmin, ymin, xmax - xmin, ymax - ymin] of the XML. Objects marked difficult become
@@ -66,7 +66,7 @@ def convert_voc(config: VocConfig, *, progress: bool = True) -> list[Path]:
     for target in targets.values():
         if target.exists():
             raise UserError(f"{target} exists; remove it or name another --out")
-    splits = {split: _read_split(config, lists[split], progress=progress) for split in lists}
+    splits = {split: _read_split(config, lists[split]) for split in lists}
     names = _class_names(config, [image for images in splits.values() for image in images])
     for split, images in splits.items():
         info = {"description": config.description.replace("{split}", split)}
@@ -82,7 +82,7 @@ def convert_voc(config: VocConfig, *, progress: bool = True) -> list[Path]:
     return list(targets.values())
 
 
-def _read_split(config: VocConfig, file: Path, *, progress: bool) -> list[VocImage]:
+def _read_split(config: VocConfig, file: Path) -> list[VocImage]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except Exception as error:
@@ -92,7 +92,7 @@ def _read_split(config: VocConfig, file: Path, *, progress: bool) -> list[VocIma
         raise UserError(f"--images {folder}: no such folder")
     by_stem = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
     images: dict[str, VocImage] = {}
-    bar = tqdm(lines, desc=file.stem, dynamic_ncols=True, disable=not progress)
+    bar = tqdm(lines, desc=file.stem, dynamic_ncols=True)
     for number, name in enumerate(map(str.strip, bar), start=1):
         if not name:
             continue

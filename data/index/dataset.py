@@ -71,12 +71,7 @@ def load_dataset_config(name_or_path: str) -> DatasetConfig:
 
 
 def load_split(
-    config: DatasetConfig,
-    split: str,
-    *,
-    progress: bool = True,
-    single_cls: bool = False,
-    max_bad: float = MAX_BAD,
+    config: DatasetConfig, split: str, *, single_cls: bool = False, max_bad: float = MAX_BAD
 ) -> DataIndex:
     """Scan a split: read all labels, check all images, skip and report what is wrong.
 
@@ -95,7 +90,7 @@ def load_split(
     else:
         assert config.names is not None  # load_dataset_config has seen to it
         parsed = read_yolo(source, config.names, known=known)
-    found = scan_images(parsed.entries, known_checks, progress=progress)
+    found = scan_images(parsed.entries, known_checks)
     index = build_index(parsed, found, single_cls=single_cls)
     # what could not even be read has no hash: it is not kept, and looked at each time
     pairs = zip(parsed.entries, found, strict=True)
@@ -162,9 +157,9 @@ def _names(document: Document) -> tuple[str, ...] | None:
             raise UserError(f"{document.at('nc')}: 'nc' without 'names'")
         return None
     if not isinstance(found, dict | list) or not 0 < len(found) <= MAX_CLASSES:
-        wrong = f"{len(found)}" if isinstance(found, dict | list) else repr(found)
+        where, wrong = document.at("names"), len(found) if isinstance(found, dict | list) else found
         raise UserError(
-            f"{document.at('names')}: names: expected a list of 1 to {MAX_CLASSES}, found {wrong}"
+            f"{where}: names: expected a list of 1 to {MAX_CLASSES} names, found {wrong!r}"
         )
     keys = [*found] if isinstance(found, dict) else [*range(len(found))]
     for key in keys:

@@ -73,9 +73,7 @@ class DecoderLog:
         return found[0].decode().strip() if found else None
 
 
-def scan_images(
-    entries: Sequence[Entry], known: Mapping[str, ImageCheck], *, progress: bool = True
-) -> list[ImageCheck]:
+def scan_images(entries: Sequence[Entry], known: Mapping[str, ImageCheck]) -> list[ImageCheck]:
     """One check for each entry, in order; `known` ones (by path) are not decoded again.
 
     Every other image is decoded as a whole, in threads (OpenCV and Pillow release the lock).  What
@@ -104,7 +102,7 @@ def scan_images(
             desc="scan",
             unit="img",
             dynamic_ncols=True,
-            disable=not progress or not is_main_rank(),
+            disable=not is_main_rank(),
             file=log.stderr,
         )
         return [

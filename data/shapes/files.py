@@ -44,20 +44,19 @@ def scene(split: str, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
     return compose(generator(SEED, list(SPLITS).index(split), index))
 
 
-def ensure_shapes(root: Path = _DEFAULT_ROOT, *, progress: bool = True) -> Path:
+def ensure_shapes(root: Path = _DEFAULT_ROOT) -> Path:
     """Draw the data set into `root` unless it is there already; returns `root`.
 
     Layout: annotations/instances_{train,val}.json, train/, val/ and a short video.  The folder
     appears whole or not at all, and several processes may ask at once.  Raises UserError when
     `root` holds something else or cannot be written.
     """
-    root = Path(root)
     try:
         while not _is_current(root):
             root.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
                 folder = Path(scratch, "new")
-                _draw(folder, progress=progress)
+                _draw(folder)
                 if root.exists() and any(root.iterdir()) and not _is_current(root):
                     root.rename(folder.with_name("old"))
                 try:
@@ -82,7 +81,7 @@ def _is_current(root: Path) -> bool:
         ) from error
 
 
-def _draw(folder: Path, *, progress: bool) -> None:
+def _draw(folder: Path) -> None:
     """Write images, annotations and video into a new folder."""
     (folder / "annotations").mkdir(parents=True)
     categories = [{"id": i, "name": name} for i, name in zip(CATEGORY_IDS, NAMES, strict=True)]
@@ -90,10 +89,7 @@ def _draw(folder: Path, *, progress: bool) -> None:
         (folder / split).mkdir()
         images: list[dict[str, Any]] = []
         entries: list[dict[str, Any]] = []
-        bar = tqdm(
-            range(count), f"drawing {split}", dynamic_ncols=True, leave=False, disable=not progress
-        )
-        for index in bar:
+        for index in tqdm(range(count), f"drawing {split}", dynamic_ncols=True, leave=False):
             image, annotations = scene(split, index)
             suffix, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
             if index % PNG_EVERY == 0:

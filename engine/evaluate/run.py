@@ -67,12 +67,8 @@ def load(config: ValConfig, world: Distributed) -> Validation:
     if config.half:
         model.to_half()
     with distributed.main_first():
-        index = load_split(
-            load_dataset_config(config.data),
-            config.split,
-            progress=world.is_main,
-            single_cls=config.single_cls,
-        )
+        dataset = load_dataset_config(config.data)
+        index = load_split(dataset, config.split, single_cls=config.single_cls)
         check(model, index, config.evaluation)
     folder = Path(config.project)
     if world.is_main and config.task != "speed":

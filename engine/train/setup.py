@@ -51,7 +51,7 @@ def prepare_run(
         saved, config, hyp = _resumed(path, config, given)
     check_world(config, world)
     seed_everything(config.seed)
-    train, val = _load_data(config, world)
+    train, val = _load_data(config)
     model, config = model_to_train(
         config, hyp, world, train=train, saved=None if saved is None else detector_of(saved, path)
     )
@@ -177,13 +177,12 @@ def _resumed(
     return saved, replace(config, resume=str(path)), hyp
 
 
-def _load_data(config: TrainConfig, world: Distributed) -> tuple[DataIndex, DataIndex]:
+def _load_data(config: TrainConfig) -> tuple[DataIndex, DataIndex]:
     """Both splits; rank 0 reads first and leaves the cache to the others."""
     with distributed.main_first():
         dataset = load_dataset_config(config.data)
         train, val = (
-            load_split(dataset, split, progress=world.is_main, single_cls=config.single_cls)
-            for split in ("train", "val")
+            load_split(dataset, split, single_cls=config.single_cls) for split in ("train", "val")
         )
     if train.names != val.names:
         raise UserError(

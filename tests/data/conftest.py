@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +12,7 @@ from data.index.records import ImageRecord
 
 
 @pytest.fixture(autouse=True)
-def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache_home(tmp_path_factory, monkeypatch):
     """The user's cache folder, empty for each test."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
@@ -24,10 +21,10 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def write_image() -> Callable[..., Path]:
+def write_image():
     """write_image(path, width=64, height=48): a smooth image, as the suffix says."""
 
-    def write(path: Path, width: int = 64, height: int = 48) -> Path:
+    def write(path, width=64, height=48):
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(len(path.name)).integers(0, 255, (4, 5, 3), np.uint8)
         ok, data = cv2.imencode(path.suffix, cv2.resize(noise, (width, height)))
@@ -39,10 +36,10 @@ def write_image() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def make_record() -> Callable[..., ImageRecord]:
+def make_record():
     """make_record(path, height, width, boxes): the record of an image, box i of class i."""
 
-    def make(path: Path, height: int, width: int, boxes: Any = (), **changes: Any) -> ImageRecord:
+    def make(path, height, width, boxes=(), **changes):
         boxes = np.array(boxes, np.float32).reshape(-1, 4)
         count = len(boxes)
         values = {
@@ -59,29 +56,29 @@ def make_record() -> Callable[..., ImageRecord]:
 
 
 @pytest.fixture
-def yolo_set(tmp_path: Path, write_image: Callable[..., Path]) -> Callable[..., Path]:
-    """yolo_set({'a.jpg': '0 .5 .5 .2 .2\\n', 'b.jpg': None}, names=3) -> the YAML file."""
+def yolo_set(tmp_path, write_image):
+    """yolo_set({'a.jpg': '0 .5 .5 .2 .2\\n', 'b.jpg': None}) -> the YAML file; three classes."""
 
-    def make(labels: dict[str, str | bytes | None], names: int = 3) -> Path:
+    def make(labels):
+        folder = tmp_path / "set" / "labels" / "train"
+        folder.mkdir(parents=True)
         for name, text in labels.items():
             image = write_image(tmp_path / "set" / "images" / "train" / name)
-            label = tmp_path / "set" / "labels" / "train" / f"{image.stem}.txt"
-            label.parent.mkdir(parents=True, exist_ok=True)
             if text is not None:
-                label.write_bytes(text if isinstance(text, bytes) else text.encode())
+                content = text if isinstance(text, bytes) else text.encode()
+                (folder / f"{image.stem}.txt").write_bytes(content)
         file = tmp_path / "set.yaml"
-        listed = [f"c{i}" for i in range(names)]
-        file.write_text(f"path: set\ntrain: images/train\nval: images/train\nnames: {listed}\n")
+        file.write_text("path: set\ntrain: images/train\nnames: ['c0', 'c1', 'c2']\n")
         return file
 
     return make
 
 
 @pytest.fixture
-def coco_set(tmp_path: Path, write_image: Callable[..., Path]) -> Callable[..., Path]:
+def coco_set(tmp_path, write_image):
     """coco_set(annotations, images=[...], categories=[...]) -> the YAML file; two 64x48 images."""
 
-    def make(annotations: list[Any], **parts: Any) -> Path:
+    def make(annotations, **parts):
         for name in ("a.jpg", "b.jpg"):
             write_image(tmp_path / "coco" / "pics" / name)
         data = {

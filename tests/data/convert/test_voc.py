@@ -4,55 +4,54 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import escape
 
 import pytest
 from PIL import Image
 
-from data.convert.voc import VocConfig, convert_voc, read_voc
+from data.convert.voc import VocConfig, convert_voc
 from utils.errors import UserError
 
-OBJECT = "<object><name>{}</name><difficult>{}</difficult><bndbox>{}</bndbox></object>"
 
-
-def xml(objects: list[tuple[str, tuple[Any, ...]]], difficult: int = 0) -> str:
+def xml(objects, difficult=0):
     parts = []
     for name, corners in objects:
         names = ("xmin", "ymin", "xmax", "ymax")
         box = "".join(f"<{n}>{c}</{n}>" for n, c in zip(names, corners, strict=True))
-        parts.append(OBJECT.format(escape(name), difficult, box))
+        parts.append(
+            f"<object><name>{escape(name)}</name><difficult>{difficult}</difficult>"
+            f"<bndbox>{box}</bndbox></object>"
+        )
     return f"<annotation><filename>other.jpg</filename>{''.join(parts)}</annotation>"
 
 
 @pytest.fixture
-def voc(tmp_path: Path) -> Path:
+def voc(tmp_path):
     """Two images, three objects, in VOC's layout."""
     for folder in ("images", "xml"):
         (tmp_path / folder).mkdir()
     for name, size in (("x_2", (64, 48)), ("x_10", (40, 30))):
         Image.new("RGB", size).save(tmp_path / "images" / f"{name}.jpg")
-    (tmp_path / "xml" / "x_2.xml").write_text(
-        xml([("dog", (1, 2, 11, 22)), ("a<b", (0, 0, 3.5, 4))])
-    )
+    objects = [("dog", (1, 2, 11, 22)), ("a<b", (0, 0, 3.5, 4))]
+    (tmp_path / "xml" / "x_2.xml").write_text(xml(objects))
     (tmp_path / "xml" / "x_10.xml").write_text(xml([("dog", (5, 6, 7, 8))], difficult=1))
     (tmp_path / "train.txt").write_text("x_10\r\n\nx_2\n")
     return tmp_path
 
 
-def config(folder: Path, **changes: Any) -> VocConfig:
-    values: dict[str, Any] = {
+def convert(folder, **changes):
+    values = {
         "images": str(folder / "images"),
         "annotations": str(folder / "xml"),
         "split": (str(folder / "train.txt"),),
         "out": str(folder / "out"),
     }
-    return VocConfig(**{**values, **changes})
+    (file,) = convert_voc(VocConfig(**{**values, **changes}))
+    return file
 
 
-def test_a_set_by_hand(voc: Path) -> None:
-    (file,) = convert_voc(config(voc), progress=False)
-    assert json.loads(file.read_text()) == {
+def test_a_set_by_hand_which_is_not_overwritten(voc):
+    assert json.loads(convert(voc).read_text()) == {
         "info": {"description": ""},
         "images": [
             {"id": 2, "file_name": "x_2.jpg", "width": 64, "height": 48},
@@ -70,19 +69,20 @@ def test_a_set_by_hand(voc: Path) -> None:
     }  # fmt: skip
     original = (voc / "images" / "x_2.jpg").read_bytes()
     assert (voc / "out" / "train" / "x_2.jpg").read_bytes() == original
+    with pytest.raises(UserError, match=r"instances_train\.json exists"):
+        convert(voc)
 
 
-def test_image_ids_count_where_numbers_are_not_unique(voc: Path) -> None:
+def test_image_ids_count_where_numbers_are_not_unique(voc):
     for folder, suffix in (("images", ".jpg"), ("xml", ".xml")):
         (voc / folder / f"x_10{suffix}").rename(voc / folder / f"y_2{suffix}")
     (voc / "train.txt").write_text("y_2\nx_2\n")
-    (file,) = convert_voc(config(voc), progress=False)
-    images = json.loads(file.read_text())["images"]
+    images = json.loads(convert(voc).read_text())["images"]
     assert [(im["id"], im["file_name"]) for im in images] == [(1, "y_2.jpg"), (2, "x_2.jpg")]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_bccd_comes_back_byte_for_byte(shared: Path, tmp_path: Path, split: str) -> None:
+def test_bccd_comes_back_byte_for_byte(shared, tmp_path, split):
     source = shared / "datasets" / "bccd"
     original = (source / "annotations" / f"instances_{split}.json").read_text()
     data = json.loads(original)
@@ -97,23 +97,19 @@ def test_bccd_comes_back_byte_for_byte(shared: Path, tmp_path: Path, split: str)
         (tmp_path / Path(image["file_name"]).with_suffix(".xml")).write_text(xml(objects))
     stems = [Path(image["file_name"]).stem for image in data["images"]]
     (tmp_path / f"{split}.txt").write_text("\n".join(reversed(stems)))
-    (file,) = convert_voc(
-        VocConfig(
-            images=str(source / split),
-            annotations=str(tmp_path),
-            split=(str(tmp_path / f"{split}.txt"),),
-            out=str(tmp_path / "bccd"),
-            classes=("RBC", "WBC", "Platelets"),
-            supercategory="cell",
-            description="BCCD blood cells (MIT, github Shenggan/BCCD_Dataset), split {split}",
-        ),
-        progress=False,
+    file = convert(
+        tmp_path,
+        images=str(source / split),
+        annotations=str(tmp_path),
+        split=(str(tmp_path / f"{split}.txt"),),
+        classes=("RBC", "WBC", "Platelets"),
+        supercategory="cell",
+        description="BCCD blood cells (MIT, github Shenggan/BCCD_Dataset), split {split}",
     )
-    assert file == tmp_path / "bccd" / "annotations" / f"instances_{split}.json"
+    assert file == tmp_path / "out" / "annotations" / f"instances_{split}.json"
     assert file.read_text() == original
-    assert sorted(p.name for p in (tmp_path / "bccd" / split).iterdir()) == sorted(
-        p.name for p in (source / split).iterdir()
-    )
+    copies = sorted(path.name for path in (tmp_path / "out" / split).iterdir())
+    assert copies == sorted(path.name for path in (source / split).iterdir())
 
 
 @pytest.mark.parametrize(
@@ -126,48 +122,43 @@ def test_bccd_comes_back_byte_for_byte(shared: Path, tmp_path: Path, split: str)
         (xml([("dog", (5, 2, 3, 4))]), r"object 1 \(dog\): bndbox .* max is less than min"),
         ("<annotation><object><name>dog</name></object></annotation>", "not four numbers"),
         ('<!DOCTYPE a [<!ENTITY b "dog">]><annotation/>', "has a DTD"),
+        ('<!DOCTYPE a [<!ENTITY b "dog">]><annotation/>'.encode("utf-16"), "has a DTD"),
         ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "has a DTD"),
         (xml([("cow", (1, 2, 3, 4))]), r"x_2\.xml: class 'cow' is not one of --classes"),
+        (None, r"x_2\.xml'?: .*No such file"),
     ],
 )
-def test_bad_xml_is_named(voc: Path, text: str, cause: str) -> None:
-    (voc / "xml" / "x_2.xml").write_text(text)
+def test_bad_xml_is_named(voc, text, cause):
+    (voc / "xml" / "x_2.xml").unlink()
+    if text is not None:
+        content = text if isinstance(text, bytes) else text.encode()
+        (voc / "xml" / "x_2.xml").write_bytes(content)
     with pytest.raises(UserError, match=cause):
-        convert_voc(config(voc, classes=("dog", "a<b")), progress=False)
+        convert(voc, classes=("dog", "a<b"))
     assert not (voc / "out").exists()
 
 
-def test_entities_never_expand(tmp_path: Path) -> None:
-    file = tmp_path / "a.xml"
-    file.write_text(f'<!DOCTYPE a [<!ENTITY b "dog">]>{xml([("dog", (1, 2, 3, 4))])}', "utf-16")
-    with pytest.raises(UserError, match="has a DTD"):
-        read_voc(file)
+@pytest.mark.parametrize(
+    ("lines", "changes", "cause"),
+    [
+        ("x_2\n", {"images": "nowhere"}, r"--images .*: no such folder"),
+        ("x_2\n", {"split": ("nowhere.txt",)}, r"--split .*nowhere\.txt"),
+        ("x_2\n", {"split": ("a/train.txt", "b/train.txt")}, "same name"),
+        ("x_2\nx_3\n", {}, r"train\.txt:2: no image 'x_3' .*did you mean 'x_2'"),
+        ("x_2\nx_10\nx_2\n", {}, r"train\.txt:3: image 'x_2' is listed twice"),
+        ("\n", {}, r"train\.txt: the list is empty"),
+        ("x_2\n", {"classes": ("dog", "a<b", "dog")}, "a name is given twice: dog a<b dog"),
+    ],
+)
+def test_what_is_missing_or_would_make_a_wrong_set_is_named(voc, lines, changes, cause):
+    (voc / "train.txt").write_text(lines)
+    with pytest.raises(UserError, match=cause):
+        convert(voc, **changes)
+    assert not (voc / "out").exists()
 
 
-def test_what_is_missing_is_named(voc: Path) -> None:
-    with pytest.raises(UserError, match=r"--images .*: no such folder"):
-        convert_voc(config(voc, images="nowhere"), progress=False)
-    with pytest.raises(UserError, match=r"--split .*val\.txt"):
-        convert_voc(config(voc, split=(str(voc / "val.txt"),)), progress=False)
-    with pytest.raises(UserError, match="same name"):
-        convert_voc(config(voc, split=("a/train.txt", "b/train.txt")), progress=False)
-    (voc / "xml" / "x_2.xml").unlink()
-    with pytest.raises(UserError, match=r"x_2\.xml"):
-        convert_voc(config(voc), progress=False)
-    (voc / "train.txt").write_text("x_2\nx_3\n")
-    (voc / "xml" / "x_2.xml").write_text(xml([]))
-    with pytest.raises(UserError, match=r"train\.txt:2: no image 'x_3' .*did you mean 'x_2'"):
-        convert_voc(config(voc), progress=False)
-
-
-def test_nothing_is_overwritten(voc: Path) -> None:
-    convert_voc(config(voc), progress=False)
-    with pytest.raises(UserError, match=r"instances_train\.json exists"):
-        convert_voc(config(voc), progress=False)
-
-
-def test_the_command(voc: Path, root: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def test_the_command(voc, root):
+    def run(*arguments):
         command = [sys.executable, "-m", "data.convert", *arguments]
         return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
@@ -180,20 +171,3 @@ def test_the_command(voc: Path, root: Path) -> None:
     wrong = run("vox")
     assert wrong.returncode == 2
     assert wrong.stderr == "error: unknown format 'vox'; known: voc\n"
-
-
-@pytest.mark.parametrize(
-    ("lines", "classes", "cause"),
-    [
-        ("x_2\nx_10\nx_2\n", (), r"train\.txt:3: image 'x_2' is listed twice"),
-        ("\n", (), r"train\.txt: the list is empty"),
-        ("x_2\n", ("dog", "a<b", "dog"), "--classes: a name is given twice: dog a<b dog"),
-    ],
-)
-def test_what_would_make_a_wrong_set_is_refused(
-    voc: Path, lines: str, classes: tuple[str, ...], cause: str
-) -> None:
-    (voc / "train.txt").write_text(lines)
-    with pytest.raises(UserError, match=cause):
-        convert_voc(config(voc, classes=classes), progress=False)
-    assert not (voc / "out").exists()

@@ -316,7 +316,7 @@ import os, signal, sys
 from data.index.dataset import load_dataset_config, load_split
 from data.loading.loader import LoaderConfig, TrainLoader
 from utils.hyp import Hyperparameters
-index = load_split(load_dataset_config({str(rectangles)!r}), "train", progress=False)
+index = load_split(load_dataset_config({str(rectangles)!r}), "train")
 config = LoaderConfig(image_size=64, batch_size=1, stride=32, workers=2, seed=0)
 loader = TrainLoader(index, config, Hyperparameters())
 batches = iter(loader)

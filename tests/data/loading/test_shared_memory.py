@@ -23,7 +23,7 @@ PROGRAM = """
 from data.index.dataset import load_dataset_config, load_split
 from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
 from utils.hyp import Hyperparameters
-index = load_split(load_dataset_config({data!r}), "train", progress=False)
+index = load_split(load_dataset_config({data!r}), "train")
 config = LoaderConfig(image_size=320, batch_size=4, stride=32, workers={workers}, seed=0)
 batches = [*TrainLoader(index, config, Hyperparameters()), *ValLoader(index, config)]
 print(sum(batch.images.sum(dtype=int).item() for batch in batches), flush=True)
@@ -81,7 +81,7 @@ def test_a_small_dev_shm_never_hangs(unshare, rectangles, root, options, line):
 @pytest.fixture
 def batches_of(rectangles, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    index = load_split(load_dataset_config(str(rectangles)), "val", progress=False)
+    index = load_split(load_dataset_config(str(rectangles)), "val")
 
     def make(workers, **changes):
         return ValLoader(index, LoaderConfig(64, 2, 32, workers=workers, seed=0, **changes))
