@@ -13,7 +13,6 @@ from dataclasses import MISSING, Field
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import UserError, nearest
-from utils.ranks import local_ranks
 
 C = TypeVar("C")
 MAX_PIXELS = 16_384  # of a side of a network's input
@@ -36,6 +35,12 @@ def option(
     """
     metadata = {"flags": flags, "bounds": (min, max), "argument": {"help": help, **argument}}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def local_ranks() -> int:
+    """How many ranks share this machine (torchrun's LOCAL_WORLD_SIZE), at least 1."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(int(text), 1) if text.isdecimal() else 1
 
 
 def default_workers() -> int:

@@ -35,6 +35,7 @@ PIXELS_PER_LETTER = 40  # ... and per pixel of font size
 SMALLEST_FONT = 10
 TINIEST_FONT = 7  # only where a label would not fit into the image otherwise
 GAP = 2  # white pixels between the cells of a grid
+LONGEST_GRID = 1920  # pixels of a side
 
 # Fonts with the scripts that DejaVu lacks; Pillow looks for them in the system's folders.
 WIDE_FONTS = (
@@ -50,26 +51,25 @@ def color(label: int) -> Color:
 
 
 @lru_cache(maxsize=1)
-def _colors() -> tuple[Color, ...]:
+def _colors() -> list[Color]:
     """The palette, then each time the colour that is farthest from all before it."""
     levels = np.linspace(0, 255, 8).round()
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     cube = cube[cube.sum(1) > DARKEST]
-    chosen = [np.array(row, dtype=np.float64) for row in PALETTE]
+    chosen = list(PALETTE)
     nearest = np.min([((cube - row) ** 2).sum(1) for row in chosen], axis=0)
     while len(chosen) < COLORS:
-        chosen.append(cube[nearest.argmax()])
+        red, green, blue = cube[nearest.argmax()].astype(int).tolist()
+        chosen.append((red, green, blue))
         nearest = np.minimum(nearest, ((cube - chosen[-1]) ** 2).sum(1))
-    return tuple((int(red), int(green), int(blue)) for red, green, blue in chosen)
+    return chosen
 
 
 def text_color(background: Color) -> Color:
     """Black or white, whichever contrasts more (relative luminance as in WCAG 2, section 1.4.3)."""
-    linear = [
-        c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4
-        for c in (value / 255 for value in background)
-    ]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    shares = np.array(background) / 255
+    linear = np.where(shares <= 0.03928, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ (0.2126, 0.7152, 0.0722)
     # contrast with white (1.05 / (L + 0.05)) equals contrast with black ((L + 0.05) / 0.05) here
     return (0, 0, 0) if luminance > math.sqrt(1.05 * 0.05) - 0.05 else (255, 255, 255)
 
@@ -93,30 +93,26 @@ def draw_boxes(
     classes = [int(value) for value in np.asarray(labels).reshape(-1)]
     values = None if scores is None else np.asarray(scores, dtype=np.float64).reshape(-1)
     canvas = np.ascontiguousarray(image).copy()
-    side = math.sqrt(image.shape[0] * image.shape[1])
+    height, width = image.shape[:2]
+    side = math.sqrt(height * width)
     line = thickness or max(round(side / PIXELS_PER_LINE), 1)
     font_size = max(round(side / PIXELS_PER_LETTER), SMALLEST_FONT)
-    order = list(range(len(classes)))[::-1]
-    if values is not None:
-        order = [int(row) for row in np.argsort(values, kind="stable")]
-    shape = (image.shape[0], image.shape[1])
-    limits = np.array([shape[1] - 1, shape[0] - 1] * 2)
+    best = range(len(classes)) if values is None else np.argsort(values, kind="stable")[::-1]
     corners = np.nan_to_num(np.asarray(boxes, dtype=np.float64), nan=0, posinf=1e9, neginf=0)
+    limits = np.array([width - 1, height - 1] * 2)
     pixels = np.clip(corners.reshape(-1, 4).round(), 0, limits).astype(int).tolist()
-    for row in order:
+    for row in reversed(best):
         left, top, right, bottom = pixels[row]
         shade = color(classes[row])
         # level lines on whole pixels: LINE_AA would only blur them (the letters are anti-aliased)
         cv2.rectangle(canvas, (left, top), (right, bottom), shade, line, cv2.LINE_8)
     taken = np.zeros((0, 4))
-    for row in [] if hide_labels else reversed(order):  # the best ones have the first choice
+    for row in [] if hide_labels else best:  # the best ones have the first choice
         text = _text(classes[row], names, None if values is None or hide_conf else values[row])
-        size = font_size
-        patch = _label(text, size, color(classes[row]))
-        while patch.shape[1] > shape[1] and size > TINIEST_FONT:  # until it fits into the image
-            size -= 1
-            patch = _label(text, size, color(classes[row]))
-        left, top, right, bottom = _position(patch, pixels[row], line // 2, taken, shape)
+        size, shade = font_size, color(classes[row])
+        while (patch := _label(text, size, shade)).shape[1] > width and size > TINIEST_FONT:
+            size -= 1  # until it fits into the image
+        left, top, right, bottom = _position(patch, pixels[row], line // 2, taken, (height, width))
         taken = np.vstack((taken, (left, top, right, bottom)))
         canvas[top:bottom, left:right] = patch[: bottom - top, : right - left]
     return canvas
@@ -197,14 +193,15 @@ def _font_for(char: str) -> str | None:
     return None
 
 
-def grid(images: Sequence[np.ndarray], columns: int, cell: int | tuple[int, int]) -> np.ndarray:
-    """RGB images of any size, letterboxed into cells, row by row -> one RGB image.
+def grid(images: Sequence[np.ndarray]) -> np.ndarray:
+    """RGB images of one size, row by row in a square -> one RGB image.
 
-    `cell` is (height, width) in pixels, or one number for a square.
+    They are shrunk where the square would be larger than LONGEST_GRID.
     """
-    height, width = (cell, cell) if isinstance(cell, int) else cell
-    columns = min(columns, len(images))
+    columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
+    shrink = min(LONGEST_GRID / (columns * max(images[0].shape[:2])), 1)
+    height, width = (max(round(side * shrink), 1) for side in images[0].shape[:2])
     shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3)
     canvas = np.full(shape, 255, dtype=np.uint8)
     for index, image in enumerate(images):

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from utils.config import check_range
 from utils.errors import UserError, nearest
 from utils.paths import find_config
 from utils.yamlio import load_yaml
@@ -69,16 +68,14 @@ class Hyperparameters:
             if name not in fields:
                 hint = nearest(name, fields)
                 raise UserError(f"{where(name)}: unknown hyper-parameter {name!r}{hint}")
+            low, high = fields[name].metadata["bounds"]
             try:
                 number = math.nan if isinstance(value, bool) else float(value)
             except (TypeError, ValueError, OverflowError):  # YAML 1.1 reads 1e-3 as text
                 number = math.nan
-            if math.isnan(number):
-                raise UserError(f"{where(name)}: {name} must be a number, got {value!r}")
-            try:
-                check_range(name, number, *fields[name].metadata["bounds"])
-            except ValueError as error:
-                raise UserError(f"{where(name)}: {error}") from error
+            if not low <= number <= high:
+                expected = f"a number from {low:g} to {high:g}"
+                raise UserError(f"{where(name)}: {name} must be {expected}, got {value!r}")
             checked[name] = number
         return Hyperparameters(**checked)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -27,39 +28,22 @@ MAX_BYTES = 1 << 30
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MACOS = "._"  # macOS keeps attributes of a.jpg in ._a.jpg on foreign disks: no image
 
-_MAGIC = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-)
-# Pillow's classes directly: `Image.open` would warn on its own pixel limit, below ours.
-_HEADERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
+# By format: the first bytes, and Pillow's class (`Image.open` would warn on a limit below ours).
+_FORMATS: dict[str, tuple[bytes, Callable[[io.BytesIO], ImageFile]]] = {
+    "BMP": (rb"BM", BmpImagePlugin.BmpImageFile),
+    "GIF": (rb"GIF8", GifImagePlugin.GifImageFile),
+    "JPEG": (rb"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+    "PNG": (rb"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    "TIFF": (rb"II\*\0|MM\0\*", TiffImagePlugin.TiffImageFile),
+    "WEBP": (rb"(?s)RIFF....WEBP", WebPImagePlugin.WebPImageFile),
 }
 _PLAIN = {"JPEG": {"L", "RGB"}, "PNG": {"L", "RGB", "RGBA"}}  # modes cv2 reads as Pillow does
 _EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 _ORIENTATION = 0x0112
-_ROTATIONS = {
-    3: cv2.ROTATE_180,
-    6: cv2.ROTATE_90_CLOCKWISE,
-    7: cv2.ROTATE_180,
-    8: cv2.ROTATE_90_COUNTERCLOCKWISE,
-}
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # for cv2, by orientation; 5 to 8 after transposing
 _BITS_PER_SAMPLE = 258
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-_REDUCED = {
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
+_REDUCED = {size: getattr(cv2, f"IMREAD_REDUCED_COLOR_{size}") for size in (2, 4, 8)}
 
 
 class ImageError(Exception):
@@ -70,12 +54,9 @@ class ImageError(Exception):
         self.cause = cause
 
 
-def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, reduce: int = 1) -> np.ndarray:
-    """An image file -> (H, W, 3) uint8 RGB, EXIF orientation applied. Raises ImageError.
-
-    See `decode_image` for what is done with other modes than 8-bit RGB, and for `reduce`.
-    """
-    return decode_image(read_bytes(path), max_pixels=max_pixels, reduce=reduce)
+def read_image(path: Path, *, reduce: int = 1) -> np.ndarray:
+    """`decode_image` of a file. Raises ImageError."""
+    return decode_image(read_bytes(path), reduce=reduce)
 
 
 def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
@@ -102,36 +83,34 @@ def cause_of(path: Path, error: Exception) -> str:
 
 def image_format(data: bytes) -> str | None:
     """'JPEG', 'PNG', 'GIF', 'BMP', 'TIFF' or 'WEBP' by the first bytes, not by the name."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+    return next((name for name, (first, _) in _FORMATS.items() if re.match(first, data)), None)
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, reduce: int = 1) -> np.ndarray:
+def decode_image(data: bytes, *, reduce: int = 1) -> np.ndarray:
     """Bytes of an image file -> (H, W, 3) uint8 RGB, EXIF orientation applied.
 
     Grey is repeated, CMYK and palettes become RGB as Pillow converts them, an alpha channel is
     dropped, 16-bit samples become round(v / 257); of a GIF or TIFF the first image is taken.
     With `reduce` 2, 4 or 8 a grey or RGB JPEG comes at that fraction of its size (sides rounded
     up), from fewer cosine coefficients and so much faster; every other image comes whole.
-    Raises ImageError when the size in the header exceeds `max_pixels` (nothing is decoded then),
+    Raises ImageError when the size in the header exceeds MAX_PIXELS (nothing is decoded then),
     when the data is truncated or corrupt, and for 32-bit samples (they have no range).
     """
     kind = image_format(data)
     if kind is None:
         raise ImageError(_not_an_image(data))
     try:
-        header = _HEADERS[kind](io.BytesIO(data))
+        header = _FORMATS[kind][1](io.BytesIO(data))
     except Exception as error:  # Pillow's parsers raise all kinds on hostile bytes
         raise ImageError(f"broken {kind} header: {error}") from error
     width, height = header.size
-    if width * height > max_pixels:
-        raise ImageError(f"{width}x{height} pixels; more than {max_pixels} are not decoded")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels; more than {MAX_PIXELS} are not decoded")
     try:
         if _has_16_bits(data, kind, header):
-            return _turn(_read_16_bits(data), _orientation(data, kind, header))
+            return _upright(_read_16_bits(data), data, kind, header)
         if header.mode in _PLAIN.get(kind, ()) and "transparency" not in header.info:
-            return _turn(_read_plain(data, kind, header, reduce), _orientation(data, kind, header))
+            return _upright(_read_plain(data, kind, header, reduce), data, kind, header)
         return _read_by_pillow(header)
     except ImageError:
         raise
@@ -191,24 +170,15 @@ def _read_by_pillow(header: ImageFile) -> np.ndarray:
     return np.array(ImageOps.exif_transpose(header).convert("RGB"))
 
 
-def _orientation(data: bytes, kind: str, header: ImageFile) -> int:
-    """EXIF orientation 1 to 8; 1 when absent or unreadable."""
-    if kind == "TIFF":
-        return 1  # OpenCV has applied the TIFF tag itself
+def _upright(image: np.ndarray, data: bytes, kind: str, header: ImageFile) -> np.ndarray:
+    """Undo the camera's orientation (Exif 2.3, tag 0x0112), where it can be read."""
     late = kind == "PNG" and b"eXIf" in data  # this chunk may follow the pixels
-    if not late and not _EXIF_KEYS & header.info.keys():
-        return 1
+    if kind == "TIFF" or not (late or _EXIF_KEYS & header.info.keys()):
+        return image  # OpenCV has applied the tag of a TIFF itself
     try:
-        value = header.getexif().get(_ORIENTATION, 1)
+        orientation = header.getexif().get(_ORIENTATION, 1)
     except Exception:
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo the camera's orientation (Exif 2.3, tag 0x0112)."""
-    if orientation in {5, 7}:
+        return image
+    if orientation in {5, 6, 7, 8}:
         image = cv2.transpose(image)
-    if orientation in {2, 4}:
-        return cv2.flip(image, 1 if orientation == 2 else 0)
-    return cv2.rotate(image, _ROTATIONS[orientation]) if orientation in _ROTATIONS else image
+    return cv2.flip(image, _FLIPS[orientation]) if orientation in _FLIPS else image

@@ -31,11 +31,6 @@ class Letterbox:
             raise ValueError(f"Letterbox needs positive sizes, got {self.src} -> {self.dst}")
 
     @staticmethod
-    def square(src: tuple[int, int], size: int) -> Letterbox:
-        """Letterbox `src` into a `size` x `size` canvas."""
-        return Letterbox(src, (size, size))
-
-    @staticmethod
     def rect(src: tuple[int, int], size: int, stride: int) -> Letterbox:
         """Each side = ceil(ratio * size / stride + 0.5) * stride, ratio = side / long side."""
         long_side = max(src)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torchvision
 from torch import Tensor
 
 from utils.boxes import Detections
+from utils.config import check_range
 
 MAX_CANDIDATES = 30_000  # by score, before suppression; YOLOv5's limit
 PORTION = 1_000  # candidates suppressed at once
@@ -27,11 +29,9 @@ class NmsConfig:
     classes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("conf", "iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"NmsConfig.{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.max_det < 1:
-            raise ValueError(f"NmsConfig.max_det must be at least 1, got {self.max_det}")
+        check_range("NmsConfig.conf", self.conf, 0, 1)
+        check_range("NmsConfig.iou", self.iou, 0, 1)
+        check_range("NmsConfig.max_det", self.max_det, 1, math.inf)
 
 
 @torch.no_grad()

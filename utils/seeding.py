@@ -19,10 +19,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  third-party code may draw from the global state
     torch.manual_seed(seed)
-
-
-def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Seed torch by (seed, step, rank), so that what a step draws does not depend on its past."""
-    import torch
-
-    torch.manual_seed(int(generator(seed, step, rank).integers(2**63)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import unicodedata
 
@@ -35,3 +36,20 @@ def say(text: str) -> None:
     """Print readable lines on stdout: results."""
     sys.stdout.write("\n".join(map(readable, text.split("\n"))) + "\n")
     sys.stdout.flush()
+
+
+def is_main_rank() -> bool:
+    """Whether this process prints for all ranks (torchrun's RANK is 0 or not set)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def warn_main(text: str) -> None:
+    """`warn`, from the main rank only."""
+    if is_main_rank():
+        warn(text)
+
+
+def say_main(text: str) -> None:
+    """`say`, from the main rank only."""
+    if is_main_rank():
+        say(text)

@@ -20,7 +20,7 @@ import numpy as np
 from data.index.records import Entry, ImageCheck, Labels, Parsed, Problem
 from utils.errors import UserError
 from utils.files import write_bytes
-from utils.ranks import warn_main
+from utils.terminal import warn_main
 
 FORMAT = "featherdet-scan-3"  # a file of another format is replaced
 SUFFIX = ".scan"  # a digest of the rest, then an .npz

@@ -16,7 +16,7 @@ from data.index.yolo import YoloSource, read_yolo
 from data.shapes.files import ensure_shapes
 from utils.errors import UserError, nearest
 from utils.paths import find_config
-from utils.ranks import warn_main
+from utils.terminal import warn_main
 from utils.yamlio import Document, load_yaml
 
 SPLITS = ("train", "val", "test")

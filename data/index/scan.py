@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.index.records import Entry, ImageCheck, Problem
 from utils.images import ImageError, cause_of, decode_image, image_format, read_bytes
-from utils.ranks import is_main_rank, warn_main
+from utils.terminal import is_main_rank, warn_main
 
 INCOMPLETE = "remature end"  # in complaints about an image whose rest was filled with grey
 MIN_SIDE = 10  # pixels; on less there is nothing to detect

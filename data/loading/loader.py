@@ -84,7 +84,7 @@ class ValLoader(BatchLoader):
         if config.rect:
             letterboxes = [Letterbox.rect(source, size, config.stride) for source in sources]
         else:
-            letterboxes = [Letterbox.square(source, size) for source in sources]
+            letterboxes = [Letterbox(source, (size, size)) for source in sources]
         groups: dict[tuple[int, int], list[int]] = {}
         for position in range(config.rank, len(sources), config.world_size):
             groups.setdefault(letterboxes[position].dst, []).append(position)

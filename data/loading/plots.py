@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from utils.files import writing
 NAMED_CLASSES = 30  # more bars than this have no names below them
 DRAWN_BOXES = 2000  # more of them, evenly chosen, would only blacken the plot
 HEAT_BINS = 50
-LONGEST_SIDE = 1920  # of the grid of a batch, in pixels
 
 
 def plot_labels(index: DataIndex, path: Path) -> None:
@@ -48,19 +46,14 @@ def plot_batch(batch: Batch, names: Sequence[str], path: Path, *, max_images: in
 
     Raises UserError when the file cannot be written.
     """
-    count = min(len(batch), max_images)
     targets = batch.targets
     images = []
-    for number in range(count):
+    for number in range(min(len(batch), max_images)):
         image = batch.images[number].permute(1, 2, 0).cpu().numpy()
         mine = targets.image_index.cpu() == number
         boxes, labels = targets.boxes.cpu()[mine].numpy(), targets.labels.cpu()[mine].numpy()
         images.append(draw_boxes(np.ascontiguousarray(image), boxes, labels, names=names))
-    columns = math.ceil(math.sqrt(count))
-    height, width = (int(side) for side in batch.images.shape[2:])
-    shrink = min(1.0, LONGEST_SIDE / (columns * max(height, width)))
-    cell = (max(round(height * shrink), 1), max(round(width * shrink), 1))
-    write_image(path, grid(images, columns, cell))
+    write_image(path, grid(images))
 
 
 def _relative_boxes(index: DataIndex) -> tuple[np.ndarray, np.ndarray]:

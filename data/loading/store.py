@@ -20,7 +20,7 @@ from data.index.records import ImageRecord
 from utils.errors import UserError
 from utils.images import ImageError, read_image
 from utils.letterbox import Letterbox
-from utils.ranks import local_ranks
+from utils.config import local_ranks
 from utils.terminal import warn
 
 SMALL_SET = 1 << 30  # a set of at most this many bytes is kept in memory without a request,
@@ -66,7 +66,7 @@ class ImageStore:
     def geometry(self, position: int) -> Letterbox:
         """The scale from record `position`'s image to the stored one (no padding)."""
         record = self.records[position]
-        whole = Letterbox.square((record.height, record.width), self.size)
+        whole = Letterbox((record.height, record.width), (self.size, self.size))
         return Letterbox(whole.src, whole.size, self.size)
 
     def _read(self, position: int) -> np.ndarray:

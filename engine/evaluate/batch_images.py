@@ -14,7 +14,6 @@ from utils.drawing import draw_boxes, grid, write_image
 DRAWN_BATCHES = 3
 DRAWN_IMAGES = 16  # of a batch
 DRAWN_CONF = 0.25
-LONGEST_SIDE = 1920  # pixels of a whole grid
 
 
 class BatchImages:
@@ -39,11 +38,7 @@ class BatchImages:
             columns = (item.boxes, item.labels, item.scores)
             corners, classes, scores = (column.numpy()[sure] for column in columns)
             found.append(draw_boxes(image, corners, classes, names=self._names, scores=scores))
-        across = int(np.ceil(np.sqrt(len(asked))))
-        height, width = images.shape[1:3]
-        shrink = min(LONGEST_SIDE / (across * max(height, width)), 1)
-        cell = (max(round(height * shrink), 1), max(round(width * shrink), 1))
-        self._done.append({"labels": grid(asked, across, cell), "pred": grid(found, across, cell)})
+        self._done.append({"labels": grid(asked), "pred": grid(found)})
 
     def save(self, folder: Path) -> None:
         """Write what was drawn into `folder`. UserError when a file cannot be written."""

@@ -30,7 +30,7 @@ from models.losses.anchor import AnchorLoss
 from utils.boxes import Detections
 from utils.errors import FeatherDetError, UserError
 from utils.nms import NmsConfig, nms, non_finite
-from utils.ranks import warn_main
+from utils.terminal import warn_main
 
 
 def evaluate(

@@ -26,7 +26,7 @@ from utils.config import changed
 from utils.errors import UserError
 from utils.files import write_text
 from utils.paths import new_run_dir
-from utils.ranks import say_main, warn_main
+from utils.terminal import say_main, warn_main
 
 WARM_UPS = 3  # forward passes on CUDA before a timing
 STUDY_COLUMNS = ("size", "mAP50", "mAP50-95", "pre-process ms", "inference ms", "NMS ms")

@@ -193,7 +193,7 @@ class Predictor:
             raise ValueError(f"an image is (H, W, 3) uint8 RGB, not {image.dtype} {image.shape}")
         source = (image.shape[0], image.shape[1])
         if self._square:
-            return Letterbox.square(source, self._size)
+            return Letterbox(source, (self._size, self._size))
         return Letterbox.tight(source, self._size, self._stride)
 
     @torch.inference_mode()

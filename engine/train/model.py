@@ -29,8 +29,7 @@ from models.yaml.parser import load_draft
 from utils.boxes import Targets
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
-from utils.ranks import say_main, warn_main
-from utils.terminal import say
+from utils.terminal import say, say_main, warn_main
 
 DEFAULT_MODEL = "yolov5n"
 AMP_TYPES = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -28,8 +28,8 @@ from utils.errors import UserError, cause_of
 from utils.files import TEMPORARY, locked
 from utils.hyp import Hyperparameters, load_hyp
 from utils.paths import new_run_dir
-from utils.ranks import warn_main
 from utils.seeding import seed_everything
+from utils.terminal import warn_main
 
 
 def prepare_run(

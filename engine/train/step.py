@@ -20,7 +20,7 @@ from engine.train.interrupts import StopRequest
 from engine.train.optimizer import apply_rates, trainable, update_weights
 from engine.train.state import NonFiniteError, TrainRun, TrainState
 from utils.boxes import Targets
-from utils.seeding import generator, seed_step
+from utils.seeding import generator
 
 READ_EVERY = 10  # steps between readings of a GPU's results; each one waits for the device
 MIN_LOSS_SCALE = 1.0  # of fp16: under it 17 updates or more were skipped, and no weight moves
@@ -104,7 +104,8 @@ def train_step(run: TrainRun, batch: Batch) -> Tensor:
     state, config, world, clock = run.state, run.config, run.world, run.clock
     step = state.epoch * run.schedule.steps_per_epoch + state.batches
     rates = run.schedule.at(step)
-    seed_step(config.seed, step, world.rank)  # for layers that draw: dropout
+    # for layers that draw (dropout): what a step draws does not depend on its past
+    torch.manual_seed(int(generator(config.seed, step, world.rank).integers(2**63)))
     batch = batch.to(world.device)
     images, targets = to_network(batch.images), batch.targets
     if config.multi_scale:

@@ -141,13 +141,13 @@ def test_the_best_box_is_on_top():
     assert tuple(out[75, 20]) == color(1)
 
 
-def test_grid_places_cells_row_by_row():
-    images = [np.full((50, 50, 3), value, np.uint8) for value in (10, 20, 30)]
-    out = grid(images, 2, 40)
-    assert out.shape == (82, 82, 3)
-    assert [int(out[y, x, 0]) for y, x in ((20, 20), (20, 60), (60, 20))] == [10, 20, 30]
-    assert out[60, 60, 0] == 255  # no fourth image
-    assert grid(images[:1], 4, (20, 30)).shape == (20, 30, 3)
+def test_grid_places_cells_row_by_row_and_shrinks_them_where_they_are_too_large():
+    images = [np.full((40, 60, 3), value, np.uint8) for value in (10, 20, 30)]
+    out = grid(images)
+    assert out.shape == (82, 122, 3)
+    assert [int(out[y, x, 0]) for y, x in ((20, 20), (20, 90), (60, 20))] == [10, 20, 30]
+    assert out[60, 90, 0] == 255  # no fourth image
+    assert grid([np.zeros((960, 1920, 3), np.uint8)] * 2).shape == (480, 1922, 3)
 
 
 def test_write_image_keeps_rgb_and_names_what_it_cannot_write(tmp_path):

@@ -10,7 +10,7 @@ from utils.letterbox import GREY, Letterbox
 
 
 def test_square_by_hand() -> None:
-    box = Letterbox.square((480, 640), 320)
+    box = Letterbox((480, 640), (320, 320))
     assert (box.scale, box.size, box.offset) == (0.5, (240, 320), (0, 40))
     image = np.full((480, 640, 3), 7, np.uint8)
     canvas = box.apply(image)
@@ -45,7 +45,9 @@ def test_canvases(kind: str, src: tuple[int, int], expected: tuple[int, int]) ->
 @pytest.mark.parametrize("kind", ["square", "rect", "tight"])
 def test_round_trip(src: tuple[int, int], size: int, kind: str) -> None:
     box = (
-        Letterbox.square(src, size) if kind == "square" else getattr(Letterbox, kind)(src, size, 32)
+        Letterbox(src, (size, size))
+        if kind == "square"
+        else getattr(Letterbox, kind)(src, size, 32)
     )
     h, w = src
     boxes = np.array([[0, 0, w, h], [w * 0.1, h * 0.2, w * 0.7, h * 0.9]], np.float32)
@@ -59,14 +61,14 @@ def test_round_trip(src: tuple[int, int], size: int, kind: str) -> None:
 def test_boxes_follow_pixels() -> None:
     image = np.zeros((91, 37, 3), np.uint8)
     image[20:60, 10:30] = 255
-    box = Letterbox.square((91, 37), 273)  # exactly three times
+    box = Letterbox((91, 37), (273, 273))  # exactly three times
     bright = np.argwhere(box.apply(image)[..., 0] > 127)
     drawn = [bright[:, 1].min(), bright[:, 0].min(), bright[:, 1].max() + 1, bright[:, 0].max() + 1]
     assert np.allclose(box.to_network(np.array([[10, 20, 30, 60]], np.float32))[0], drawn, atol=1)
 
 
 def test_to_image_clips_and_other_sizes_are_refused() -> None:
-    box = Letterbox.square((480, 640), 320)
+    box = Letterbox((480, 640), (320, 320))
     assert box.to_image(torch.tensor([[-9.0, 0.0, 400.0, 400.0]])).tolist() == [[0, 0, 640, 480]]
     with pytest.raises(ValueError, match="is for"):
         box.apply(np.zeros((10, 10, 3), np.uint8))

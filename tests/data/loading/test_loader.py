@@ -143,7 +143,7 @@ def test_a_batch_has_the_promised_types(make_index):
 def test_no_augmentation_is_the_letterboxed_image(make_index):
     index = make_index()
     batches = epoch_of(TrainLoader(index, config(), load_hyp("no-augmentation")))
-    assert_letterboxed(index, batches, lambda size: Letterbox.square(size, 64))
+    assert_letterboxed(index, batches, lambda size: Letterbox(size, (64, 64)))
 
 
 @pytest.mark.parametrize("canvas", [None, (64, 64), (96, 80)])
@@ -226,7 +226,7 @@ def test_rect_batches_have_like_aspects_and_the_least_canvas(make_index):
     for batch in first:
         assert set(batch.image_ids) in by_aspect
         sides = [
-            Letterbox.square((r.height, r.width), 64).size
+            Letterbox((r.height, r.width), (64, 64)).size
             for r in (index.records[i] for i in batch.image_ids)
         ]
         canvas = tuple(batch.images.shape[2:])
@@ -284,7 +284,7 @@ def test_other_start_methods_give_the_same(make_index, start):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_validation_has_each_image_once_letterboxed(make_index, rect, workers):
     def geometry(size):
-        return Letterbox.rect(size, 64, 32) if rect else Letterbox.square(size, 64)
+        return Letterbox.rect(size, 64, 32) if rect else Letterbox(size, (64, 64))
 
     index = make_index(9)
     batches = ValLoader(index, config(rect=rect, batch_size=2, workers=workers))

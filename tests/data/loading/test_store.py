@@ -41,8 +41,8 @@ def test_images_equal_the_letterbox_without_padding(tmp_path, cache, area, make_
         for i, (_, image) in enumerate(made):
             geometry = store.geometry(i)
             assert max(geometry.dst) == 64
-            left, top = Letterbox.square(image.shape[:2], 64).offset
-            whole = Letterbox.square(image.shape[:2], 64).apply(image, area=area)
+            left, top = Letterbox(image.shape[:2], (64, 64)).offset
+            whole = Letterbox(image.shape[:2], (64, 64)).apply(image, area=area)
             height, width = geometry.dst
             np.testing.assert_array_equal(store[i], whole[top : top + height, left : left + width])
             assert not store[i].flags.writeable
