@@ -11,9 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from data.index.scan import INCOMPLETE, DecoderLog
-from data.sources.capture import Capture, CaptureError, open_url, open_video, open_webcam
+from data.sources.capture import (
+    Capture,
+    CaptureError,
+    LiveStream,
+    StreamConfig,
+    open_url,
+    open_video,
+    open_webcam,
+)
 from data.sources.locate import SourceItem, resolve
-from data.sources.streams import LiveStream, StreamConfig
 from data.sources.urls import ask
 from utils.errors import SourceLostError, UserError
 from utils.images import ImageError, decode_image, image_format, read_bytes
@@ -38,18 +45,6 @@ class Frame:
     number: int = 1  # of the frame within its source, from 1
     frames: int | None = None  # how many the source promises; None: unknown or endless
     fps: float | None = None
-
-
-@dataclass(frozen=True)
-class SourceProblem:
-    """A source that was not, or not wholly, read."""
-
-    label: str
-    cause: str
-    lost: bool = False  # a stream that had been alive
-
-    def __str__(self) -> str:
-        return f"{self.label}: {self.cause}"
 
 
 class Sources:
@@ -77,11 +72,11 @@ class Sources:
             raise ValueError(f"Sources: the frame stride must be at least 1, got {stride}")
         values = [sources] if isinstance(sources, str | Path) else list(sources)
         self.items, self._bad = resolve([str(value) for value in values], report)
-        self.problems: list[SourceProblem] = []
+        self.problems: list[str] = []  # 'label: cause' of what was not, or not wholly, read
         self._stride = stride
-        self._stream = stream or StreamConfig()
+        self._limits = stream or StreamConfig()
         self._report = report
-        self._live: list[tuple[Callable[..., Frame], SourceItem, LiveStream]] = []
+        self._live: list[tuple[Callable[..., Frame], str, LiveStream]] = []
         self._changed = threading.Condition()
         if not self.items and not self._bad:
             raise UserError("no source given")
@@ -97,7 +92,7 @@ class Sources:
     def __iter__(self) -> Iterator[Frame]:
         self.problems = []
         for label, cause in self._bad:
-            self._fail(label, cause)
+            self._fail("skipped", label, cause)
         count = 0
         try:
             for frame in self._all():
@@ -107,17 +102,13 @@ class Sources:
             for *_, stream in self._live:
                 stream.close()
             self._live = []
-        lost = [problem for problem in self.problems if problem.lost]
-        if lost:
-            raise SourceLostError("; ".join(map(str, lost)))
         if not count:
             total = len(self.items) + len(self._bad)
             raise UserError(f"nothing could be read: {len(self.problems)} of {total} failed")
 
-    def _fail(self, label: str, cause: str, *, lost: bool = False) -> None:
-        problem = SourceProblem(label, cause, lost)
-        self.problems.append(problem)
-        self._report(f"{'lost' if lost else 'skipped'}: {problem}")
+    def _fail(self, how: str, label: str, cause: str) -> None:
+        self.problems.append(f"{label}: {cause}")
+        self._report(f"{how}: {label}: {cause}")
 
     def _all(self) -> Iterator[Frame]:
         for number, item in enumerate(self.items, 1):
@@ -131,7 +122,7 @@ class Sources:
                 else:
                     yield from self._remote(make, item)
             except (ImageError, CaptureError) as error:
-                self._fail(item.label, str(error))
+                self._fail("skipped", item.label, str(error))
         yield from self._streams()
 
     def _video(
@@ -155,11 +146,10 @@ class Sources:
         exact = Path(item.text).suffix.lower() in EXACT_COUNTS
         tolerance = 1 if exact else max(round(fps or 1), 1)
         if not read:
-            self._fail(item.label, f"read 0 of {frames} frames" if frames else "holds no frames")
+            cause = f"read 0 of {frames} frames" if frames else "holds no frames"
+            self._fail("skipped", item.label, cause)
         elif frames is not None and read < frames - (tolerance if frames > tolerance else 0):
-            problem = SourceProblem(item.label, f"read {read} of {frames} frames")
-            self.problems.append(problem)
-            self._report(f"incomplete: {problem}")
+            self._fail("incomplete", item.label, f"read {read} of {frames} frames")
 
     def _remote(self, make: Callable[..., Frame], item: SourceItem) -> Iterator[Frame]:
         """An image or a finite video behind a URL is read now, a live source is kept for later."""
@@ -167,41 +157,44 @@ class Sources:
             reopen = partial(open_webcam, int(item.text))
             capture = reopen()
         else:
-            limits = self._stream
-            answer = ask(item.text, timeout=limits.timeout, total=limits.give_up)
-            if answer.image is not None:
-                yield make(decode_image(answer.image), "image", frames=1)
+            reopen = partial(_reopen, item.text, self._limits)
+            answer = ask(item.text, self._limits)
+            if isinstance(answer, bytes):
+                yield make(decode_image(answer), "image", frames=1)
                 return
-            capture = open_url(answer.url, timeout=limits.timeout)
-            reopen = partial(_reopen, item.text, limits)
+            capture = open_url(answer, timeout=self._limits.timeout)
         if capture.frames is not None:
             yield from self._video(make, item, capture)
             return
         stream = LiveStream(
             capture,
             reopen,
-            self._stream,
-            stride=self._stride,
-            changed=self._changed,
+            self._limits,
+            self._stride,
+            self._changed,
             report=lambda line: self._report(f"{item.label}: {line}"),
         )
-        self._live.append((make, item, stream))
+        self._live.append((partial(make, kind="stream", fps=capture.fps), item.label, stream))
 
     def _streams(self) -> Iterator[Frame]:
-        """The newest frame of each live stream in turn, until all are lost."""
-        waiting = list(self._live)
+        """The newest frame of each live stream in turn, until all are lost: SourceLostError."""
+        waiting, lost = list(self._live), []
         while waiting:
             with self._changed:
-                self._changed.wait_for(lambda: any(s.ready for *_, s in waiting), timeout=WAKE)
+                self._changed.wait_for(
+                    lambda: any(s.newest is not None or s.lost for *_, s in waiting), timeout=WAKE
+                )
             for entry in tuple(waiting):
-                make, item, stream = entry
+                make, label, stream = entry
                 newest = stream.take()
                 if newest is not None:
-                    image, number = newest
-                    yield make(image, "stream", number=number, fps=stream.fps)
+                    yield make(newest[0], number=newest[1])
                 elif stream.lost is not None:
                     waiting.remove(entry)
-                    self._fail(item.label, stream.lost, lost=True)
+                    self._fail("lost", label, stream.lost)
+                    lost.append(self.problems[-1])
+        if lost:
+            raise SourceLostError("; ".join(lost))
 
 
 def _read_image(path: Path) -> np.ndarray:
@@ -217,5 +210,5 @@ def _read_image(path: Path) -> np.ndarray:
 
 
 def _reopen(url: str, limits: StreamConfig) -> Capture:
-    answer = ask(url, timeout=limits.timeout, total=limits.give_up)
-    return open_url(answer.url, timeout=limits.timeout)
+    answer = ask(url, limits)
+    return open_url(url if isinstance(answer, bytes) else answer, timeout=limits.timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ STILL_SUFFIXES = IMAGE_SUFFIXES | {".gif"}  # the first image of a GIF
 VIDEO_SUFFIXES = frozenset({".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4"})
 VIDEO_SUFFIXES |= {".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 LIST_SUFFIX = ".txt"
+KNOWN = " ".join(sorted(STILL_SUFFIXES | VIDEO_SUFFIXES))
 NAMED = 5  # unknown files named in one line
 
 
@@ -46,7 +48,8 @@ def resolve(
     bad: list[tuple[str, str]] = []
     for value in values:
         try:
-            if value.lower().endswith(LIST_SUFFIX) and "://" not in value and _is_file(Path(value)):
+            listed = value.lower().endswith(LIST_SUFFIX) and "://" not in value
+            if listed and os.path.isfile(value):  # noqa: PTH113  Path.is_file raises without permission
                 _add_list(Path(value), items, bad, report)
             else:
                 items += _expand(value, report)
@@ -56,13 +59,6 @@ def resolve(
             label = public(value)
             bad.append((label, str(error).removeprefix(f"{label}: ")))
     return tuple(items), tuple(bad)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError as error:
-        raise UserError(f"{path}: {cause_of(path, error)}") from error
 
 
 def _add_list(
@@ -82,17 +78,10 @@ def _add_list(
             continue
         try:
             nearby = path.parent / line
-            text = str(nearby) if "://" not in line and _exists(nearby) else line
+            text = str(nearby) if "://" not in line and os.path.lexists(nearby) else line
             items += _expand(text, report)  # a list within a list is of no known kind
         except UserError as error:
             bad.append((f"{path}:{number}", str(error)))
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists() or path.is_symlink()
-    except OSError:  # a name too long, a loop of links, a folder that may not be read
-        return False
 
 
 def _expand(value: str, report: Callable[[str], None]) -> list[SourceItem]:
@@ -101,47 +90,33 @@ def _expand(value: str, report: Callable[[str], None]) -> list[SourceItem]:
         return [SourceItem("url", value)]
     if value.isdecimal():
         return [SourceItem("webcam", value)]
+    path = Path(value)
     try:
-        return _expand_path(Path(value), report)
+        if path.is_dir():
+            found = list(path.iterdir())
+        elif path.exists() or path.is_symlink():
+            if _kind(path) is None:
+                raise UserError(f"{path}: of no known kind ({KNOWN})")
+            return [SourceItem(str(_kind(path)), str(path))]
+        elif any(char in value for char in "*?["):
+            found = [Path(name) for name in glob.glob(value, recursive=True)]  # noqa: PTH207  Path.glob takes no absolute pattern
+        else:
+            raise UserError(f"{path}: no such file or folder")
+        found = sorted((item for item in found if not item.name.startswith(MACOS)), key=str)
+        files = [item for item in found if not item.is_dir()]
     except OSError as error:
-        raise UserError(f"{value}: {cause_of(Path(value), error)}") from error
-
-
-def _expand_path(path: Path, report: Callable[[str], None]) -> list[SourceItem]:
-    if path.is_dir():
-        entries = sorted(item for item in path.iterdir() if not item.name.startswith(MACOS))
-        folders = {entry for entry in entries if entry.is_dir()}
-        files = [entry for entry in entries if entry not in folders and not _metadata(entry)]
-        if any(map(_kind, files)):
-            return _files(files, str(path), report)
-        hint = f"; {len(folders)} folders in it are not searched" if folders else ""
-        raise UserError(f"{path}: no images or videos in this folder ({_known()}){hint}")
-    if path.exists() or path.is_symlink():
-        kind = _kind(path)
-        if kind is None:
-            raise UserError(f"{path}: of no known kind ({_known()})")
-        return [SourceItem(kind, str(path))]
-    if any(char in str(path) for char in "*?["):
-        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  Path.glob takes no absolute pattern
-        files = [item for item in found if not item.is_dir() and not _metadata(item)]
-        if not files:
-            raise UserError(f"{path}: no file matches this pattern")
-        return _files(files, str(path), report)
-    raise UserError(f"{path}: no such file or folder")
-
-
-def _files(files: Sequence[Path], where: str, report: Callable[[str], None]) -> list[SourceItem]:
-    kinds = [(path, _kind(path)) for path in files]
-    unknown = [path.name for path, kind in kinds if kind is None]
+        raise UserError(f"{path}: {cause_of(path, error)}") from error
+    items = [SourceItem(kind, str(file)) for file in files if (kind := _kind(file))]
+    if not items:
+        where = "in this folder" if path.is_dir() else "match this pattern"
+        folders = len(found) - len(files)
+        hint = f"; {folders} folders are not searched" if folders else ""
+        raise UserError(f"{path}: no images or videos {where} ({KNOWN}){hint}")
+    unknown = [file.name for file in files if not _kind(file)]
     if unknown:
         names = ", ".join(unknown[:NAMED]) + (", ..." if len(unknown) > NAMED else "")
-        report(f"{where}: {len(unknown)} files of other kinds are left out ({names})")
-    return [SourceItem(kind, str(path)) for path, kind in kinds if kind is not None]
-
-
-def _metadata(path: Path) -> bool:
-    """macOS keeps what other file systems cannot store of a.jpg in ._a.jpg."""
-    return path.name.startswith("._")
+        report(f"{path}: {len(unknown)} files of other kinds are left out ({names})")
+    return items
 
 
 def _kind(path: Path) -> str | None:
@@ -149,7 +124,3 @@ def _kind(path: Path) -> str | None:
     if suffix in STILL_SUFFIXES:
         return "image"
     return "video" if suffix in VIDEO_SUFFIXES else None
-
-
-def _known() -> str:
-    return " ".join(sorted(STILL_SUFFIXES | VIDEO_SUFFIXES))

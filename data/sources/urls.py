@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import email.message
 import http.client
 import ipaddress
 import queue
@@ -14,10 +13,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from dataclasses import dataclass
-from typing import IO
+from typing import Any
 
-from data.sources.capture import CaptureError
+from data.sources.capture import CaptureError, StreamConfig
 from utils.errors import UserError, nearest
 
 SCHEMES = ("http", "https", "rtsp", "rtsps")
@@ -25,14 +23,6 @@ PORTS = {"rtsp": 554, "rtsps": 322}
 UNAUTHORIZED = 401  # cameras ask for digest authentication, which the video library knows
 MAX_IMAGE_BYTES = 128 << 20  # of one image behind a URL
 PLAYLISTS = ("mpegurl", "dash+xml")  # in content types
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a URL turned out to be: where to read it, and the bytes if it is one image."""
-
-    url: str
-    image: bytes | None = None
 
 
 def check_url(url: str) -> None:
@@ -60,50 +50,44 @@ def public(url: str) -> str:
     return head + separator + authority.rpartition("@")[2] + slash + path
 
 
-def ask(url: str, *, timeout: float, total: float) -> Answer:
-    """Connect to `url` once and follow its redirects under the rules of `_Redirects`.
+def ask(url: str, limits: StreamConfig) -> str | bytes:
+    """Connect to `url` once: the URL to read, or the bytes if it is one image.
 
-    Raises CaptureError when the host does not answer within `timeout` seconds, when an image is not
-    complete after `total` seconds, and when the host refuses or redirects to a forbidden address.
+    Redirects are followed under the rules of `_Redirects`.  Raises CaptureError when the host does
+    not answer within `limits.timeout`, when an image is not complete after `limits.give_up`, and
+    when the host refuses or redirects to a forbidden address.
     """
-    answers: queue.SimpleQueue[Answer | CaptureError] = queue.SimpleQueue()
-    deadline = time.monotonic() + total + 1  # the thread ends after its result has lost its use
+    answers: queue.SimpleQueue[str | bytes | CaptureError] = queue.SimpleQueue()
     # in a thread, since every byte of a slow answer would restart the socket's timeout
-    work = threading.Thread(
-        target=lambda: answers.put(_try(url, timeout, deadline)), daemon=True, name="URL"
-    )
-    work.start()
+    threading.Thread(target=lambda: answers.put(_try(url, limits)), daemon=True, name="URL").start()
     try:
-        answer = answers.get(timeout=total)
+        answer = answers.get(timeout=limits.give_up)
     except queue.Empty:
-        raise CaptureError(f"not complete within {total:g} s") from None
+        raise CaptureError(f"not complete within {limits.give_up:g} s") from None
     if isinstance(answer, CaptureError):
         raise answer
     return answer
 
 
-def _try(url: str, timeout: float, deadline: float) -> Answer | CaptureError:
+def _try(url: str, limits: StreamConfig) -> str | bytes | CaptureError:
+    deadline = time.monotonic() + limits.give_up + 1  # then nobody waits for the result any more
     try:
         if urllib.parse.urlsplit(url).scheme.lower() in PORTS:
-            return _describe(url, timeout)
-        return _get(url, timeout, deadline)
+            return _describe(url, limits.timeout)
+        return _get(url, limits.timeout, deadline)
     except CaptureError as error:
         return error
     except urllib.error.HTTPError as error:
         error.close()
         refused = CaptureError(f"HTTP {error.code} {error.reason}")
-        return Answer(url) if error.code == UNAUTHORIZED else refused
+        return url if error.code == UNAUTHORIZED else refused
     except Exception as error:  # whatever a foreign server makes the libraries raise
-        return CaptureError(_cause(getattr(error, "reason", error)))
+        reason = getattr(error, "reason", error)
+        cause = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        return CaptureError("no answer in time" if isinstance(reason, TimeoutError) else cause)
 
 
-def _cause(reason: object) -> str:
-    if isinstance(reason, TimeoutError):
-        return "no answer in time"
-    return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-
-
-def _describe(url: str, timeout: float) -> Answer:
+def _describe(url: str, timeout: float) -> str:
     """Ask an RTSP server for the stream: FFmpeg would follow a redirect to any host."""
     parts = urllib.parse.urlsplit(url)
     scheme, host = parts.scheme.lower(), parts.hostname or ""
@@ -123,10 +107,10 @@ def _describe(url: str, timeout: float) -> Answer:
         raise CaptureError(
             f"redirects to {target}, which RTSP may not; give that URL itself if it is meant"
         )
-    return Answer(url)
+    return url
 
 
-def _get(url: str, timeout: float, deadline: float) -> Answer:
+def _get(url: str, timeout: float, deadline: float) -> str | bytes:
     parts = urllib.parse.urlsplit(url)
     request = urllib.request.Request(public(url), headers={"User-Agent": "FeatherDet"})
     if parts.username is not None:
@@ -139,8 +123,8 @@ def _get(url: str, timeout: float, deadline: float) -> Answer:
         if any(kind in response.headers.get_content_type() for kind in PLAYLISTS):
             raise CaptureError("is a playlist, which may name any host; give the stream's own URL")
         if response.headers.get_content_maintype() == "image":
-            return Answer(final, _read_image(response, deadline))
-    return Answer(url if final == public(url) else final)
+            return _read_image(response, deadline)
+    return url if final == public(url) else final
 
 
 def _read_image(response: http.client.HTTPResponse, deadline: float) -> bytes:
@@ -169,13 +153,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self.typed_host = typed_host
 
     def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage | email.message.Message,
-        newurl: str,
+        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         """The request to follow, or CaptureError."""
         fp.close()
@@ -183,15 +161,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if parts.scheme.lower() not in {"http", "https"}:
             raise CaptureError(f"redirects to {parts.scheme}://, which is refused")
         host = parts.hostname or ""
-        if host != self.typed_host and _is_private(host, parts.port or 80):
-            raise CaptureError(
-                f"redirects to {host}, an address of a private network, which is refused; "
-                "give that URL itself if it is meant"
-            )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]  # typeshed wants HTTPMessage
-
-
-def _is_private(host: str, port: int) -> bool:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = (ipaddress.ip_address(str(row[4][0]).partition("%")[0]) for row in found)
-    return any(not address.is_global for address in addresses)
+        if host != self.typed_host:
+            for row in socket.getaddrinfo(host, parts.port or 80, type=socket.SOCK_STREAM):
+                if not ipaddress.ip_address(str(row[4][0]).partition("%")[0]).is_global:
+                    raise CaptureError(
+                        f"redirects to {host}, an address of a private network, which is refused; "
+                        "give that URL itself if it is meant"
+                    )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.sources.capture import StreamConfig
 from data.sources.frames import Frame, Sources
-from data.sources.streams import StreamConfig
 from engine.checkpoint import load_detector
 from engine.distributed import select_device
 from engine.evaluate.tta import decode_augmented

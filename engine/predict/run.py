@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from data.index.dataset import load_dataset_config
+from data.sources.capture import StreamConfig
 from data.sources.frames import Sources
-from data.sources.streams import StreamConfig
 from engine.predict import display
 from engine.predict.config import DetectConfig
 from engine.predict.console import Console
