@@ -10,9 +10,8 @@ from utils.errors import run_script
 def main(argv: list[str] | None = None) -> int:
     """Parse `argv` (sys.argv by default), compare, return 0."""
     config = parse(CompareConfig, argv, prog="compare.py", description=__doc__ or "")
-    from engine.compare.comparison import (
-        compare,  # imports torch: --help and a typing mistake need not wait for it
-    )
+    # imports torch: --help and a typing mistake need not wait for it
+    from engine.compare.comparison import compare
 
     compare(config)
     return 0

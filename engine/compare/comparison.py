@@ -14,7 +14,7 @@ from engine.compare.report.page import examples, page
 from engine.compare.report.plots import write_plots
 from engine.compare.report.tables import ModelRuns, rows
 from engine.compare.report.text import complete, console, csv_table, markdown
-from engine.compare.runs import HALF, NEW, TRAINED, epochs_done, run_all, state_of
+from engine.compare.runs import HALF, epochs_done, run_all, state_of
 from engine.compare.schema import FAILED, PARTLY, Results
 from engine.compare.setup import Comparison, plan_comparison
 from engine.distributed import select_device
@@ -90,12 +90,9 @@ def _listing(plan: Comparison) -> str:
         lines += [f"    note: {note}" for note in entry.model.notes]
         for run in (run for run in plan.runs if run.entry is entry):
             folder = plan.run_folder(run)
-            state = {
-                NEW: "to do",
-                HALF: f"half done, {epochs_done(folder)} of {config.epochs} epochs",
-                TRAINED: "trained, to be evaluated",
-            }[NEW if run.seed is None else state_of(folder)]
-            state = "done" if run.id in plan.done else state
+            state = "done" if run.id in plan.done else state_of(folder)
+            if state == HALF:
+                state += f", {epochs_done(folder)} of {config.epochs} epochs"
             lines.append(f"    {run.title}: {state}; {run.work / PETA:.3g} PFLOPs")
             lines.append(f"      {run.command}")
     left = sum(run.work for run in plan.runs if run.id not in plan.done)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from engine.train.config import CACHES, OPTIMIZERS
 from utils.config import (
@@ -18,11 +18,10 @@ from utils.config import (
     option,
 )
 
-T = TypeVar("T")
 TRAIN, EVALUATE, PROFILE, TABLE = "train", "evaluate", "profile", "table"  # what is compared
 
 
-def repeated(values: Sequence[T]) -> T | None:
+def repeated(values: Sequence[Any]) -> Any:
     """The first value that is there more than once."""
     return next((value for value in values if values.count(value) > 1), None)
 

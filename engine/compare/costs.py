@@ -18,7 +18,6 @@ from engine.compare.schema import (
     Layer,
     Measurement,
     Row,
-    SectionCost,
     SpeedUp,
     SpeedUpAt,
 )
@@ -55,7 +54,7 @@ def computed_cost(entry: ModelEntry) -> Cost | None:
     fused = profile(model, unfused.image_size)
     total = fused.cost
     sections: dict[str, Any] = {
-        name: SectionCost(part.params, part.macs, 2 * part.macs)
+        name: {"params": part.params, "macs": part.macs, "flops": 2 * part.macs}
         for name in ("backbone", "neck", "head")
         for part in [unfused.part(name)]
     }

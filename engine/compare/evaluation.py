@@ -39,9 +39,7 @@ def evaluate_run(plan: Comparison, run: RunPlan, device: str) -> Record:
     whose training differs from that of the runs already done; RuntimeError for lack of memory.
     """
     entry, config, target = run.entry, plan.config, select_device(device)
-    assert entry.spec is not None
     assert plan.splits is not None
-    assert plan.truth is not None
     trained = run.seed is not None
     folder = plan.run_folder(run)
     weights = folder / "weights" / "best.pt" if trained else Path(entry.model.weights)
@@ -68,7 +66,7 @@ def evaluate_run(plan: Comparison, run: RunPlan, device: str) -> Record:
         name=entry.name,
         model_id=entry.model_id,
         model=entry.model,
-        spec=plain_spec(entry.spec, entry.model.source),
+        spec=plain_spec(detector.spec, entry.model.source),
         seed=run.seed,
         protocol=of_a_run(plan.protocol),
         command=run.command,

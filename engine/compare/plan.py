@@ -144,31 +144,31 @@ def runs(
     models: Sequence[ModelEntry],
     protocol: Protocol,
     splits: Splits | None,
-) -> tuple[RunPlan, ...]:
+) -> list[RunPlan]:
     """The runs of all models that can be built, seed by seed, so that early tables have all models.
 
     splits: None where nothing is run.
     """
+    found: list[RunPlan] = []
     if splits is None:
-        return ()
-    seeds: tuple[int | None, ...] = (None,)
+        return found
+    trains, shared = config.kind == TRAIN, of_a_run(protocol)
     passes = len(splits.evaluated)  # forward passes of one image
-    if config.kind == TRAIN:
-        seeds = config.seeds
+    if trains:
         passes = TRAINING_PASSES * config.epochs * len(splits.trained["train"])
-    shared = of_a_run(protocol)
-    return tuple(
-        RunPlan(
-            entry=model,
-            seed=seed,
-            id=run_id(model.name, seed, model.model_id, shared),
-            work=float(model.profile.flops) * passes,
-            command=run_command(config, model, seed),
-        )
-        for seed in seeds
-        for model in models
-        if model.profile is not None
-    )
+    for seed, model in product(config.seeds if trains else (None,), models):
+        if seed is None:
+            words = ["python", "val.py", "--weights", model.model.weights, "--data", config.data]
+            words += ["--img", str(config.imgsz), "--batch-size", str(config.batch_size)]
+            words += ["--task", config.split] if config.split != "val" else []
+        else:
+            words = ["python", "train.py", *run_flags(config, model, seed)]
+        if model.profile is not None:
+            command = shlex.join([*words, "--workers", str(config.workers)])
+            name = run_id(model.name, seed, model.model_id, shared)
+            work = float(model.profile.flops) * passes
+            found.append(RunPlan(model, seed, name, work, command))
+    return found
 
 
 def run_flags(config: CompareConfig, model: ModelEntry, seed: int) -> list[str]:
@@ -183,14 +183,3 @@ def run_flags(config: CompareConfig, model: ModelEntry, seed: int) -> list[str]:
         if getattr(config, name) != getattr(defaults, name):
             flags += [f"--{name}", str(getattr(config, name))]
     return flags
-
-
-def run_command(config: CompareConfig, model: ModelEntry, seed: int | None) -> str:
-    """The command line that repeats a run."""
-    if seed is None:
-        words = ["python", "val.py", "--weights", model.model.weights, "--data", config.data]
-        words += ["--img", str(config.imgsz), "--batch-size", str(config.batch_size)]
-        words += ["--task", config.split] if config.split != "val" else []
-    else:
-        words = ["python", "train.py", *run_flags(config, model, seed)]
-    return shlex.join([*words, "--workers", str(config.workers)])

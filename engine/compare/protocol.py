@@ -44,7 +44,7 @@ class Splits:
 
 
 def load_splits(config: CompareConfig) -> Splits:
-    """Scan what the comparison needs of --data."""
+    """Scan the splits of --data that the comparison needs."""
     dataset = load_dataset_config(config.data)
     names = ("train", "val") if config.kind == TRAIN else ()
     trained = {name: load_split(dataset, name) for name in names}
@@ -59,29 +59,23 @@ def make_protocol(config: CompareConfig, splits: Splits | None, device: torch.de
     """
     environment = run_environment(device)
     threads = max(torch.get_num_threads() // config.jobs, 1) if device.type == "cpu" else None
-    trains = config.kind == TRAIN
-    protocol: Protocol = {"kind": config.kind}
-    if splits is not None:
+    protocol: Protocol = {"kind": config.kind, "image_size": config.imgsz}
+    if splits is None:
+        protocol |= {"classes": config.classes, "fit": config.fit}
+    else:
         data: dict[str, Any] = {"name": splits.name, "classes": list(splits.evaluated.names)}
         for name, index in {**splits.trained, config.split: splits.evaluated}.items():
             data |= {name: index.fingerprint, f"{name}_images": len(index)}
-        protocol |= {"data": data, "split": config.split}
-    else:
-        protocol["classes"] = config.classes
-    protocol["image_size"] = config.imgsz
-    if trains:
+        evaluation = {name: getattr(EvalConfig, name) for name in ("conf", "iou", "max_det")}
+        evaluation |= {"batch_size": config.batch_size, "rect": False, "figures": "COCO"}
+        protocol |= {"data": data, "split": config.split, "evaluation": evaluation}
+    if config.kind == TRAIN:
         names = ("epochs", "batch_size", "optimizer", "amp", "fit", "workers", "cache")
         training = {name: getattr(config, name) for name in names}
-        protocol["training"] = {**training, "patience": 0}  # all epochs: equal budgets
-        protocol["training"]["hyp"] = recipe(asdict(load_hyp(config.hyp)))
+        hyp = recipe(asdict(load_hyp(config.hyp)))
+        protocol["training"] = {**training, "patience": 0, "hyp": hyp}  # all epochs: equal budgets
+        protocol["evaluation"]["weights"] = "best by fitness on val"
         protocol[SEEDS] = list(config.seeds)
-    if splits is None:
-        protocol["fit"] = config.fit
-    else:
-        chosen = {"weights": "best by fitness on val"} if trains else {}
-        fixed = {name: getattr(EvalConfig, name) for name in ("conf", "iou", "max_det")}
-        last = {"batch_size": config.batch_size, "rect": False, "figures": "COCO"}
-        protocol["evaluation"] = {**chosen, **fixed, **last}
     protocol[VERSIONS] = {k: v for k, v in environment.items() if k not in NOT_LOCKED}
     protocol["device"] = {"name": environment["device"], "threads": threads}
     return protocol
@@ -99,14 +93,18 @@ def of_a_run(protocol: Protocol) -> Protocol:
 
 def differences(first: Any, second: Any, name: str = "") -> list[str]:
     """Each field that differs, by its dotted name, with both values."""
+
+    def short(value: Any) -> str:
+        text = json.dumps(value) if not isinstance(value, str) else value or "''"
+        return "none" if value is None else text if len(text) <= 60 else text[:57] + "..."
+
     if isinstance(first, Mapping) and isinstance(second, Mapping):
-        keys = dict.fromkeys((*first, *second))
-        parts = [
-            differences(first.get(key), second.get(key), f"{name}.{key}" if name else str(key))
-            for key in keys
-        ]
-        return [text for part in parts for text in part]
-    return [] if first == second else [f"{name}: {_short(first)} and {_short(second)}"]
+        found = []
+        for key in dict.fromkeys((*first, *second)):
+            path = f"{name}.{key}" if name else str(key)
+            found += differences(first.get(key), second.get(key), path)
+        return found
+    return [] if first == second else [f"{name}: {short(first)} and {short(second)}"]
 
 
 def protocol_differences(first: Protocol, second: Protocol) -> list[str]:
@@ -123,13 +121,6 @@ def protocol_differences(first: Protocol, second: Protocol) -> list[str]:
             for one in (first, second)
         )
     return differences(of_a_run(first), of_a_run(second))
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "none"
-    text = json.dumps(value) if not isinstance(value, str) else value or "''"
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def listed(differing: Sequence[str]) -> str:

@@ -154,7 +154,13 @@ class Record:
 
     def detections(self) -> BoxTable:
         """Rounded as stated above. UserError where they are missing, damaged or of other data."""
-        return unpack(self._arrays(self.path.with_suffix(".npz"), DETECTION_KINDS))
+        arrays = self._arrays(self.path.with_suffix(".npz"), DETECTION_KINDS)
+        return BoxTable.detections(
+            arrays["image"].astype(np.int64),
+            arrays["labels"].astype(np.int64),
+            (arrays["boxes"] / PIXEL_STEPS).astype(np.float32),
+            (2.0 ** -(arrays["scores"] / SCORE_STEPS)).astype(np.float32),
+        )
 
     def ground_truth(self) -> BoxTable:
         """What it was compared with. UserError where it is missing, damaged or of other data."""
@@ -183,32 +189,6 @@ class Record:
             if ((numbers < 0) | (numbers >= end)).any():
                 raise UserError(f"{path}: boxes beyond the {images} images, {classes} classes")
         return arrays
-
-
-def pack(found: BoxTable) -> dict[str, np.ndarray]:
-    """Detections rounded as stated above, in small integers."""
-    found = found.take(np.sort(coco_order(found)))
-    scores = np.clip(found.scores.astype(np.float64), MIN_SCORE, 1.0)
-    columns = {
-        "image": found.image,
-        "labels": found.labels,
-        "boxes": np.round(found.boxes.astype(np.float64) * PIXEL_STEPS),
-        "scores": np.round(-np.log2(scores) * SCORE_STEPS),
-    }
-    return {
-        name: values.astype(np.min_scalar_type(int(values.max(initial=0))))
-        for name, values in columns.items()
-    }
-
-
-def unpack(arrays: Mapping[str, np.ndarray]) -> BoxTable:
-    """The inverse of `pack`."""
-    return BoxTable.detections(
-        arrays["image"].astype(np.int64),
-        arrays["labels"].astype(np.int64),
-        (arrays["boxes"] / PIXEL_STEPS).astype(np.float32),
-        (2.0 ** -(arrays["scores"] / SCORE_STEPS)).astype(np.float32),
-    )
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -255,29 +235,37 @@ def save_record(folder: Path, record: Record, detections: BoxTable, truth: BoxTa
         record.ground_truth()  # written by another run
     except UserError:
         _write_arrays(record.truth_path, {key: getattr(truth, key) for key in TRUTH_KINDS})
-    _write_arrays(record.path.with_suffix(".npz"), pack(detections))
+    found = detections.take(np.sort(coco_order(detections)))
+    scores = np.clip(found.scores.astype(np.float64), MIN_SCORE, 1.0)
+    columns = {
+        "image": found.image,
+        "labels": found.labels,
+        "boxes": np.round(found.boxes.astype(np.float64) * PIXEL_STEPS),
+        "scores": np.round(-np.log2(scores) * SCORE_STEPS),
+    }
+    sizes = {key: np.min_scalar_type(int(x.max(initial=0))) for key, x in columns.items()}
+    small = {key: values.astype(sizes[key]) for key, values in columns.items()}
+    _write_arrays(record.path.with_suffix(".npz"), small)
     plain = {key: value for key, value in asdict(record).items() if key != "path"}
     write_text(record.path, json.dumps(plain, indent=1, allow_nan=False) + "\n")
     return record
 
 
 def records_in(folder: Path) -> list[Record]:
-    """The records of a folder, by name; JSON files of other formats are passed over."""
-    found = map(load_record, sorted(folder.glob("*.json")))
-    return [record for record in found if record is not None]
+    """The records of a folder, by name; JSON files of other formats are passed over.
 
-
-def load_record(path: Path) -> Record | None:
-    """Read a record's JSON; None for another format. UserError naming the file and the field."""
-    try:
-        content = json.loads(read_bytes(path))
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            return None
-        record = replace(construct(Record, content), path=path)
-        _check(record)
-    except Exception as error:
-        raise UserError(f"{path}: not a record: {error}") from error
-    return record
+    UserError naming the file and the field.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(read_bytes(path))
+            if isinstance(content, dict) and content.get("format") == FORMAT:
+                found.append(replace(construct(Record, content), path=path))
+                _check(found[-1])
+        except Exception as error:
+            raise UserError(f"{path}: not a record: {error}") from error
+    return found
 
 
 def _check(record: Record) -> None:

@@ -25,7 +25,7 @@ from utils.errors import UserError, cause_of
 from utils.paths import ROOT
 from utils.terminal import printable, say, warn
 
-NEW, HALF, TRAINED = "new", "half", "trained"
+NEW, HALF, TRAINED = "to do", "half done", "trained, to be evaluated"
 POLL = 0.2  # seconds between looks at the runs
 LOG_EVERY = "10"  # seconds between lines of a progress bar in a log
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left"

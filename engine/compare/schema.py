@@ -86,15 +86,6 @@ class ClassAccuracy:
 
 
 @dataclass(frozen=True)
-class SectionCost:
-    """A section of the model."""
-
-    params: int
-    macs: int
-    flops: int
-
-
-@dataclass(frozen=True)
 class Layer:
     """One row of the model file."""
 
@@ -126,9 +117,9 @@ class Cost:
     params: int
     macs: int
     flops: int
-    backbone: SectionCost
-    neck: SectionCost
-    head: SectionCost
+    backbone: dict[str, int]  # params, macs, flops
+    neck: dict[str, int]
+    head: dict[str, int]
     access_bytes: int  # memory access cost as ShuffleNetV2 defines it: convolutions alone
     bytes: int  # read and written by all kernels
     activation_bytes: int  # peak of image and feature maps, no weights

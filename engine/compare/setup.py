@@ -45,7 +45,7 @@ class Comparison:
     runs: Sequence[RunPlan]
     devices: tuple[str, ...]  # --device of each run at a time; costs are measured on the first
     splits: Splits | None = None
-    truth: BoxTable | None = None
+    truth: BoxTable = field(default_factory=lambda: BoxTable.concatenate([]))
     images: int = 0  # evaluated
     folder: Path = Path()
     done: dict[str, Record] = field(default_factory=dict)

@@ -326,8 +326,8 @@ def test_the_computed_cost_adds_up(tiny_model):
     sections = (cost.backbone, cost.neck, cost.head)
     assert cost.flops == 2 * cost.macs == 2 * found.profile.macs
     for key in ("params", "macs", "flops"):
-        for parts in (sections, cost.layers):
-            assert sum(getattr(part, key) for part in parts) == getattr(cost, key)
+        for parts in (sections, map(asdict, cost.layers)):
+            assert sum(part[key] for part in parts) == getattr(cost, key)
     assert sum(layer.bytes for layer in cost.layers) == cost.bytes
     # the first convolution: 6x6, 3 to 16 channels, 64 px to 32 px
     assert cost.layers[0].macs == 36 * 3 * 16 * 32 * 32
