@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from engine.compare.config import CompareConfig
 from engine.evaluate.config import ValConfig
 from engine.predict.config import DetectConfig
 from utils.config import parse
@@ -14,9 +15,12 @@ VAL = """--data --weights --batch-size --imgsz --rect --device --conf-thres --io
 DETECT = """--weights --source --data --imgsz --conf-thres --iou-thres --max-det --view-img
     --save-txt --save-conf --save-csv --save-crop --nosave --classes --agnostic-nms --augment
     --line-thickness --hide-labels --hide-conf --half --vid-stride"""
+COMPARE = """--cfg --weights --backbone --neck --data --img --epochs --seeds --baseline --device
+    --project --name --jobs --fit --dry-run --profile-only --records --exist-ok"""
+CASES = [(ValConfig, VAL), (DetectConfig, DETECT), (CompareConfig, COMPARE)]
 
 
-@pytest.mark.parametrize(("config", "flags"), [(ValConfig, VAL), (DetectConfig, DETECT)])
+@pytest.mark.parametrize(("config", "flags"), CASES)
 def test_help_names_every_flag(config: type, flags: str, capsys) -> None:
     with pytest.raises(SystemExit):
         parse(config, ["--help"], prog="x", description="")
