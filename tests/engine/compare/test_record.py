@@ -167,53 +167,43 @@ def refused(path, text, why=""):
 GONE = object()
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("name", "a\x1b[2Jb"),
-        ("name", 3),
-        ("seed", "0"),
-        ("seed", True),
-        ("command", GONE),
-        ("model.notes", "none"),
-        ("model.backbone", GONE),
-        ("model", []),
-        ("protocol.split", "train"),
-        ("protocol.data", GONE),
-        ("protocol.data.val", "../../etc/passwd"),
-        ("protocol.data.classes", []),
-        ("protocol.data.val_images", -1),
-        ("protocol.data.train_images", GONE),
-        ("protocol.image_size", 0),
-        ("protocol.image_size", 10**6),
-        ("protocol.data.val_images", 10**12),
-        ("protocol.device", "cpu"),
-        ("metrics.recall", 1e300),
-        pytest.param("metrics.coco.AP", 10**400, id="metrics.coco.AP-huge"),
-        ("metrics.coco.AP", "high"),
-        *(("metrics.coco.AP", float(text)) for text in ("nan", "inf")),
-        ("metrics.coco", {"AP": 0.5}),
-        ("metrics.coco", GONE),
-        ("metrics.per_class", [{"name": "a"}]),
-        ("metrics.per_class", []),
-        ("metrics.per_class", [{"name": "a", "instances": 1, "ap": 0.5, "ap50": 0.5}] * 2),
-        ("curves.epoch", GONE),
-        ("curves", {"epoch": [0.0], "val_seconds": [1.0, 2.0]}),
-        ("curves", {"epoch": [0.0], "images_per_second": [5e-324]}),
-        ("curves", {"epoch": ["x"]}),
-        ("environment", {"commit": ["x"]}),
-        ("environment", {"commit": 3}),
-        ("training", []),
-    ],
-)
-def test_a_record_of_another_shape_is_named_with_its_key(saved, key, value):
-    content = json.loads(saved.path.read_text())
-    *path, last = key.split(".")
-    part = functools.reduce(operator.getitem, path, content)
-    part[last] = value
-    if value is GONE:
-        del part[last]
-    refused(saved.path, json.dumps(content), f": '{key}")
+ONE_CLASS = {"name": "a", "instances": 1, "ap": 0.5, "ap50": 0.5}
+WRONG = {
+    "name": ["a\x1b[2Jb", 3],
+    "seed": ["0", True],
+    "command": [GONE],
+    "model": [[]],
+    "model.notes": ["none"],
+    "model.backbone": [GONE],
+    "protocol.data": [GONE],
+    "protocol.data.val": ["../../etc/passwd", GONE],
+    "protocol.data.classes": [[]],
+    "protocol.data.val_images": [-1, 10**12],
+    "protocol.data.train_images": [GONE],
+    "protocol.split": ["train"],
+    "protocol.image_size": [0, 10**6],
+    "protocol.device": ["cpu"],
+    "metrics.recall": [1e300],
+    "metrics.coco": [GONE, {"AP": 0.5}],
+    "metrics.coco.AP": ["high", 10**400, float("nan"), float("inf")],
+    "metrics.per_class": [[], [{"name": "a"}], [ONE_CLASS] * 2],
+    "curves": [{"epoch": ["x"]}, {"epoch": [0.0], "b": [1.0, 2.0]}, {"epoch": [5e-324]}],
+    "curves.epoch": [GONE],
+    "environment": [{"commit": ["x"]}, {"commit": 3}],
+    "training": [[]],
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_record_of_another_shape_is_named_with_its_key(saved, key):
+    whole, (*path, last) = saved.path.read_text(), key.split(".")
+    for value in WRONG[key]:
+        content = json.loads(whole)
+        part = functools.reduce(operator.getitem, path, content)
+        part[last] = value
+        if value is GONE:
+            del part[last]
+        refused(saved.path, json.dumps(content), f": '{key}")
 
 
 def test_what_nothing_could_be_made_of_is_refused_anywhere(saved):
@@ -246,42 +236,37 @@ def test_what_nothing_could_be_made_of_is_refused_anywhere(saved):
 FEW = np.zeros(2, np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("what", "name", "array"),
-    [
-        ("detections", "labels", np.zeros(3, np.uint8)),
-        ("detections", "labels", GONE),
-        ("detections", "more", FEW),
-        ("detections", "image", np.uint8(0)),
-        ("detections", "image", np.array(["a", "b"])),
-        ("detections", "image", np.zeros((2, 1), np.uint8)),
-        ("detections", "boxes", np.zeros((2, 3), np.uint8)),
-        ("detections", "boxes", np.full((2, 4), np.nan)),
-        ("detections", "scores", np.array([-1, 0])),
-        ("detections", "image", FEW + 20),
-        ("detections", "labels", FEW + 2),
-        ("ground truth", "image", np.uint8(0)),
-        ("ground truth", "labels", np.array(["a"] * 120)),
-        ("ground truth", "boxes", np.full((120, 4), np.inf, np.float32)),
-        ("ground truth", "crowd", np.zeros(120)),
-        ("ground truth", "areas", np.zeros(119)),
-        ("ground truth", "image", np.full(120, -1)),
-        ("ground truth", "image", np.full(120, 20)),
-        ("ground truth", "labels", np.full(120, 2)),
-    ],
-)
-def test_arrays_of_another_shape_or_other_images_are_named(saved, what, name, array):
-    path, load = saved.truth_path, saved.ground_truth
-    if what == "detections":
-        path, load = saved.path.with_suffix(".npz"), saved.detections
-        boxes = np.zeros((2, 4), np.uint8)
-        np.savez(path, image=FEW, labels=FEW, boxes=boxes, scores=FEW)
-    assert len(load()) == (2 if what == "detections" else 120)
-    changed = {**np.load(path), name: array}
-    np.savez(path, **{key: item for key, item in changed.items() if item is not GONE})
-    named = rf"{path.name}: (not the {what}|boxes beyond the 20 images, 2 classes)"
-    with pytest.raises(UserError, match=named):
-        load()
+DETECTIONS = {
+    "labels": [np.zeros(3, np.uint8), FEW + 2, GONE],
+    "more": [FEW],
+    "image": [np.uint8(0), np.array(["a", "b"]), np.zeros((2, 1), np.uint8), FEW + 20],
+    "boxes": [np.zeros((2, 3), np.uint8), np.full((2, 4), np.nan)],
+    "scores": [np.array([-1, 0])],
+}
+TRUTH = {
+    "image": [np.uint8(0), np.full(120, -1), np.full(120, 20)],
+    "labels": [np.array(["a"] * 120), np.full(120, 2)],
+    "boxes": [np.full((120, 4), np.inf, np.float32)],
+    "crowd": [np.zeros(120)],
+    "areas": [np.zeros(119)],
+}
+
+
+def test_arrays_of_another_shape_or_other_images_are_named(saved):
+    found = saved.path.with_suffix(".npz")
+    np.savez(found, image=FEW, labels=FEW, boxes=np.zeros((2, 4), np.uint8), scores=FEW)
+    assert (len(saved.detections()), len(saved.ground_truth())) == (2, 120)
+    for path, load, wrong in (
+        (found, saved.detections, DETECTIONS),
+        (saved.truth_path, saved.ground_truth, TRUTH),
+    ):
+        whole = dict(np.load(path))
+        for name, arrays in wrong.items():
+            for array in arrays:
+                changed = {**whole, name: array}
+                np.savez(path, **{key: x for key, x in changed.items() if x is not GONE})
+                with pytest.raises(UserError, match=rf"{path.name}: (not the|boxes beyond the 20)"):
+                    load()
 
 
 def encrypted(content):
