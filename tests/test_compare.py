@@ -22,7 +22,7 @@ from engine.compare import runs as compare_runs
 from engine.compare.record import records_in
 from engine.compare.runs import state_of
 from engine.compare.schema import LatencyAt
-from engine.measure.peak import PeakSizes
+from engine.measure.roofline import PEAK_SIZES, PeakSizes
 from engine.train.config import TrainConfig
 from engine.train.loop import fit
 from utils.config import parse
@@ -63,7 +63,7 @@ def quick(monkeypatch, tmp_path):
 def prepare(monkeypatch, folder):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     small = PeakSizes(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
-    monkeypatch.setattr(PeakSizes, "for_device", classmethod(lambda cls, device: small))
+    monkeypatch.setitem(PEAK_SIZES, "cpu", small)
     monkeypatch.setattr(comparison, "write_plots", lambda results, folder: [])
 
 

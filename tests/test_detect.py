@@ -16,7 +16,8 @@ from PIL import Image
 
 import detect
 from engine.checkpoint import save_checkpoint
-from engine.predict import display
+from engine.predict import console
+from engine.predict import run as prediction
 from models.builder import build_detector
 from models.yaml.parser import load_spec
 from utils.errors import FeatherDetError, UserError
@@ -253,16 +254,16 @@ def test_view_without_a_display_stops_before_any_work(call, tmp_path, monkeypatc
     assert "this machine has no display" in err
     monkeypatch.setenv("DISPLAY", ":987")  # there is none
     with pytest.raises(UserError, match="cannot open one"):
-        display.require_display()
+        console.require_display()
 
 
 def test_view_shows_annotated_frames_until_q(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(display, "require_display", lambda: None)
+    monkeypatch.setattr(prediction, "require_display", lambda: None)
     shown = []
-    monkeypatch.setattr(display.cv2, "imshow", lambda title, image: shown.append((title, image)))
+    monkeypatch.setattr(console.cv2, "imshow", lambda title, image: shown.append((title, image)))
     keys = iter([-1, ord("q")])
     waits = []
-    monkeypatch.setattr(display.cv2, "waitKey", lambda wait: waits.append(wait) or next(keys))
+    monkeypatch.setattr(console.cv2, "waitKey", lambda wait: waits.append(wait) or next(keys))
     a = picture(tmp_path / "a.png")
     code, out, _ = call("--source", a, a, a, "--view-img", "--nosave")
     assert code == 0

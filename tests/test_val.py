@@ -180,7 +180,7 @@ def test_single_class_of_a_model_with_three(small, tmp_path):
         (["--half"], "CUDA"),
         (["--task", "train"], "train"),
         (["--batch", "0"], "batch-size"),
-        (["--weights", "five.pt"], r"5 classes \(v, w, x, \.\.\.\).*3 \(a, b, c\)"),
+        (["--weights", "five.pt"], r"5 classes \(v, w, x, \.\.\.\).*3 classes \(a, b, c\)"),
     ],
 )
 def test_refusals_leave_no_folder(small, tmp_path, flags, message):

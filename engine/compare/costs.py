@@ -22,14 +22,12 @@ from engine.compare.schema import (
     SpeedUpAt,
 )
 from engine.measure.bench import prepare, sample_images
-from engine.measure.energy import find_meter, measure_energy
-from engine.measure.latency import FAULTS, Candidate, LatencyConfig, LatencyReport, measure_latency
-from engine.measure.peak import DevicePeak, measure_peak
-from engine.measure.roofline import by_block, roofline
+from engine.measure.energy import measure_energy
+from engine.measure.latency import FAULTS, Candidate, Latency, LatencyConfig, measure_latency
+from engine.measure.roofline import DevicePeak, by_block, measure_peak, roofline
 from models.detector import Detector
 from models.profile.counting import profile
 from models.profile.guidelines import findings, sentences
-from utils.environment import device_name
 from utils.errors import cause_of
 from utils.terminal import warn
 
@@ -107,14 +105,14 @@ def measure(
         for item in entries
         if item.profile is not None
     }
-    report = measure_latency(list(candidates.values()), config, device=device)
+    latencies, settings = measure_latency(list(candidates.values()), config, device=device)
     try:
         peak = measure_peak(device)
     except FAULTS as error:
         warn(f"the peak of {device} is not measured: {cause_of(error)}")
         peak = None
     measured = [
-        replace(row, latency=[_latency(report, row.name, batch) for batch in config.batches])
+        replace(row, latency=[_latency(latencies[row.name, n], n) for n in config.batches])
         if row.name in candidates
         else row
         for row in rows
@@ -125,21 +123,18 @@ def measure(
             measured[index] = _with_details(row, candidates[row.name], peak, device, batch)
     sources = [row.energy.source for row in measured if row.energy is not None]
     measurement = Measurement(
-        device=device_name(device),
-        threads=report.threads,
+        device=settings["device"],
+        threads=settings["threads"],
         batches=list(config.batches),
-        settings=report.settings,
+        settings=settings,
         roof=None if peak is None else peak.to_dict(),
         energy_source=sources[0] if sources else None,
     )
     return measurement, measured
 
 
-def _latency(report: LatencyReport, name: str, batch: int) -> LatencyAt:
-    found = report.results[name, batch]
-    if isinstance(found, str):
-        return LatencyAt(batch, found)
-    return _taken(LatencyAt, found, p50_ms=found.p50, p90_ms=found.p90, least_ms=found.fastest)
+def _latency(found: Latency | str, batch: int) -> LatencyAt:
+    return LatencyAt(batch, found) if isinstance(found, str) else _taken(LatencyAt, found)
 
 
 def _working(latency: Sequence[LatencyAt]) -> set[int]:
@@ -175,7 +170,6 @@ def _with_details(
                 energy = measure_energy(
                     lambda: model(images),
                     images=batch,
-                    meter=find_meter(device),
                     device=device,
                     seconds=ENERGY_SECONDS,
                 )

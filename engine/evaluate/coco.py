@@ -91,38 +91,30 @@ def _hotcoco(detections: BoxTable, truth: BoxTable, images: int, classes: int) -
         area=truth.areas.astype(np.float64),
         iscrowd=truth.crowd.astype(bool),
     )
-    return hotcoco.COCOeval(reference, reference.load_res(_rows(detections)), "bbox")
-
-
-def _rows(detections: BoxTable) -> np.ndarray:
-    """(N, 7) float64: image, x, y, w, h, score, class."""
     columns = (detections.image, to_xywh(detections.boxes), detections.scores, detections.labels)
-    return np.column_stack([column.astype(np.float64) for column in columns])
+    rows = np.column_stack([column.astype(np.float64) for column in columns])
+    return hotcoco.COCOeval(reference, reference.load_res(rows), "bbox")
 
 
 def _pycocotools(detections: BoxTable, truth: BoxTable, images: int, classes: int) -> Any:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    head = {
-        "images": [{"id": number} for number in range(images)],
-        "categories": [{"id": number} for number in range(classes)],
-    }
-    columns = (truth.image, truth.labels, to_xywh(truth.boxes), truth.areas, truth.crowd)
-    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    known = [{"id": n, **dict(zip(keys, row, strict=True))} for n, row in enumerate(rows, 1)]
-    found = [
-        {"id": n, "image_id": int(image), "category_id": int(label), "bbox": box, "score": score}
-        | {"area": box[2] * box[3], "iscrowd": 0}
-        for n, (image, *box, score, label) in enumerate(_rows(detections).tolist(), 1)
-    ]
-    tables = []
-    for rows_of_table in (known, found):
-        table = COCO()
-        table.dataset = {**head, "annotations": rows_of_table}
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd", "score")
+    tables = (COCO(), COCO())
+    for table, item in zip(tables, (truth, detections), strict=True):
+        boxes = to_xywh(item.boxes)
+        areas = truth.areas if item is truth else boxes[:, 2:].prod(1)
+        columns = (item.image, item.labels, boxes, areas, item.crowd, item.scores)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        table.dataset = {
+            "images": [{"id": number} for number in range(images)],
+            "categories": [{"id": number} for number in range(classes)],
+            "annotations": [
+                {"id": n, **dict(zip(keys, r, strict=True))} for n, r in enumerate(rows, 1)
+            ],
+        }
         table.createIndex()
-        tables.append(table)
     return COCOeval(*tables, "bbox")
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,18 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 from tqdm import tqdm
 
 from data.index.records import DataIndex, ImageRecord
 from data.loading.sample import Batch
 from engine.checkpoint import require_finite
 from engine.distributed import broadcast_object, is_active, is_main
-from engine.evaluate.batch_images import BatchImages
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.config import EvalConfig
-from engine.evaluate.metrics import Shard, by_id, metrics_of
-from engine.evaluate.results import DetectionMetrics
+from engine.evaluate.metrics import DetectionMetrics, Shard, by_id, metrics_of
+from engine.evaluate.plots import BatchImages
 from engine.evaluate.tta import decode_augmented
 from engine.measure.bench import Stopwatch
 from models.detector import Detector
@@ -48,25 +45,24 @@ def evaluate(
 
     The input gets the type of the model's weights (float16 after `Detector.to_half`).  Under
     torch.distributed each rank passes its own share; all ranks return the same metrics, each image
-    counted once, and only rank 0 detections and curves.  The model's train/eval state is as before
-    afterwards.  `images` collects drawings of the first batches.
+    counted once, and only rank 0 detections and curves.  The model is in eval mode afterwards.
+    `images` collects drawings of the first batches.
     Raises UserError for weights or outputs that are not finite and for unequal class counts.
     """
     check(model, index, config)
     _compare_names(model, index, config)
-    records = by_id(index)
     quiet = not (progress and is_main())
     bar = tqdm(batches, desc="validating", dynamic_ncols=True, disable=quiet, leave=False)
     detect = partial(
-        _detect, model, bar, records, config=config, device=device, loss=loss, drawn=images
+        _detect, model, bar, by_id(index), config=config, device=device, loss=loss, drawn=images
     )
     if not is_active():
-        return metrics_of([detect()], records, index)
+        return metrics_of([detect()], index)
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.gather_object(_outcome(detect), outcomes if is_main() else None)
     answer: Any = next((item for item in outcomes if isinstance(item, Exception)), None)
     if is_main() and answer is None:
-        answer = _outcome(partial(metrics_of, outcomes, records, index))
+        answer = _outcome(partial(metrics_of, outcomes, index))
     light = answer
     if isinstance(answer, DetectionMetrics):
         light = replace(answer, detections=BoxTable.concatenate([]), curves=None, precision50=None)
@@ -93,14 +89,14 @@ def check(model: Detector, index: DataIndex, config: EvalConfig) -> None:
     """Raise UserError for weights that are not finite and for unequal class counts."""
     require_finite(model.state_dict(), "the model")
     if not config.single_cls and len(model.names) != len(index.names):
-        raise UserError(
-            f"the model has {len(model.names)} classes ({_some(model.names)}), the data set has "
-            f"{len(index.names)} ({_some(index.names)}): use the data set the model was trained on"
+        mine, theirs = (
+            f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for names in (model.names, index.names)
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise UserError(
+            f"the model has {mine}, the data set has {theirs}: use the data set the model was"
+            " trained on"
+        )
 
 
 def _compare_names(model: Detector, index: DataIndex, config: EvalConfig) -> None:
@@ -113,18 +109,6 @@ def _compare_names(model: Detector, index: DataIndex, config: EvalConfig) -> Non
         f"warning: class names of model and data set differ, first {mine!r} and {theirs!r}; "
         "classes are compared by their numbers"
     )
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """model.eval() inside; afterwards every module's own state again (some may be frozen)."""
-    states = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in states:
-            module.training = training
 
 
 @torch.inference_mode()
@@ -145,37 +129,37 @@ def _detect(
     parts: list[BoxTable] = []
     images_seen = 0
     sums = torch.zeros(3, device=device)
-    with _eval_mode(model):
-        for batch in batches:
-            watch.mark()
-            there = batch.to(device)
-            images = there.images.to(weight_type).div_(255)
-            watch.mark()
-            raw = model(images)
-            boxes, scores = model.head.decode(raw)
-            if config.augment:
-                boxes, scores = decode_augmented(model, images, boxes, scores)
-            watch.mark()
-            rows = [numbers[image_id] for image_id in batch.image_ids]
-            for bad in non_finite(boxes, scores):
-                path = records[rows[bad]].path
-                cure = "" if weight_type == torch.float32 else "; try without --half"
-                raise UserError(f"{path}: the model's outputs are not finite{cure}")
-            if config.single_cls:
-                scores = scores.amax(2, keepdim=True)
-            found = Detections.to_cpu(nms(boxes, scores, suppression))
-            for item, geometry, number in zip(found, batch.letterboxes, rows, strict=True):
-                corners = geometry.to_image(item.boxes).numpy()
-                image = np.full(len(item), number)
-                parts.append(
-                    BoxTable.detections(image, item.labels.numpy(), corners, item.scores.numpy())
-                )
-            watch.mark()
-            images_seen += len(batch)
-            if loss is not None:
-                value = loss(raw, there.targets)
-                sums += torch.stack((value.box, value.obj, value.cls)) * len(batch)
-            if drawn is not None:
-                drawn.add(batch, found)
+    model.eval()
+    for batch in batches:
+        watch.mark()
+        there = batch.to(device)
+        images = there.images.to(weight_type).div_(255)
+        watch.mark()
+        raw = model(images)
+        boxes, scores = model.head.decode(raw)
+        if config.augment:
+            boxes, scores = decode_augmented(model, images, boxes, scores)
+        watch.mark()
+        rows = [numbers[image_id] for image_id in batch.image_ids]
+        for bad in non_finite(boxes, scores):
+            path = records[rows[bad]].path
+            cure = "" if weight_type == torch.float32 else "; try without --half"
+            raise UserError(f"{path}: the model's outputs are not finite{cure}")
+        if config.single_cls:
+            scores = scores.amax(2, keepdim=True)
+        found = Detections.to_cpu(nms(boxes, scores, suppression))
+        for item, geometry, number in zip(found, batch.letterboxes, rows, strict=True):
+            corners = geometry.to_image(item.boxes).numpy()
+            image = np.full(len(item), number)
+            parts.append(
+                BoxTable.detections(image, item.labels.numpy(), corners, item.scores.numpy())
+            )
+        watch.mark()
+        images_seen += len(batch)
+        if loss is not None:
+            value = loss(raw, there.targets)
+            sums += torch.stack((value.box, value.obj, value.cls)) * len(batch)
+        if drawn is not None:
+            drawn.add(batch, found)
     losses = tuple(sums.tolist()) if loss is not None else ()
     return Shard(BoxTable.concatenate(parts), images_seen, losses, watch.seconds())

@@ -1,4 +1,4 @@
-"""Curves, confusion matrix and drawn batches as files, without pyplot and its global state."""
+"""Curves, confusion matrix and images with boxes as files, without pyplot and its global state."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data.index.records import DataIndex
-from engine.evaluate.batch_images import BatchImages
+from data.loading.sample import Batch
 from engine.evaluate.matching import confusion_matrix
-from engine.evaluate.metrics import by_id, truth_of
-from engine.evaluate.results import DetectionMetrics
+from engine.evaluate.metrics import DetectionMetrics, by_id, truth_of
+from utils.boxes import Detections
+from utils.drawing import draw_boxes, grid, write_image
 from utils.files import writing
 from utils.terminal import warn
 
+DRAWN_BATCHES = 3
+DRAWN_IMAGES = 16  # of a batch
+DRAWN_CONF = 0.25
 LEGEND_CLASSES = 20  # more lines than this have no legend
 NUMBERED_CLASSES = 30  # a larger matrix has no numbers in its cells
 PLOTTED_CLASSES = 1000  # a matrix of 30,000 classes would take gigabytes
@@ -31,6 +34,35 @@ STYLE: dict[Any, Any] = {
     **{"axes.grid": True, "grid.color": GRID_COLOR, "grid.linewidth": 0.6, "axes.axisbelow": True},
     **{"axes.spines.top": False, "axes.spines.right": False},
 }
+
+
+class BatchImages:
+    """Draws the first batches, for val_batch<n>_labels.jpg (ground truth) and _pred.jpg."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._grids: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, batch: Batch, detections: Sequence[Detections]) -> None:
+        """Draw a batch with its boxes and with `detections`, on the CPU, in network pixels."""
+        if len(self._grids) == DRAWN_BATCHES:
+            return
+        images = batch.images[:DRAWN_IMAGES].cpu().numpy().transpose(0, 2, 3, 1)
+        owner, labels, boxes = (item.cpu().numpy() for item in vars(batch.targets).values())
+        truth, found = [], []
+        for number, (image, item) in enumerate(zip(images, detections, strict=False)):
+            mine = owner == number
+            truth.append(draw_boxes(image, boxes[mine], labels[mine], names=self._names))
+            sure = (item.scores >= DRAWN_CONF).numpy()
+            b, scores, classes = (column.numpy()[sure] for column in vars(item).values())
+            found.append(draw_boxes(image, b, classes, names=self._names, scores=scores))
+        self._grids.append((grid(truth), grid(found)))
+
+    def save(self, folder: Path) -> None:
+        """Write what was drawn into `folder`. UserError when a file cannot be written."""
+        for number, (truth, found) in enumerate(self._grids):
+            write_image(folder / f"val_batch{number}_labels.jpg", truth)
+            write_image(folder / f"val_batch{number}_pred.jpg", found)
 
 
 def save_plots(
@@ -53,53 +85,54 @@ def save_plots(
         ("Recall", curves.recall),
         ("F1", curves.f1),
     ):
-        mean, summary = values.mean(0) if names else np.zeros(1), "(none)"
-        best = curves.best if title == "F1" else int(mean.argmax())
-        if names:
-            summary = f"{mean[best]:.2f} at {curves.confidence[best]:.3f}"
-        figure, axes = _axes(f"{title} and confidence", "Confidence", title)
-        _lines(axes, curves.confidence, values, names, f"all classes {summary}")
-        _save(figure, folder / f"{title[: 2 if title == 'F1' else 1]}_curve.png")
-    # the area under each line, as COCO takes it (the mean over the recalls), is in the legend
+        path = folder / f"{title[: 2 if title == 'F1' else 1]}_curve.png"
+        titles = (f"{title} and confidence", "Confidence", title)
+        _plot_lines(path, titles, curves.confidence, values, names)
+    recalls = np.linspace(0, 1, precision50.shape[1])
+    titles = ("Precision and recall, IoU 0.5", "Recall", "Precision")
     precision = precision50[curves.classes]
-    area = precision.mean(1)
-    summary = f"{area.mean():.3f} mAP50" if names else "(none)"
-    named = [f"{name} {value:.3f}" for name, value in zip(names, area, strict=True)]
-    figure, axes = _axes("Precision and recall, IoU 0.5", "Recall", "Precision")
-    _lines(axes, np.linspace(0, 1, precision.shape[1]), precision, named, f"all classes {summary}")
-    _save(figure, folder / "PR_curve.png")
+    _plot_lines(folder / "PR_curve.png", titles, recalls, precision, names, areas=True)
     matrix = confusion_matrix(metrics.detections, truth_of(by_id(index)), len(index.names))
     _plot_confusion(matrix, index.names, folder / "confusion_matrix.png")
 
 
-def _axes(title: str, across: str, up: str) -> tuple[Figure, Axes]:
+def _plot_lines(
+    path: Path,
+    titles: tuple[str, str, str],
+    axis: np.ndarray,
+    values: np.ndarray,
+    names: Sequence[str],
+    *,
+    areas: bool = False,
+) -> None:
+    """One thin line for each class and a thick one for their mean, values (K, points).
+
+    The legend gives the maximum of the mean, or with `areas` the area under each line as COCO takes
+    it (the mean over the recalls).  titles: of the figure and its two axes.
+    """
     figure = Figure(figsize=(9, 6), layout="constrained")
     with mpl.rc_context(STYLE):
         axes = figure.add_subplot()
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=across, ylabel=up)
-    axes.set_title(title, fontweight="bold")
-    return figure, axes
-
-
-def _lines(
-    axes: Axes, across: np.ndarray, values: np.ndarray, names: Sequence[str], label: str
-) -> None:
-    """One thin line for each class and a thick one for their mean."""
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=titles[1], ylabel=titles[2])
+    axes.set_title(titles[0], fontweight="bold")
     few = len(values) <= LEGEND_CLASSES
     colors = mpl.colormaps["tab20"].colors if few else ["#8c8c8c"]  # type: ignore[attr-defined]
     width, depth = (1.3, 0.9) if few else (0.6, 0.45)
     for row, (line, name) in enumerate(zip(values, names, strict=True)):
-        shade = colors[row % len(colors)]
-        axes.plot(across, line, color=shade, linewidth=width, alpha=depth, label=_short(name))
-    if not len(values):
-        return
-    handles = axes.get_lines() if few else []
-    mean = axes.plot(across, values.mean(0), color=MEAN_COLOR, linewidth=3, label=label)
-    if few:
-        style: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": 9}
-        axes.legend(handles=[*mean, *handles], frameon=False, **style)
-    else:
-        axes.legend(handles=mean, loc="upper right", framealpha=0.9, fontsize=10)
+        shade, label = colors[row % len(colors)], name + f" {line.mean():.3f}" * areas
+        axes.plot(axis, line, color=shade, linewidth=width, alpha=depth, label=_short(label))
+    if len(values):
+        handles = axes.get_lines() if few else []
+        mean = values.mean(0)
+        best = mean.argmax()
+        summary = f"{mean.mean():.3f} mAP50" if areas else f"{mean[best]:.2f} at {axis[best]:.3f}"
+        label = f"all classes {summary}"
+        thick = axes.plot(axis, mean, color=MEAN_COLOR, linewidth=3, label=label)
+        style: dict[str, Any] = {"loc": "upper right", "framealpha": 0.9, "fontsize": 10}
+        if few:
+            style = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": 9}
+        axes.legend(handles=[*thick, *handles], frameon=not few, **style)
+    _save(figure, path)
 
 
 def _short(name: str) -> str:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.index.dataset import load_dataset_config, load_split
-from data.index.records import DataIndex
 from data.loading.loader import LoaderConfig, ValLoader
 from data.loading.workers import dead_workers_named
 from engine import distributed
 from engine.checkpoint import load_detector
 from engine.distributed import Distributed
-from engine.evaluate.batch_images import BatchImages
 from engine.evaluate.config import ValConfig
 from engine.evaluate.evaluator import check, evaluate
-from engine.evaluate.results import DetectionMetrics, save_labels, save_metrics, save_predictions
+from engine.evaluate.metrics import DetectionMetrics, save_labels, save_metrics, save_predictions
+from engine.evaluate.plots import BatchImages, plot_study, save_plots
 from models.detector import Detector
 from utils.config import changed
 from utils.errors import UserError
@@ -30,6 +28,7 @@ from utils.terminal import say_main, warn_main
 
 WARM_UPS = 3  # forward passes on CUDA before a timing
 STUDY_COLUMNS = ("size", "mAP50", "mAP50-95", "pre-process ms", "inference ms", "NMS ms")
+SHOWN = ("conf", "iou", "max_det", "image_size", "rect", "augment", "half", "batch_size", "device")
 
 
 def run(config: ValConfig) -> None:
@@ -40,7 +39,7 @@ def run(config: ValConfig) -> None:
     """
     world = distributed.start(config.device)
     try:
-        validation = load(config, world)
+        validation = Validation(config, world)
         settings = ", ".join(f"{key}={value}" for key, value in changed(config).items())
         say_main(f"val.py: {settings}")
         with dead_workers_named():
@@ -59,32 +58,23 @@ def run(config: ValConfig) -> None:
         distributed.cleanup()
 
 
-def load(config: ValConfig, world: Distributed) -> Validation:
-    """Read weights and data (rank 0 first, the others use its cache), make the folder."""
-    if config.half and world.device.type != "cuda":
-        raise UserError(f"--half needs CUDA; on {world.device.type} leave it out")
-    model = load_detector(config.weights, device=world.device, fuse=True)
-    if config.half:
-        model.to_half()
-    with distributed.main_first():
-        dataset = load_dataset_config(config.data)
-        index = load_split(dataset, config.split, single_cls=config.single_cls)
-        check(model, index, config.evaluation)
-    folder = Path(config.project)
-    if world.is_main and config.task != "speed":
-        folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
-    return Validation(config, world, model, index, distributed.broadcast_object(folder))
-
-
-@dataclass(frozen=True)
 class Validation:
-    """All that is read before an evaluation begins."""
+    """Weights and data (rank 0 reads first, the others use its cache) and the run's folder."""
 
-    config: ValConfig
-    world: Distributed
-    model: Detector
-    index: DataIndex
-    folder: Path
+    def __init__(self, config: ValConfig, world: Distributed) -> None:
+        if config.half and world.device.type != "cuda":
+            raise UserError(f"--half needs CUDA; on {world.device.type} leave it out")
+        self.config, self.world = config, world
+        self.model = load_detector(config.weights, device=world.device, fuse=True)
+        if config.half:
+            self.model.to_half()
+        with distributed.main_first():
+            dataset = load_dataset_config(config.data)
+            self.index = load_split(dataset, config.split, single_cls=config.single_cls)
+            check(self.model, self.index, config.evaluation)
+        self.folder = Path(config.project)  # of rank 0 alone: the others write nothing
+        if world.is_main and config.task != "speed":
+            self.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
 
     def measure(self, size: int, images: BatchImages | None = None) -> DetectionMetrics:
         """One evaluation at `size` pixels (a multiple of the stride); a short warm-up on CUDA."""
@@ -123,32 +113,26 @@ class Validation:
             say_main(metrics.coco_text())
         say_main(metrics.speed.text())
         settings = self.settings(size)
-        shown = "conf iou max_det image_size rect augment half batch_size device"
-        say_main("at " + ", ".join(f"{key} {settings[key]}" for key in shown.split()))
+        say_main("at " + ", ".join(f"{key} {settings[key]}" for key in SHOWN))
         if writes:  # the plots come last: should the disk be full, the numbers are there
             save_metrics(metrics, folder / "metrics.json", settings)
             if config.save_json:
-                save_predictions(metrics, folder / "predictions.json")
+                save_predictions(metrics, index, folder / "predictions.json")
             if config.save_txt:
                 save_labels(metrics, index, folder / "labels", scores=config.save_conf)
         if images is not None:
-            from engine.evaluate.plots import save_plots  # imports matplotlib
-
             save_plots(metrics, index, images, folder)
 
     def settings(self, size: int) -> dict[str, Any]:
         """What the metrics depend on, as plain values."""
-        values = {**vars(self.config), **vars(self.config.evaluation), "split": self.config.split}
-        before = ("conf", "iou", "max_det")
-        own = ("rect", "augment", "half", "single_cls", "batch_size")
-        device = self.world.device
+        config, device = self.config, self.world.device
+        own = ("rect", "half", "batch_size", "weights", "data", "split")
         return {
-            **{name: values[name] for name in before},
+            **vars(config.evaluation),
+            **{name: getattr(config, name) for name in own},
             "image_size": size,
-            **{name: values[name] for name in own},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "ranks": self.world.world_size,
-            **{name: values[name] for name in ("weights", "data", "split")},
             "fingerprint": self.index.fingerprint,
         }
 
@@ -167,8 +151,6 @@ class Validation:
             csv.writer(table).writerows([STUDY_COLUMNS, *rows])
             write_text(self.folder / "study.csv", table.getvalue())
             if not self.config.noplots:
-                from engine.evaluate.plots import plot_study  # imports matplotlib
-
                 columns = dict(zip(STUDY_COLUMNS, zip(*rows, strict=True), strict=True))
                 plot_study(columns.pop("size"), columns, self.folder / "study.png")
 

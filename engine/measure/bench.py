@@ -1,13 +1,10 @@
-"""What all measurements on a device share: a prepared model, images, clock and waiting."""
+"""What all measurements on a device share: a prepared model, images, marks in time and waiting."""
 
 from __future__ import annotations
 
 import copy
-import gc
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +12,6 @@ from torch import Tensor, nn
 
 from models.blocks.conv import fuse
 from models.spec import IMAGE_CHANNELS
-
-Clock = Callable[[], float]  # seconds
 
 
 def prepare(model: nn.Module, device: torch.device) -> nn.Module:
@@ -39,26 +34,13 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """The garbage collector stays out of the timed part, as in timeit."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def mark(device: torch.device, clock: Clock = time.perf_counter) -> Any:
+def mark(device: torch.device) -> Any:
     """This instant in the order of the device's work, without making CUDA wait.
 
     A CUDA event in the device's current stream, else a clock reading.
     """
     if device.type != "cuda":
-        return clock()
+        return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
     event.record(torch.cuda.current_stream(device))
     return event

@@ -8,6 +8,7 @@ processes included, so compare runs of the same quiet machine.
 from __future__ import annotations
 
 import importlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from engine.measure.bench import Clock, synchronize
+from engine.measure.bench import synchronize
 
 POWERCAP = Path("/sys/class/powercap")
 NOT_MEASURED = "not measured"
@@ -58,98 +59,78 @@ class Meter:
         self._counters = tuple(counters)
         self._unit = unit  # joules
         self._last = [read() for read, _ in counters]
-        self._total = 0
+        self._total: float = 0
 
     def joules(self) -> float:
-        """Joules since the meter was made. OSError or ValueError where a counter fails."""
-        values = [read() for read, _ in self._counters]
+        """Joules since the meter was made; NaN from the moment on when a counter fails."""
+        try:
+            values = [read() for read, _ in self._counters]
+        except Exception:  # NVML has its own type of error
+            self._total, values = math.nan, self._last
         for (_, limit), last, value in zip(self._counters, self._last, values, strict=True):
             self._total += value - last + (limit if value < last else 0)
         self._last = values
         return self._total * self._unit
 
 
-def rapl_meter(root: Path = POWERCAP) -> Meter | None:
-    """The meter of all packages and their DRAM under `root`; None where one cannot be read.
+def find_meter(device: torch.device) -> Meter | None:
+    """The meter of this device, None where there is none to be read."""
+    try:
+        return _nvml_meter(device) if device.type == "cuda" else _rapl_meter()
+    except Exception:  # no file, no permission, no nvidia-ml-py, no counter in this GPU
+        return None
+
+
+def _rapl_meter() -> Meter | None:
+    """All packages and their DRAM.
 
     A package includes cores and graphics, the platform (psys) includes packages, and the
     intel-rapl-mmio tree counts the same package again: these are left out.
     """
-    try:
-        folders = {p: (p / "name").read_text().strip() for p in sorted(root.glob("intel-rapl:*"))}
-        zones = {p: name for p, name in folders.items() if name.startswith(("package", "dram"))}
-        counters = [
-            (partial(_number, path / "energy_uj"), _number(path / "max_energy_range_uj"))
-            for path in zones
-        ]
-        return Meter("RAPL " + ", ".join(zones.values()), counters, MICRO) if zones else None
-    except (OSError, ValueError):
-        return None
+    folders = {p: (p / "name").read_text().strip() for p in sorted(POWERCAP.glob("intel-rapl:*"))}
+    zones = {p: name for p, name in folders.items() if name.startswith(("package", "dram"))}
+    counters = [
+        (partial(_number, path / "energy_uj"), _number(path / "max_energy_range_uj"))
+        for path in zones
+    ]
+    return Meter("RAPL " + ", ".join(zones.values()), counters, MICRO) if zones else None
 
 
 def _number(path: Path) -> int:
     return int(path.read_text())
 
 
-def nvml_meter(device: torch.device, nvml: Any = None) -> Meter | None:
-    """The meter of a CUDA device; None without nvidia-ml-py, or where the GPU has no counter.
-
-    The GPU is found by its UUID, since NVML does not follow CUDA_VISIBLE_DEVICES.
-    """
-    try:
-        nvml = nvml or importlib.import_module("pynvml")  # optional: nvidia-ml-py
-    except ImportError:
-        return None
-    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    try:
-        nvml.nvmlInit()
-        read = partial(_nvml_counter, nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
-        return Meter("NVML total energy", [(read, 0)], MILLI)
-    except (OSError, nvml.NVMLError):
-        return None
-
-
-def _nvml_counter(nvml: Any, handle: Any) -> int:
-    try:
-        return int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-    except nvml.NVMLError as error:
-        raise OSError(f"NVML: {error}") from error
-
-
-def find_meter(device: torch.device, *, powercap: Path = POWERCAP) -> Meter | None:
-    """The meter of this device, None where there is none to be read."""
-    return nvml_meter(device) if device.type == "cuda" else rapl_meter(powercap)
+def _nvml_meter(device: torch.device) -> Meter:
+    """The GPU is found by its UUID, since NVML does not follow CUDA_VISIBLE_DEVICES."""
+    nvml: Any = importlib.import_module("pynvml")  # optional: nvidia-ml-py
+    nvml.nvmlInit()
+    uuid = torch.cuda.get_device_properties(device).uuid
+    handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    read = partial(nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+    return Meter("NVML total energy", [(read, 0)], MILLI)
 
 
 def measure_energy(
-    step: Callable[[], Any],
-    *,
-    images: int,
-    meter: Meter | None,
-    device: torch.device,
-    seconds: float = 5.0,
-    clock: Clock = time.perf_counter,
+    step: Callable[[], Any], *, images: int, device: torch.device, seconds: float = 5.0
 ) -> Energy | None:
     """Repeat `step`, which runs `images` images on `device`, for at least `seconds`.
 
     The counters tick up to ten times a second, so `seconds` should not be short.  None, which is
     'not measured', without a meter, when it stops answering, and when it stands still.
     """
+    meter = find_meter(device)
     if meter is None:
         return None
     step()
     synchronize(device)
-    try:
-        before, begun, steps = meter.joules(), clock(), 0
-        now = read = begun
-        while now - begun < seconds:
-            step()
-            synchronize(device)
-            steps, now = steps + 1, clock()
-            if now - read > MAX_UNREAD:  # reading costs time and wakes the processor
-                meter.joules()
-                read = now
-        joules = meter.joules() - before
-    except (OSError, ValueError):
-        return None
+    before, steps = meter.joules(), 0
+    now = read = begun = time.perf_counter()
+    while now - begun < seconds:
+        step()
+        synchronize(device)
+        steps, now = steps + 1, time.perf_counter()
+        if now - read > MAX_UNREAD:  # reading costs time and wakes the processor
+            meter.joules()
+            read = now
+    joules = meter.joules() - before
     return Energy(joules, now - begun, steps * images, meter.source) if joules > 0 else None

@@ -7,6 +7,7 @@ the device to raw maps: decoding and suppression are the same for all.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.measure.bench import Clock, no_collection, prepare, sample_images, synchronize
+from engine.measure.bench import prepare, sample_images, synchronize
 from models.profile.cost import count
 from utils.environment import device_name
 from utils.errors import cause_of
@@ -54,37 +55,33 @@ class LatencyConfig:
 class Latency:
     """One model at one batch size; `durations` are the seconds of each forward pass of a batch."""
 
-    model: str
-    image_size: int
     batch: int
-    durations: tuple[float, ...]
+    durations: Sequence[float]
     flops: int  # of one image, 2 * MACs
     memory_bytes: int  # weights, images and peak activations
     memory_source: str  # MEASURED or MODELLED
 
-    def milliseconds(self, percentile: float) -> float:
-        """Of one image."""
-        return float(np.percentile(self.durations, percentile)) * 1000 / self.batch
+    def percentile(self, percentage: float) -> float:
+        """Milliseconds of one image, which so many of a hundred forward passes stay under."""
+        return float(np.percentile(self.durations, percentage)) * 1000 / self.batch
 
     @property
-    def p50(self) -> float:
-        """Median milliseconds of one image."""
-        return self.milliseconds(50)
+    def p50_ms(self) -> float:
+        return self.percentile(50)
 
     @property
-    def p90(self) -> float:
-        """Milliseconds of one image that nine of ten forward passes stay under."""
-        return self.milliseconds(90)
+    def p90_ms(self) -> float:
+        return self.percentile(90)
 
     @property
-    def fastest(self) -> float:
-        """Milliseconds of one image in the fastest pass, which a busy machine affects least."""
-        return self.milliseconds(0)
+    def least_ms(self) -> float:
+        """The fastest pass, which a busy machine affects least."""
+        return self.percentile(0)
 
     @property
     def images_per_second(self) -> float:
         """By the median."""
-        return 1000 / self.p50
+        return 1000 / self.p50_ms
 
     @property
     def gflops_per_second(self) -> float:
@@ -92,35 +89,14 @@ class Latency:
         return self.flops * self.images_per_second / 1e9
 
 
-@dataclass(frozen=True)
-class LatencyReport:
-    """All latencies of one measurement."""
-
-    # by model and batch size; instead of a latency the cause of a failure (out of memory, say)
-    results: dict[tuple[str, int], Latency | str]
-    config: LatencyConfig
-    device: str
-    threads: int | None  # of torch on a CPU
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """How it was measured, as plain values for JSON."""
-        layout = {"fused": True, "channels_last": False, "device": self.device}
-        batches = list(self.config.batches)
-        return {**vars(self.config), "batches": batches, **layout, "threads": self.threads}
-
-
 @torch.inference_mode()
 def measure_latency(
-    candidates: Sequence[Candidate],
-    config: LatencyConfig,
-    *,
-    device: torch.device,
-    clock: Clock = time.perf_counter,
-) -> LatencyReport:
+    candidates: Sequence[Candidate], config: LatencyConfig, *, device: torch.device
+) -> tuple[dict[tuple[str, int], Latency | str], dict[str, Any]]:
     """Time all candidates on `device`, interleaved, at each batch size.
 
-    A candidate that cannot run at a batch size has the cause there; the rest is measured.
+    Returns the latency by name and batch size, or the cause why a candidate could not run there
+    (out of memory, say), which does not end the rest; and the settings, as plain values for JSON.
     """
     results: dict[tuple[str, int], Latency | str] = {}
     runs = [_Run(item, device) for item in candidates]
@@ -128,13 +104,18 @@ def measure_latency(
         for run in runs:
             run.start(batch, config.warm_up)
         able = [run for run in runs if not run.cause]
-        durations = dict(
-            zip(able, interleave(able, config, device=device, clock=clock), strict=True)
-        )
-        for run in runs:
-            results[run.candidate.name, batch] = run.result(durations.get(run, ()))
-    threads = torch.get_num_threads() if device.type == "cpu" else None
-    return LatencyReport(results, config, device_name(device), threads)
+        for run, durations in zip(able, interleave(able, config, device=device), strict=True):
+            run.durations = durations
+        results.update({(run.candidate.name, batch): run.result() for run in runs})
+    settings = {
+        **vars(config),
+        "batches": list(config.batches),
+        "fused": True,
+        "channels_last": False,
+        "device": device_name(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+    }
+    return results, settings
 
 
 class _Run:
@@ -146,13 +127,14 @@ class _Run:
     def __init__(self, candidate: Candidate, device: torch.device) -> None:
         self.candidate = candidate
         self.cause = ""
+        self.durations: Sequence[float] = ()
         self._device = device
         self._model: Any = None
         self._images = torch.empty(0)
 
     def start(self, batch: int, warm_up: int) -> None:
         """Prepare the model, make the images and warm up: allocators and libraries settle."""
-        self.cause = ""
+        self.cause, self.durations = "", ()
         self._attempt(lambda: self._prepare(batch))
         for _ in range(warm_up):
             self()
@@ -165,13 +147,10 @@ class _Run:
     def __call__(self) -> None:
         self._attempt(lambda: self._model(self._images))
 
-    def result(self, durations: Sequence[float]) -> Latency | str:
+    def result(self) -> Latency | str:
         """The latency, or the cause of a failure."""
         cost = self._attempt(self._cost)
-        if cost is None:
-            return self.cause
-        name, size = self.candidate.name, self.candidate.image_size
-        return Latency(name, size, len(self._images), tuple(durations), *cost)
+        return self.cause if cost is None else Latency(len(self._images), self.durations, *cost)
 
     def _attempt(self, step: Callable[[], T]) -> T | None:
         """What `step` returns, None for a failure, which leaves its memory to the other models."""
@@ -196,7 +175,7 @@ class _Run:
         model, images, device = self._model, self._images, self._device
         flops = count(model, (1, *images.shape[1:])).flops
         tensors = (*model.parameters(), *model.buffers())
-        weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        weights = sum(tensor.nbytes for tensor in tensors)
         if device.type != "cuda":
             return flops, weights + count(model, tuple(images.shape)).peak_bytes, MODELLED
         before = torch.cuda.memory_allocated(device)
@@ -204,28 +183,33 @@ class _Run:
         model(images)
         synchronize(device)
         rise = torch.cuda.max_memory_allocated(device) - before
-        return flops, weights + images.numel() * images.element_size() + rise, MEASURED
+        return flops, weights + images.nbytes + rise, MEASURED
 
 
 def interleave(
-    steps: Sequence[Callable[[], Any]],
-    config: LatencyConfig,
-    *,
-    device: torch.device,
-    clock: Clock = time.perf_counter,
+    steps: Sequence[Callable[[], Any]], config: LatencyConfig, *, device: torch.device
 ) -> list[list[float]]:
-    """Seconds of each step, one list per step, equally long: round r begins with step r mod n."""
+    """Seconds of each step, one list per step, equally long: round r begins with step r mod n.
+
+    The garbage collector stays out of the timed part, as in timeit.
+    """
     durations: list[list[float]] = [[] for _ in steps]
-    begun = clock()
-    with no_collection():
+    begun = time.perf_counter()
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
         for turn in range(config.rounds if steps else 0):
-            if turn >= MIN_ROUNDS and clock() - begun > config.seconds:
+            if turn >= MIN_ROUNDS and time.perf_counter() - begun > config.seconds:
                 break
             for offset in range(len(steps)):
                 index = (turn + offset) % len(steps)
                 synchronize(device)
-                start = clock()
+                start = time.perf_counter()
                 steps[index]()
                 synchronize(device)
-                durations[index].append(clock() - start)
+                durations[index].append(time.perf_counter() - start)
+    finally:
+        if collects:
+            gc.enable()
     return durations

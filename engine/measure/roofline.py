@@ -1,4 +1,4 @@
-"""Why fewer FLOPs are not faster: the limits of the device, and the time of each row.
+"""Why fewer FLOPs are not faster: the measured peaks of the device, and the time of each row.
 
 The roofline model: a kernel takes at least flops / peak and bytes / bandwidth, whichever is longer;
 kernels run one after another, so a row takes at least the sum over its own.  Where a row takes far
@@ -11,50 +11,116 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine.measure.bench import Clock, mark, seconds_between, synchronize
-from engine.measure.peak import COMPUTE, MEMORY, DevicePeak
+from engine.measure.bench import mark, seconds_between, synchronize
 from models.graph import RowGraph
 from models.profile.counting import profile
+from models.profile.kernels import Kernel
+
+COMPUTE, MEMORY = "compute", "memory"
+LAUNCHES = 200  # tiny kernels per reading of the launch time
+
+
+class PeakSizes(NamedTuple):
+    """Sizes of what measures the peaks: a matmul, a 3x3 convolution of 256 channels, a copy."""
+
+    side: int
+    pixels: int
+    copy_bytes: int
+    repeats: int = 50
+
+
+# large enough to fill a device and its caches; each repeat is short
+PEAK_SIZES = {"cpu": PeakSizes(512, 32, 64 << 20), "cuda": PeakSizes(4096, 256, 256 << 20)}
+
+
+@dataclass(frozen=True)
+class DevicePeak:
+    """Measured limits of a device for one number type."""
+
+    flops_per_second: float
+    bytes_per_second: float
+    launch_seconds: float  # of one kernel that does nothing worth mentioning
+
+    @property
+    def ridge(self) -> float:
+        """FLOP per byte from which a kernel can be compute bound."""
+        return self.flops_per_second / self.bytes_per_second
+
+    def seconds(self, kernel: Kernel) -> float:
+        """The minimum time of a kernel: max(flops / peak, bytes / bandwidth)."""
+        return max(kernel.flops / self.flops_per_second, kernel.bytes / self.bytes_per_second)
+
+    def bound(self, kernel: Kernel) -> str:
+        """COMPUTE or MEMORY, by which of the two is longer."""
+        at_ridge = kernel.flops * self.bytes_per_second >= kernel.bytes * self.flops_per_second
+        return COMPUTE if kernel.flops and at_ridge else MEMORY
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON."""
+        return {**vars(self), "ridge": self.ridge}
+
+
+@torch.inference_mode()
+def measure_peak(device: torch.device) -> DevicePeak:
+    """The best of several repeats in float32, with torch's present settings (threads, TF32).
+
+    Peak FLOP/s is the better of the matmul and the convolution, bandwidth counts a copy's reads
+    and writes.
+    """
+    side, pixels, copy_bytes, repeats = PEAK_SIZES[device.type]
+
+    def best(step: Callable[[], Any]) -> float:
+        step()
+        durations = []
+        for _ in range(repeats):
+            synchronize(device)
+            start = time.perf_counter()
+            step()
+            synchronize(device)
+            durations.append(time.perf_counter() - start)
+        return min(durations)
+
+    a, b = torch.randn(2, side, side, device=device)
+    matmul = 2 * side**3 / best(lambda: a @ b)
+    image = torch.randn(1, 256, pixels, pixels, device=device)
+    layer = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(device)
+    convolution = 2 * 9 * 256 * image.numel() / best(lambda: layer(image))
+    source = torch.ones(copy_bytes // 4, device=device)
+    target = torch.zeros_like(source)
+    bandwidth = 2 * copy_bytes / best(lambda: target.copy_(source))
+    one = torch.zeros(1, device=device)
+
+    def launch() -> None:
+        for _ in range(LAUNCHES):
+            one.add_(1)
+
+    return DevicePeak(max(matmul, convolution), bandwidth, best(launch) / LAUNCHES)
 
 
 @torch.inference_mode()
 def time_rows(
-    model: RowGraph,
-    images: Tensor,
-    *,
-    rounds: int = 10,
-    warm_up: int = 2,
-    clock: Clock = time.perf_counter,
+    model: RowGraph, images: Tensor, *, rounds: int = 10, warm_up: int = 2
 ) -> tuple[float, ...]:
     """Median seconds of each row over several forward passes of a prepared model on its device.
 
     CUDA: events in the stream, so a row's time includes the wait for kernels to be launched.
     """
     device = images.device
-    durations: list[list[tuple[Any, Any]]] = [[] for _ in model.layers]
-    opened: list[Any] = []
-
-    def enter(*_: Any) -> None:
-        opened.append(mark(device, clock))
-
-    def leave(index: int) -> Callable[..., None]:
-        return lambda *_: durations[index].append((opened.pop(), mark(device, clock)))
-
     for _ in range(warm_up):
         model(images)
-    handles = [
-        handle
-        for index, layer in enumerate(model.layers)
-        for handle in (
-            layer.register_forward_pre_hook(enter),
-            layer.register_forward_hook(leave(index)),
-        )
-    ]
+    marks: list[list[Any]] = [[] for _ in model.layers]  # start, end, start, ...
+    handles = []
+    for layer, taken in zip(model.layers, marks, strict=True):
+
+        def note(*_: Any, taken: list[Any] = taken) -> None:
+            taken.append(mark(device))
+
+        handles += [layer.register_forward_pre_hook(note), layer.register_forward_hook(note)]
     try:
         for _ in range(rounds):
             model(images)
@@ -62,7 +128,9 @@ def time_rows(
         for handle in handles:
             handle.remove()
     synchronize(device)
-    return tuple(statistics.median(seconds_between(*pair) for pair in row) for row in durations)
+    return tuple(
+        statistics.median(map(seconds_between, taken[::2], taken[1::2])) for taken in marks
+    )
 
 
 @dataclass(frozen=True)
@@ -90,43 +158,33 @@ def by_block(rows: Sequence[Times]) -> tuple[Times, ...]:
     kinds: dict[str, list[Times]] = {}
     for row in rows:
         kinds.setdefault(row.block, []).append(row)
-    names = ("flops", "bytes", "kernels", "predicted", "compute_bound", "launch", "measured")
-    sums = [
-        Times(
-            block,
-            tuple(index for row in some for index in row.rows),
-            **{name: sum(getattr(row, name) for row in some) for name in names},
-        )
-        for block, some in kinds.items()
-    ]
+    sums = []
+    for block, some in kinds.items():
+        _, indices, *columns = zip(*(vars(row).values() for row in some), strict=True)
+        sums.append(Times(block, sum(indices, ()), *map(sum, columns)))
     return tuple(sorted(sums, key=lambda item: item.measured, reverse=True))
 
 
 def roofline(
-    model: RowGraph,
-    images: Tensor,
-    peak: DevicePeak,
-    *,
-    rounds: int = 10,
+    model: RowGraph, images: Tensor, peak: DevicePeak, *, rounds: int = 10
 ) -> tuple[Times, ...]:
     """Predict and time each row of a prepared model (`bench.prepare`) on square images."""
-    measured = time_rows(model, images, rounds=rounds)
+    rows = profile(model, images.shape[2], batch=len(images)).rows
     found = []
-    for row, seconds in zip(
-        profile(model, images.shape[2], batch=len(images)).rows, measured, strict=True
-    ):
+    for row, seconds in zip(rows, time_rows(model, images, rounds=rounds), strict=True):
         kernels = row.cost.kernels
         compute = [kernel for kernel in kernels if peak.bound(kernel) == COMPUTE]
-        times = Times(
-            block=row.spec.block,
-            rows=(row.index,),
-            flops=row.cost.flops,
-            bytes=row.cost.bytes,
-            kernels=len(kernels),
-            predicted=sum(map(peak.seconds, kernels)),
-            compute_bound=sum(map(peak.seconds, compute)),
-            launch=len(kernels) * peak.launch_seconds,
-            measured=seconds,
+        found.append(
+            Times(
+                block=row.spec.block,
+                rows=(row.index,),
+                flops=row.cost.flops,
+                bytes=row.cost.bytes,
+                kernels=len(kernels),
+                predicted=sum(map(peak.seconds, kernels)),
+                compute_bound=sum(map(peak.seconds, compute)),
+                launch=len(kernels) * peak.launch_seconds,
+                measured=seconds,
+            )
         )
-        found.append(times)
     return tuple(found)

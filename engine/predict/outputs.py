@@ -88,8 +88,16 @@ class Outputs:
             self._save(self.folder, stem, frame, drawn)
         if config.save_txt:
             path = _subfolder(self.folder, "labels") / f"{name}.txt"
+            found = result.detections
+            rows = yolo_rows(
+                found.boxes.numpy(),
+                found.labels.tolist(),
+                (result.image.shape[0], result.image.shape[1]),
+                scores=found.scores.numpy() if config.save_conf else None,
+                digits=".6f",
+            )
             with writing(path):
-                path.write_text(label_rows(result, conf=config.save_conf), encoding="utf-8")
+                path.write_text(rows, encoding="utf-8")
         if config.save_csv:
             self._append(self.folder / "predictions.csv", result, frame)
         if config.save_crop:
@@ -117,7 +125,7 @@ class Outputs:
             write_image(folder / (stem + (suffix if suffix in SUFFIXES else ".jpg")), image)
             return
         if frame.kind == "video":  # the ones before it are complete; streams run in parallel
-            for item in [item for item in self._videos if item != frame.item]:
+            for item in self._videos.keys() - {frame.item}:
                 video = self._videos.pop(item)
                 video.close()
                 video.check()
@@ -127,23 +135,16 @@ class Outputs:
         self._videos[frame.item].write(image)
 
     def _append(self, path: Path, result: Result, frame: Frame) -> None:
-        found = result.detections
-        columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
-        with (
-            writing(path),
-            path.open("a" if self._has_table else "w", newline="", encoding="utf-8") as file,
-        ):
+        mode = "a" if self._has_table else "w"
+        with writing(path), path.open(mode, newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             if not self._has_table:
                 table.writerow(COLUMNS)
             self._has_table = True
-            table.writerows(
-                (
-                    *(frame.label, frame.number, label, result.names[label], f"{score:.5f}"),
-                    *(f"{value:.2f}" for value in box),
-                )
-                for box, score, label in zip(*columns, strict=True)
-            )
+            columns = (item.tolist() for item in vars(result.detections).values())
+            for box, score, label in zip(*columns, strict=True):
+                values = (f"{score:.5f}", *(f"{value:.2f}" for value in box))
+                table.writerow((frame.label, frame.number, label, result.names[label], *values))
 
 
 class _Video:
@@ -163,7 +164,6 @@ class _Video:
         self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """Finish the file."""
         self._writer.release()
 
     def check(self) -> None:
@@ -173,18 +173,6 @@ class _Video:
         written.release()
         if not whole:
             raise UserError(f"{self._path}: the video could not be written; is the disk full?")
-
-
-def label_rows(result: Result, *, conf: bool) -> str:
-    """YOLO's rows `class cx cy w h`, normalised, and the confidence with `conf`; '' for none."""
-    found = result.detections
-    return yolo_rows(
-        found.boxes.numpy(),
-        found.labels.tolist(),
-        (result.image.shape[0], result.image.shape[1]),
-        scores=found.scores.numpy() if conf else None,
-        digits=".6f",
-    )
 
 
 def safe_name(text: str) -> str:
@@ -201,10 +189,8 @@ def _short(name: str) -> str:
 def _write_crops(folder: Path, name: str, result: Result) -> None:
     """crops/<class>/<name>_<n>.jpg of the untouched pixels, n counted from 1 per image."""
     height, width = result.image.shape[:2]
-    found = result.detections
-    for number, (box, label) in enumerate(
-        zip(found.boxes.round().int().tolist(), found.labels.tolist(), strict=True), 1
-    ):
+    boxes, labels = result.detections.boxes.round().int().tolist(), result.detections.labels
+    for number, (box, label) in enumerate(zip(boxes, labels.tolist(), strict=True), 1):
         left, top = min(box[0], width - 1), min(box[1], height - 1)
         right, bottom = max(box[2], left + 1), max(box[3], top + 1)
         path = _subfolder(folder, safe_name(result.names[label])) / f"{name}_{number}.jpg"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from data.index.dataset import load_dataset_config
 from data.sources.capture import StreamConfig
 from data.sources.frames import Sources
-from engine.predict import display
 from engine.predict.config import DetectConfig
-from engine.predict.console import Console
+from engine.predict.console import Console, require_display, show_window
 from engine.predict.outputs import Outputs
 from engine.predict.predictor import Predictor
 from utils.errors import PartlyDoneError, UserError
@@ -17,7 +16,7 @@ from utils.nms import NmsConfig
 def run(config: DetectConfig) -> None:
     """Detect as `config` asks; UserError, PartlyDoneError or SourceLostError where that fails."""
     if config.view_img:
-        display.require_display()
+        require_display()
     console = Console(stride=config.vid_stride)
     sources = Sources(
         config.source,
@@ -48,7 +47,7 @@ def run(config: DetectConfig) -> None:
         for result in predictor.stream(sources):
             console.show(result)
             drawn = outputs.write(result, draw=config.view_img)
-            if config.view_img and not display.show(result, drawn):
+            if config.view_img and not show_window(result, drawn):
                 break
     if sources.problems:
         raise PartlyDoneError(f"{len(sources.problems)} sources skipped or cut short, see above")

@@ -14,11 +14,10 @@ import torch.utils.deterministic
 from data.loading.workers import dead_workers_named
 from engine import distributed
 from engine.checkpoint import load_checkpoint, strip_checkpoint
-from engine.evaluate.batch_images import BatchImages
 from engine.evaluate.config import EvalConfig
 from engine.evaluate.evaluator import evaluate
-from engine.evaluate.plots import save_plots
-from engine.evaluate.results import DetectionMetrics
+from engine.evaluate.metrics import DetectionMetrics
+from engine.evaluate.plots import BatchImages, save_plots
 from engine.train.config import TrainConfig
 from engine.train.files import LOSSES, METRICS, announce, csv_text, plot_results, save, tensorboard
 from engine.train.interrupts import StopRequest, stop_requests

@@ -38,7 +38,7 @@ from engine.compare.schema import (
 from engine.evaluate.box_table import BoxTable
 from engine.evaluate.coco import coco_metrics
 from engine.measure.latency import LatencyConfig
-from engine.measure.peak import PeakSizes
+from engine.measure.roofline import PEAK_SIZES, PeakSizes
 from engine.train.config import TrainConfig
 from tests.engine.evaluate.test_coco import random_case
 from utils.config import parse
@@ -345,7 +345,7 @@ def measured_rows(found, config):
 @pytest.fixture
 def quick_peak(monkeypatch):
     small = PeakSizes(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
-    monkeypatch.setattr(PeakSizes, "for_device", classmethod(lambda cls, device: small))
+    monkeypatch.setitem(PEAK_SIZES, "cpu", small)
     monkeypatch.setattr(costs, "ENERGY_SECONDS", 0.01)
 
 

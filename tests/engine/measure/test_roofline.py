@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.measure import roofline as room
 from engine.measure.bench import prepare, sample_images
-from engine.measure.peak import COMPUTE, MEMORY, DevicePeak, PeakSizes, measure_peak
-from engine.measure.roofline import by_block, roofline, time_rows
+from engine.measure.roofline import (
+    COMPUTE,
+    MEMORY,
+    DevicePeak,
+    PeakSizes,
+    by_block,
+    measure_peak,
+    roofline,
+    time_rows,
+)
 from models.builder import build_detector
 from models.graph import RowGraph
 from models.profile.cost import count
@@ -46,8 +58,7 @@ class Slow(nn.Module):
     def __init__(self, clock: list[float], seconds: list[float]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 1)
-        self.clock = clock
-        self.seconds = seconds
+        self.clock, self.seconds = clock, seconds
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_meta:
@@ -55,42 +66,26 @@ class Slow(nn.Module):
         return self.conv(x)
 
 
-def slow_rows(clock: list[float]) -> RowGraph:
-    spec = GraphSpec(
-        (
-            LayerSpec("backbone", (IMAGE,), 1, "Conv"),
-            LayerSpec("backbone", (0,), 1, "C3"),
-            LayerSpec("neck", (1,), 1, "Conv"),
-        )
-    )
-    first = Slow(clock, [9.0, 1.0, 2.0, 7.0])  # one to warm up, three to measure
-    second = Slow(clock, [9.0, 4.0, 4.0, 4.0])
-    third = Slow(clock, [9.0, 5.0, 1.0, 3.0])
-    return RowGraph(spec, [first, second, third])
-
-
-def test_rows_are_timed_by_the_median_after_warming_up():
+def test_rows_are_timed_by_the_median_after_warming_up_and_summed_by_block(monkeypatch):
     clock = [0.0]
-    model = slow_rows(clock)
-    found = time_rows(model, torch.rand(1, 3, 8, 8), rounds=3, warm_up=1, clock=lambda: clock[0])
-    assert found == (2.0, 4.0, 3.0)
+    rows = [LayerSpec("backbone", (n,), 1, name) for n, name in ((IMAGE, "Conv"), (0, "C3"))]
+    spec = GraphSpec((*rows, LayerSpec("neck", (1,), 1, "Conv")))
+    times = ([9.0, 1.0, 2.0, 7.0], [9.0, 4.0, 4.0, 4.0], [9.0, 5.0, 1.0, 3.0])  # one to warm up
+    model = RowGraph(spec, [Slow(clock, seconds) for seconds in times])
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: clock[0])
+        timed = time_rows(model, torch.rand(1, 3, 8, 8), rounds=3, warm_up=1)
+    assert timed == (2.0, 4.0, 3.0)
     assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_blocks_are_sums_of_rows_the_longest_first(monkeypatch):
-    clock = [0.0]
-    model = slow_rows(clock)
-    monkeypatch.setattr("engine.measure.roofline.time_rows", lambda *_, **__: (2.0, 4.0, 3.0))
+    monkeypatch.setattr(room, "time_rows", lambda *_, **__: timed)
     found = roofline(model, torch.rand(2, 3, 8, 8), PEAK)
-    blocks = by_block(found)
-    assert [(item.block, item.rows, item.measured) for item in blocks] == [
-        ("Conv", (0, 2), 5.0),
-        ("C3", (1,), 4.0),
-    ]
+    conv, c3 = by_block(found)  # the longest first
+    assert (conv.block, conv.rows, conv.measured) == ("Conv", (0, 2), 5.0)
+    assert (c3.block, c3.rows, c3.measured) == ("C3", (1,), 4.0)
     kernel = count(nn.Conv2d(3, 3, 1), (2, 3, 8, 8)).kernels[0]
-    assert blocks[0].predicted == pytest.approx(2 * PEAK.seconds(kernel))
-    assert blocks[0].launch == pytest.approx(2 * PEAK.launch_seconds)
-    assert blocks[0].flops == 2 * kernel.flops
+    assert conv.predicted == pytest.approx(2 * PEAK.seconds(kernel))
+    assert conv.launch == pytest.approx(2 * PEAK.launch_seconds)
+    assert (conv.flops, conv.kernels) == (2 * kernel.flops, 2)
     assert [row.bound for row in found] == [MEMORY] * 3
 
 
@@ -107,26 +102,26 @@ def test_a_row_is_predicted_kernel_by_kernel():
     assert (found.kernels, found.rows, found.block) == (len(kernels), (2,), "C3")
 
 
-def test_the_peaks_of_a_device_by_hand():
+def test_the_peaks_of_a_device_by_hand(monkeypatch):
     """Each reading of this clock is one second after the last."""
-    ticks = iter(range(10**6))
-    sizes = PeakSizes(side=32, pixels=8, copy_bytes=4096, repeats=2)
-    peak = measure_peak(CPU, sizes=sizes, clock=lambda: float(next(ticks)))
+    monkeypatch.setitem(room.PEAK_SIZES, "cpu", PeakSizes(32, 8, 4096, repeats=2))
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    peak = measure_peak(CPU)
     assert peak.flops_per_second == 2 * 9 * 256 * 256 * 64  # the convolution is the larger
     assert peak.bytes_per_second == 2 * 4096
     assert peak.launch_seconds == pytest.approx(1 / 200)
     assert peak.to_dict()["ridge"] == peak.flops_per_second / 8192
 
 
-def test_a_real_model_on_this_device():
-    peak = measure_peak(CPU, sizes=PeakSizes(side=128, pixels=8, copy_bytes=2**20, repeats=3))
+def test_a_real_model_on_this_device(monkeypatch):
+    monkeypatch.setitem(room.PEAK_SIZES, "cpu", PeakSizes(128, 8, 1 << 20, repeats=3))
+    peak = measure_peak(CPU)
     assert min(peak.to_dict().values()) > 0
     model = prepare(build_detector(load_spec("yolov5n-ghost"), classes=3), CPU)
-    images = sample_images(1, 64, CPU, like=model)
-    found = roofline(model, images, peak, rounds=3)
+    found = roofline(model, sample_images(1, 64, CPU, like=model), peak, rounds=3)
     assert len(found) == len(model.layers)
     assert all(row.measured > 0 for row in found)
-    assert sum(row.flops for row in found) > 0
     assert sum(row.predicted for row in found) > 0
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from data.sources.frames import Frame, Sources
 from engine.measure.bench import Speed
 from engine.predict.config import DetectConfig
-from engine.predict.outputs import Outputs, label_rows, safe_name
+from engine.predict.outputs import Outputs, safe_name
 from engine.predict.predictor import Result
 from utils.boxes import Detections
 from utils.errors import UserError
@@ -47,16 +47,6 @@ def files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_label_rows_are_normalised_and_zero_based():
-    assert label_rows(result(), conf=False) == (
-        "0 0.500000 0.500000 0.500000 0.500000\n1 0.012500 0.006250 0.005000 0.002500\n"
-    )
-    assert label_rows(result(), conf=True).splitlines()[0].endswith(" 0.500000 0.875000")
-    none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    nothing = Result(result().image, none, NAMES, Speed(1, 2, 3), (64, 32))
-    assert label_rows(nothing, conf=True) == ""
-
-
 def test_all_files_of_an_image(tmp_path):
     everything = dict.fromkeys(("save_txt", "save_conf", "save_csv", "save_crop"), True)
     with outputs_in(tmp_path / "runs", **everything) as outputs:
@@ -70,6 +60,10 @@ def test_all_files_of_an_image(tmp_path):
         "labels/a.txt",
         "predictions.csv",
     ]
+    assert (run / "labels/a.txt").read_text(encoding="utf-8") == (
+        "0 0.500000 0.500000 0.500000 0.500000 0.875000\n"
+        "1 0.012500 0.006250 0.005000 0.002500 0.250000\n"
+    )
     crop = np.asarray(Image.open(run / "crops/cat/a_1.jpg"))
     assert crop.shape == (40, 20, 3)
     assert np.allclose(crop, 250, atol=3), "a crop holds no drawn lines"
