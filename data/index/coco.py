@@ -17,16 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.index.records import (
-    NOTE,
-    SKIPPED_IMAGE,
-    SKIPPED_ROW,
-    Entry,
-    Labels,
-    Parsed,
-    Problem,
-    Row,
-)
+from data.index.records import NOTE, SKIPPED_IMAGE, SKIPPED_ROW, Entry, Labels, Parsed, Problem, Row
 from utils.errors import UserError
 from utils.images import ImageError, read_bytes
 
@@ -93,21 +84,15 @@ def _parse(source: CocoSource, content: bytes, digest: str) -> Parsed:
     index = {entry.image_id: i for i, entry in enumerate(entries)}
     classes = {number: i for i, number in enumerate(names)}
     rows = []
-    for position, item in enumerate(data["annotations"]):
-        item = item if isinstance(item, dict) else {}
-        image, label = _find(index, item.get("image_id")), _find(classes, item.get("category_id"))
-        cause = _cause(item, image, label)
-        if image is not None and label is not None and cause is None:
-            x, y, width, height = item["bbox"]
-            box, number = (x, y, x + width, y + height), item.get("id")
-            source_id = number if type(number) is int and abs(number) < 2**63 else -1
-            polygon, area = _polygon(item.get("segmentation")), item.get("area", math.nan)
-            crowd = item.get("iscrowd") == 1
-            rows.append(Row(image, label, box, source_id, polygon, crowd, area))
-            continue
-        name = "" if image is None else f" ({entries[image].path.name})"
-        where = f"{path}: annotation {item.get('id', f'at position {position}')}{name}"
-        problems.append(Problem(where, str(cause), SKIPPED_ROW, image))
+    for position, annotation in enumerate(data["annotations"]):
+        item = annotation if isinstance(annotation, dict) else {}
+        image = _find(index, item.get("image_id"))
+        try:
+            rows.append(_row(item, image, _find(classes, item.get("category_id"))))
+        except ValueError as error:
+            name = "" if image is None else f" ({entries[image].path.name})"
+            where = f"{path}: annotation {item.get('id', f'at position {position}')}{name}"
+            problems.append(Problem(where, str(error), SKIPPED_ROW, image))
     return Parsed(
         entries=tuple(entries),
         labels=Labels.of(rows),
@@ -168,24 +153,31 @@ def _find(table: Mapping[Any, int], key: Any) -> int | None:
     return table.get(key) if isinstance(key, int | str) else None
 
 
-def _cause(item: Mapping[str, Any], image: int | None, label: int | None) -> str | None:
-    """Why an annotation is rejected, None for a good one."""
-    box, area = item.get("bbox"), item.get("area", 0)
+def _row(item: Mapping[str, Any], image: int | None, label: int | None) -> Row:
+    """An annotation of a known image and class. Raises ValueError with the cause."""
+    box: Any = item.get("bbox")
+    area, number = item.get("area", math.nan), item.get("id")
     if image is None:
-        return f"image_id {item.get('image_id')!r} is not in 'images'"
+        raise ValueError(f"image_id {item.get('image_id')!r} is not in 'images'")
     if label is None:
-        return f"category_id {item.get('category_id')!r} is not in 'categories'"
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        return f"bbox {str(box)[:80]} is not four numbers under {_FAR:g}"
-    if box[2] <= 0 or box[3] <= 0:
-        return f"bbox {box} has no area: width and height must be positive"
-    if type(area) not in {int, float} or not 0 <= area <= sys.float_info.max:
-        return f"area {area!r} is not a finite number from 0"
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in {int, float} and abs(value) < _FAR  # false for nan
+        raise ValueError(f"category_id {item.get('category_id')!r} is not in 'categories'")
+    usable = isinstance(box, list) and [type(v) in {int, float} and abs(v) < _FAR for v in box]
+    if usable != [True] * 4:  # nan is not under _FAR
+        raise ValueError(f"bbox {str(box)[:80]} is not four numbers under {_FAR:g}")
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        raise ValueError(f"bbox {box} has no area: width and height must be positive")
+    if "area" in item and not (type(area) in {int, float} and 0 <= area <= sys.float_info.max):
+        raise ValueError(f"area {area!r} is not a finite number from 0")
+    return Row(
+        image=image,
+        label=label,
+        box=(x, y, x + width, y + height),
+        source=number if type(number) is int and abs(number) < 2**63 else -1,
+        polygon=_polygon(item.get("segmentation")),
+        crowd=item.get("iscrowd") == 1,
+        area=area,
+    )
 
 
 def _polygon(segmentation: Any) -> np.ndarray | None:

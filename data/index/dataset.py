@@ -70,13 +70,11 @@ def load_dataset_config(name_or_path: str) -> DatasetConfig:
     return DatasetConfig(file, root, splits, names)
 
 
-def load_split(
-    config: DatasetConfig, split: str, *, single_cls: bool = False, max_bad: float = MAX_BAD
-) -> DataIndex:
+def load_split(config: DatasetConfig, split: str, *, single_cls: bool = False) -> DataIndex:
     """Scan a split: read all labels, check all images, skip and report what is wrong.
 
     With `single_cls` all objects are of one class 'object'. The result of the scan is kept in the
-    user's cache folder. Raises UserError when nothing is usable, or more than the share `max_bad`
+    user's cache folder. Raises UserError when nothing is usable, or more than the share MAX_BAD
     of the images is not.
     """
     source = config.splits.get(split)
@@ -102,10 +100,10 @@ def load_split(
     total = skipped + len(index.records)
     if not total:
         raise UserError(f"{where}: no images found")
-    if skipped / total > max_bad or not index.records:
+    if skipped / total > MAX_BAD or not index.records:
         first = next(problem.text for problem in index.problems if problem.kind == SKIPPED_IMAGE)
         raise UserError(
-            f"{where}: {skipped} of {total} images are unusable (limit {max_bad:.0%}); the first:"
+            f"{where}: {skipped} of {total} images are unusable (limit {MAX_BAD:.0%}); the first:"
             f" {first}"
         )
     if not index.boxes:

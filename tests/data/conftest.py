@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data.index.dataset import load_dataset_config, load_split
 from data.index.records import ImageRecord
 
 
@@ -56,7 +57,24 @@ def make_record():
 
 
 @pytest.fixture
-def yolo_set(tmp_path, write_image):
+def scan():
+    """scan(YAML file) -> the DataIndex of 'train'."""
+    return lambda file, **options: load_split(load_dataset_config(str(file)), "train", **options)
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    """yaml_file('train: x', name) -> the YAML file of a data set in tmp_path."""
+
+    def write(text, name="d.yaml"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def yolo_set(tmp_path, write_image, yaml_file):
     """yolo_set({'a.jpg': '0 .5 .5 .2 .2\\n', 'b.jpg': None}) -> the YAML file; three classes."""
 
     def make(labels):
@@ -67,15 +85,14 @@ def yolo_set(tmp_path, write_image):
             if text is not None:
                 content = text if isinstance(text, bytes) else text.encode()
                 (folder / f"{image.stem}.txt").write_bytes(content)
-        file = tmp_path / "set.yaml"
-        file.write_text("path: set\ntrain: images/train\nnames: ['c0', 'c1', 'c2']\n")
-        return file
+        text = "path: set\ntrain: images/train\nnames: ['c0', 'c1', 'c2']\n"
+        return yaml_file(text, "set.yaml")
 
     return make
 
 
 @pytest.fixture
-def coco_set(tmp_path, write_image):
+def coco_set(tmp_path, write_image, yaml_file):
     """coco_set(annotations, images=[...], categories=[...]) -> the YAML file; two 64x48 images."""
 
     def make(annotations, **parts):
@@ -91,8 +108,7 @@ def coco_set(tmp_path, write_image):
             **parts,
         }
         (tmp_path / "coco" / "ann.json").write_text(json.dumps(data))
-        file = tmp_path / "coco.yaml"
-        file.write_text("path: coco\ntrain: {images: pics, annotations: ann.json}\n")
-        return file
+        text = "path: coco\ntrain: {images: pics, annotations: ann.json}\n"
+        return yaml_file(text, "coco.yaml")
 
     return make

@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 
 from data.index import cache
-from data.index.dataset import load_dataset_config, load_split
 
 BOX = "0 0.5 0.5 0.25 0.5\n"
 POLYGON = "1 .25 .25 .75 .25 .5 .75\n"
 ITEM = {"id": 1, "image_id": 7, "category_id": 9, "bbox": [1, 2, 3, 4], "area": 5}
-
-
-def scan(file, **options):
-    return load_split(load_dataset_config(str(file)), "train", **options)
 
 
 def kept(cache_home):
@@ -24,7 +19,9 @@ def kept(cache_home):
     return file
 
 
-def test_second_start_equals_the_first_and_reads_nothing_anew(yolo_set, coco_set, monkeypatch):
+def test_second_start_equals_the_first_and_reads_nothing_anew(
+    scan, yolo_set, coco_set, monkeypatch
+):
     yolo = yolo_set({"a.jpg": BOX + POLYGON, "b.jpg": None, "c.jpg": BOX + "9 1 1 1 1\n"})
     (yolo.parent / "set" / "images" / "train" / "gone.jpg").symlink_to("nothing")
     crowd = {**ITEM, "iscrowd": 1, "segmentation": {"counts": "x", "size": [1, 1]}}
@@ -37,7 +34,7 @@ def test_second_start_equals_the_first_and_reads_nothing_anew(yolo_set, coco_set
 
 
 @pytest.mark.parametrize("kind", ["label", "JSON"])
-def test_an_edit_that_keeps_size_and_time_is_noticed(yolo_set, coco_set, tmp_path, kind):
+def test_an_edit_that_keeps_size_and_time_is_noticed(scan, yolo_set, coco_set, tmp_path, kind):
     yolo, coco = yolo_set({"a.jpg": POLYGON, "b.jpg": BOX}), coco_set([ITEM])
     file, path, old, new = {
         "label": (yolo, tmp_path / "set" / "labels" / "train" / "a.txt", ".5 .75", ".5 .50"),
@@ -52,7 +49,7 @@ def test_an_edit_that_keeps_size_and_time_is_noticed(yolo_set, coco_set, tmp_pat
     assert before.fingerprint != after.fingerprint
 
 
-def test_labels_images_and_names_that_change_are_noticed(yolo_set, write_image):
+def test_labels_images_and_names_that_change_are_noticed(scan, yolo_set, write_image):
     file = yolo_set({"a.jpg": "2 .5 .5 .5 .5\n", "b.jpg": None})
     assert scan(file).backgrounds == 1
     label = file.parent / "set" / "labels" / "train" / "b.txt"
@@ -68,7 +65,7 @@ def test_labels_images_and_names_that_change_are_noticed(yolo_set, write_image):
     assert scan(file).boxes == 0
 
 
-def test_fingerprint_is_of_the_content(yolo_set, tmp_path):
+def test_fingerprint_is_of_the_content(scan, yolo_set, tmp_path):
     file = yolo_set({"a.jpg": BOX, "b.jpg": None})
     first = scan(file).fingerprint
     (tmp_path / "set").rename(tmp_path / "other")
@@ -111,7 +108,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_cache_is_reported_and_replaced(yolo_set, cache_home, tmp_path, kind, capsys):
+def test_a_bad_cache_is_reported_and_replaced(scan, yolo_set, cache_home, tmp_path, kind, capsys):
     file = yolo_set({"a.jpg": BOX + POLYGON, "b.jpg": None})
     first, path = repr(scan(file)), kept(cache_home)
     path.write_bytes(BAD[kind](path.read_bytes(), Payload(tmp_path / "marker")))
@@ -123,7 +120,7 @@ def test_a_bad_cache_is_reported_and_replaced(yolo_set, cache_home, tmp_path, ki
     assert "warning" not in capsys.readouterr().err
 
 
-def test_a_cache_in_the_data_set_is_never_read(yolo_set, tmp_path):
+def test_a_cache_in_the_data_set_is_never_read(scan, yolo_set, tmp_path):
     file = yolo_set({"a.jpg": BOX})
     for name in ("labels/train.cache", "images/train.cache", "labels/train/a.cache"):
         (tmp_path / "set" / name).write_bytes(pickle.dumps(Payload(tmp_path / "marker")))
@@ -133,7 +130,7 @@ def test_a_cache_in_the_data_set_is_never_read(yolo_set, tmp_path):
 
 @pytest.mark.parametrize("blocked", ["folder", "disk"])
 def test_without_a_writable_cache_folder_it_works_with_one_warning(
-    yolo_set, cache_home, blocked, monkeypatch, capsys
+    scan, yolo_set, cache_home, blocked, monkeypatch, capsys
 ):
     def full(_):
         raise OSError(28, "No space left on device")
@@ -150,7 +147,7 @@ def test_without_a_writable_cache_folder_it_works_with_one_warning(
     assert not list(cache_home.rglob("*.tmp"))
 
 
-def test_the_cache_lies_in_the_users_folder(yolo_set, cache_home, tmp_path, monkeypatch):
+def test_the_cache_lies_in_the_users_folder(scan, yolo_set, cache_home, tmp_path, monkeypatch):
     file = yolo_set({"a.jpg": BOX})
     before = sorted(tmp_path.rglob("*"))
     scan(file)

@@ -14,14 +14,9 @@ START = "train: t\n"
 
 
 @pytest.fixture
-def load(tmp_path):
+def load(yaml_file):
     """load(text of a YAML file) -> its DatasetConfig."""
-
-    def read(text):
-        (tmp_path / "d.yaml").write_text(text)
-        return load_dataset_config(str(tmp_path / "d.yaml"))
-
-    return read
+    return lambda text: load_dataset_config(str(yaml_file(text)))
 
 
 def test_paths_start_at_path_and_path_at_the_file(tmp_path, load):
@@ -139,21 +134,18 @@ def test_generate_draws_the_set(tmp_path, load, monkeypatch):
     assert drawn == [tmp_path / "s"]
 
 
-def test_single_class(yolo_set):
-    config = load_dataset_config(str(yolo_set({"a.jpg": BOX + "1" + BOX[1:] + "2 .5 .5 .5 .5\n"})))
-    index = load_split(config, "train", single_cls=True)
+def test_single_class(scan, yolo_set):
+    file = yolo_set({"a.jpg": BOX + "1" + BOX[1:] + "2 .5 .5 .5 .5\n"})
+    index = scan(file, single_cls=True)
     assert (index.names, index.category_ids) == (("object",), (0,))
     assert index.records[0].labels.tolist() == [0, 0]
     assert index.duplicates == 1  # the same box as another class is the same object now
-    assert load_split(config, "train").boxes == 3
+    assert scan(file).boxes == 3
 
 
-def test_scan_line(yolo_set, capsys):
-    file = yolo_set({"a.jpg": BOX, "b.jpg": BOX + BOX + "0 .9 .5 .4 .5\n", "c.jpg": None})
-    index = load_split(load_dataset_config(str(file)), "train")
-    line = (
-        "3 images, 3 boxes of 3 classes, 1 background, 0 crowd; skipped: 0 images, 0 boxes; "
-        "1 boxes clipped, 1 duplicates removed"
+def test_scan_line(scan, yolo_set, capsys):
+    scan(yolo_set({"a.jpg": BOX, "b.jpg": BOX * 2 + "0 .9 .5 .4 .5\n9 1 1 1 1\n", "c.jpg": None}))
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "set-train: 3 images, 3 boxes of 3 classes, 1 background, 0 crowd; skipped: 0 images, "
+        "1 boxes; 1 boxes clipped, 1 duplicates removed"
     )
-    assert index.describe() == line
-    assert capsys.readouterr().err.splitlines()[-1] == f"set-train: {line}"

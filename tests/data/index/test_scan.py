@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.index.dataset import load_dataset_config, load_split
 from data.index.scan import DecoderLog, check_image
 from utils.errors import UserError
 
 BOX = "0 0.5 0.5 0.25 0.5\n"
-
-
-def scan(file, **options):
-    return load_split(load_dataset_config(str(file)), "train", **options)
 
 
 @pytest.fixture
@@ -56,7 +51,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("name", "data", "cause"), BAD.values(), ids=BAD)
-def test_a_bad_image_is_skipped_named_and_left_alone(images, name, data, cause, capfd):
+def test_a_bad_image_is_skipped_named_and_left_alone(scan, images, name, data, cause, capfd):
     file, folder = images
     (folder / name).write_bytes(data)
 
@@ -81,7 +76,7 @@ def test_a_bad_image_is_skipped_named_and_left_alone(images, name, data, cause, 
 @pytest.mark.parametrize(
     "data", [JPEG[:1200] + bytes(2000) + JPEG[3200:], JPEG[:-2] + b"extra" * 20 + JPEG[-2:]]
 )
-def test_a_jpeg_with_bytes_left_over_is_named_and_used(images, capfd, data):
+def test_a_jpeg_with_bytes_left_over_is_named_and_used(scan, images, capfd, data):
     file, folder = images
     (folder / "odd.jpg").write_bytes(data)
     index = scan(file)
@@ -103,7 +98,7 @@ def test_what_others_print_during_a_scan_is_passed_on(capfd):
     assert capfd.readouterr().err == "first\nlast\n"
 
 
-def test_paths_that_cannot_be_read_are_named(images, monkeypatch):
+def test_paths_that_cannot_be_read_are_named(scan, images, monkeypatch):
     file, folder = images
     (folder / "loop.jpg").symlink_to("loop.jpg")
     (folder / "gone.jpg").symlink_to("nothing.jpg")
@@ -133,7 +128,7 @@ def test_paths_that_cannot_be_read_are_named(images, monkeypatch):
 
 
 def test_long_thin_images_and_strange_names_are_used_and_other_files_passed_over(
-    tmp_path, write_image
+    scan, tmp_path, write_image, yaml_file
 ):
     folder = tmp_path / "t"
     write_image(folder / "thin.png", 12, 4000).with_suffix(".txt").write_text(BOX)
@@ -141,9 +136,8 @@ def test_long_thin_images_and_strange_names_are_used_and_other_files_passed_over
         write_image(folder / "x.jpg").rename(folder / name)
     for name in ("Thumbs.db", "notes.txt", "._UP.JPG"):
         (folder / name).write_text("x")
-    (tmp_path / "d.yaml").write_text("train: t\nnames: [a]\n")
     for _ in range(2):  # again, from the cache
-        index = scan(tmp_path / "d.yaml")
+        index = scan(yaml_file("train: t\nnames: [a]\n"))
         assert [(r.path.name, r.height, r.width) for r in index.records] == [
             ("UP.JPG", 48, 64),
             ("a b #1 ä 图.jpg", 48, 64),
@@ -153,7 +147,9 @@ def test_long_thin_images_and_strange_names_are_used_and_other_files_passed_over
         assert not index.problems
 
 
-def test_many_bad_files_stop_unless_allowed_and_are_all_in_the_report(images, cache_home, capsys):
+def test_many_bad_files_stop_unless_allowed_and_are_all_in_the_report(
+    scan, images, cache_home, monkeypatch, capsys
+):
     file, folder = images
     bad = [folder / f"bad{i:03}.jpg" for i in range(200)]
     for path in bad:
@@ -167,30 +163,28 @@ def test_many_bad_files_stop_unless_allowed_and_are_all_in_the_report(images, ca
     (report,) = (cache_home / "featherdet").glob("*.txt")
     assert lines[-1] == f"... and 190 more; all in {report}"
     assert len(report.read_text().splitlines()) == 200
-    assert len(scan(file, max_bad=200 / 208)) == 8
+    monkeypatch.setattr("data.index.dataset.MAX_BAD", 200 / 208)
+    assert len(scan(file)) == 8
     for path in bad:
         path.unlink()
     scan(file)
     assert not report.exists()
 
 
-def test_nothing_usable_stops(tmp_path):
+def test_nothing_usable_stops_and_no_box_at_all_is_said_loudly(scan, tmp_path, yaml_file, capsys):
     (tmp_path / "t").mkdir()
-    file = tmp_path / "d.yaml"
-    file.write_text("train: t\nnames: [a]\n")
+    file = yaml_file("train: t\nnames: [a]\n")
     with pytest.raises(UserError, match="train: no images found"):
         scan(file)
     (tmp_path / "t" / "a.jpg").write_bytes(b"text")
     with pytest.raises(UserError, match=r"1 of 1 images are unusable .*a\.jpg: not an"):
-        scan(file, max_bad=1)
+        scan(file)
+    (tmp_path / "t" / "a.jpg").write_bytes(JPEG)
+    assert scan(file).backgrounds == 1
+    assert "NOT ONE BOX in 1 images" in capsys.readouterr().err
 
 
-def test_no_box_at_all_is_said_loudly(yolo_set, capsys):
-    assert scan(yolo_set({"a.jpg": "", "b.jpg": None})).backgrounds == 2
-    assert "NOT ONE BOX in 2 images" in capsys.readouterr().err
-
-
-def test_only_the_first_rank_speaks_and_shows_a_bar(images, monkeypatch, capsys):
+def test_only_the_first_rank_speaks_and_shows_a_bar(scan, images, monkeypatch, capsys):
     file, folder = images
     (folder / "bad.jpg").write_bytes(b"")
     monkeypatch.setenv("RANK", "1")

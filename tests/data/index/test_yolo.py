@@ -3,18 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data.index.dataset import load_dataset_config, load_split
 from data.index.yolo import MAX_ROWS, split_rows
 from utils.errors import UserError
 
 BOX = "0 0.5 0.5 0.25 0.5\n"  # of a 64x48 image: 24 12 40 36
 
 
-def scan(file):
-    return load_split(load_dataset_config(str(file)), "train")
-
-
-def test_boxes_and_polygons_by_hand(yolo_set):
+def test_boxes_and_polygons_by_hand(scan, yolo_set):
     text = "2 0.5 0.5 0.25 0.5\n1 .25 .25 .75 .25 .5 .75\n1 0.125 0.25 0.25 0.5"
     index = scan(yolo_set({"a.jpg": text}))
     (record,) = index.records
@@ -43,7 +38,7 @@ def test_boxes_and_polygons_by_hand(yolo_set):
     ],
     ids=["CRLF", "BOM", "blank lines", "CR", "number forms"],
 )
-def test_ways_to_write_text(yolo_set, text):
+def test_ways_to_write_text(scan, yolo_set, text):
     index = scan(yolo_set({"a.jpg": text}))
     np.testing.assert_array_equal(index.records[0].boxes, [[24, 12, 40, 36], [16, 12, 48, 36]])
     assert not index.problems
@@ -73,18 +68,17 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize(("row", "cause"), BAD_ROWS.values(), ids=BAD_ROWS)
-def test_a_bad_row_is_left_out_and_named_by_line(yolo_set, tmp_path, row, cause, capsys):
+def test_a_bad_row_is_left_out_and_named_by_line(scan, yolo_set, tmp_path, row, cause, capsys):
     index = scan(yolo_set({"a.jpg": f"{BOX}{row}\n1 .5 .5 .5 .5\n", "b.jpg": BOX}))
     (problem,) = index.problems
     assert problem.where == str(tmp_path / "set" / "labels" / "train" / "a.txt") + ":2"
     assert cause in problem.cause
     assert [record.labels.tolist() for record in index.records] == [[0, 1], [0]]
     assert index.skipped("row") == 1
-    assert "1 boxes; 0 boxes clipped" in index.describe()
     assert problem.text in capsys.readouterr().err
 
 
-def test_an_image_with_bad_rows_only_is_not_background(yolo_set):
+def test_an_image_with_bad_rows_only_is_not_background(scan, yolo_set):
     index = scan(yolo_set({"a.jpg": "3 .5 .5 .1 .1", "b.jpg": BOX}))
     assert [record.path.name for record in index.records] == ["b.jpg"]
     assert [problem.kind for problem in index.problems] == ["row", "image"]
@@ -100,7 +94,7 @@ def test_an_image_with_bad_rows_only_is_not_background(yolo_set):
     ],
     ids=["UTF-16", "zero byte", "too many rows"],
 )
-def test_an_unreadable_label_file_spoils_its_image_once(yolo_set, content, cause):
+def test_an_unreadable_label_file_spoils_its_image_once(scan, yolo_set, content, cause):
     file = yolo_set({"a.jpg": content, "b.jpg": BOX})
     index = scan(file)
     (problem,) = index.problems
@@ -111,13 +105,10 @@ def test_an_unreadable_label_file_spoils_its_image_once(yolo_set, content, cause
     index = scan(file)
     assert [problem.kind for problem in index.problems] == ["image", "note"]
     assert index.skipped() == 1
-
-
-def test_a_file_may_have_the_maximum_of_rows():
     assert len(split_rows(b"0 .5 .5 .1 .1\n" * MAX_ROWS)) == MAX_ROWS
 
 
-def test_boxes_over_the_edge_are_clipped_and_counted(yolo_set):
+def test_boxes_over_the_edge_are_clipped_and_counted(scan, yolo_set):
     text = "0 .9 .5 .4 .5\n1 .5 .5 1.0 1.0\n2 -0.0002 .5 .5 .5\n0 .2 .2 .9 .2 .6 1.1\n"
     index = scan(yolo_set({"a.jpg": text + "0 .9000005 .5 .2 .2\n"}))  # rounding is not counted
     expected = [[44.8, 12, 64, 36], [0, 0, 64, 48], [0, 12, 15.9872, 36], [12.8, 9.6, 57.6, 48]]
@@ -125,52 +116,38 @@ def test_boxes_over_the_edge_are_clipped_and_counted(yolo_set):
     assert index.records[0].segments[3][2].tolist() == pytest.approx([38.4, 48])
     assert index.clipped == 3
     assert not index.problems
-    assert "3 boxes clipped" in index.describe()
 
 
-def test_duplicates_are_removed_and_counted(yolo_set):
+def test_duplicates_are_removed_and_counted(scan, yolo_set):
     polygon = "0 .2 .2 .9 .2 .6 .8\n"
     text = BOX + "1" + BOX[1:] + BOX + polygon + BOX + polygon
     index = scan(yolo_set({"a.jpg": text, "b.jpg": BOX}))
     assert [record.labels.tolist() for record in index.records] == [[0, 1, 0], [0]]
     assert [item is None for item in index.records[0].segments] == [True, True, False]
     assert index.duplicates == 3
-    assert "3 duplicates removed" in index.describe()
 
 
-def test_missing_and_empty_labels_are_background(yolo_set):
+def test_missing_and_empty_labels_are_background(scan, yolo_set):
     index = scan(yolo_set({"a.jpg": BOX, "b.jpg": None, "c.jpg": "", "d.jpg": "\n \n"}))
-    assert "4 images, 1 boxes of 3 classes, 3 background" in index.describe()
+    assert (len(index), index.boxes, index.backgrounds) == (4, 1, 3)
     assert index.records[1].boxes.shape == (0, 4)
 
 
-def test_a_label_path_that_is_a_folder_stops(yolo_set):
+def test_a_label_path_that_is_a_folder_stops(scan, yolo_set):
     file = yolo_set({"a.jpg": BOX, "b.jpg": None})
     (file.parent / "set" / "labels" / "train" / "b.txt").mkdir()
     with pytest.raises(UserError, match=r"labels/train/b\.txt: is a folder"):
         scan(file)
 
 
-@pytest.fixture
-def split(tmp_path):
-    """split('train: x') -> the YAML file with two classes."""
-
-    def write(text):
-        file = tmp_path / "d.yaml"
-        file.write_text(f"names: [a, b]\n{text}\n")
-        return file
-
-    return write
-
-
-def test_ids_are_stems_or_paths(tmp_path, write_image, split):
+def test_ids_are_stems_or_paths(scan, tmp_path, write_image, yaml_file):
     for name in ("x/000012.jpg", "x/cat.jpg", "x/same.jpg", "y/same.jpg", "x/1.jpg", "y/01.jpg"):
         write_image(tmp_path / name)
-    ids = [record.image_id for record in scan(split("train: [x, y]")).records]
+    ids = [record.image_id for record in scan(yaml_file("train: [x, y]\nnames: [a]\n")).records]
     assert ids == [12, "x/1.jpg", "cat", "x/same.jpg", "y/01.jpg", "y/same.jpg"]
 
 
-def test_list_files_and_labels_in_the_same_folder(tmp_path, write_image, split):
+def test_list_files_and_labels_in_the_same_folder(scan, tmp_path, write_image, yaml_file):
     write_image(tmp_path / "pics" / "a b #1.jpg").with_suffix(".txt").write_text(BOX)
     write_image(tmp_path / "images" / "c.png")
     (tmp_path / "labels").mkdir()
@@ -179,7 +156,7 @@ def test_list_files_and_labels_in_the_same_folder(tmp_path, write_image, split):
     lists.mkdir()
     text = f"../pics/a b #1.jpg\r\n\r\n{tmp_path}/images/c.png\r\n../pics/gone.jpg\r\n../pics/a b #1.jpg\n"
     (lists / "train.txt").write_text("\ufeff" + text)
-    index = scan(split("train: [lists/train.txt, images]"))
+    index = scan(yaml_file("train: [lists/train.txt, images]\nnames: [a, b]\n"))
     assert [record.path.name for record in index.records] == ["a b #1.jpg", "c.png"]
     assert [record.labels.tolist() for record in index.records] == [[0], [1]]
     where = [problem.where for problem in index.problems]
@@ -191,20 +168,20 @@ def test_list_files_and_labels_in_the_same_folder(tmp_path, write_image, split):
     assert index.skipped() == 1
 
 
-def test_last_part_images_is_replaced(tmp_path, write_image, split):
+def test_last_part_images_is_replaced(scan, tmp_path, write_image, yaml_file):
     write_image(tmp_path / "images" / "set" / "images" / "deep" / "a.jpg")
     labels = tmp_path / "images" / "set" / "labels" / "deep"
     labels.mkdir(parents=True)
     (labels / "a.txt").write_text(BOX)
-    assert scan(split("path: images/set\ntrain: images")).boxes == 1
+    assert scan(yaml_file("path: images/set\ntrain: images\nnames: [a]\n")).boxes == 1
 
 
-def test_linked_folders_are_followed_once(tmp_path, write_image, split):
+def test_linked_folders_are_followed_once(scan, tmp_path, write_image, yaml_file):
     write_image(tmp_path / "real" / "a.jpg")
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "back").symlink_to(tmp_path / "real")
-    index = scan(split("train: train"))
+    index = scan(yaml_file("train: train\nnames: [a]\n"))
     assert [record.path for record in index.records] == [tmp_path / "train" / "link" / "a.jpg"]
     assert not index.problems
 
@@ -219,10 +196,10 @@ def test_linked_folders_are_followed_once(tmp_path, write_image, split):
         ("zero.txt", "{}: not a list of image paths: it holds zero bytes"),
     ],
 )
-def test_paths_that_are_no_splits(tmp_path, value, cause, split):
+def test_paths_that_are_no_splits(scan, tmp_path, value, cause, yaml_file):
     (tmp_path / "list.csv").write_text("a.jpg")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfea")
     (tmp_path / "zero.txt").write_bytes(b"a\0b")
     with pytest.raises(UserError) as error:
-        scan(split(f"train: {value}"))
+        scan(yaml_file(f"names: [a]\ntrain: {value}\n"))
     assert cause.format(tmp_path / value) in str(error.value)

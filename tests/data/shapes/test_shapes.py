@@ -151,17 +151,6 @@ def test_mask_areas_by_hand(name, area, x):
     assert mask.sum() / 255 == pytest.approx(area if x else area / 2, rel=0.04)
 
 
-def painted(*rectangles):
-    """Annotations of squares (x, y, side), the later over the earlier."""
-    size = (100, 120)
-    canvas = Canvas(np.full((*size, 3), 128, np.int32), np.zeros(size, np.uint8))
-    masks = [rasterize(place("rectangle", (x, y), side), size) for x, y, side in rectangles]
-    for owner, mask in enumerate(masks, 1):
-        paint_object(generator(owner), canvas, 3, mask, owner=owner)
-    notes = [annotate(3, canvas.owner == i, mask) for i, mask in enumerate(masks, 1)]
-    return [note for note in notes if note]
-
-
 @pytest.mark.parametrize(
     ("squares", "boxes"),
     [
@@ -172,7 +161,13 @@ def painted(*rectangles):
     ],
 )
 def test_box_is_that_of_the_visible_part_if_that_is_enough(squares, boxes):
-    notes = painted(*squares)
+    size = (100, 120)
+    canvas = Canvas(np.full((*size, 3), 128, np.int32), np.zeros(size, np.uint8))
+    masks = [rasterize(place("rectangle", (x, y), side), size) for x, y, side in squares]
+    for owner, mask in enumerate(masks, 1):  # the later over the earlier
+        paint_object(generator(owner), canvas, 3, mask, owner=owner)
+    notes = [annotate(3, canvas.owner == i, mask) for i, mask in enumerate(masks, 1)]
+    notes = [note for note in notes if note]
     assert [note["bbox"] for note in notes] == boxes
     assert [note["area"] for note in notes] == [width * height for *_, width, height in boxes]
 
