@@ -11,29 +11,22 @@ HALF = 51 / 101  # AP of one box of two found, without a false positive
 BOX = (0, 0, 100, 100)
 FAR = (300, 300, 400, 400)
 SHIFTED = (0, 0, 100, 30)  # IoU 0.3 with BOX
-TOUCHING = (0, 0, 100, 5)  # IoU 0.05 with BOX
 
 
 def make_truth(*rows):
     """Rows of (label, box) or (label, box, crowd), one image."""
-    boxes = np.array([row[1] for row in rows], dtype=np.float32).reshape(-1, 4)
-    return BoxTable.ground_truth(
-        np.zeros(len(rows), dtype=int),
-        np.array([row[0] for row in rows], dtype=int),
-        boxes,
-        np.array([len(row) > 2 for row in rows], dtype=bool),
-        (boxes[:, 2:] - boxes[:, :2]).prod(1),
-    )
+    labels, boxes = np.array([row[0] for row in rows]), np.float32([row[1] for row in rows])
+    crowd = np.array([len(row) > 2 for row in rows])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return BoxTable.ground_truth(np.zeros(len(rows), dtype=int), labels, boxes, crowd, areas)
 
 
 def make_found(*rows):
     """Rows of (label, box, score), one image."""
-    return BoxTable.detections(
-        np.zeros(len(rows), dtype=int),
-        np.array([row[0] for row in rows], dtype=int),
-        np.array([row[1] for row in rows], dtype=np.float32).reshape(-1, 4),
-        np.array([row[2] for row in rows], dtype=float),
-    )
+    labels, boxes = np.array([row[0] for row in rows], dtype=int), [row[1] for row in rows]
+    scores = np.array([row[2] for row in rows], dtype=float)
+    image = np.zeros(len(rows), dtype=int)
+    return BoxTable.detections(image, labels, np.float32(boxes).reshape(-1, 4), scores)
 
 
 def check(split, *, ap50, counts, special=(None, None), **delta):
@@ -45,107 +38,75 @@ def check(split, *, ap50, counts, special=(None, None), **delta):
         assert value is None or split.special[key] == pytest.approx(value)
 
 
-ONE, BOTH_BOXES = ((0, BOX),), ((0, BOX), (0, FAR))
-TWO = ((0, BOX), (1, FAR))
+ONE, BOTH_BOXES, TWO = ((0, BOX),), ((0, BOX), (0, FAR)), ((0, BOX), (1, FAR))
 TWICE = (51 + 50 * 2 / 3) / 101  # precision 1 for the first half of the recall, then 2/3
+AGAIN = (0, 0, 100, 95)
+CROWD = (0, (280, 280, 420, 420), True)
+KINDS_BY_HAND = {  # truth, detections, AP50, counts, delta, without false positives or negatives
+    "perfect": (TWO, [(0, BOX, 0.9), (1, FAR, 0.1)], 1.0, {}, {}, (0.0, 0.0)),
+    # Before: class 0 has precision 1/2, class 1 nothing; after: both perfect.  Without the false
+    # positive class 0 is perfect; class 1 cannot be helped by it.
+    "classification": (
+        TWO, [(0, FAR, 0.95), (0, BOX, 0.9)],
+        0.25, {"classification": 1}, {"classification": 0.75}, (0.25, 0.5),
+    ),
+    # without the false negative: one box, found first
+    "localisation": (
+        BOTH_BOXES, [(0, FAR, 0.9), (0, SHIFTED, 0.8)],
+        HALF, {"localisation": 1}, {"localisation": 1 - HALF}, (0.0, 1 - HALF),
+    ),
+    # Wrong class, IoU 0.3: what was meant is not known, so it is removed; the box is missed.  Class 1
+    # has precision 1/2; without what is missed class 0 has no box left and no detection.
+    "both": (
+        TWO, [(1, SHIFTED, 0.9), (1, FAR, 0.8)],
+        0.25, {"both": 1, "missed": 1}, {"both": 0.25, "missed": 0.5}, (0.25, 0.5),
+    ),
+    "duplicate": (
+        BOTH_BOXES, [(0, BOX, 0.9), (0, AGAIN, 0.8), (0, FAR, 0.7)],
+        TWICE, {"duplicate": 1}, {"duplicate": 1 - TWICE}, (1 - TWICE, 0.0),
+    ),
+    "background": (
+        ONE, [(0, FAR, 0.9), (0, BOX, 0.8)],
+        0.5, {"background": 1}, {"background": 0.5}, (0.5, 0.0),
+    ),
+    "missed": (
+        BOTH_BOXES, [(0, BOX, 0.9)], HALF, {"missed": 1}, {"missed": 1 - HALF}, (0.0, 1 - HALF)
+    ),
+    "no detection": (TWO, [], 0.0, {"missed": 2}, {"missed": 1.0}, (0.0, 1.0)),
+    "at a box that is found already: taken away": (
+        TWO, [(0, SHIFTED, 0.95), (0, BOX, 0.9), (1, FAR, 0.8), (1, BOX, 0.85)],
+        0.5, {"localisation": 1, "classification": 1},
+        {"localisation": 0.25, "classification": 0.25}, (None, None),
+    ),
+    # what lies on a crowd region is no error, unless it could be repaired; a region is never missed
+    "on a crowd": (
+        (CROWD, (0, BOX)), [(0, FAR, 0.9), (0, BOX, 0.8), (1, FAR, 0.7)],
+        1.0, {"background": 1}, {}, (None, None),
+    ),
+    "on a crowd, near a box": (
+        (CROWD, (0, FAR), (0, BOX)), [(0, (300, 300, 400, 330), 0.9), (0, BOX, 0.8)],
+        HALF, {"localisation": 1}, {"localisation": 1 - HALF}, (None, None),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("truth", "found", "ap50", "counts", "delta", "special"),
-    [
-        pytest.param(TWO, [(0, BOX, 0.9), (1, FAR, 0.1)], 1.0, {}, {}, (0.0, 0.0), id="perfect"),
-        pytest.param(
-            # before: class 0 has precision 1/2, class 1 nothing; after: both perfect
-            TWO,
-            [(0, FAR, 0.95), (0, BOX, 0.9)],
-            0.25,
-            {"classification": 1},
-            {"classification": 0.75},
-            # without the false positive class 0 is perfect; class 1 cannot be helped by it
-            (0.25, 0.5),
-            id="classification",
-        ),
-        pytest.param(
-            BOTH_BOXES,
-            [(0, FAR, 0.9), (0, SHIFTED, 0.8)],
-            HALF,
-            {"localisation": 1},
-            {"localisation": 1 - HALF},
-            (0.0, 1 - HALF),  # without the false negative: one box, found first
-            id="localisation",
-        ),
-        pytest.param(
-            # Wrong class, IoU 0.3: what was meant is not known, so it is removed; the box is missed
-            TWO,
-            [(1, SHIFTED, 0.9), (1, FAR, 0.8)],
-            0.25,  # class 1: precision 1/2
-            {"both": 1, "missed": 1},
-            {"both": 0.25, "missed": 0.5},  # class 0 has no box left and no detection
-            (0.25, 0.5),
-            id="both",
-        ),
-        pytest.param(
-            BOTH_BOXES,
-            [(0, BOX, 0.9), (0, (0, 0, 100, 95), 0.8), (0, FAR, 0.7)],
-            TWICE,
-            {"duplicate": 1},
-            {"duplicate": 1 - TWICE},
-            (1 - TWICE, 0.0),
-            id="duplicate",
-        ),
-        pytest.param(
-            ONE,
-            [(0, FAR, 0.9), (0, BOX, 0.8)],
-            0.5,
-            {"background": 1},
-            {"background": 0.5},
-            (0.5, 0.0),
-            id="background",
-        ),
-        pytest.param(
-            BOTH_BOXES,
-            [(0, BOX, 0.9)],
-            HALF,
-            {"missed": 1},
-            {"missed": 1 - HALF},
-            (0.0, 1 - HALF),
-            id="missed",
-        ),
-        pytest.param(TWO, [], 0.0, {"missed": 2}, {"missed": 1.0}, (0.0, 1.0), id="no detection"),
-    ],
+    KINDS_BY_HAND.values(),
+    ids=KINDS_BY_HAND,
 )
 def test_kinds_by_hand(truth, found, ap50, counts, delta, special):
     split = split_errors(make_found(*found), make_truth(*truth))
     check(split, ap50=ap50, counts=counts, special=special, **delta)
 
 
-@pytest.mark.parametrize("label", [0, 1])
-def test_an_overlap_of_a_twentieth_with_either_class_is_background(label):
-    near = make_truth((label, BOX), (0, FAR))
-    kinds = diagnose(make_found((0, TOUCHING, 0.9), (0, FAR, 0.8)), near).kind
-    assert kinds.tolist() == ["background", ""]
-
-
 def test_of_two_claims_the_better_scored_is_repaired_and_the_other_taken_away():
-    truth = make_truth((0, BOX), (0, FAR))
+    truth = make_truth(*BOTH_BOXES)
     found = make_found((0, SHIFTED, 0.9), (0, (0, 0, 100, 40), 0.8), (0, FAR, 0.7))
     diagnosis = diagnose(found, truth)
     assert diagnosis.kind.tolist() == ["localisation", "localisation", ""]
     assert diagnosis.repaired.tolist() == [0, -1, -1]
     assert split_errors(found, truth).delta["localisation"] == pytest.approx(1 - HALF / 3)
-
-
-def test_an_error_at_a_box_that_is_found_already_is_taken_away():
-    truth = make_truth((0, BOX), (1, FAR))
-    found = make_found((0, SHIFTED, 0.95), (0, BOX, 0.9), (1, FAR, 0.8), (1, BOX, 0.85))
-    split = split_errors(found, truth)
-    check(
-        split,
-        ap50=0.5,
-        counts={"localisation": 1, "classification": 1},
-        localisation=0.25,
-        classification=0.25,
-    )
 
 
 def test_thresholds_and_their_order():
@@ -160,40 +121,20 @@ def test_thresholds_and_their_order():
         (2, (0, 0, 100, 10), 0.4),  # 0.25 with the nearer: both
         (2, (300, 300, 400, 311), 0.3),  # 0.11: both
         (2, (300, 300, 400, 310), 0.2),  # 0.1: background
+        (0, (0, 0, 100, 5), 0.1),  # 0.05 with its own class, 0.125 with the other: both
+        (0, (300, 300, 400, 305), 0.1),  # 0.05 with its own class: background
+        (1, (300, 300, 400, 305), 0.1),  # ... or with the other
     )
     kinds = ["", "localisation", "duplicate", "localisation", "classification", "both"]
-    assert diagnose(found, truth).kind.tolist() == [*kinds, "both", "background"]
-
-
-def test_crowd_regions():
-    """What lies on one is no error, unless it could be repaired; a region is never missed."""
-    crowd = (0, (280, 280, 420, 420), True)
-    truth = make_truth(crowd, (0, BOX))
-    found = make_found((0, FAR, 0.9), (0, BOX, 0.8), (1, FAR, 0.7))
-    split = split_errors(found, truth)
-    check(split, ap50=1.0, counts={"background": 1})
-    hidden = make_truth(crowd, (0, FAR), (0, BOX))
-    found = make_found((0, (300, 300, 400, 330), 0.9), (0, BOX, 0.8))
-    check(
-        split_errors(found, hidden),
-        ap50=HALF,
-        counts={"localisation": 1},
-        localisation=1 - HALF,
-    )
-
-
-def test_other_images_do_not_matter():
-    truth, found = make_truth((0, BOX)), make_found((0, BOX, 0.9))
-    found.image[:] = 1
-    assert diagnose(found, truth).kind.tolist() == ["background"]
+    kinds += ["both", "background", "both", "background", "background"]
+    assert diagnose(found, truth).kind.tolist() == kinds
+    found.image[:] = 1  # other images do not matter
+    assert set(diagnose(found, truth).kind) == {"background"}
 
 
 def test_the_mean_over_seeds():
-    truth = make_truth((0, BOX), (0, FAR))
-    splits = [
-        split_errors(make_found((0, BOX, 0.9)), truth),
-        split_errors(make_found((0, BOX, 0.9), (0, FAR, 0.9)), truth),
-    ]
+    truth, founds = make_truth(*BOTH_BOXES), [[(0, BOX, 0.9)], [(0, BOX, 0.9), (0, FAR, 0.9)]]
+    splits = [split_errors(make_found(*found), truth) for found in founds]
     mean = ErrorSplit.mean(splits)
     check(mean, ap50=(1 + HALF) / 2, counts={"missed": 0.5}, missed=(1 - HALF) / 2)
     assert ErrorSplit.mean(splits[:1]) == splits[0]

@@ -1,10 +1,8 @@
 """What readers are shown of a comparison: table.md, table.csv, the console and the plots."""
 
-import copy
 import csv
 import io
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,73 +13,61 @@ from engine.compare.report.plots import pareto_plot, write_plots
 from engine.compare.report.text import complete, console, csv_table, markdown
 from engine.compare.schema import DONE, PROFILED
 
-SAMPLE = Path(__file__).parent / "data_compare_sample.json"
-
-
-@pytest.fixture(scope="module")
-def sample():
-    return json.loads(SAMPLE.read_text())
-
 
 def test_the_markdown_table_shows_the_results(sample):
     text = markdown(sample)
     lines = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("|")]
-    heads, cells = lines[0], dict(zip(lines[0], lines[2], strict=True))
-    assert cells["model"] == "yolov5n"
-    assert cells["AP"] == "0.410 ± 0.014"
-    assert cells["APs"] == "-"
-    assert cells["GFLOPs"] == "1.034"
-    assert cells["ms/image at 1, p50 / p90"] == "12.50 / 15.00"
-    assert cells["J/image"] == "not measured"
-    ghost = dict(zip(heads, lines[3], strict=True))
+    first, ghost, broken = (dict(zip(lines[0], line, strict=True)) for line in lines[2:])
+    assert first["model"] == "yolov5n"
+    assert first["AP"] == "0.410 ± 0.014"
+    assert first["APs"] == "-"
+    assert first["GFLOPs"] == "1.034"
+    assert first["ms/image at 1, p50 / p90"] == "12.50 / 15.00"
+    assert first["J/image"] == "not measured"
     assert ghost["ΔAP [95 %]"] == "-0.045 [-0.055, -0.035]*"
-    broken = dict(zip(heads, lines[4], strict=True))
     assert broken["ms/image at 32, p50 / p90"] == "failed"
     assert "GPU memory ran out" in broken["failed"]
     assert sample["command"] in text
+    spent = {"joules_per_image": 0.5, "watts": 9.0, "batch": 32, "source": "x"}
+    sample["rows"][0]["energy"] = spent
+    assert " | J/image at 32 | " in markdown(sample)
 
 
-def made_by(sample, *commits):
-    """The sample with runs of these commits, in turn."""
-    made = copy.deepcopy(sample)
-    runs = [run for row in made["rows"] for run in row["runs"] if run["status"] == DONE]
+@pytest.mark.parametrize(
+    ("commits", "shown"),
+    [
+        (["a" * 40], ["Runs by commit aaaaaaaaaaaa."]),
+        (["a" * 40, "b" * 40], ["**Warning**: runs of 2 commits: aaaaaaaaaaaa, bbbbbbbbbbbb."]),
+        (["a" * 40 + "-dirty"], ["aaaaaaaaaaaa-dirty", "**Warning**: some", "uncommitted changes"]),
+    ],
+)
+def test_the_commits_of_the_runs_are_shown_and_warned_of(sample, commits, shown):
+    runs = [run for row in sample["rows"] for run in row["runs"] if run["status"] == DONE]
     for index, run in enumerate(runs):
         run["environment"]["commit"] = commits[index % len(commits)]
-    return made
-
-
-def test_the_commits_of_the_runs_are_shown_and_warned_of(sample):
-    one, other = "a" * 40, "b" * 40
-    assert f"Runs by commit {'a' * 12}." in markdown(made_by(sample, one))
-    assert "Warning" not in markdown(made_by(sample, one))
-    text = markdown(made_by(sample, one, other))
-    assert f"**Warning**: runs of 2 commits: {'a' * 12}, {'b' * 12}." in text
-    assert "uncommitted" not in text
-    text = markdown(made_by(sample, one + "-dirty"))
-    assert f"{'a' * 12}-dirty" in text
-    assert "uncommitted changes" in text
+    text = markdown(sample)
+    assert all(part in text for part in shown)
+    assert text.count("Warning") == sum(part.count("Warning") for part in shown)
 
 
 def test_where_the_runs_were_made_is_stated_if_not_here(sample):
     assert "another device" not in markdown(sample)
-    made = copy.deepcopy(sample)
-    made["protocol"]["device"]["threads"] = 7
-    assert "another device: cpu (x86_64), torch threads: 7." in markdown(made)
+    sample["protocol"]["device"]["threads"] = 7
+    assert "another device: cpu (x86_64), torch threads: 7." in markdown(sample)
 
 
 def test_names_of_others_stay_text(sample):
-    made = copy.deepcopy(sample)
-    made["rows"][0]["name"] = "=1+<b>&`|\x1b[2J"
-    made["rows"][1]["name"] = "-ghost"
-    made["command"] = "python `x`"
-    lines = csv_table(made).splitlines()
+    sample["rows"][0]["name"] = "=1+<b>&`|\x1b[2J"
+    sample["rows"][1]["name"] = "-ghost"
+    sample["command"] = "python `x`"
+    lines = csv_table(sample).splitlines()
     assert lines[1].startswith("'=1+")
     assert lines[2].startswith("'-ghost")
     assert any(",-0.0" in line for line in lines)  # a number stays one
-    text = markdown(made)
+    text = markdown(sample)
     assert "| =1+&lt;b>&amp;\\`\\| [2J |" in text
     assert "`` python `x` ``" in text
-    assert console(made).replace("\n", "").isprintable()
+    assert console(sample).replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize(
@@ -99,32 +85,18 @@ def test_names_of_others_stay_text(sample):
     ],
 )
 def test_names_are_no_links_images_or_code(sample, name, written):
-    made = copy.deepcopy(sample)
-    made["rows"][0]["name"] = name
-    assert f"\n| {written} | " in markdown(made)
-    made = copy.deepcopy(sample)
-    made["protocol"]["data"]["name"] = made["baseline"] = name
-    plain = written.replace(r"\|", "|")  # which has a meaning in tables alone
-    assert f"\n{plain}, 87 validation images" in markdown(made)
-    assert f"ΔAP against {plain}, paired" in markdown(made)
-
-
-def test_energy_states_its_batch(sample):
-    made = copy.deepcopy(sample)
-    spent = {"joules_per_image": 0.5, "watts": 9.0, "batch": 32, "source": "x"}
-    made["rows"][0]["energy"] = spent
-    assert "J/image at 32" in [column.head for column in columns_of(made)]
+    sample["rows"][0]["name"] = sample["protocol"]["data"]["name"] = sample["baseline"] = name
+    text, plain = markdown(sample), written.replace(r"\|", "|")  # it has a meaning in tables alone
+    assert f"\n| {written} | " in text
+    assert f"\n{plain}, 87 validation images" in text
+    assert f"ΔAP against {plain}, paired" in text
 
 
 def test_columns_without_a_value_are_left_out(sample):
-    made = [
-        {**row, "accuracy": None, "training": None, "status": PROFILED, "cause": None}
-        for row in sample["rows"]
-    ]
-    heads = [column.head for column in columns_of({**sample, "rows": made})]
-    assert "AP" not in heads
-    assert "time to train" not in heads
-    assert "GFLOPs" in heads
+    for row in sample["rows"]:
+        row.update(accuracy=None, training=None, status=PROFILED, cause=None)
+    heads = {column.head for column in columns_of(sample)}
+    assert heads & {"AP", "time to train", "GFLOPs"} == {"GFLOPs"}
 
 
 def test_csv_has_every_number_with_all_digits(sample):
@@ -146,29 +118,28 @@ def test_the_console_table_is_aligned(sample):
     assert all(line[end - 1] in "0123456789M" for line in lines)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(42, "42 s"), (600, "10.0 min"), (7200, "2.00 h")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
+def test_numbers_as_they_are_shown(sample):
+    assert [duration(value) for value in (42, 600, 7200)] == ["42 s", "10.0 min", "2.00 h"]
+    sample["rows"][1]["difference"]["AP"].update(delta=-0.0001, low=-0.0004, high=0.0003)
+    column = next(one for one in columns_of(sample) if one.path == "difference.AP")
+    found = cell(column, sample["rows"][1], "yolov5n")
+    assert (found.text, found.spread.rstrip("*")) == ("0.000", "[0.000, 0.000]")  # without a sign
 
 
-def test_a_number_that_rounds_to_zero_has_no_sign(sample):
-    made = copy.deepcopy(sample)
-    made["rows"][1]["difference"]["AP"].update(delta=-0.0001, low=-0.0004, high=0.0003)
-    column = next(one for one in columns_of(made) if one.path == "difference.AP")
-    found = cell(column, made["rows"][1], "yolov5n")
-    assert (found.text, found.spread.rstrip("*")) == ("0.000", "[0.000, 0.000]")
-    assert "-0.000" not in markdown(made)
-
-
-def test_equal_rows_are_both_on_the_front():
-    assert pareto_front([1.0, 1.0, 2.0], [0.5, 0.5, 0.5]) == [0, 1]
-
-
-def test_the_front_by_hand():
-    costs = [1.0, 2.0, 3.0, 2.0, 9.0, 10.0, None, 0.5]
-    values = [0.2, 0.5, 0.4, 0.3, 0.6, 0.6, 0.9, None]
-    # 2: beaten by 1; 3: at the same cost, too; 5: as good as 4, but dearer; 6, 7: not known
-    assert pareto_front(costs, values) == [0, 1, 4]
+@pytest.mark.parametrize(
+    ("costs", "values", "front"),
+    [
+        ([1.0, 1.0, 2.0], [0.5, 0.5, 0.5], [0, 1]),  # equal rows are both on it
+        # 2: beaten by 1; 3: at the same cost, too; 5: as good as 4, but dearer; 6, 7: not known
+        (
+            [1.0, 2.0, 3.0, 2.0, 9.0, 10.0, None, 0.5],
+            [0.2, 0.5, 0.4, 0.3, 0.6, 0.6, 0.9, None],
+            [0, 1, 4],
+        ),
+    ],
+)
+def test_the_front_by_hand(costs, values, front):
+    assert pareto_front(costs, values) == front
 
 
 def test_the_report_has_columns_cells_and_fronts_of_the_results(sample):
@@ -176,8 +147,7 @@ def test_the_report_has_columns_cells_and_fronts_of_the_results(sample):
     columns = {column["path"]: column for column in table["columns"]}
     assert len(columns) == len(table["columns"])
     first, _, broken = columns["latency.1.p90_ms"]["cells"]
-    assert first["value"] == sample["rows"][0]["latency"][1]["p90_ms"]
-    assert first["text"] == "11.40"
+    assert (first["value"], first["text"]) == (sample["rows"][0]["latency"][1]["p90_ms"], "11.40")
     assert (broken["value"], broken["text"]) == (None, "failed")
     assert broken["hint"] == "RuntimeError: out of memory"
     difference = columns["difference.AP"]["cells"]
@@ -190,39 +160,39 @@ def test_the_report_has_columns_cells_and_fronts_of_the_results(sample):
     assert not any(one["best"] for one in difference)
     assert [path for path in columns if "AP75" in path] == ["accuracy.AP75", "difference.AP75"]
     assert columns["latency.0.p50_ms"]["title"] == "Median latency at batch 1, ms/image"
-    assert set(table["fronts"]["accuracy.AP"]["cost.flops"]) == {0, 1}
-    assert set(table["fronts"]["accuracy.AP"]["cost.intensity"]) == {0, 1}  # higher is better
-    assert table["fronts"]["cost.params"]["cost.flops"] == [2, 1]
-    assert "classes.0.AP50" not in table["fronts"]["classes.0.AP"]
+    fronts = table["fronts"]
+    assert set(fronts["accuracy.AP"]["cost.flops"]) == {0, 1}
+    assert set(fronts["accuracy.AP"]["cost.intensity"]) == {0, 1}  # higher is better
+    assert fronts["cost.params"]["cost.flops"] == [2, 1]
+    assert "classes.0.AP50" not in fronts["classes.0.AP"]
+
+
+def test_the_report_has_a_lead_a_summary_and_notes(sample):
     made = complete(sample)
     assert made["lead"].startswith("2 models against yolov5n on bccd, 2 runs each")
-    facts = {fact["name"]: (fact["value"], fact["detail"]) for fact in made["summary"]}
-    assert facts["Models"] == ("3", "1 failed")
-    assert facts["Device peak"] == ("100 GFLOP/s", "20 GB/s, ridge 5 FLOP/B")
-    gpu = copy.deepcopy(sample)
-    gpu["measurement"]["roof"].update(flops_per_second=247.2857e12, bytes_per_second=2.845e12)
-    assert ("247,286 GFLOP/s", "2,845 GB/s, ridge 86.9 FLOP/B") in [
-        (fact["value"], fact["detail"]) for fact in complete(gpu)["summary"]
-    ]
     assert made["notes"][0].startswith("bccd, 87 validation images")
+    assert {"name": "Models", "value": "3", "detail": "1 failed"} in made["summary"]
     json.dumps(made, allow_nan=False)
+    gpu = {"flops_per_second": 247.2857e12, "bytes_per_second": 2.845e12}
+    for roof, value, detail in (
+        ({}, "100 GFLOP/s", "20 GB/s, ridge 5 FLOP/B"),
+        (gpu, "247,286 GFLOP/s", "2,845 GB/s, ridge 86.9 FLOP/B"),
+    ):
+        sample["measurement"]["roof"].update(roof)
+        item = {"name": "Device peak", "value": value, "detail": detail}
+        assert item in complete(sample)["summary"]
 
 
 def test_plots_of_every_cost_that_is_known(sample, tmp_path):
-    made = copy.deepcopy(sample)
-    made["measurement"]["batches"] = [32]
+    sample["measurement"]["batches"] = [32]
+    spent = {"joules_per_image": 0.1, "watts": 9.0, "batch": 1, "source": "x"}
     costs = ["flops", "latency_batch32", "params"]
     for drawn in (costs, ["energy", *costs]):
-        write_plots(made, tmp_path)
-        assert sorted(path.stem for path in tmp_path.glob("*.png")) == [
-            f"pareto_{c}" for c in drawn
-        ]
-        made["rows"][0]["energy"] = {
-            "joules_per_image": 0.1,
-            "watts": 9.0,
-            "batch": 1,
-            "source": "x",
-        }
+        write_plots(sample, tmp_path)
+        for kind in ("png", "svg"):
+            names = sorted(path.stem for path in tmp_path.glob(f"*.{kind}"))
+            assert names == [f"pareto_{cost}" for cost in drawn]
+        sample["rows"][0]["energy"] = spent
     assert cv2.imread(str(tmp_path / "pareto_flops.png")) is not None
     assert "<svg" in (tmp_path / "pareto_flops.svg").read_text()
 
