@@ -13,42 +13,32 @@ AT_HALF = np.array([0.5])
 def truth(*rows: tuple, crowd: tuple[int, ...] = ()) -> BoxTable:
     """Rows of (image, label, x1, y1, x2, y2)."""
     table = np.array(rows, dtype=float).reshape(-1, 6)
+    image, labels = table[:, :2].astype(int).T
     boxes = table[:, 2:]
     is_crowd = np.isin(np.arange(len(table)), crowd)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return BoxTable.ground_truth(
-        table[:, 0].astype(int), table[:, 1].astype(int), boxes, is_crowd, areas
-    )
+    return BoxTable.ground_truth(image, labels, boxes, is_crowd, areas)
 
 
 def found(*rows: tuple) -> BoxTable:
     """Rows of (image, label, x1, y1, x2, y2, score)."""
     table = np.array(rows, dtype=float).reshape(-1, 7)
-    return BoxTable.detections(
-        table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2:6], table[:, 6]
-    )
+    image, labels = table[:, :2].astype(int).T
+    return BoxTable.detections(image, labels, table[:, 2:6], table[:, 6])
 
 
-def random_case(rng: np.random.Generator, *, boxes: int, detections: int, images: int = 3):
-    def corners(count: int) -> np.ndarray:
+def random_case(seed: int, *, boxes: int, detections: int) -> tuple[BoxTable, BoxTable]:
+    """Whole pixels on three images, two classes, crowds; many ties of score."""
+    rng = np.random.default_rng(seed)
+
+    def rows(count: int, *columns: np.ndarray) -> np.ndarray:
         low = rng.integers(0, 12, (count, 2))
-        return np.concatenate((low, low + rng.integers(1, 12, (count, 2))), 1).astype(float)
+        places = (rng.integers(0, 3, count), rng.integers(0, 2, count))
+        return np.column_stack((*places, low, low + rng.integers(1, 12, (count, 2)), *columns))
 
-    b = corners(boxes)
-    some = BoxTable.ground_truth(
-        rng.integers(0, images, boxes),
-        rng.integers(0, 2, boxes),
-        b,
-        rng.random(boxes) < 0.2,
-        (b[:, 2:] - b[:, :2]).prod(1),
-    )
-    scores = rng.integers(0, 6, detections) / 5  # many ties
-    return some, BoxTable.detections(
-        rng.integers(0, images, detections),
-        rng.integers(0, 2, detections),
-        corners(detections),
-        scores,
-    )
+    crowd = np.flatnonzero(rng.random(boxes) < 0.2)
+    some = truth(*rows(boxes), crowd=tuple(crowd))
+    return some, found(*rows(detections, rng.integers(0, 6, detections) / 5))
 
 
 class TestOverlaps:
@@ -56,8 +46,7 @@ class TestOverlaps:
         boxes = truth((0, 0, 0, 0, 10, 10), (1, 0, 0, 0, 10, 10), (0, 1, 0, 0, 10, 10))
         one = found((0, 0, 5, 0, 15, 10, 0.9))
         pairs = overlaps(one, boxes, min_overlap=0.1)
-        assert pairs.rows.tolist() == [0]
-        assert pairs.columns.tolist() == [0]
+        assert (pairs.rows.tolist(), pairs.columns.tolist()) == ([0], [0])
         assert pairs.overlap[0] == pytest.approx(50 / 150)
         pairs = overlaps(one, boxes, min_overlap=0.1, same_class=False)
         assert pairs.columns.tolist() == [0, 2]
@@ -70,53 +59,56 @@ class TestOverlaps:
         assert not len(overlaps(flat, crowd, min_overlap=0.5).rows)
 
     def test_portions_change_nothing(self, monkeypatch):
-        some, detections = random_case(np.random.default_rng(0), boxes=40, detections=90)
+        some, detections = random_case(0, boxes=40, detections=90)
         whole = overlaps(detections, some, min_overlap=0.1)
         monkeypatch.setattr(matching, "PAIRS_AT_ONCE", 7)
-        parts = overlaps(detections, some, min_overlap=0.1)
-        for name, column in vars(whole).items():
-            np.testing.assert_array_equal(column, getattr(parts, name))
+        np.testing.assert_equal(vars(overlaps(detections, some, min_overlap=0.1)), vars(whole))
+
+
+HALVES = ((0, 0, 0, 0, 10, 10), (0, 0, 10, 0, 20, 10))
 
 
 class TestMatch:
-    def test_higher_score_chooses_first_and_the_other_takes_the_next_best(self):
-        boxes = truth((0, 0, 0, 0, 10, 10), (0, 0, 2, 0, 12, 10))
-        result = match(
-            found((0, 0, 0, 0, 10, 10, 0.6), (0, 0, 0, 0, 10, 10, 0.8), (0, 0, 0, 0, 10, 10, 0.5)),
-            boxes,
-            AT_HALF,
-        )
-        assert result.target.tolist() == [[1, 0, -1]]
+    @pytest.mark.parametrize(
+        ("boxes", "detections", "ious", "target"),
+        [
+            pytest.param(
+                ((0, 0, 0, 0, 10, 10), (0, 0, 2, 0, 12, 10)),
+                ((0, 0, 0, 0, 10, 10, 0.6), (0, 0, 0, 0, 10, 10, 0.8), (0, 0, 0, 0, 10, 10, 0.5)),
+                (0.5,),
+                [[1, 0, -1]],
+                id="the higher score chooses first, the other takes the next best",
+            ),
+            pytest.param(
+                HALVES,
+                ((0, 0, 0, 0, 20, 10, 0.9), (0, 0, 0, 0, 10, 10, 0.8)),
+                (0.5, 0.55),
+                [[1, 0], [-1, 0]],
+                id="of equal overlaps the later box, at each threshold",
+            ),
+            pytest.param((), (), (0.5,), [[]], id="nothing at all"),
+            pytest.param((), ((0, 0, 0, 0, 1, 1, 0.5),), (0.5,), [[-1]], id="no box"),
+        ],
+    )
+    def test_targets(self, boxes, detections, ious, target):
+        assert match(found(*detections), truth(*boxes), np.array(ious)).target.tolist() == target
 
     def test_crowd_is_ignored_any_number_of_times_but_a_free_box_comes_first(self):
-        boxes = truth((0, 0, 0, 0, 10, 10), (0, 0, 0, 0, 50, 50), crowd=(1,))
-        result = match(
-            found(
-                (0, 0, 0, 0, 10, 10, 0.9),
-                (0, 0, 20, 20, 30, 30, 0.8),
-                (0, 0, 21, 21, 30, 30, 0.7),
-                (0, 1, 20, 20, 30, 30, 0.6),  # another class than the crowd's
-                (0, 0, 46, 0, 56, 10, 0.5),  # less than half on the crowd
-            ),
-            boxes,
-            AT_HALF,
+        detections = found(
+            (0, 0, 0, 0, 10, 10, 0.9),
+            (0, 0, 20, 20, 30, 30, 0.8),
+            (0, 0, 21, 21, 30, 30, 0.7),
+            (0, 1, 20, 20, 30, 30, 0.6),  # another class than the crowd's
+            (0, 0, 46, 0, 56, 10, 0.5),  # less than half on the crowd
         )
+        boxes = truth((0, 0, 0, 0, 10, 10), (0, 0, 0, 0, 50, 50), crowd=(1,))
+        result = match(detections, boxes, AT_HALF)
         assert result.target.tolist() == [[0, -1, -1, -1, -1]]
         assert result.ignored.tolist() == [[False, True, True, False, False]]
 
-    def test_of_equal_overlap_the_later_box_is_taken_at_each_threshold(self):
-        halves = truth((0, 0, 0, 0, 10, 10), (0, 0, 10, 0, 20, 10))
-        over_both = found((0, 0, 0, 0, 20, 10, 0.9), (0, 0, 0, 0, 10, 10, 0.8))
-        result = match(over_both, halves, np.array([0.5, 0.55]))
-        assert result.target.tolist() == [[1, 0], [-1, 0]]
-
-    def test_nothing_at_all(self):
-        assert match(found(), truth(), AT_HALF).target.shape == (1, 0)
-        assert match(found((0, 0, 0, 0, 1, 1, 0.5)), truth(), AT_HALF).target.tolist() == [[-1]]
-
     @pytest.mark.parametrize("seed", range(12))
     def test_the_same_as_pycocotools(self, seed, by_pycocotools):
-        some, detections = random_case(np.random.default_rng(seed), boxes=25, detections=70)
+        some, detections = random_case(seed, boxes=25, detections=70)
         result = match(detections, some, AT_HALF)
         theirs = by_pycocotools(some, detections, 3, 2, areaRng=[[0, 1e10]], maxDets=[1000])
         correct, ignored = np.zeros((2, len(detections)), dtype=bool)
@@ -131,14 +123,9 @@ class TestMatch:
 class TestCurves:
     def test_by_hand(self):
         boxes = truth((0, 3, 0, 0, 10, 10), (0, 3, 50, 50, 60, 60), (1, 3, 0, 0, 10, 10))
-        curves = confidence_curves(
-            found(
-                (0, 3, 0, 0, 10, 10, 0.9),
-                (0, 3, 20, 0, 30, 10, 0.7),  # wrong
-                (1, 3, 0, 0, 10, 10, 0.4),
-            ),
-            boxes,
-        )
+        wrong = (0, 3, 20, 0, 30, 10, 0.7)
+        detections = found((0, 3, 0, 0, 10, 10, 0.9), wrong, (1, 3, 0, 0, 10, 10, 0.4))
+        curves = confidence_curves(detections, boxes)
         assert curves.classes.tolist() == [3]
         assert curves.confidence.shape == (1000,)
         # threshold: precision, recall, F1; at 0.95 nothing is left and nothing wrong
@@ -151,9 +138,8 @@ class TestCurves:
 
     def test_crowds_cost_no_precision_and_have_no_curve(self):
         boxes = truth((0, 0, 0, 0, 10, 10), (0, 2, 20, 20, 90, 90), (0, 1, 0, 0, 9, 9), crowd=(1,))
-        curves = confidence_curves(
-            found((0, 0, 0, 0, 10, 10, 1.0), (0, 2, 30, 30, 40, 40, 0.95)), boxes
-        )
+        detections = found((0, 0, 0, 0, 10, 10, 1.0), (0, 2, 30, 30, 40, 40, 0.95))
+        curves = confidence_curves(detections, boxes)
         assert curves.classes.tolist() == [0, 1]
         assert curves.precision[0, 0] == 1
         assert curves.recall[0, -1] == 1  # a score equal to the threshold counts
@@ -169,43 +155,36 @@ class TestConfusion:
             *((0, 0, 60, 60, 90, 90), (1, 0, 0, 0, 10, 10)),
             crowd=(3,),
         )
-        matrix = confusion_matrix(
-            found(
-                (0, 0, 0, 0, 10, 10, 0.9),  # right
-                (0, 0, 20, 0, 30, 9, 0.8),  # predicted 0, true 1
-                (0, 1, 0, 0, 10, 9, 0.7),  # box 0 is taken by a better overlap: background
-                (0, 0, 61, 61, 70, 70, 0.6),  # on a crowd of its class: ignored
-                (0, 1, 61, 61, 70, 70, 0.6),  # on a crowd of another class: background
-                (0, 1, 40, 0, 50, 10, 0.2),  # under the confidence
-                (1, 1, 0, 0, 10, 10, 0.4),  # of equal overlaps the higher score is taken
-                (1, 0, 0, 0, 10, 10, 0.6),
-            ),
-            boxes,
-            2,
+        detections = found(
+            (0, 0, 0, 0, 10, 10, 0.9),  # right
+            (0, 0, 20, 0, 30, 9, 0.8),  # predicted 0, true 1
+            (0, 1, 0, 0, 10, 9, 0.7),  # box 0 is taken by a better overlap: background
+            (0, 0, 61, 61, 70, 70, 0.6),  # on a crowd of its class: ignored
+            (0, 1, 61, 61, 70, 70, 0.6),  # on a crowd of another class: background
+            (0, 1, 40, 0, 50, 10, 0.2),  # under the confidence
+            (1, 1, 0, 0, 10, 10, 0.4),  # of equal overlaps the higher score is taken
+            (1, 0, 0, 0, 10, 10, 0.6),
         )
+        matrix = confusion_matrix(detections, boxes, 2)
         assert matrix.tolist() == [[2, 1, 0], [0, 0, 3], [0, 1, 0]]
         assert not confusion_matrix(found(), truth(), 3).any()
 
     @pytest.mark.parametrize("seed", range(6))
     def test_the_same_as_taking_pairs_one_by_one(self, seed):
-        some, detections = random_case(np.random.default_rng(seed), boxes=30, detections=50)
-        sure = detections.take(detections.scores >= 0.25)
-        plain = some.take(~some.crowd)
+        some, detections = random_case(seed, boxes=30, detections=50)
+        sure, plain = detections.take(detections.scores >= 0.25), some.take(~some.crowd)
         pairs = overlaps(sure, plain, min_overlap=0.45, same_class=False)
-        rows, columns, values = pairs.rows, pairs.columns, pairs.overlap
+        order = np.lexsort((pairs.rows, -sure.scores[pairs.rows], -pairs.overlap))
+        left, missed = set(range(len(sure))), set(range(len(plain)))
         expected = np.zeros((3, 3), dtype=int)
-        used_rows, used_columns = set(), set()
-        for pair in sorted(
-            range(len(rows)), key=lambda k: (-values[k], -sure.scores[rows[k]], rows[k])
-        ):
-            row, column = rows[pair], columns[pair]
-            if row not in used_rows and column not in used_columns:
-                used_rows.add(row)
-                used_columns.add(column)
+        for row, column in zip(pairs.rows[order], pairs.columns[order], strict=True):
+            if row in left and column in missed:
+                left.remove(row)
+                missed.remove(column)
                 expected[sure.labels[row], plain.labels[column]] += 1
         crowded = overlaps(sure, some.take(some.crowd), min_overlap=0.45).rows
-        for row in set(range(len(sure))) - used_rows - set(crowded.tolist()):
+        for row in left - set(crowded):
             expected[sure.labels[row], 2] += 1
-        for column in set(range(len(plain))) - used_columns:
+        for column in missed:
             expected[2, plain.labels[column]] += 1
         np.testing.assert_array_equal(confusion_matrix(detections, some, 2), expected)

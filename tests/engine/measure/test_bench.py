@@ -43,12 +43,3 @@ def test_cuda_events_are_recorded_on_the_models_device(monkeypatch):
     assert watch.seconds() == (1.0, 1.0)
     assert recorded == ["stream of cuda:1"] * 3
     assert waited == [torch.device("cuda", 1)]
-
-
-def test_a_real_device_takes_time(device):
-    watch = Stopwatch(device, stages=1)
-    for _ in range(2):
-        watch.mark()
-        torch.ones(500, 500, device=device) @ torch.ones(500, 500, device=device)
-        watch.mark()
-    assert watch.seconds()[0] > 0
