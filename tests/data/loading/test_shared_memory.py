@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import shlex
 import signal
 import subprocess
 import sys
@@ -30,34 +29,12 @@ print(sum(batch.images.sum(dtype=int).item() for batch in batches), flush=True)
 """
 
 
-def outcome(root, data, before, *, workers=2):
-    """(sum of all pixels, lines on stderr) of two loaders in a process started after `before`."""
-    words = [sys.executable, "-c", PROGRAM.format(data=str(data), workers=workers)]
-    done = subprocess.run(
-        ["sh", "-c", f"{before} {shlex.join(words)}"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=False,
-    )
+def outcome(root, data, *before, workers=2):
+    """(sum of all pixels, lines on stderr) of two loaders in a process that `before` starts."""
+    words = [*before, sys.executable, "-c", PROGRAM.format(data=str(data), workers=workers)]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=40, check=False)
     assert done.returncode == 0, done.stderr
     return int(done.stdout), [line for line in done.stderr.splitlines() if "warning" in line]
-
-
-@pytest.fixture
-def unshare():
-    """`unshare` with a /dev/shm of its own, which needs root."""
-    command = "unshare -m sh -c 'mount -t tmpfs tmpfs /dev/shm'"
-    if subprocess.run(command, shell=True, capture_output=True, check=False).returncode:
-        pytest.skip("no permission to mount a /dev/shm of its own here")
-
-    def words(options):
-        return (
-            f"exec unshare -m sh -c 'mount -t tmpfs -o {options} tmpfs /dev/shm && exec \"$@\"' -"
-        )
-
-    return words
 
 
 @pytest.mark.parametrize(
@@ -69,9 +46,13 @@ def unshare():
         ("size=1m,ro", "images are loaded in the main process"),
     ],
 )
-def test_a_small_dev_shm_never_hangs(unshare, rectangles, root, options, line):
-    expected, _ = outcome(root, rectangles, "", workers=0)
-    total, lines = outcome(root, rectangles, unshare(options))
+def test_a_small_dev_shm_never_hangs(rectangles, root, options, line):
+    mount = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$@"'
+    unshare = ("unshare", "-m", "sh", "-c", mount, "-")
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no permission to mount a /dev/shm of its own here")
+    expected, _ = outcome(root, rectangles, workers=0)
+    total, lines = outcome(root, rectangles, *unshare)
     assert total == expected, lines
     assert [line in item for item in lines] == [True]
     assert "docker run --shm-size" in lines[0]
@@ -156,12 +137,8 @@ def test_what_torch_raises_about_workers_becomes_one_line(words, kind, message):
     assert "\n" not in str(caught.value)
 
 
-def sleep() -> None:
-    time.sleep(60)
-
-
 def test_only_own_processes_are_killed_at_exit(batches_of):
-    other = multiprocessing.Process(target=sleep, daemon=True)
+    other = multiprocessing.Process(target=time.sleep, args=(60,), daemon=True)
     other.start()
     loader = batches_of(1)
     list(loader)
@@ -174,6 +151,5 @@ def test_only_own_processes_are_killed_at_exit(batches_of):
         assert other.is_alive()
     finally:
         other.kill()
-        other.join()
         loader._loader._iterator._shutdown_workers()  # torch forgets the process
         signal.signal(signal.SIGCHLD, handler)
