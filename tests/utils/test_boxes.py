@@ -26,12 +26,10 @@ def test_ciou_equals_torchvision_value_and_gradient() -> None:
     torch.manual_seed(0)
     a = torch.rand(50, 4) + 0.2
     b = torch.rand(50, 4) + 0.2
-    ours = a.clone().requires_grad_()
-    theirs = a.clone().requires_grad_()
+    ours, theirs = (a.clone().requires_grad_() for _ in range(2))
     value = complete_iou(ours, b)
-    loss = complete_box_iou_loss(
-        box_convert(theirs, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy")
-    )
+    corners = (box_convert(item, "cxcywh", "xyxy") for item in (theirs, b))
+    loss = complete_box_iou_loss(*corners)
     assert torch.allclose(1 - value, loss, atol=1e-5)
     value.sum().backward()
     (-loss.sum()).backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 
 from utils.nms import NmsConfig, nms, non_finite
@@ -41,18 +42,12 @@ def test_rules_and_options(
 
 def by_a_plain_loop(boxes: Tensor, scores: Tensor, config: NmsConfig) -> list[tuple[int, int]]:
     """(box, class) pairs kept, best first; IoU in float64, compared with float32 `iou`."""
-    corners, values = boxes.double().numpy(), scores.numpy()
-    pairs = sorted(
-        np.argwhere(values > config.conf).tolist(), key=lambda pair: -values[tuple(pair)]
-    )
+    iou = torchvision.ops.box_iou(boxes.double(), boxes.double())
+    pairs = (scores > config.conf).nonzero().tolist()
     kept: list[tuple[int, int]] = []
-    for box, label in pairs:
-        a, same = corners[box], [other for other, other_label in kept if other_label == label]
-        b = corners[same].reshape(-1, 4)
-        shared = np.minimum(a[2:], b[:, 2:]) - np.maximum(a[:2], b[:, :2])
-        inner = shared.clip(min=0).prod(1)
-        union = (a[2:] - a[:2]).prod() + (b[:, 2:] - b[:, :2]).prod(1) - inner
-        if not (inner / union > np.float32(config.iou).astype(np.float64)).any():
+    for box, label in sorted(pairs, key=lambda pair: -scores[tuple(pair)]):
+        rivals = [other for other, its in kept if its == label]
+        if not (iou[box, rivals] > float(np.float32(config.iou))).any():
             kept.append((box, label))
     return kept[: config.max_det]
 
@@ -88,7 +83,7 @@ def test_suppressing_in_portions_changes_nothing(
     at_once = nms(boxes, scores, config)[0]
     assert torch.equal(in_portions.boxes, at_once.boxes)
     assert torch.equal(in_portions.labels, at_once.labels)
-    assert len(at_once) == min(max_det, len(at_once))
+    assert len(at_once) <= max_det
 
 
 def test_non_finite_outputs_are_found_by_image(device: torch.device) -> None:
