@@ -80,7 +80,7 @@ def test_differences_are_named_with_both_values():
     assert differences(PROTOCOL, other) == found
     assert differences(PROTOCOL, copy.deepcopy(PROTOCOL)) == []
     assert differences({"a": 1}, {}) == ["a: 1 and none"]
-    with pytest.raises(UserError, match="x and z .*cannot be rows of one table") as refused:
+    with pytest.raises(UserError, match=r"x and z .*cannot be rows of one table") as refused:
         require_equal({"x": PROTOCOL, "y": PROTOCOL, "z": other})
     assert str(refused.value).endswith("; ".join(found))
 
