@@ -32,7 +32,7 @@ class CompareConfig:
 
     cfg: tuple[str, ...] = option((), metavar="FILE", help="model YAMLs to train, by path or name")
     weights: tuple[str, ...] = option(
-        (), metavar="FILE", help="checkpoints to evaluate as they are, instead of --cfg"
+        (), metavar="FILE", help="checkpoints to evaluate as they are"
     )
     backbone: tuple[str, ...] = option(
         (), metavar="NAME", help="backbones in place of each model's own, e.g. ghostnet-1.0"
@@ -49,24 +49,18 @@ class CompareConfig:
     imgsz: int = option(
         640, flags=("--img", "--img-size"), min=1, max=MAX_PIXELS, help="network size in pixels"
     )
-    epochs: int = option(
-        100, min=1, max=2**31, help="passes over the training images, the same for all models"
-    )
+    epochs: int = option(100, min=1, max=2**31, help="passes over the training images")
     seeds: tuple[int, ...] = option(
         (0,), metavar="N", min=0, max=2**31, help="seeds that each model is trained with"
     )
-    baseline: str = option(
-        "", metavar="ROW", help="the row that others are compared with; '': the first"
-    )
+    baseline: str = option("", metavar="ROW", help="row to compare the others with; '': the first")
     fit: str = option(
         "",
         metavar="KIND=NUMBER",
         help="scale all models to one budget at --img: gflops=4.5, params=1.9e6",
     )
     hyp: str = option("default", help="hyper-parameter YAML, by path or name")
-    batch_size: int = option(
-        16, flags=("--batch",), min=1, max=2**31, help="images per step, and per evaluation"
-    )
+    batch_size: int = option(16, flags=("--batch",), min=1, max=2**31, help="images per batch")
     optimizer: str = option("SGD", choices=OPTIMIZERS, help="optimizer, as in train.py")
     amp: str = option(
         "auto",
@@ -81,10 +75,7 @@ class CompareConfig:
     )
     device: str = option("", help="cpu, a GPU number, or several: 0,1,3; '': CUDA if present")
     jobs: int = option(
-        1,
-        min=1,
-        max=2**31,
-        help="runs at the same time, one GPU each; on a CPU they share its cores",
+        1, min=1, max=2**31, help="runs at the same time: one GPU each, or shares of the CPU"
     )
     records: str = option(
         "",
@@ -103,13 +94,9 @@ class CompareConfig:
     )
     project: str = option("runs/compare", help="folder of the comparisons")
     name: str = option(
-        "exp",
-        help="folder of this comparison; the same command continues the same comparison, a"
-        " different one gets a number appended",
+        "exp", help="folder of this comparison; the same command continues, another gets a number"
     )
-    exist_ok: bool = option(
-        False, help="continue in the existing folder, or refuse if it has another protocol"
-    )
+    exist_ok: bool = option(False, help="continue in this folder, or refuse at another protocol")
 
     def __post_init__(self) -> None:
         if self.cfg and self.weights:

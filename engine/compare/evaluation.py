@@ -50,15 +50,9 @@ def evaluate_run(plan: Comparison, run: RunPlan, device: str) -> Record:
         environment = dict(saved["environment"])
     else:
         environment = {**run_environment(target), "threads": plan.protocol["device"]["threads"]}
-    index = plan.splits.evaluated
-    loader = LoaderConfig(
-        image_size=config.imgsz,
-        batch_size=config.batch_size,
-        stride=detector.max_stride,
-        workers=config.workers,
-        seed=0,
-        pin_memory=target.type == "cuda",
-    )
+    index, pinned = plan.splits.evaluated, target.type == "cuda"
+    sizes = (config.imgsz, config.batch_size, detector.max_stride)
+    loader = LoaderConfig(*sizes, workers=config.workers, seed=0, pin_memory=pinned)
     detector.fuse()
     images = ValLoader(index, loader)
     metrics = evaluate(detector, images, index, config=EvalConfig(), device=target, progress=False)

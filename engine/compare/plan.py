@@ -82,12 +82,10 @@ def model_entries(config: CompareConfig, *, classes: int) -> tuple[ModelEntry, .
 def _models(config: CompareConfig, classes: int) -> Iterator[ModelEntry]:
     budget = read_budget(config.fit, image_size=config.imgsz) if config.fit else None
     stems = [Path(file).stem for file in config.cfg]
-    combined = list(product(config.cfg, config.backbone or ("",), config.neck or ("",)))
-    drafts = [  # all of them first: a file that cannot be read ends it before work begins
-        load_draft(file, backbone=backbone or None, neck=neck or None)
-        for file, backbone, neck in combined
-    ]
-    for (file, backbone, neck), draft in zip(combined, drafts, strict=True):
+    combined = product(config.cfg, config.backbone or ("",), config.neck or ("",))
+    # all of them first: a file that cannot be read ends it before work begins
+    drafts = {parts: load_draft(parts[0], backbone=parts[1], neck=parts[2]) for parts in combined}
+    for (file, backbone, neck), draft in drafts.items():
         stem = Path(file).stem
         parts = (file if stems.count(stem) > 1 else stem, backbone, neck)
         name = " + ".join(part for part in parts if part)

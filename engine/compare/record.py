@@ -48,15 +48,11 @@ DETECTION_KINDS = {"image": "u", "labels": "u", "boxes": "u", "scores": "u"}
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run, as its protocol states them."""
+    """The data of a run, as its protocol states them; the evaluated split: see Record."""
 
     name: str
     classes: list[str]
     train_images: int | None = None
-    val: str | None = None
-    val_images: int | None = None
-    test: str | None = None
-    test_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,12 +129,13 @@ class Record:
     @property
     def fingerprint(self) -> str:
         """Of the evaluated data."""
-        return str(getattr(self.data, self.conditions.split, None))
+        return str(self.protocol["data"].get(self.conditions.split))
 
     @property
     def images(self) -> int:
         """How many were evaluated."""
-        return getattr(self.data, f"{self.conditions.split}_images", None) or 0
+        found = self.protocol["data"].get(f"{self.conditions.split}_images")
+        return found if isinstance(found, int) else 0
 
     @property
     def accuracy(self) -> dict[str, float | None]:
