@@ -30,56 +30,56 @@ from utils.errors import PartlyDoneError, TerminatedError, UserError
 from utils.hyp import load_hyp
 
 QUICK = ["--device", "cpu", "--latency-batches", "1", "--latency-seconds", "0.05"]
+TRAINING = ["--seeds", "0", "1", "--epochs", "1"]
 COPY = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2], dirs_exist_ok=True)"
 COMPLAIN = "import sys; print('error: GPU memory ran out'); print('noise'); sys.exit(2)"
 DIE = "import os; os.kill(os.getpid(), 9)"
 
 
-@pytest.fixture(scope="module")
-def wide_model(tmp_path_factory, tiny_model):
-    file = tmp_path_factory.mktemp("wide") / "wide.yaml"
-    file.write_text("width_multiple: 2\n" + tiny_model.read_text())
-    return file
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, rectangles, tiny_model, wide_model):
-    """The folders of finished runs of the two models, of one epoch, by name."""
-    project = tmp_path_factory.mktemp("trained")
-    words = ["--data", str(rectangles), "--img", "64", "--epochs", "1", "--patience", "0"]
-    words += ["--batch", "4", "--workers", "0", "--device", "cpu", "--noplots"]
-    for model in (tiny_model, wide_model):
-        named = ["--cfg", str(model), "--project", str(project), "--name", model.stem]
-        fit(parse(TrainConfig, [*words, *named], prog="train.py", description=""))
-    return {name: project / name for name in ("tiny", "wide")}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
-    """Own caches; the peak of the device is not what is tested here."""
-    prepare(monkeypatch, tmp_path)
-
-
-def prepare(monkeypatch, folder):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    """Own caches; neither the peak of the device nor plots are what is tested here."""
     small = PeakSizes(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
-    monkeypatch.setitem(PEAK_SIZES, "cpu", small)
-    monkeypatch.setattr(comparison, "write_plots", lambda results, folder: [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setitem(PEAK_SIZES, "cpu", small)
+        patch.setattr(comparison, "write_plots", lambda results, folder: [])
+        yield
 
 
-def common(rectangles, tmp_path):
-    words = ["--data", str(rectangles), "--img", "64", "--batch", "4", "--workers", "0"]
-    return [*words, *QUICK, "--project", str(tmp_path / "runs")]
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tiny_model):
+    wide = tmp_path_factory.mktemp("wide") / "wide.yaml"
+    wide.write_text("width_multiple: 2\n" + tiny_model.read_text())
+    return [str(tiny_model), str(wide)]
 
 
-def training(*files):
-    return ["--cfg", *map(str, files), "--seeds", "0", "1", "--epochs", "1"]
+@pytest.fixture(scope="module")
+def data(rectangles):
+    return ["--data", str(rectangles), "--img", "64", "--batch", "4", "--workers", "0"]
 
 
 @pytest.fixture
-def flags(rectangles, tiny_model, wide_model, tmp_path):
-    """Two models, two seeds, one epoch, under tmp_path/runs."""
-    return [*training(tiny_model, wide_model), *common(rectangles, tmp_path)]
+def common(data, tmp_path):
+    """Data, size and how to measure, under tmp_path/runs."""
+    return [*data, *QUICK, "--project", str(tmp_path / "runs")]
+
+
+@pytest.fixture
+def flags(common, models):
+    """Two models, two seeds, one epoch."""
+    return [*common, *TRAINING, "--cfg", *models]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data, models):
+    """The folders of finished runs of the two models, of one epoch, by name."""
+    project = tmp_path_factory.mktemp("trained")
+    words = [*data, "--epochs", "1", "--patience", "0", "--device", "cpu", "--noplots"]
+    for model, name in zip(models, ("tiny", "wide"), strict=True):
+        named = ["--cfg", model, "--project", str(project), "--name", name]
+        fit(parse(TrainConfig, [*words, *named], prog="train.py", description=""))
+    return {name: project / name for name in ("tiny", "wide")}
 
 
 class Fake:
@@ -111,14 +111,14 @@ def fake(monkeypatch, trained):
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory, rectangles, tiny_model, wide_model, trained):
+def original(tmp_path_factory, data, models, trained):
     """The folder of a finished comparison."""
-    folder = tmp_path_factory.mktemp("original")
+    project = tmp_path_factory.mktemp("original")
     with pytest.MonkeyPatch.context() as patch:
-        prepare(patch, folder)
         patch.setattr(compare_runs, "training_command", Fake(trained).command)
-        compare.main([*training(tiny_model, wide_model), *common(rectangles, folder)])
-    return folder / "runs" / "exp"
+        words = [*data, *QUICK, *TRAINING, "--cfg", *models]
+        compare.main([*words, "--project", str(project)])
+    return project / "exp"
 
 
 @pytest.fixture
@@ -151,8 +151,15 @@ def accuracy(results):
 
 
 def test_a_table_of_records_that_is_made_again_without_training(flags, fake, tmp_path, capsys):
-    assert compare.main(flags) == 0
     folder = tmp_path / "runs" / "exp"
+    assert compare.main([*flags, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "4 runs, 2 models" in out
+    assert out.count(": to do;") == 4
+    assert "44,552 parameters, 0.006 GFLOPs at 64 px" in out
+    assert out.count("python train.py --") == 4
+    assert not folder.parent.exists()
+    assert compare.main(flags) == 0
     assert fake.titles == ["tiny seed 0", "wide seed 0", "tiny seed 1", "wide seed 1"]
     files = {path.name for path in folder.iterdir()}
     assert {"results.json", "table.csv", "table.md", "report.html", "protocol.json"} <= files
@@ -250,17 +257,7 @@ def test_a_table_of_records_alone(fake, finished, tmp_path):
         compare.main(["--records", str(tmp_path)])
 
 
-def test_dry_run_lists_and_leaves_nothing(flags, tmp_path, capsys):
-    assert compare.main([*flags, "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    assert "4 runs, 2 models" in out
-    assert out.count(": to do;") == 4
-    assert "44,552 parameters, 0.006 GFLOPs at 64 px" in out
-    assert out.count("python train.py --cfg") == 4
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_split_that_chose_nothing_can_be_evaluated(flags, fake, rectangles, tmp_path):
+def test_a_split_that_chose_nothing_can_be_evaluated(flags, common, fake, rectangles, tmp_path):
     """best.pt is chosen on val; the table is made on test."""
     data = tmp_path / "with_test.yaml"
     test = "test: {images: train, annotations: train.json}\n"
@@ -280,7 +277,7 @@ def test_a_split_that_chose_nothing_can_be_evaluated(flags, fake, rectangles, tm
     with pytest.raises(UserError, match="split: test and val"):
         compare.main([*flags, *words, "--split", "val", "--exist-ok"])
     weights = ["--weights", str(fake.finished["tiny"] / "weights" / "best.pt"), "--name", "weights"]
-    compare.main([*common(rectangles, tmp_path), *weights, *words])
+    compare.main([*common, *weights, *words])
     (row,) = results_in(tmp_path / "runs" / "weights")["rows"]
     assert "--task test" in row["runs"][0]["command"]
     assert row["accuracy"]["AP"]["values"][0] == record.accuracy["AP"]
@@ -298,10 +295,9 @@ def test_a_signal_while_a_checkpoint_is_read_is_no_damage(trained, monkeypatch):
         state_of(trained["tiny"])
 
 
-def test_profile_only_needs_no_data(tiny_model, wide_model, tmp_path, monkeypatch, capsys):
-    words = ["--cfg", str(tiny_model), str(wide_model), "--profile-only", "--img", "64"]
-    words += ["--classes", "3", "--data", "there is none", *QUICK, "--latency-batches", "1", "2"]
-    words += ["--project", str(tmp_path / "runs")]
+def test_profile_only_needs_no_data(common, models, tmp_path, monkeypatch, capsys):
+    words = [*common, "--cfg", *models, "--profile-only", "--classes", "3"]
+    words += ["--data", "there is none", "--latency-batches", "1", "2"]
     assert compare.main(words) == 0
     results = results_in(tmp_path / "runs" / "exp")
     tiny, wide = results["rows"]
@@ -325,13 +321,13 @@ def test_profile_only_needs_no_data(tiny_model, wide_model, tmp_path, monkeypatc
     assert "tiny: latency at batch 2: no memory" in capsys.readouterr().err.splitlines()
 
 
-def test_checkpoints_are_evaluated_into_the_same_table(trained, rectangles, tmp_path):
+def test_checkpoints_are_evaluated_into_the_same_table(trained, common, tmp_path):
     first, copy = trained["tiny"] / "weights" / "best.pt", tmp_path / "second/weights/best.pt"
     copy.parent.mkdir(parents=True)
     shutil.copy(first, copy)
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes(b"nothing")
-    words = ["--weights", str(first), str(copy), str(damaged), *common(rectangles, tmp_path)]
+    words = ["--weights", str(first), str(copy), str(damaged), *common]
     with pytest.raises(UserError, match=r"tiny and second are the same model"):
         compare.main(words)
     save_checkpoint(copy, {**load_checkpoint(copy), "metrics": {}})
@@ -495,17 +491,16 @@ def test_a_changed_protocol_is_refused(flags):
 def test_two_at_a_time(flags, fake, tmp_path):
     """Each waits until the other is there."""
     meeting = (
-        "import os, pathlib, sys, time, shutil\n"
-        "here = pathlib.Path(sys.argv[2]).parent\n"
-        "(here / (pathlib.Path(sys.argv[2]).name + '.here')).touch()\n"
+        "import os, pathlib, sys, time\n"
+        "run = pathlib.Path(sys.argv[2])\n"
+        "run.with_suffix('.here').touch()\n"
         "end = time.time() + 20\n"
-        "while len(list(here.glob('*.here'))) < 2:\n"
+        "while len(list(run.parent.glob('*.here'))) < 2:\n"
         "    time.sleep(0.05)\n"
         "    assert time.time() < end\n"
         "assert os.environ['OMP_NUM_THREADS'] == '1'\n"
-        "shutil.copytree(sys.argv[1], sys.argv[2], dirs_exist_ok=True)\n"
     )
-    fake.scripts = dict.fromkeys(("tiny seed 0", "wide seed 0"), meeting)
+    fake.scripts = dict.fromkeys(("tiny seed 0", "wide seed 0"), meeting + COPY)
     compare.main([*flags, "--seeds", "0", "--jobs", "2"])
     rows = results_in(tmp_path / "runs" / "exp")["rows"]
     assert [row["status"] for row in rows] == ["done", "done"]
@@ -515,21 +510,14 @@ def test_two_at_a_time(flags, fake, tmp_path):
     ("number", "code"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
 )
-def test_stopped_and_started_again(
-    rectangles, tiny_model, tmp_path, monkeypatch, capsys, number, code
-):
+def test_stopped_and_started_again(common, models, tmp_path, monkeypatch, capsys, number, code):
     """Real processes: the half run is saved when compare.py is stopped, and resumed."""
     # The protocol has the number of threads: in this process it must be what the other one has.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    flags = ["--cfg", str(tiny_model), "--seeds", "0", "--epochs", "20"]
-    flags += common(rectangles, tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "compare.py", *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    flags = [*common, "--cfg", models[0], "--seeds", "0", "--epochs", "20"]
+    command = [sys.executable, "compare.py", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     exp = tmp_path / "runs" / "exp"
     try:
         deadline = time.monotonic() + 240
