@@ -109,7 +109,7 @@ def _conclude(plan: Comparison, *, changed: bool) -> Results:
         finished = [plan.done[item] for item in ids if item in plan.done]
         failed = [plan.failed[item] for item in ids if item in plan.failed]
         models.append(ModelRuns(entry, finished, failed))
-    made = rows(models, truth=plan.truth, images=plan.images, baseline=plan.baseline)
+    made = rows(models, truth=plan.truth, baseline=plan.baseline)
     results = Results(config.command(), plan.protocol, plan.baseline, made)
     if changed or not (folder / RESULTS).is_file():
         _write(results, folder)  # what was trained is in the table in any case

@@ -46,7 +46,6 @@ class Comparison:
     devices: tuple[str, ...]  # --device of each run at a time; costs are measured on the first
     splits: Splits | None = None
     truth: BoxTable = field(default_factory=lambda: BoxTable.concatenate([]))
-    images: int = 0  # evaluated
     folder: Path = Path()
     done: dict[str, Record] = field(default_factory=dict)
     failed: dict[str, Run] = field(default_factory=dict)
@@ -121,8 +120,7 @@ def plan_comparison(config: CompareConfig) -> Comparison:
         protocol = make_protocol(config, splits, select_device(devices[0]))
         plan = Comparison(config, protocol, models, runs(config, models, protocol, splits), devices)
         if splits is not None:
-            plan.splits, plan.images = splits, len(splits.evaluated)
-            plan.truth = truth_of(by_id(splits.evaluated))
+            plan.splits, plan.truth = splits, truth_of(by_id(splits.evaluated))
     names = [model.name for model in plan.models]
     twice = repeated(names)
     if twice is not None:
@@ -190,10 +188,8 @@ def _of_records(
     for item in found:
         models.setdefault(item.model_id, _entry(item))
     planned = [RunPlan(models[one.model_id], one.seed, one.stem, 0.0, "") for one in found]
-    truth, images = found[0].ground_truth(), found[0].images
-    return Comparison(
-        config, protocol, list(models.values()), planned, devices, truth=truth, images=images
-    )
+    truth = found[0].ground_truth()
+    return Comparison(config, protocol, list(models.values()), planned, devices, truth=truth)
 
 
 def _entry(record: Record) -> ModelEntry:

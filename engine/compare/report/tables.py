@@ -44,17 +44,13 @@ def spread(values: Sequence[float | None]) -> Spread:
     return Spread(mean, statistics.stdev(known) if len(known) > 1 else None, list(values))
 
 
-def rows(
-    models: Sequence[ModelRuns], *, truth: BoxTable | None, images: int, baseline: str
-) -> list[Row]:
-    """The rows of a table, in the order given, without what is measured.
-
-    truth: the ground truth of the `images` evaluated images; None where nothing is evaluated.
-    """
+def rows(models: Sequence[ModelRuns], *, truth: BoxTable, baseline: str) -> list[Row]:
+    """The rows of a table, in the order given, without what is measured."""
     table = [_row(item) for item in models]
-    if truth is None or truth.crowd.all():
+    records = [one for item in models for one in item.finished]
+    if not records or truth.crowd.all():
         return table
-    times = draw(images)
+    times = draw(records[0].images)
     resampled: list[dict[int | None, np.ndarray]] = []  # AP of each model by seed
     for index, item in enumerate(models):
         found = {one.seed: one.detections() for one in item.finished}

@@ -44,6 +44,7 @@ from utils.config import parse
 from utils.errors import UserError
 
 IMAGES = 30
+NOTHING = BoxTable.concatenate([])
 CPU = torch.device("cpu")
 CLASSES = {"name": "d", "classes": ["a", "b"], "val": "0123456789abcdef"}
 DATA = {**CLASSES, "train_images": 100, "val_images": IMAGES}
@@ -117,7 +118,7 @@ def table(tmp_path_factory, tiny_model):
     one_failed, both_failed = [Run(0, FAILED, "x", "a")], [Run(1, FAILED, "y", "b")]
     models[1] = replace(models[1], finished=models[1].finished[1:], failed=one_failed)
     models.append(ModelRuns(named(base, "broken"), (), one_failed + both_failed))
-    return models, rows(models, truth=truth, images=IMAGES, baseline="weak"), truth
+    return models, rows(models, truth=truth, baseline="weak"), truth
 
 
 def named(entry, name):
@@ -176,10 +177,10 @@ def test_the_difference_is_that_of_the_seeds_both_have(table):
 
 def test_two_seeds_together_are_what_the_bootstrap_makes_of_both(table):
     models, _, truth = table
-    made = rows(models[:1] * 2, truth=truth, images=IMAGES, baseline="nobody")
+    made = rows(models[:1] * 2, truth=truth, baseline="nobody")
     assert made[0].difference is None
     swapped = [models[0], ModelRuns(named(models[0].entry, "other"), models[0].finished)]
-    twin = rows(swapped, truth=truth, images=IMAGES, baseline="weak")[1].difference["AP"]
+    twin = rows(swapped, truth=truth, baseline="weak")[1].difference["AP"]
     assert (twin.delta, twin.low, twin.high) == (0, 0, 0)
     assert twin.seeds == [0, 1]
     assert not twin.significant
@@ -252,7 +253,7 @@ def test_a_model_that_does_not_fit_is_there_with_its_cause(tiny_model):
     assert fine.cause is None
     assert broken.spec is None
     assert "64" in broken.cause
-    made = rows([ModelRuns(broken)], truth=None, images=0, baseline="x")[0]
+    made = rows([ModelRuns(broken)], truth=NOTHING, baseline="x")[0]
     assert (made.status, made.cause, made.cost) == (FAILED, broken.cause, None)
     for names, message in (
         (["yolov5n6"], "stride"),
@@ -298,7 +299,7 @@ def test_the_computed_cost_adds_up(tiny_model):
 
 def measured_rows(found, config):
     """The conditions, and a row of each model with its costs."""
-    made = rows([ModelRuns(item) for item in found], truth=None, images=0, baseline="")
+    made = rows([ModelRuns(item) for item in found], truth=NOTHING, baseline="")
     return measure(made, found, device=CPU, config=config)
 
 
