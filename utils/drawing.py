@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.boxes import Letterbox
 from utils.errors import UserError
 from utils.files import writing
-from utils.letterbox import Letterbox
 
 Color = tuple[int, int, int]
 Pixels = tuple[int, int, int, int]  # left, top, right, bottom

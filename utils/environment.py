@@ -5,21 +5,13 @@ from __future__ import annotations
 import contextlib
 import platform
 import subprocess
-from collections.abc import Sequence
 from importlib import metadata
 
 import torch
 
-from utils.paths import ROOT
+from utils.files import ROOT
 
-PACKAGES = {  # that decide metrics, by the distributions that bring them
-    "torchvision": ("torchvision",),
-    "numpy": ("numpy",),
-    "opencv": ("opencv-python", "opencv-python-headless", "opencv-contrib-python"),
-    "pillow": ("pillow",),
-    "hotcoco": ("hotcoco",),
-    "pycocotools": ("pycocotools",),
-}
+OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python")
 
 
 def run_environment(device: torch.device) -> dict[str, str | None]:
@@ -38,14 +30,19 @@ def run_environment(device: torch.device) -> dict[str, str | None]:
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # with the build, e.g. +cpu, which its metadata lacks
-        **{package: _version(names) for package, names in PACKAGES.items()},
+        "torchvision": _version("torchvision"),
+        "numpy": _version("numpy"),
+        "opencv": _version(*OPENCV),
+        "pillow": _version("pillow"),
+        "hotcoco": _version("hotcoco"),
+        "pycocotools": _version("pycocotools"),
         **cuda,
         "device": device_name(device),
         "commit": _commit(),
     }
 
 
-def _version(distributions: Sequence[str]) -> str | None:
+def _version(*distributions: str) -> str | None:
     for name in distributions:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)

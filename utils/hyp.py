@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.errors import UserError, nearest
-from utils.paths import find_config
+from utils.files import find_config
 from utils.yamlio import load_yaml
 
 
@@ -17,18 +17,14 @@ def _number(default: float, *, low: float = 0.0, high: float = 1e9) -> Any:
     return dataclasses.field(default=default, metadata={"bounds": (low, high)})
 
 
-def _share(default: float) -> Any:
-    return _number(default, high=1.0)
-
-
 @dataclass(frozen=True)
 class Hyperparameters:
     """A recipe: everything that is not a command-line flag. Defaults are YOLOv5's."""
 
     lr0: float = _number(0.01, high=10.0)
-    lrf: float = _share(0.01)  # final learning rate = lr0 * lrf
+    lrf: float = _number(0.01, high=1.0)  # final learning rate = lr0 * lrf
     momentum: float = _number(0.937, high=0.9999)  # SGD momentum or Adam beta1
-    weight_decay: float = _share(0.0005)
+    weight_decay: float = _number(0.0005, high=1.0)
     warmup_epochs: float = _number(3.0)
     warmup_momentum: float = _number(0.8, high=0.9999)
     warmup_bias_lr: float = _number(0.1)
@@ -37,24 +33,26 @@ class Hyperparameters:
     cls_pw: float = _number(1.0)
     obj: float = _number(1.0)
     obj_pw: float = _number(1.0)
-    iou_t: float = _share(0.2)  # kept for old files; YOLOv5's loss does not use it either
-    anchor_t: float = _number(4.0, low=1.0, high=1e6)
+    iou_t: float = _number(
+        0.2, high=1.0
+    )  # kept for old files; YOLOv5's loss does not use it either
+    anchor_t: float = _number(4.0, high=1e6, low=1.0)
     fl_gamma: float = _number(0.0)
-    hsv_h: float = _share(0.015)
-    hsv_s: float = _share(0.7)
-    hsv_v: float = _share(0.4)
+    hsv_h: float = _number(0.015, high=1.0)
+    hsv_s: float = _number(0.7, high=1.0)
+    hsv_v: float = _number(0.4, high=1.0)
     degrees: float = _number(0.0, high=180.0)
-    translate: float = _share(0.1)
+    translate: float = _number(0.1, high=1.0)
     scale: float = _number(0.5, high=0.99)
     shear: float = _number(0.0, high=89.0)
     perspective: float = _number(0.0, high=0.001)
-    flipud: float = _share(0.0)
-    fliplr: float = _share(0.5)
-    mosaic: float = _share(1.0)
-    mixup: float = _share(0.0)
-    copy_paste: float = _share(0.0)
+    flipud: float = _number(0.0, high=1.0)
+    fliplr: float = _number(0.5, high=1.0)
+    mosaic: float = _number(1.0, high=1.0)
+    mixup: float = _number(0.0, high=1.0)
+    copy_paste: float = _number(0.0, high=1.0)
     # nominal batch size: gradients accumulate up to it
-    nbs: float = _number(64.0, low=1.0, high=1e6)
+    nbs: float = _number(64.0, high=1e6, low=1.0)
     min_updates: float = _number(0.0)  # a run with fewer makes nbs smaller; not in YOLOv5
 
     @staticmethod

@@ -43,31 +43,30 @@ def nms(boxes: Tensor, scores: Tensor, config: NmsConfig) -> list[Detections]:
     best class of a box); at most 30,000 by score enter, at most `max_det` leave, best first.
     Nothing depends on the clock, the device or the other images of the batch.
     """
-    return [_one(*image, config) for image in zip(boxes, scores, strict=True)]
+    found = []
+    for corners, values in zip(boxes, scores, strict=True):
+        rows = torch.nonzero(values.amax(1) > config.conf).squeeze(1)
+        box, score = corners[rows].float(), values[rows].float()
+        if config.multi_label and score.shape[1] > 1:
+            row, label = torch.nonzero(score > config.conf, as_tuple=True)
+            box, score = box[row], score[row, label]
+        else:
+            score, label = score.max(1) if len(rows) else (score.sum(1), rows)
+        if config.classes is not None:
+            wanted = torch.isin(label, torch.tensor(config.classes, device=label.device))
+            box, score, label = box[wanted], score[wanted], label[wanted]
+        order = score.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
+        box, score, label = box[order], score[order], label[order]
+        groups = torch.zeros_like(label) if config.agnostic else label
+        kept = _suppress(box, score, groups, config)
+        found.append(Detections(box[kept], score[kept], label[kept]))
+    return found
 
 
 def non_finite(boxes: Tensor, scores: Tensor) -> list[int]:
     """The images of a decoded batch with a box or score that is not finite."""
     sums = boxes.sum((1, 2)) + scores.sum((1, 2))
     return [row for row, finite in enumerate(sums.isfinite().tolist()) if not finite]
-
-
-def _one(boxes: Tensor, scores: Tensor, config: NmsConfig) -> Detections:
-    rows = torch.nonzero(scores.amax(1) > config.conf).squeeze(1)
-    boxes, scores = boxes[rows].float(), scores[rows].float()
-    if config.multi_label and scores.shape[1] > 1:
-        row, label = torch.nonzero(scores > config.conf, as_tuple=True)
-        boxes, score = boxes[row], scores[row, label]
-    else:
-        score, label = scores.max(1) if scores.shape[0] else (scores.sum(1), rows)
-    if config.classes is not None:
-        wanted = torch.isin(label, torch.tensor(config.classes, device=label.device))
-        boxes, score, label = boxes[wanted], score[wanted], label[wanted]
-    order = score.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
-    boxes, score, label = boxes[order], score[order], label[order]
-    groups = torch.zeros_like(label) if config.agnostic else label
-    kept = _suppress(boxes, score, groups, config)
-    return Detections(boxes[kept], score[kept], label[kept])
 
 
 def _suppress(boxes: Tensor, score: Tensor, groups: Tensor, config: NmsConfig) -> Tensor:

@@ -15,7 +15,7 @@ from data.index.scan import report_problems, scan_images
 from data.index.yolo import YoloSource, read_yolo
 from data.shapes.files import ensure_shapes
 from utils.errors import UserError, nearest
-from utils.paths import find_config
+from utils.files import find_config
 from utils.terminal import warn_main
 from utils.yamlio import Document, load_yaml
 

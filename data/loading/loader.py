@@ -14,9 +14,9 @@ from data.loading.pipeline import Augmentation, SampleKey, fetch
 from data.loading.sample import Sample
 from data.loading.store import ImageStore
 from data.loading.workers import BatchLoader
+from utils.boxes import Letterbox
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
-from utils.letterbox import Letterbox
 from utils.seeding import generator
 
 SHUFFLE = 1  # purpose of a generator, next to (seed, epoch, index) of the samples

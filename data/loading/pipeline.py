@@ -10,8 +10,8 @@ from data.loading.geometry import scale_segments, whole_segments
 from data.loading.sample import Sample
 from data.loading.store import ImageStore
 from data.loading.transforms import copy_paste, flip, hsv, keep, mixup, mosaic4, random_affine
+from utils.boxes import Letterbox
 from utils.hyp import Hyperparameters
-from utils.letterbox import Letterbox
 from utils.seeding import generator
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.boxes import Targets
-from utils.letterbox import Letterbox
+from utils.boxes import Letterbox, Targets
 from utils.terminal import warn_once
 
 NO_ROOM = (

@@ -17,10 +17,10 @@ import numpy as np
 
 from data.index.cache import cache_file
 from data.index.records import ImageRecord
+from utils.boxes import Letterbox
 from utils.config import local_ranks
 from utils.errors import UserError
 from utils.images import ImageError, read_image
-from utils.letterbox import Letterbox
 from utils.terminal import warn
 
 SMALL_SET = 1 << 30  # a set of at most this many bytes is kept in memory without a request,

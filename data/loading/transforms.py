@@ -14,8 +14,8 @@ import numpy as np
 
 from data.loading.geometry import candidates, is_axis_aligned, scale_segments, transform
 from data.loading.sample import Sample
+from utils.boxes import GREY
 from utils.hyp import Hyperparameters
-from utils.letterbox import GREY
 
 MIXUP_BETA = 32.0  # Beta(32, 32): shares near one half, YOLOv5's choice
 PASTE_MAX_COVER = 0.3  # a pasted object may hide at most this share of another's box

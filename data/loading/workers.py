@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.loading.sample import Batch, Sample, collate
+from utils.boxes import Letterbox
 from utils.errors import DEAD_WORKER, FeatherDetError, UserError, cause_of
-from utils.letterbox import Letterbox
 from utils.terminal import warn, warn_once
 
 TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user asked for that many

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.shapes.scene import NAMES, compose
 from utils.config import option, parse
 from utils.errors import UserError
-from utils.paths import ROOT
+from utils.files import ROOT
 from utils.seeding import generator
 from utils.terminal import say
 

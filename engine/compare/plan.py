@@ -21,7 +21,7 @@ from models.profile.fit import fit, read_budget
 from models.spec import ModelSpec
 from models.yaml.parser import load_draft
 from utils.errors import UserError
-from utils.paths import ROOT
+from utils.files import ROOT
 
 TRAINING_PASSES = 3  # a step costs about three forwards: one, and twice as much backwards
 

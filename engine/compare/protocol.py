@@ -21,9 +21,8 @@ from engine.compare.config import TRAIN, CompareConfig
 from engine.evaluate.config import EvalConfig
 from utils.environment import run_environment
 from utils.errors import UserError
-from utils.files import locked, write_text
+from utils.files import locked, run_folder, write_text
 from utils.hyp import load_hyp
-from utils.paths import run_folder
 from utils.terminal import warn
 
 FILE = "protocol.json"

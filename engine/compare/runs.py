@@ -22,7 +22,7 @@ from engine.compare.schema import FAILED, Run
 from engine.compare.setup import Comparison
 from engine.train.interrupts import StopRequest
 from utils.errors import UserError, cause_of
-from utils.paths import ROOT
+from utils.files import ROOT
 from utils.terminal import printable, say, warn
 
 NEW, HALF, TRAINED = "to do", "half done", "trained, to be evaluated"

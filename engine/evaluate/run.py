@@ -22,8 +22,7 @@ from engine.evaluate.plots import BatchImages, plot_study, save_plots
 from models.detector import Detector
 from utils.config import changed
 from utils.errors import UserError
-from utils.files import write_text
-from utils.paths import new_run_dir
+from utils.files import new_run_dir, write_text
 from utils.terminal import say_main, warn_main
 
 WARM_UPS = 3  # forward passes on CUDA before a timing

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.detector import Detector
-from utils.letterbox import GREY
+from utils.boxes import GREY
 
 # (scale, mirrored left-right), YOLOv5's views besides the plain pass
 VIEWS = ((0.83, True), (0.67, False))

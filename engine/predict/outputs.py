@@ -16,8 +16,7 @@ from engine.predict.predictor import Result
 from utils.boxes import yolo_rows
 from utils.drawing import write_image
 from utils.errors import UserError
-from utils.files import writing
-from utils.paths import new_run_dir
+from utils.files import new_run_dir, writing
 from utils.terminal import say
 
 # Copies keep their format; the rest (.gif) becomes JPEG.

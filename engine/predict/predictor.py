@@ -23,11 +23,10 @@ from engine.distributed import select_device
 from engine.evaluate.tta import decode_augmented
 from engine.measure.bench import Speed, Stopwatch
 from models.detector import Detector
-from utils.boxes import Detections
+from utils.boxes import Detections, Letterbox
 from utils.drawing import draw_boxes, write_image
 from utils.errors import UserError, nearest
 from utils.images import ImageError, read_image
-from utils.letterbox import Letterbox
 from utils.nms import NmsConfig, nms, non_finite
 
 # One class per object, unlike evaluation, where every class over the threshold counts.

@@ -25,9 +25,8 @@ from engine.train.state import StepClock, TrainRun, TrainState
 from models.losses.anchor import AnchorLoss
 from utils.environment import run_environment
 from utils.errors import UserError, cause_of
-from utils.files import TEMPORARY, locked
+from utils.files import TEMPORARY, locked, new_run_dir
 from utils.hyp import Hyperparameters, load_hyp
-from utils.paths import new_run_dir
 from utils.seeding import seed_everything
 from utils.terminal import warn_main
 

@@ -25,7 +25,7 @@ from models.yaml.rows import Row, check_keys, checked
 from models.yaml.sections import Section, multiple, named_section, read_section
 from models.yaml.swap import base_chain, swap_rows
 from utils.errors import UserError
-from utils.paths import find_config
+from utils.files import find_config
 from utils.yamlio import Document, load_yaml
 
 VALUES = (

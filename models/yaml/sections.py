@@ -13,7 +13,7 @@ from models.arguments import Positive, Range
 from models.yaml.rows import CLASSIFIER, Row, Setting, check_keys, checked, read_rows
 from models.yaml.swap import base_chain, swap_rows
 from utils.errors import UserError, nearest
-from utils.paths import ROOT, find_config
+from utils.files import ROOT, find_config
 from utils.yamlio import Document, load_yaml
 
 FOLDERS = {"backbone": "backbones", "neck": "necks", "head": "necks"}

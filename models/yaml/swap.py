@@ -9,7 +9,7 @@ from typing import Any
 from models import registry
 from models.yaml.rows import Row, bind_arguments, check_keys, checked
 from utils.errors import UserError, nearest
-from utils.paths import find_config
+from utils.files import find_config
 from utils.yamlio import Document, load_yaml
 
 

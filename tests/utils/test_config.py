@@ -15,8 +15,8 @@ import pytest
 
 from utils.config import check_options, default_workers, option, parse, parse_given
 from utils.errors import UserError, nearest
+from utils.files import find_config, new_run_dir
 from utils.hyp import Hyperparameters, load_hyp
-from utils.paths import find_config, new_run_dir
 from utils.seeding import generator
 
 

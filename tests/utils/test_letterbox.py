@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.letterbox import GREY, Letterbox
+from utils.boxes import GREY, Letterbox
 
 
 def test_square_by_hand() -> None:

@@ -19,9 +19,9 @@ from data.index.records import DataIndex
 from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
 from data.loading.pipeline import fetch
 from data.loading.store import ImageStore
+from utils.boxes import Letterbox
 from utils.errors import FeatherDetError, UserError
 from utils.hyp import Hyperparameters, load_hyp
-from utils.letterbox import Letterbox
 from utils.seeding import generator
 
 ALL = Hyperparameters(

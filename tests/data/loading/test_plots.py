@@ -10,10 +10,9 @@ import torch
 from data.index.records import DataIndex
 from data.loading.plots import plot_batch, plot_labels
 from data.loading.sample import Batch
-from utils.boxes import Targets
+from utils.boxes import Letterbox, Targets
 from utils.drawing import color
 from utils.errors import UserError
-from utils.letterbox import Letterbox
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 
 import data.loading.store as store_module
 from data.loading.store import ImageStore, SharedImages, free_memory
+from utils.boxes import Letterbox
 from utils.errors import UserError
-from utils.letterbox import Letterbox
 from utils.seeding import generator
 
 
