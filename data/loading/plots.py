@@ -28,12 +28,34 @@ def plot_labels(index: DataIndex, path: Path) -> None:
     of widths and heights; all relative to the images' sides.
     Raises UserError when the file cannot be written.
     """
-    labels, boxes = _relative_boxes(index)
+    parts = []
+    for record in index.records:
+        shares = record.boxes / np.array([record.width, record.height] * 2, dtype=np.float32)
+        parts.append(np.column_stack((shares, record.labels))[~record.crowd])
+    table = np.concatenate([np.empty((0, 5)), *parts])
+    boxes, labels, names = table[:, :4], table[:, 4].astype(int), index.names
     figure = Figure(figsize=(10, 10), layout="constrained")
     FigureCanvasAgg(figure)
     (counts, outlines), (centres, sizes) = figure.subplots(2, 2)
-    _bars(counts, labels, index.names)
-    _outlines(outlines, labels, boxes)
+
+    classes, heights = range(len(names)), np.bincount(labels, minlength=len(names))
+    bars = counts.bar(classes, heights, color=_shades(classes))
+    counts.set(title=f"{len(labels)} boxes of {len(names)} classes", ylabel="boxes", xlabel="class")
+    if len(names) <= NAMED_CLASSES:
+        counts.set_xticks(classes, names, rotation=90)
+        counts.bar_label(bars, fontsize=8)
+        counts.margins(y=0.1)
+        counts.set_xlabel("")
+
+    chosen = np.linspace(0, len(boxes) - 1, min(len(boxes), DRAWN_BOXES)).round().astype(int)
+    half = (boxes[chosen, 2:] - boxes[chosen, :2]) / 2
+    corners = 0.5 + half[:, None] * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    shades = _shades(labels[chosen])
+    drawn = PolyCollection(list(corners), facecolors="none", edgecolors=shades, alpha=0.3)
+    outlines.add_collection(drawn)
+    some = f"{len(chosen)} of the boxes" if len(chosen) < len(boxes) else "All boxes"
+    outlines.set(title=f"{some}, centred", xlim=(0, 1), ylim=(1, 0), aspect="equal")
+
     _heat(centres, (boxes[:, :2] + boxes[:, 2:]) / 2, title="Box centres", names=("x", "y"))
     centres.invert_yaxis()
     _heat(sizes, boxes[:, 2:] - boxes[:, :2], title="Box sizes", names=("width", "height"))
@@ -56,42 +78,8 @@ def plot_batch(batch: Batch, names: Sequence[str], path: Path, *, max_images: in
     write_image(path, grid(images))
 
 
-def _relative_boxes(index: DataIndex) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) labels and (N, 4) xyxy boxes as shares of their images' sides."""
-    labels, boxes = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 4), dtype=np.float32)]
-    for record in index.records:
-        labels.append(record.labels[~record.crowd])
-        sides = np.array([record.width, record.height] * 2, dtype=np.float32)
-        boxes.append(record.boxes[~record.crowd] / sides)
-    return np.concatenate(labels), np.concatenate(boxes)
-
-
 def _shades(labels: Sequence[int] | np.ndarray) -> list[tuple[float, ...]]:
     return [tuple(channel / 255 for channel in color(int(label))) for label in labels]
-
-
-def _bars(axes: Axes, labels: np.ndarray, names: Sequence[str]) -> None:
-    counts = np.bincount(labels, minlength=len(names))
-    bars = axes.bar(range(len(names)), counts, color=_shades(range(len(names))))
-    axes.set(title=f"{len(labels)} boxes of {len(names)} classes", ylabel="boxes", xlabel="class")
-    if len(names) <= NAMED_CLASSES:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.bar_label(bars, fontsize=8)
-        axes.margins(y=0.1)
-        axes.set_xlabel("")
-
-
-def _outlines(axes: Axes, labels: np.ndarray, boxes: np.ndarray) -> None:
-    chosen = np.linspace(0, len(boxes) - 1, min(len(boxes), DRAWN_BOXES)).round().astype(int)
-    half = (boxes[chosen, 2:] - boxes[chosen, :2]) / 2
-    corners = 0.5 + half[:, None] * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-    shades = _shades(labels[chosen])
-    alpha = 0.3
-    axes.add_collection(
-        PolyCollection(list(corners), facecolors="none", edgecolors=shades, alpha=alpha)
-    )
-    some = f"{len(chosen)} of the boxes" if len(chosen) < len(boxes) else "All boxes"
-    axes.set(title=f"{some}, centred", xlim=(0, 1), ylim=(1, 0), aspect="equal")
 
 
 def _heat(axes: Axes, points: np.ndarray, *, title: str, names: tuple[str, str]) -> None:
