@@ -20,6 +20,7 @@ import numpy as np
 from data.index.records import Entry, ImageCheck, Labels, Parsed, Problem
 from utils.errors import UserError
 from utils.files import write_bytes
+from utils.images import cause_of
 from utils.terminal import warn_main
 
 FORMAT = "featherdet-scan-3"  # a file of another format is replaced
@@ -45,7 +46,8 @@ def load_cache(file: Path) -> tuple[Parsed | None, dict[str, ImageCheck]]:
     try:
         return _unpack(file.read_bytes())
     except Exception as error:
-        warn_main(f"warning: {file}: not a usable scan cache ({_brief(error)}); it is replaced")
+        cause = cause_of(file, error)
+        warn_main(f"warning: {file}: not a usable scan cache ({cause}); it is replaced")
         return None, {}
 
 
@@ -80,7 +82,7 @@ def save_cache(file: Path, parsed: Parsed, checks: Mapping[str, ImageCheck]) -> 
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, _digest(stream.getvalue()) + stream.getvalue())
     except (OSError, UserError) as error:
-        cause = _brief(error)
+        cause = cause_of(file, error)
         warn_main(f"warning: no scan cache, every start scans again: {file.parent}: {cause}")
 
 
@@ -90,8 +92,3 @@ def _plain(value: Any) -> str | list[Any]:
 
 def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(FORMAT.encode() + content, digest_size=_DIGEST).digest()
-
-
-def _brief(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0][:120]

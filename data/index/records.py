@@ -227,15 +227,16 @@ def _image_problems(
     parsed: Parsed, checks: Sequence[ImageCheck], unreadable: Container[int | None]
 ) -> Iterator[Problem]:
     for i, (entry, check) in enumerate(zip(parsed.entries, checks, strict=True)):
-        where, cause = str(entry.path), str(check.cause)
+        where = str(entry.path)
         if not check.height:
-            yield Problem(where, cause, NOTE if i in unreadable else SKIPPED_IMAGE)  # once
-        elif check.cause is not None:
-            yield Problem(where, f"{cause}; used as decoded", NOTE)
-        if check.height and entry.size not in {None, (check.height, check.width)}:
-            height, width = entry.size or ()
+            kind = NOTE if i in unreadable else SKIPPED_IMAGE  # skipped once is enough
+            yield Problem(where, str(check.cause), kind)
+            continue
+        if check.cause is not None:
+            yield Problem(where, f"{check.cause}; used as decoded", NOTE)
+        if entry.size is not None and entry.size != (check.height, check.width):
             cause = (
-                f"is {check.width}x{check.height} pixels, but {width}x{height} in "
+                f"is {check.width}x{check.height} pixels, but {entry.size[1]}x{entry.size[0]} in "
                 f"{parsed.annotations}; boxes are used unchanged"
             )
             yield Problem(where, cause, NOTE)

@@ -47,7 +47,8 @@ def read_yolo(source: YoloSource, names: tuple[str, ...], *, known: Parsed | Non
     for a path that does not exist and for a label path that is a directory.
     """
     paths, problems = list_images(source)
-    ids = [_id_from_stem(path.stem) for path in paths]
+    stems = [path.stem for path in paths]
+    ids = [int(s) if s.isascii() and s.isdecimal() and len(s) < 19 else s for s in stems]
     uses = Counter(ids)
     label_folder = functools.cache(_label_folder)
     entries = []
@@ -219,10 +220,6 @@ def _read_list(file: Path) -> Iterator[tuple[Path, str]]:
         raise UserError(f"{file}: not a list of image paths: it holds zero bytes")
     for number, line in _lines(text):
         yield Path(os.path.normpath(file.parent / line)), f"{file}:{number}"
-
-
-def _id_from_stem(stem: str) -> int | str:
-    return int(stem) if stem.isascii() and stem.isdecimal() and len(stem) < 19 else stem
 
 
 def _label_folder(folder: Path) -> Path:

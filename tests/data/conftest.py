@@ -28,9 +28,7 @@ def write_image():
     def write(path, width=64, height=48):
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(len(path.name)).integers(0, 255, (4, 5, 3), np.uint8)
-        ok, data = cv2.imencode(path.suffix, cv2.resize(noise, (width, height)))
-        assert ok
-        path.write_bytes(data.tobytes())
+        cv2.imwrite(str(path), cv2.resize(noise, (width, height)))
         return path
 
     return write
