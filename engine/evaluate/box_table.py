@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class BoxTable:
 
     def take(self, rows: np.ndarray) -> BoxTable:
         """The boxes of these rows (indices or a mask)."""
-        return BoxTable(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return BoxTable(*(column[rows] for column in vars(self).values()))
 
     @staticmethod
     def concatenate(parts: Sequence[BoxTable]) -> BoxTable:
@@ -53,10 +53,8 @@ class BoxTable:
         if not parts:
             none = np.zeros(0, dtype=np.int64)
             return BoxTable.detections(none, none, np.zeros((0, 4)), np.zeros(0))
-        names = [field.name for field in fields(BoxTable)]
-        return BoxTable(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in names)
-        )
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return BoxTable(*map(np.concatenate, columns))
 
 
 def to_xywh(boxes: np.ndarray) -> np.ndarray:

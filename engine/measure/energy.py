@@ -28,22 +28,11 @@ MICRO, MILLI = 1e-6, 1e-3
 
 @dataclass(frozen=True)
 class Energy:
-    """The energy and time of running `images`."""
+    """What running a model took."""
 
-    joules: float
-    seconds: float
-    images: int
+    joules_per_image: float
+    watts: float  # mean
     source: str
-
-    @property
-    def joules_per_image(self) -> float:
-        """The value that models are compared by."""
-        return self.joules / self.images
-
-    @property
-    def watts(self) -> float:
-        """Mean power."""
-        return self.joules / self.seconds
 
 
 class Meter:
@@ -133,4 +122,6 @@ def measure_energy(
             meter.joules()
             read = now
     joules = meter.joules() - before
-    return Energy(joules, now - begun, steps * images, meter.source) if joules > 0 else None
+    if not joules > 0:
+        return None
+    return Energy(joules / (steps * images), joules / (now - begun), meter.source)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data.sources.capture import StreamConfig
 from data.sources.frames import Frame, Sources
@@ -31,7 +30,7 @@ from utils.nms import NmsConfig, nms, non_finite
 
 # One class per object, unlike evaluation, where every class over the threshold counts.
 DETECT_NMS = NmsConfig(conf=0.25, iou=0.45, max_det=1000, multi_label=False)
-WARM_UPS = 3  # forward passes on CUDA before the first timing
+WARM_UPS = 3  # blank images on CUDA before the first timing
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,8 @@ class Predictor:
         self.only(nms.classes or ())
         if half:
             self.model.to_half()
-        if self.device.type == "cuda":
-            self._warm_up()
+        for _ in range(WARM_UPS if self.device.type == "cuda" else 0):
+            self(np.zeros((image_size, image_size, 3), np.uint8))
 
     def only(self, classes: Sequence[int | str]) -> None:
         """Report these classes alone, by number or name; all of them when empty.
@@ -201,10 +200,13 @@ class Predictor:
     ) -> tuple[list[Detections], Speed]:
         watch = Stopwatch(self.device, stages=3)
         watch.mark()
-        canvases = [box.apply(image) for box, image in zip(boxes, images, strict=True)]
-        batch = self._to_device(np.stack(canvases))
+        canvases = np.stack([box.apply(image) for box, image in zip(boxes, images, strict=True)])
+        pixels = torch.from_numpy(canvases).to(self.device)  # as bytes: a quarter of the floats
+        batch = pixels.permute(0, 3, 1, 2).to(next(self.model.parameters()).dtype).div_(255)
         watch.mark()
-        decoded = self._decode(batch)
+        decoded = self.model.head.decode(self.model(batch))
+        if self._augment:
+            decoded = decode_augmented(self.model, batch, *decoded)
         watch.mark()
         for bad in non_finite(*decoded):
             cure = "" if batch.dtype == torch.float32 else "; try without --half"
@@ -215,23 +217,6 @@ class Predictor:
         ]
         watch.mark()
         return found, Speed(*(1000 * value / len(images) for value in watch.seconds()))
-
-    def _to_device(self, pixels: np.ndarray) -> Tensor:
-        """(B, H, W, 3) bytes -> (B, 3, H, W) in [0, 1]; a quarter of the bytes cross the bus."""
-        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
-        return images.to(next(self.model.parameters()).dtype).div_(255)
-
-    def _decode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        boxes, scores = self.model.head.decode(self.model(images))
-        if self._augment:
-            return decode_augmented(self.model, images, boxes, scores)
-        return boxes, scores
-
-    @torch.inference_mode()
-    def _warm_up(self) -> None:
-        blank = np.zeros((1, self._size, self._size, 3), np.uint8)
-        for _ in range(WARM_UPS):
-            nms(*self._decode(self._to_device(blank)), self.nms)
 
 
 def _class_indices(wanted: int | str, names: Sequence[str]) -> list[int]:

@@ -155,7 +155,6 @@ def _evaluate(
         device=run.world.device,
         loss=AnchorLoss(model, run.hyp, image_size=config.imgsz) if losses else None,
         images=images,
-        progress=run.world.is_main,
     )
 
 
