@@ -125,10 +125,6 @@ class Letterbox:
     dst: tuple[int, int]
     long_side: int | None = None  # of the scaled image; None: as long as `dst` allows
 
-    def __post_init__(self) -> None:
-        if min(self.src) < 1 or min(self.dst) < 1:
-            raise ValueError(f"Letterbox needs positive sizes, got {self.src} -> {self.dst}")
-
     @staticmethod
     def rect(src: tuple[int, int], size: int, stride: int) -> Letterbox:
         """Each side = ceil(ratio * size / stride + 0.5) * stride, ratio = side / long side."""
@@ -167,18 +163,11 @@ class Letterbox:
         height, width = self.size
         return (self.dst[1] - width) // 2, (self.dst[0] - height) // 2
 
-    def apply(self, image: np.ndarray, *, area: bool = False) -> np.ndarray:
-        """(H, W, 3) uint8 -> (dst height, dst width, 3) uint8, contiguous.
-
-        Bilinear; with `area`, shrinking averages areas (what validation uses).
-        Raises ValueError when the image is not of size `src`.
-        """
-        if image.shape[:2] != self.src:
-            raise ValueError(f"Letterbox is for {self.src}, image is {image.shape[:2]}")
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 of size `src` -> (dst height, dst width, 3) uint8, bilinear."""
         height, width = self.size
         if (height, width) != self.src:
-            shrink = cv2.INTER_AREA if area and self.scale < 1 else cv2.INTER_LINEAR
-            image = cv2.resize(image, (width, height), interpolation=shrink)
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         if (height, width) == self.dst:
             return np.ascontiguousarray(image)
         left, top = self.offset

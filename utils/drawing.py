@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.boxes import Letterbox
 from utils.errors import UserError
 from utils.files import writing
 
@@ -206,8 +205,8 @@ def grid(images: Sequence[np.ndarray]) -> np.ndarray:
     canvas = np.full(shape, 255, dtype=np.uint8)
     for index, image in enumerate(images):
         top, left = index // columns * (height + GAP), index % columns * (width + GAP)
-        box = Letterbox((image.shape[0], image.shape[1]), (height, width))
-        canvas[top : top + height, left : left + width] = box.apply(image, area=True)
+        cell = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        canvas[top : top + height, left : left + width] = cell
     return canvas
 
 

@@ -47,11 +47,7 @@ _REDUCED = {size: getattr(cv2, f"IMREAD_REDUCED_COLOR_{size}") for size in (2, 4
 
 
 class ImageError(Exception):
-    """A file that is not a whole, readable image; `cause` says why, without the path."""
-
-    def __init__(self, cause: str) -> None:
-        super().__init__(cause)
-        self.cause = cause
+    """A file that is not a whole, readable image: the cause, without the path."""
 
 
 def read_image(path: Path, *, reduce: int = 1) -> np.ndarray:

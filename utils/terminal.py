@@ -8,11 +8,6 @@ import sys
 import unicodedata
 
 
-def is_printable(text: str) -> bool:
-    """Whether the text has no control characters and no line ends."""
-    return printable(text) == text
-
-
 def printable(text: str) -> str:
     """The text with control characters and line ends replaced by spaces."""
     # Python counts the spaces of other widths and scripts (Zs) as unprintable

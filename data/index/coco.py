@@ -49,7 +49,7 @@ def read_coco(
     try:
         content = read_bytes(source.annotations, limit=_MAX_BYTES)
     except ImageError as error:
-        raise UserError(f"{source.where}: {source.annotations}: {error.cause}") from error
+        raise UserError(f"{source.where}: {source.annotations}: {error}") from error
     digest = hashlib.blake2b(content, digest_size=16)
     digest.update(f"{source.images}\n{source.annotations}".encode("utf-8", "surrogateescape"))
     if known is None or known.digest != digest.hexdigest():

@@ -132,7 +132,7 @@ def check_image(path: Path, known: ImageCheck | None = None) -> ImageCheck:
     try:
         height, width = decode_image(data).shape[:2]
     except ImageError as error:
-        return replace(found, cause=error.cause)
+        return replace(found, cause=str(error))
     if min(height, width) < MIN_SIDE:
         cause = f"{width}x{height} pixels; a side under {MIN_SIDE} shows nothing"
         return replace(found, cause=cause)

@@ -78,7 +78,7 @@ class ImageStore:
             image = read_image(record.path, reduce=reduce)
         except ImageError as error:
             raise UserError(
-                f"{record.path}: unreadable since the scan: {error.cause}; "
+                f"{record.path}: unreadable since the scan: {error}; "
                 "repair or remove it and start again"
             ) from error
         if image.shape[:2] not in (source, tuple(-(-side // reduce) for side in source)):

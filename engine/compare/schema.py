@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from engine.compare.bootstrap import Difference
 from engine.compare.error_split import ErrorSplit
-from utils.terminal import is_printable
+from utils.terminal import printable
 
 FORMAT = "featherdet-compare-1"
 DONE, PARTLY, FAILED, PROFILED = "done", "partly", "failed", "profiled"  # states of a row
@@ -268,13 +268,13 @@ def _typed(kind: Any, value: Any, name: str, levels: int) -> Any:
         (kind,) = inner or (Any,)
         return [_typed(kind, x, f"{name}.{i}", levels - 1) for i, x in enumerate(value)]
     if isinstance(value, dict) and (origin is dict or kind is Any):
-        bad = next((key for key in value if not is_printable(key)), None)
+        bad = next((key for key in value if printable(key) != key), None)
         if bad is not None:
             raise _wrong(name, bad, "printable keys")
         kind = inner[1] if inner else Any
         return {key: _typed(kind, x, f"{name}.{key}", levels - 1) for key, x in value.items()}
     truth = isinstance(value, bool)
-    text = isinstance(value, str) and is_printable(value)
+    text = isinstance(value, str) and printable(value) == value
     number = isinstance(value, int | float) and not truth
     number = number and (value == 0 or MIN < abs(value) < MAX)
     meets, expected = {

@@ -234,7 +234,7 @@ def _read(path: str | Path) -> np.ndarray:
     try:
         return read_image(Path(path))
     except ImageError as error:
-        raise UserError(f"{path}: {error.cause}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def _plural(name: str, count: int) -> str:

@@ -73,14 +73,17 @@ def ids(batches):
     return [batch.image_ids for batch in batches]
 
 
-def assert_letterboxed(index, batches, geometry_of, **how):
+def assert_letterboxed(index, batches, geometry_of, area=False):
     """Every image by the expected letterbox, with the boxes that are no crowd regions."""
     for batch in batches:
         for row, i in enumerate(batch.image_ids):
             record = index.records[i]
             geometry = geometry_of((record.height, record.width))
-            image = geometry.apply(cv2.imread(str(record.path))[..., ::-1], **how)
-            np.testing.assert_array_equal(batch.images[row].permute(1, 2, 0).numpy(), image)
+            image = cv2.imread(str(record.path))[..., ::-1]
+            if area and geometry.scale < 1:
+                image = cv2.resize(image, geometry.size[::-1], interpolation=cv2.INTER_AREA)
+            found = batch.images[row].permute(1, 2, 0).numpy()
+            np.testing.assert_array_equal(found, geometry.apply(image))
             mine = batch.targets.image_index == row
             expected = geometry.to_network(record.boxes[:2])
             np.testing.assert_allclose(batch.targets.boxes[mine].numpy(), expected, atol=1e-3)
