@@ -13,11 +13,6 @@ from torch import Tensor
 from utils.boxes import Letterbox, Targets
 from utils.terminal import warn_once
 
-NO_ROOM = (
-    "no room for a batch in /dev/shm: batches go through pipes, which is slower;"
-    " docker run --shm-size 1g, a smaller batch or fewer --workers may help"
-)
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -80,7 +75,10 @@ class Batch:
 def _received(images: Tensor | np.ndarray, targets: Sequence[np.ndarray], *rest: Any) -> Batch:
     """The batch, in the process that asked for it."""
     if isinstance(images, np.ndarray):
-        warn_once(f"warning: {NO_ROOM}")
+        warn_once(
+            "warning: no room for a batch in /dev/shm: batches go through pipes, which is slower;"
+            " docker run --shm-size 1g, a smaller batch or fewer --workers may help"
+        )
     images = torch.as_tensor(images).permute(0, 3, 1, 2)
     return Batch(images, Targets(*map(torch.from_numpy, targets)), *rest)
 

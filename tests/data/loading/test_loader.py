@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from data.index.records import DataIndex
-from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
-from data.loading.pipeline import fetch
+from data.loading.loader import LoaderConfig, TrainLoader, ValLoader, fetch
 from data.loading.store import ImageStore
 from utils.boxes import Letterbox
 from utils.errors import UserError

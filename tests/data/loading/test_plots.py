@@ -10,7 +10,7 @@ import torch
 from data.index.records import DataIndex
 from data.loading.plots import plot_batch, plot_labels
 from data.loading.sample import Batch
-from utils.boxes import Letterbox, Targets
+from utils.boxes import Targets
 from utils.drawing import color
 from utils.errors import UserError
 
