@@ -20,8 +20,6 @@ from utils.files import write_text
 from utils.images import IMAGE_SUFFIXES, ImageError, read_image
 from utils.terminal import say
 
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
 
 @dataclass(frozen=True)
 class VocConfig:
@@ -128,7 +126,7 @@ def read_voc(file: Path) -> list[VocObject]:
     objects = []
     for number, item in enumerate(root.iter("object"), start=1):
         name = (item.findtext("name") or "").strip()
-        texts = [item.findtext(f"bndbox/{corner}") for corner in _CORNERS]
+        texts = [item.findtext(f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
         where = f"{file}: object {number} ({name}): bndbox {texts}"
         if not name:
             raise UserError(f"{file}: object {number} has no name")

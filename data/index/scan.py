@@ -149,16 +149,14 @@ def report_problems(problems: Sequence[Problem], report: Path) -> None:
     """The first problems on stderr; all of them in the file `report`, when it can be written."""
     if not is_main_rank():
         return
-    if not problems:
-        with contextlib.suppress(OSError):
-            report.unlink()  # of an earlier scan
-        return
     for problem in problems[:SHOWN]:
         warn_main(problem.text)
     more = f"all in {report}"
+    text = "".join(f"{problem.text}\n" for problem in problems)
     try:
-        text = "".join(f"{problem.text}\n" for problem in problems)
-        report.write_text(text, encoding="utf-8", errors="backslashreplace")
+        report.unlink(missing_ok=True)  # of an earlier scan
+        if problems:
+            report.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         more = f"{report} cannot be written: {error.strerror}"
     if len(problems) > SHOWN:
