@@ -86,30 +86,30 @@ def yolo_rows(
     )
 
 
-def complete_iou(predicted: Tensor, target: Tensor, *, eps: float = 1e-7) -> Tensor:
-    """CIoU of paired boxes, (N, 4) and (N, 4) centre-size in the same units -> (N,).
+def complete_iou(
+    centre: Tensor, size: Tensor, true_centre: Tensor, true_size: Tensor, *, eps: float = 1e-7
+) -> Tensor:
+    """CIoU of paired boxes, (..., 2) each, all in the same units, broadcast -> (...).
 
     IoU - distance term - aspect term; the aspect term's weight is detached.
     arXiv:1911.08287, section 3.2 (equations 10-12).
     """
-    a_centre, a_size = predicted[..., :2], predicted[..., 2:]
-    b_centre, b_size = target[..., :2], target[..., 2:]
-    a_low, a_high = a_centre - a_size / 2, a_centre + a_size / 2
-    b_low, b_high = b_centre - b_size / 2, b_centre + b_size / 2
-    overlap = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0)
-    intersection = overlap.prod(-1)
-    union = a_size.prod(-1) + b_size.prod(-1) - intersection + eps
+    offset = centre - true_centre
+    # by side: the smaller and the larger of the two, and how far the boxes stick out at an end
+    excess = (size - true_size).relu()
+    small, large = size - excess, true_size + excess
+    out = (offset.abs() - (large - small) / 2).relu()
+    (width, height), (true_width, true_height) = size.unbind(-1), true_size.unbind(-1)
+    common_width, common_height = (small - out).relu().unbind(-1)
+    intersection = common_width * common_height
+    union = width * height + (true_width * true_height + eps) - intersection
     iou = intersection / union
-    hull = torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)
-    diagonal = hull.square().sum(-1) + eps
-    distance = (a_centre - b_centre).square().sum(-1)
-    angle = torch.atan(b_size[..., 0] / (b_size[..., 1] + eps)) - torch.atan(
-        a_size[..., 0] / (a_size[..., 1] + eps)
-    )
+    apart, diagonal = torch.stack((offset, large + out)).square().sum(-1)
+    angle = torch.atan2(true_width, true_height) - torch.atan(width / (height + eps))
     aspect = (4 / math.pi**2) * angle.square()
     with torch.no_grad():
         weight = aspect / (aspect - iou + (1 + eps))
-    return iou - distance / diagonal - weight * aspect
+    return iou - torch.addcmul(apart / (diagonal + eps), weight, aspect)
 
 
 @dataclass(frozen=True)

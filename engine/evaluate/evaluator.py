@@ -157,8 +157,7 @@ def _detect(
         watch.mark()
         images_seen += len(batch)
         if loss is not None:
-            value = loss(raw, there.targets)
-            sums += torch.stack((value.box, value.obj, value.cls)) * len(batch)
+            sums += loss(raw, there.targets)[1] * len(batch)
         if drawn is not None:
             drawn.add(batch, found)
     losses = tuple(sums.tolist()) if loss is not None else ()

@@ -234,5 +234,5 @@ def _step_memory(
     targets = Targets(index, torch.zeros_like(index), corners.expand(len(index), 4))
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         raw = model(images)
-    loss(raw, targets).total.backward()
+    loss(raw, targets)[0].backward()
     return torch.cuda.max_memory_reserved(device) - before

@@ -119,11 +119,11 @@ def train_step(run: TrainRun, batch: Batch) -> Tensor:
         with torch.autocast(world.device.type, run.autocast, enabled=run.autocast is not None):
             raw = run.forward(images)
         clock.end("forward")
-        losses = run.loss(raw, targets, reduce=reduce, world_size=world.world_size)
+        loss, parts = run.loss(raw, targets, reduce=reduce, world_size=world.world_size)
         clock.end("loss")
-        state.scaler.scale(losses.total).backward()
+        state.scaler.scale(loss).backward()
     clock.end("backward")
-    total = losses.total.detach()
+    total = loss.detach()
     norm = torch.zeros_like(total)
     if updates:
         apply_rates(state.optimizer, rates)
@@ -132,7 +132,7 @@ def train_step(run: TrainRun, batch: Batch) -> Tensor:
         state.ema.update(torch.isfinite(norm) if state.scaler.is_enabled() else None)
         state.pending = 0
     clock.end("optimizer")
-    state.losses += torch.stack((losses.box, losses.obj, losses.cls))
+    state.losses += parts
     return torch.stack((total, norm))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,81 +23,89 @@ STEPS = ((0.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
 
 
 @dataclass(frozen=True)
-class Losses:
-    """0-dim tensors: `total` to differentiate (times the batch), the parts as detached means."""
+class Grid:
+    """Constants of the raw maps of L levels, A anchors each; levels have H x W cells."""
 
-    total: Tensor
-    box: Tensor
-    obj: Tensor
-    cls: Tensor
+    cells: Tensor  # (L, 1, 2) float, W and H
+    stride: Tensor  # (L, 1, 1) float, pixels
+    steps: Tensor  # (5, 1, 2) float: STEPS
+    anchor: Tensor  # (A, 1) int64: 0 to A - 1
+    per_image: Tensor  # (L, 1, 1, 1) int64: A * H * W
+    per_cell: Tensor  # (L, 1, 1, 1, 2) int64: A, A * W
+    first: Tensor  # (L, 1, A, 1) int64: number of the level's first cell for each anchor
+    weights: Tensor  # (L,) float: the level's balance / its B * H * W * A cells
+
+    @staticmethod
+    @functools.lru_cache(maxsize=32)
+    def of(
+        shapes: tuple[tuple[int, ...], ...],
+        stride: tuple[int, ...],
+        balance: tuple[float, ...],
+        device: torch.device,
+    ) -> Grid:
+        """Kept on the device by shape: a copy in every step would wait for the device.
+
+        `shapes`: (B, A, H, W) of each level.
+        """
+        sizes = [math.prod(shape) for shape in shapes]
+        anchors = shapes[0][1]
+        first = [[sum(sizes[:level]) + a for a in range(anchors)] for level in range(len(sizes))]
+        with torch.inference_mode(False), torch.device(device):
+            return Grid(
+                cells=torch.tensor([[float(w), float(h)] for *_, h, w in shapes])[:, None],
+                stride=torch.tensor(stride, dtype=torch.float32).view(-1, 1, 1),
+                steps=torch.tensor(STEPS)[:, None],
+                anchor=torch.arange(anchors)[:, None],
+                per_image=torch.tensor([[[[math.prod(shape[1:])]]] for shape in shapes]),
+                per_cell=torch.tensor([[[[[anchors, anchors * w]]]] for *_, w in shapes]),
+                first=torch.tensor(first)[:, None, :, None],
+                weights=torch.tensor(
+                    [weight / size for weight, size in zip(balance, sizes, strict=True)]
+                ),
+            )
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """The K candidates of a level, every target x anchor x five cells, and which of them count.
+    """All candidates, L levels x 5 cells x A anchors x M targets, and which of them count.
 
     Shapes do not depend on the values, so that a CUDA step never waits for the device.
     """
 
-    valid: Tensor  # (K,) bool
-    image: Tensor  # (K,) int64
-    anchor: Tensor  # (K,) int64
-    row: Tensor  # (K,) int64
-    column: Tensor  # (K,) int64
-    boxes: Tensor  # (K, 4) centre-size in cells, the centre relative to the cell
-    anchors: Tensor  # (K, 2) in cells
-    labels: Tensor  # (K,) int64
+    valid: Tensor  # (L, 5, A, M) bool
+    cells: Tensor  # (L, 5, 1, M, 2) int64, column and row
+    centre: Tensor  # (L, 5, 1, M, 2) of the box, in cells from the cell's corner
+    size: Tensor  # (L, 1, 1, M, 2) of the box, in cells
 
 
-def assign(
-    targets: Targets, anchors: Tensor, *, size: tuple[int, int], stride: int, ratio: float
-) -> Assignment:
+def assign(targets: Targets, anchors: Tensor, grid: Grid, *, ratio: float) -> Assignment:
     """Assign targets to the anchors whose sides differ by less than `ratio`, in up to three cells.
 
-    `anchors` (A, 2) in cells, `size` (height, width) of the map.  The cells: its own, and the two
-    neighbours nearest to its centre where these exist.
+    `anchors` (L, A, 2) in cells.  The cells: its own, and the two neighbours nearest to its centre
+    where these exist.  A target without area, which pads a batch, is assigned to none.
     """
-    height, width = size
-    boxes = xyxy_to_cxcywh(targets.boxes) / stride  # (M, 4)
-    count, per_level = len(targets), anchors.shape[0]
-    sides = boxes[None, :, 2:] / anchors[:, None]  # (A, M, 2)
-    fits = torch.maximum(sides, 1 / sides).amax(-1) < ratio  # (A, M)
+    boxes = xyxy_to_cxcywh(targets.boxes) / grid.stride  # (L, M, 4)
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    sides = size[:, None] / anchors[:, :, None]  # (L, A, M, 2)
+    fits = torch.maximum(sides, 1 / sides).amax(-1) < ratio  # (L, A, M)
 
-    centre = boxes[:, :2]
-    mirrored = torch.stack((width - centre[:, 0], height - centre[:, 1]), -1)
-    left, above = ((centre % 1 < NEIGHBOUR) & (centre > 1)).unbind(-1)
-    right, below = ((centre % 1 > 1 - NEIGHBOUR) & (mirrored > 1)).unbind(-1)
-    near = torch.stack((torch.ones_like(left), left, above, right, below))  # (5, M)
-
-    steps = _steps(centre.device)  # (5, 2)
-    cells = centre.floor()[None] + steps[:, None]  # (5, M, 2)
-    valid = near[:, None] & fits[None]  # (5, A, M)
-    shape = (len(STEPS), per_level, count)
-    column = cells[..., 0].clamp(0, width - 1)
-    row = cells[..., 1].clamp(0, height - 1)
-    offset = centre[None] - torch.stack((column, row), -1)  # (5, M, 2)
-    relative = torch.cat((offset, boxes[None, :, 2:].expand(len(STEPS), -1, -1)), -1)
+    part = centre % 1
+    near = torch.cat((part, 1 - part), -1) < NEIGHBOUR
+    inside = torch.cat((centre, grid.cells - centre), -1) > 1
+    # (L, M, 5): own cell, left, above, right, below
+    chosen = F.pad(near & inside, (1, 0), value=True)
+    cells = (centre.floor()[:, None] + grid.steps).clamp(min=0)  # (L, 5, M, 2)
+    cells = torch.minimum(cells, (grid.cells - 1)[:, None])
     return Assignment(
-        valid=valid.reshape(-1),
-        image=targets.image_index.expand(shape).reshape(-1),
-        anchor=torch.arange(per_level, device=boxes.device)[:, None].expand(shape).reshape(-1),
-        row=row.long()[:, None].expand(shape).reshape(-1),
-        column=column.long()[:, None].expand(shape).reshape(-1),
-        boxes=relative[:, None].expand(*shape, 4).reshape(-1, 4),
-        anchors=anchors[None, :, None].expand(*shape, 2).reshape(-1, 2),
-        labels=targets.labels.expand(shape).reshape(-1),
+        valid=chosen.transpose(1, 2)[:, :, None] & fits[:, None],
+        cells=cells.long()[:, :, None],
+        centre=(centre[:, None] - cells)[:, :, None],
+        size=size[:, None, None],
     )
 
 
-@functools.cache
-def _steps(device: torch.device) -> Tensor:
-    """STEPS on the device, copied once: a copy in every step would wait for the device."""
-    with torch.inference_mode(False):
-        return torch.tensor(STEPS, device=device)
-
-
 class AnchorLoss:
-    """Raw maps and targets -> Losses.
+    """Raw maps and targets -> loss.
 
     box: 1 - CIoU, mean over assignments; obj: BCE of every cell against the detached CIoU (the
     largest where several meet), mean per level; cls: BCE over assignments, with more than one
@@ -120,15 +129,15 @@ class AnchorLoss:
         self.classes = model.head.classes
         self.ratio = hyp.anchor_t
         self.gamma = hyp.fl_gamma
-        per_level = 3 / levels
-        self.box_gain = hyp.box * per_level
-        self.cls_gain = hyp.cls * self.classes / 80 * per_level
-        self.obj_gain = hyp.obj * (image_size / 640) ** 2 * per_level
+        gains = hyp.box, hyp.obj * (image_size / 640) ** 2, hyp.cls / 80  # cls sums over classes
         self.cls_weight, self.obj_weight = hyp.cls_pw, hyp.obj_pw
-        self.positive, self.negative = 1 - label_smoothing / 2, label_smoothing / 2
         order = sorted(range(levels), key=lambda level: model.stride[level])
         weights = BALANCE.get(levels, BALANCE_DEEP)
-        self.balance = [weights[order.index(level)] for level in range(levels)]
+        self.balance = tuple(weights[order.index(level)] for level in range(levels))
+        device = self.head.anchors.device
+        self.gains = torch.tensor([gain * 3 / levels for gain in gains], device=device)
+        truth = torch.full((self.classes, self.classes), label_smoothing / 2)
+        self.class_truth = truth.fill_diagonal_(1 - label_smoothing / 2).to(device)
 
     def __call__(
         self,
@@ -137,64 +146,69 @@ class AnchorLoss:
         *,
         reduce: Callable[[Tensor], Tensor] | None = None,
         world_size: int = 1,
-    ) -> Losses:
-        """The loss of a batch.
+    ) -> tuple[Tensor, Tensor]:
+        """The loss to differentiate, times the batch, and its (box, obj, cls) as detached means.
 
+        All levels at once, in few operators: a small network on a fast GPU waits for launches.
         Under DDP `reduce` sums a tensor over the ranks: dividing by the assignments of all ranks
         makes the averaged gradient that of one process with the whole batch, however the boxes are
         spread (every rank must hold equally many images).
         """
-        assigned = [
-            assign(
-                targets,
-                self.head.anchors[level],
-                size=(y.shape[2], y.shape[3]),
-                stride=self.head.stride[level],
-                ratio=self.ratio,
-            )
-            for level, y in enumerate(raw)
-        ]
-        counts = torch.stack([item.valid.sum() for item in assigned]).float()
+        shapes = tuple(tuple(y.shape[:4]) for y in raw)
+        grid = Grid.of(shapes, self.head.stride, self.balance, raw[0].device)
+        item = assign(targets, self.head.anchors, grid, ratio=self.ratio)
+        columns, rows = item.cells.unbind(-1)  # (L, 5, 1, M)
+        image = targets.image_index
+        chosen = torch.stack(
+            [y[image, grid.anchor, rows[i], columns[i]] for i, y in enumerate(raw)]
+        ).float()  # (L, 5, A, M, 5 + classes)
+        box_logits, _, class_logits = chosen.split((4, 1, self.classes), -1)
+        position, shape = (box_logits.sigmoid() * 2).split(2, -1)
+        size = shape.square() * self.head.anchors[:, None, :, None]
+        overlap = complete_iou(position - 0.5, size, item.centre, item.size)
+
+        counted = item.valid.float()
+        counts = counted.sum((1, 2, 3), keepdim=True)
         if reduce is not None:
             counts = reduce(counts)
-        shares = world_size / counts.clamp(min=1)
-        box = raw[0].new_zeros((), dtype=torch.float32)
-        obj, cls = box.clone(), box.clone()
-        for level, (y, item) in enumerate(zip(raw, assigned, strict=True)):
-            chosen = y[item.image, item.anchor, item.row, item.column].float()  # (K, 5 + classes)
-            counted = item.valid.float()
-            p = chosen[:, :4].sigmoid()
-            size = (p[:, 2:] * 2).square() * item.anchors
-            overlap = complete_iou(torch.cat((p[:, :2] * 2 - 0.5, size), -1), item.boxes)
-            box = box + ((1 - overlap) * counted).sum() * shares[level]
-            obj = obj + self._objectness(y, item, overlap.detach()) * self.balance[level]
-            if self.classes > 1:
-                loss = self._classes(chosen[:, 5:], item.labels)
-                cls = cls + (loss * counted).sum() * shares[level]
-        box, obj, cls = box * self.box_gain, obj * self.obj_gain, cls * self.cls_gain
-        batch = raw[0].shape[0] * world_size
-        return Losses((box + obj + cls) * batch, box.detach(), obj.detach(), cls.detach())
+        counts = counts.clamp(min=1)
+        if world_size > 1:
+            counts = counts / world_size
+        weight = counted / counts  # the assignments of a level weigh 1 together
+        cell = image * grid.per_image + (item.cells * grid.per_cell).sum(-1) + grid.first
+        parts = [
+            ((1 - overlap) * weight).sum(),
+            self._objectness(raw, overlap.detach() * counted, cell, grid),
+        ]
+        if self.classes > 1:
+            truth = self.class_truth[targets.labels].expand_as(class_logits)
+            parts.append(self._bce(class_logits, truth, self.cls_weight, weight[..., None]))
+        else:
+            parts.append(torch.zeros_like(parts[0]))
+        losses = torch.stack(parts) * self.gains
+        return losses.sum() * (raw[0].shape[0] * world_size), losses.detach()
 
-    def _objectness(self, y: Tensor, item: Assignment, overlap: Tensor) -> Tensor:
-        """Mean BCE over the level's cells; where several targets meet, the best overlap counts."""
-        batch, anchors, height, width, _ = y.shape
-        value = torch.where(item.valid, overlap.clamp(min=0), 0.0)
-        cell = ((item.image * anchors + item.anchor) * height + item.row) * width + item.column
-        truth = value.new_zeros(batch * anchors * height * width)
-        truth = truth.scatter_reduce(0, cell, value, "amax").view(batch, anchors, height, width)
-        return self._bce(y[..., 4].float(), truth, self.obj_weight).mean()
+    def _objectness(
+        self, raw: Sequence[Tensor], overlap: Tensor, cell: Tensor, grid: Grid
+    ) -> Tensor:
+        """Mean BCE over each level's cells; where several targets meet, the best overlap counts."""
+        # anchors last: so a map in channels-last memory is read in place
+        maps = [y[..., 4].permute(0, 2, 3, 1).reshape(-1) for y in raw]
+        logits = torch.cat(maps).float()
+        truth = torch.zeros_like(logits)
+        truth = truth.scatter_reduce(0, cell.reshape(-1), overlap.reshape(-1), "amax")
+        weight = torch.cat([w.expand_as(y) for w, y in zip(grid.weights, maps, strict=True)])
+        return self._bce(logits, truth, self.obj_weight, weight)
 
-    def _classes(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(K, classes) logits -> (K,) mean BCE over the classes."""
-        truth = torch.full_like(logits, self.negative)
-        truth.scatter_(1, labels[:, None], self.positive)
-        return self._bce(logits, truth, self.cls_weight).mean(-1)
-
-    def _bce(self, logits: Tensor, truth: Tensor, positive_weight: float) -> Tensor:
-        weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
+    def _bce(self, logits: Tensor, truth: Tensor, positive: float, weight: Tensor) -> Tensor:
+        """The weighted sum; `positive` weighs truth 1."""
+        factor = None if positive == 1 else logits.new_tensor(positive)
+        if self.gamma <= 0:
+            return F.binary_cross_entropy_with_logits(
+                logits, truth, weight, pos_weight=factor, reduction="sum"
+            )
         loss = F.binary_cross_entropy_with_logits(
-            logits, truth, pos_weight=weight, reduction="none"
+            logits, truth, weight, pos_weight=factor, reduction="none"
         )
-        if self.gamma > 0:  # quality focal form: |truth - p|^gamma, arXiv:2006.04388, equation 5
-            loss = loss * (truth - logits.sigmoid()).abs().pow(self.gamma)
-        return loss
+        # quality focal form: |truth - p|^gamma, arXiv:2006.04388, equation 5
+        return (loss * (truth - logits.sigmoid()).abs().pow(self.gamma)).sum()

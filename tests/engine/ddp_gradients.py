@@ -68,8 +68,10 @@ def main(model_file, out):
             images, targets = share(boxes, world.rank) if several else whole(boxes)
             reduce = distributed.all_reduce_sum if several else None
             with nullcontext() if index == len(batches) - 1 else no_sync():
-                losses = loss(forward(images), targets, reduce=reduce, world_size=world.world_size)
-                losses.total.backward()
+                value, _ = loss(
+                    forward(images), targets, reduce=reduce, world_size=world.world_size
+                )
+                value.backward()
         result[name] = {key: parameter.grad for key, parameter in model.named_parameters()}
     if world.is_main:
         torch.save(result, out)

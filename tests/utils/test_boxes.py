@@ -19,7 +19,9 @@ def test_ciou_of_equal_and_apart_boxes() -> None:
     a = torch.tensor([[5.0, 5.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]])
     b = torch.tensor([[5.0, 5.0, 2.0, 2.0], [5.0, 1.0, 2.0, 2.0]])
     # apart: IoU 0, centres 4 apart, hull 6 x 2: 0 - 16/40
-    assert complete_iou(a, b).tolist() == pytest.approx([1.0, -0.4], abs=1e-6)
+    assert complete_iou(a[:, :2], a[:, 2:], b[:, :2], b[:, 2:]).tolist() == pytest.approx(
+        [1.0, -0.4], abs=1e-6
+    )
 
 
 def test_ciou_equals_torchvision_value_and_gradient() -> None:
@@ -27,7 +29,7 @@ def test_ciou_equals_torchvision_value_and_gradient() -> None:
     a = torch.rand(50, 4) + 0.2
     b = torch.rand(50, 4) + 0.2
     ours, theirs = (a.clone().requires_grad_() for _ in range(2))
-    value = complete_iou(ours, b)
+    value = complete_iou(ours[:, :2], ours[:, 2:], b[:, :2], b[:, 2:])
     corners = (box_convert(item, "cxcywh", "xyxy") for item in (theirs, b))
     loss = complete_box_iou_loss(*corners)
     assert torch.allclose(1 - value, loss, atol=1e-5)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import complete_box_iou_loss
 
 from models.builder import build_detector
-from models.losses.anchor import AnchorLoss, assign
+from models.losses.anchor import AnchorLoss, Assignment, Grid, assign
 from models.yaml.parser import parse_spec
 from utils.boxes import Targets
 from utils.hyp import Hyperparameters
@@ -61,24 +61,31 @@ def test_cells_of_a_target(
     device: torch.device, centre: tuple[float, float], expected: set[tuple[int, int]]
 ) -> None:
     x, y = centre[0] * 8, centre[1] * 8
-    anchors = torch.tensor([[2.0, 2.0]], device=device)
-    truth = targets(device, (0, 0, x - 8, y - 8, x + 8, y + 8))
-    found = assign(truth, anchors, size=(8, 8), stride=8, ratio=4.0)
-    cells = torch.stack((found.column, found.row), -1)[found.valid]
+    truth = targets(device, (0, 0, x - 8, y - 8, x + 8, y + 8), (0, 0, 0, 0, 0, 0))  # one pads
+    found = assigned(truth, [[2.0, 2.0]], ratio=4.0)
+    valid = found.valid[0, :, 0]  # (5, M)
+    assert not valid[:, 1].any()
+    cells = found.cells[0, :, 0][valid].cpu()
     assert {(column, row) for column, row in cells.tolist()} == expected
-    boxes = found.boxes[found.valid].cpu()
-    for position in (boxes[:, :2] + cells.cpu()).tolist():
+    for position in (found.centre[0, :, 0][valid].cpu() + cells).tolist():
         assert position == pytest.approx(centre, abs=1e-5)
-    assert boxes[:, 2:].flatten().tolist() == pytest.approx([2.0] * 2 * len(expected), rel=1e-5)
+    assert found.size[0, 0, 0, 0].tolist() == pytest.approx([2.0] * 2, rel=1e-5)
+
+
+def assigned(truth: Targets, anchors: list[list[float]], ratio: float) -> Assignment:
+    """On one level of 8 x 8 cells of 8 px."""
+    device = truth.boxes.device
+    grid = Grid.of(((1, len(anchors), 8, 8),), (8,), (1.0,), device)
+    return assign(truth, torch.tensor([anchors], device=device), grid, ratio=ratio)
 
 
 def test_anchors_are_assigned_by_side_ratio_under_the_limit(device: torch.device) -> None:
-    anchors = torch.tensor([[1.0, 1.0], [2.0, 8.0], [4.0, 4.0], [8.0, 2.0]], device=device)
+    anchors = [[1.0, 1.0], [2.0, 8.0], [4.0, 4.0], [8.0, 2.0]]
     # 32 x 8 px at stride 8 is 4 x 1 cells: ratios (4, 1), (2, 8), (1, 4), (2, 2)
     truth = targets(device, (0, 0, 20, 20, 52, 28))
     for ratio, expected in ((4.0, {3}), (4.01, {0, 2, 3})):
-        found = assign(truth, anchors, size=(8, 8), stride=8, ratio=ratio)
-        assert set(found.anchor[found.valid].tolist()) == expected
+        valid = assigned(truth, anchors, ratio).valid[0]
+        assert set(valid.nonzero()[:, 1].tolist()) == expected
 
 
 def loss_by_loop(raw: list[Tensor], truth: Targets, loss: AnchorLoss) -> Tensor:
@@ -131,7 +138,7 @@ def test_loss_equals_a_plain_loop_value_and_gradient(device: torch.device) -> No
         (1, 1, 50.3, 50.9, 58.0, 59.5), (1, 2, 30.0, 20.0, 62.0, 90.0),
     )  # fmt: skip
     raw = random_maps(loss, 2, 96)
-    ours, reference = loss(raw, truth).total, loss_by_loop(raw, truth, loss)
+    ours, reference = loss(raw, truth)[0], loss_by_loop(raw, truth, loss)
     assert ours.item() == pytest.approx(reference.item(), rel=1e-5)
     for a, b in zip(
         torch.autograd.grad(ours, raw), torch.autograd.grad(reference, raw), strict=True
@@ -142,21 +149,23 @@ def test_loss_equals_a_plain_loop_value_and_gradient(device: torch.device) -> No
 def test_no_targets_leaves_only_objectness(device: torch.device) -> None:
     loss = make_loss(device, 2, 640)
     raw = [torch.zeros_like(y, requires_grad=True) for y in random_maps(loss, 2, 64)]
-    result = loss(raw, targets(device))
-    assert (result.box.item(), result.cls.item()) == (0, 0)
-    assert result.obj.item() == pytest.approx(math.log(2) * (4 + 1 + 0.4), rel=1e-6)
-    result.total.backward()
+    total, parts = loss(raw, targets(device))
+    assert parts.tolist() == pytest.approx([0, math.log(2) * (4 + 1 + 0.4), 0], rel=1e-6)
+    total.backward()
     assert all(torch.isfinite(y.grad).all() for y in raw)
 
 
 def test_one_class_has_no_class_loss_and_smoothing_moves_the_truth(device: torch.device) -> None:
     one = make_loss(device, 1, 64)
-    assert one(random_maps(one, 1, 64), targets(device, (0, 0, 8, 8, 24, 40))).cls.item() == 0
+    truth = targets(device, (0, 0, 8, 8, 24, 40))
+    assert one(random_maps(one, 1, 64), truth)[1][2] == 0
     smooth = make_loss(device, 2, 64, smoothing=0.2)
-    logits = torch.tensor([[math.log(0.9 / 0.1), math.log(0.1 / 0.9)]], device=device)
+    raw = [torch.zeros_like(y) for y in random_maps(smooth, 1, 64)]
+    for y in raw:
+        y[..., 5:] = torch.tensor([math.log(0.9 / 0.1), math.log(0.1 / 0.9)])
     entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))  # the minimum at these truths
-    label = torch.tensor([0], device=device)
-    assert smooth._classes(logits, label).item() == pytest.approx(entropy, rel=1e-5)
+    # two of three levels have an anchor for 16 x 32 px
+    assert smooth(raw, truth)[1][2].item() == pytest.approx(2 * entropy * 0.5 * 2 / 80, rel=1e-5)
 
 
 def test_split_over_ranks_the_gradient_is_that_of_one_process(device: torch.device) -> None:
@@ -166,14 +175,14 @@ def test_split_over_ranks_the_gradient_is_that_of_one_process(device: torch.devi
         device, (0, 2, 10, 5, 40, 60), (0, 1, 12, 5, 41, 61), (1, 0, 2, 3, 60, 60)
     )  # fmt: skip
     whole = random_maps(loss, 4, 64)
-    loss(whole, truth).total.backward()
+    loss(whole, truth)[0].backward()
     halves = [
         [y.detach()[part].requires_grad_() for y in whole] for part in (slice(2), slice(2, 4))
     ]
     counts: list[Tensor] = []
     loss(halves[0], truth, reduce=lambda c: counts.append(c) or c)
     for part, own in zip(halves, (truth, targets(device)), strict=True):
-        loss(part, own, reduce=lambda c: counts[0], world_size=2).total.backward()
+        loss(part, own, reduce=lambda c: counts[0], world_size=2)[0].backward()
     for level, y in enumerate(whole):
         averaged = torch.cat([part[level].grad / 2 for part in halves])
         assert torch.allclose(averaged, y.grad, rtol=1e-5, atol=1e-8)
