@@ -143,22 +143,6 @@ def test_many_comparisons_of_known_detectors(chances, alike, covered, significan
         assert low <= share <= high
 
 
-def test_identical_detectors_differ_by_exactly_nothing():
-    truth, found = whole_pixels(3, images=20, classes=3, boxes=90, detections=600)
-    result = compared(truth, found, found, draw(20, resamples=200))
-    assert (result.delta, result.low, result.high) == (0.0, 0.0, 0.0)
-    assert not result.significant
-
-
-def test_pairing_narrows_the_interval():
-    """On the same images a small steady difference shows; between two draws it does not."""
-    truth, (good, bad) = known(np.random.default_rng(4), (0.62, 0.6), images=100)
-    first, second = (weighted_ap(found, truth, draw(100)) for found in (good, bad))
-    paired = difference(first, second)
-    loose = difference(first, weighted_ap(bad, truth, draw(100, seed=1)))
-    assert paired.high - paired.low < 0.5 * (loose.high - loose.low)
-
-
 def test_the_draw_is_a_function_of_its_seed():
     times = draw(7, resamples=40, seed=3)
     assert times.shape == (41, 7)

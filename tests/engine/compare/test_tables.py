@@ -17,7 +17,7 @@ from engine.compare.config import CompareConfig
 from engine.compare.costs import common_batch, computed_cost, measure, with_speedup
 from engine.compare.plan import model_entries, run_flags, runs
 from engine.compare.protocol import Splits
-from engine.compare.record import Record, plain_spec, save_record
+from engine.compare.record import save_record
 from engine.compare.report.columns import cell, columns_of
 from engine.compare.report.tables import ModelRuns, rows, spread, train_seconds
 from engine.compare.report.text import csv_table, markdown
@@ -39,80 +39,43 @@ from engine.evaluate.coco import coco_metrics
 from engine.measure.latency import LatencyConfig
 from engine.measure.roofline import PEAK_SIZES, PeakSizes
 from engine.train.config import TrainConfig
-from tests.engine.evaluate.test_coco import random_case
+from tests.engine.compare.test_bootstrap import known
+from tests.engine.compare.test_record import PROTOCOL as record_protocol
+from tests.engine.compare.test_record import a_record
 from utils.config import parse
 from utils.errors import UserError
 
-IMAGES = 30
 NOTHING = BoxTable.concatenate([])
 CPU = torch.device("cpu")
-CLASSES = {"name": "d", "classes": ["a", "b"], "val": "0123456789abcdef"}
-DATA = {**CLASSES, "train_images": 100, "val_images": IMAGES}
-PROTOCOL = {"kind": "train", "data": DATA, "image_size": 64}
+ADDED = {"train_images": 100, "val_images": 30}
+PROTOCOL = {"kind": "train", "data": {**record_protocol["data"], **ADDED}, "image_size": 64}
 
 
 def test_the_sample_has_the_shape_of_the_schema(sample):
     assert asdict(construct(Results, sample)) == sample
 
 
-# runs from synthetic detections
-
-
-def detections(truth, share, seed):
-    """Each box is found exactly with probability `share`; one wrong box on each image."""
-    rng = np.random.default_rng(seed)
-    hit = rng.random(len(truth)) < share
-    wrong = np.tile([900.0, 900, 950, 950], (IMAGES, 1)).astype(np.float32)
-    image = np.concatenate((truth.image[hit], np.arange(IMAGES)))
-    order = np.argsort(image, kind="stable")
-    found = BoxTable.detections(
-        image,
-        np.concatenate((truth.labels[hit], np.zeros(IMAGES, np.int64))),
-        np.concatenate((truth.boxes[hit], wrong)),
-        np.concatenate((np.full(hit.sum(), 0.9), np.full(IMAGES, 0.1))).astype(np.float32),
-    )
-    return found.take(order)
-
-
-def metrics_of(found, truth):
-    coco = coco_metrics(found, truth, images=IMAGES, classes=2).twelve
-    classes = [
-        {"name": name, "instances": IMAGES, "ap": coco["AP"] + number / 50, "ap50": None}
-        for number, name in enumerate("ab")
-    ]
-    return {"precision": 0.5, "recall": 0.25, "coco": coco, "per_class": classes}
-
-
 @pytest.fixture(scope="module")
 def table(tmp_path_factory, tiny_model):
     """Three models: a weak one with two seeds, a strong one of which a seed failed, a failed one."""
-    truth, _ = random_case(
-        np.random.default_rng(5), images=IMAGES, classes=3, boxes=90, detections=0, crowd=0
-    )
+    rng, chances = np.random.default_rng(5), {"weak": (0.5, 0.5), "strong": (0.8, 0.8)}
+    truth, founds = known(rng, sum(chances.values(), ()), images=30, alike=False)
     folder = tmp_path_factory.mktemp("records")
     config = CompareConfig(cfg=(str(tiny_model),), imgsz=64)
     base = model_entries(config, classes=2)[0]
     models = []
-    for name, share in (("weak", 0.5), ("strong", 0.8)):
+    for name in chances:
         entry, finished = named(base, name), []
         for seed in (0, 1):
-            found = detections(truth, share, seed)
+            found = founds[2 * len(models) + seed]
+            coco = coco_metrics(found, truth, images=30, classes=2).twelve
+            aps = zip("ab", (coco["AP"], 0.3), strict=True)
+            classes = [{"name": x, "instances": 9, "ap": ap, "ap50": None} for x, ap in aps]
             curves = {"epoch": [0.0, 1.0], "images_per_second": [50.0, 100.0]}
             curves |= {"val_seconds": [1.0, 1.0 + seed], "data_wait_share": [0.2, 0.1]}
-            record = Record(
-                name=name,
-                model_id=name,
-                model=entry.model,
-                spec=plain_spec(base.spec, ""),
-                seed=seed,
-                protocol=PROTOCOL,
-                command=f"train {name} {seed}",
-                metrics=metrics_of(found, truth),
-                best_epoch=1,
-                curves=curves,
-                cost={},
-                environment={"commit": "abc"},
-            )
+            metrics = {"precision": 0.5, "recall": 0.25, "coco": coco, "per_class": classes}
+            known_of_it = {"name": name, "model_id": name, "seed": seed, "protocol": PROTOCOL}
+            record = a_record(**known_of_it, metrics=metrics, curves=curves)
             finished.append(save_record(folder, record, found, truth))
         models.append(ModelRuns(entry, finished))
     one_failed, both_failed = [Run(0, FAILED, "x", "a")], [Run(1, FAILED, "y", "b")]
@@ -140,14 +103,13 @@ def test_rows_are_the_means_of_their_records(table):
         for number, metrics in enumerate(row.classes):
             values = [one.metrics["per_class"][number]["ap"] for one in item.finished]
             assert metrics.AP.values == values
-    assert made[0].accuracy["AP"].sd == pytest.approx(
-        statistics.stdev(made[0].accuracy["AP"].values)
-    )
+        if len(aps) > 1:
+            assert row.accuracy["AP"].sd == pytest.approx(statistics.stdev(aps))
     assert construct(Results, asdict(results_of(made))) == results_of(made)
 
 
 def test_what_became_of_the_runs_and_their_errors(table):
-    _, made, _ = table
+    models, made, truth = table
     assert [row.status for row in made] == [DONE, PARTLY, FAILED]
     assert [row.seeds for row in made] == [[0, 1], [1], []]
     assert [row.cause for row in made] == [None, "seed 0: a", "seed 0: a; seed 1: b"]
@@ -155,7 +117,7 @@ def test_what_became_of_the_runs_and_their_errors(table):
     assert made[2].cost.params > 0
     assert [run.status for run in made[1].runs] == [FAILED, DONE]
     assert made[0].errors.delta["missed"] > made[1].errors.delta["missed"] > 0
-    assert made[0].errors.counts["background"] == IMAGES
+    assert made[1].errors.counts["missed"] == len(truth) - len(models[1].finished[0].detections())
 
 
 def test_the_difference_is_that_of_the_seeds_both_have(table):
@@ -169,7 +131,7 @@ def test_the_difference_is_that_of_the_seeds_both_have(table):
     assert found.delta == pytest.approx(expected)
     assert found.significant
     assert 0 < found.low < found.delta < found.high
-    times = draw(IMAGES)
+    times = draw(30)
     samples = [weighted_ap(x.detections(), truth, times) for x in (strong, weak)]
     straight = difference(*samples)
     assert (found.low, found.high) == (straight.low, straight.high)
@@ -210,19 +172,11 @@ def test_spread_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("causes", "batch"),  # of each model at batch sizes 1 and 32
-    [
-        (["  ", "  "], 32),
-        (["  ", " x", "xx"], 1),
-        (["xx"], None),
-        ([" x", "x "], None),
-    ],
+    ("working", "batch"),  # the batch sizes of 1 and 32 that each model runs at
+    [([{1, 32}, {1, 32}], 32), ([{1, 32}, {1}, set()], 1), ([set()], None), ([{1}, {32}], None)],
 )
-def test_energy_is_of_one_batch_that_all_run_at(causes, batch):
-    sizes = [
-        [LatencyAt(1, one.strip() or None), LatencyAt(32, two.strip() or None)]
-        for one, two in causes
-    ]
+def test_energy_is_of_one_batch_that_all_run_at(working, batch):
+    sizes = [[LatencyAt(n, None if n in able else "x") for n in (1, 32)] for able in working]
     assert common_batch(sizes) == batch
 
 
@@ -230,16 +184,10 @@ SPLITS = Splits("d", evaluated=range(5), trained={"train": range(100)})
 
 
 def test_every_combination_is_a_row():
-    config = CompareConfig(
-        cfg=("yolov5n", "yolov5n-osa"), backbone=("csp-n", "ghostnet-0.5"), imgsz=64
-    )
+    cfg, backbone = ("yolov5n", "yolov5n-osa"), ("csp-n", "ghostnet-0.5")
+    config = CompareConfig(cfg=cfg, backbone=backbone, imgsz=64)
     found = model_entries(config, classes=3)
-    assert [item.name for item in found] == [
-        "yolov5n + csp-n",
-        "yolov5n + ghostnet-0.5",
-        "yolov5n-osa + csp-n",
-        "yolov5n-osa + ghostnet-0.5",
-    ]
+    assert [item.name for item in found] == [f"{a} + {b}" for a in cfg for b in backbone]
     assert len({item.model_id for item in found}) == 4
     flags = run_flags(config, found[1], 7)
     assert flags[:4] == ["--cfg", "yolov5n", "--backbone", "ghostnet-0.5"]
@@ -297,62 +245,59 @@ def test_the_computed_cost_adds_up(tiny_model):
     assert len(cost.guidelines) == 4
 
 
-def measured_rows(found, config):
-    """The conditions, and a row of each model with its costs."""
-    made = rows([ModelRuns(item) for item in found], truth=NOTHING, baseline="")
-    return measure(made, found, device=CPU, config=config)
-
-
 @pytest.fixture
-def quick_peak(monkeypatch):
+def measured(monkeypatch):
+    """Model files -> the conditions, and a row of each model with its costs, at batch 1 and 2."""
     small = PeakSizes(side=32, pixels=4, copy_bytes=1 << 16, repeats=2)
     monkeypatch.setitem(PEAK_SIZES, "cpu", small)
     monkeypatch.setattr(costs, "ENERGY_SECONDS", 0.01)
 
+    def measured(*files):
+        found = model_entries(CompareConfig(cfg=tuple(map(str, files)), imgsz=64), classes=3)
+        made = rows([ModelRuns(item) for item in found], truth=NOTHING, baseline="")
+        config = LatencyConfig(batches=(1, 2), warm_up=1, rounds=5)
+        return measure(made, found, device=CPU, config=config)
 
-@pytest.mark.usefixtures("quick_peak")
+    return measured
+
+
 @pytest.mark.parametrize("part", ["roofline", "measure_energy", "measure_peak"])
-def test_what_cannot_be_measured_of_one_model_is_noted(tiny_model, monkeypatch, part, capsys):
+def test_what_cannot_be_measured_of_one_model_is_noted(
+    tiny_model, measured, monkeypatch, part, capsys
+):
     def broken(*args, **more):
         raise torch.OutOfMemoryError("out of memory\nmore")
 
     monkeypatch.setattr(costs, part, broken)
-    found = model_entries(CompareConfig(cfg=(str(tiny_model),), imgsz=64), classes=3)
-    config = LatencyConfig(batches=(1,), warm_up=1, rounds=5)
-    measurement, (row,) = measured_rows(found, config)
+    measurement, (row,) = measured(tiny_model)
     assert row.latency[0].p50_ms > 0
     assert (row.blocks is None) == (part != "measure_energy")
+    cause = "not measured: OutOfMemoryError: out of memory"
     if part == "measure_peak":
         assert measurement.roof is None
-        assert "not measured: OutOfMemoryError: out of memory" in capsys.readouterr().err
+        assert cause in capsys.readouterr().err
     else:
-        assert "not measured: OutOfMemoryError: out of memory" in row.model.notes
-        assert found[0].model.notes == row.model.notes[:-1]
+        assert row.model.notes[-1] == cause
 
 
-@pytest.mark.usefixtures("quick_peak")
-def test_models_are_measured_side_by_side(tiny_model, tmp_path):
+def test_models_are_measured_side_by_side(tiny_model, measured, tmp_path):
     wide = tmp_path / "wide.yaml"
     wide.write_text("width_multiple: 6\n" + tiny_model.read_text())
-    config = CompareConfig(cfg=(str(tiny_model), str(wide)), imgsz=64)
-    found = model_entries(config, classes=3)
-    config = LatencyConfig(batches=(1, 2), warm_up=1, rounds=5)
-    measurement, made = measured_rows(found, config)
+    measurement, made = measured(tiny_model, wide)
     assert measurement.batches == [1, 2]
     assert measurement.device.startswith("cpu")
     assert measurement.roof["flops_per_second"] > 0
-    small, large = made
     for one in made:
         assert [at.batch for at in one.latency] == [1, 2]
         assert all(0 < at.least_ms <= at.p50_ms <= at.p90_ms for at in one.latency)
+        assert one.status == PROFILED
+    small, large = made
     assert small.latency[0].memory_bytes < large.latency[0].memory_bytes  # not of the clock
-    assert [row.status for row in made] == [PROFILED, PROFILED]
-    total = sum(layer.measured for layer in made[0].cost.layers)
-    assert sum(block.measured for block in made[0].blocks) == pytest.approx(total)
-    results = results_of(made, found[0].name, measurement)
-    plain = json.loads(json.dumps(asdict(results)))
+    total = sum(layer.measured for layer in small.cost.layers)
+    assert sum(block.measured for block in small.blocks) == pytest.approx(total)
+    plain = json.loads(json.dumps(asdict(results_of(made, small.name, measurement))))
     assert asdict(construct(Results, plain)) == plain
-    if made[0].energy is None:
+    if small.energy is None:
         assert "not measured" in markdown(plain)
 
 
