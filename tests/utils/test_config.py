@@ -106,21 +106,16 @@ def test_recipes_that_cannot_be(tmp_path: Path, text: str, message: str) -> None
         load_hyp(str(path))
 
 
-def test_configs_are_found_as_users_type_them() -> None:
-    for name in ("coco", "coco.yaml", "data/coco.yaml"):
-        assert find_config(name, "data").as_posix().endswith("cfg/data/coco.yaml")
-    for name in ("ablations/vgg16", "ablations/vgg16.yaml", "cfg/ablations/vgg16"):
-        assert find_config(name, "").as_posix().endswith("cfg/ablations/vgg16.yaml")
-
-
-def test_a_shipped_file_takes_no_other_place_unsaid(
+def test_configs_are_found_as_users_type_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name in ("ablations/vgg16", "ablations/vgg16.yaml", "cfg/ablations/vgg16"):
+        assert find_config(name, "").as_posix().endswith("cfg/ablations/vgg16.yaml")
     monkeypatch.chdir(tmp_path)
     for name in ("coco", "coco.yaml"):
-        find_config(name, "data")
+        assert find_config(name, "data").as_posix().endswith("cfg/data/coco.yaml")
     assert capsys.readouterr().err == ""
-    for _ in range(2):
+    for _ in range(2):  # a shipped file takes no other place unsaid
         assert find_config("here/coco.yaml", "data").name == "coco.yaml"
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("here/coco.yaml does not exist; ")
@@ -136,6 +131,8 @@ def test_a_shipped_file_takes_no_other_place_unsaid(
     (tmp_path / "coco.yaml").write_text("")
     assert find_config("coco", "data").resolve() != tmp_path / "coco.yaml"  # a name of cfg/data
     assert find_config("coco.yaml", "data").resolve() == tmp_path / "coco.yaml"
+    with pytest.raises(UserError, match="File name too long"):
+        find_config("x" * 300, "data")
 
 
 def test_run_folders_started_at_once_differ(tmp_path: Path) -> None:
@@ -150,11 +147,6 @@ def test_run_folders_started_at_once_differ(tmp_path: Path) -> None:
 def test_a_run_stays_inside_its_project(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="must be a folder inside --project"):
         new_run_dir(str(tmp_path / "runs"), name)
-
-
-def test_a_name_too_long_is_a_user_error() -> None:
-    with pytest.raises(UserError, match="File name too long"):
-        find_config("x" * 300, "data")
 
 
 def test_nearest_and_generators() -> None:

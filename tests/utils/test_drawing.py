@@ -94,13 +94,11 @@ def test_wide_labels_and_boxes_that_are_not_finite_do_not_break_it(box):
 
 
 def test_score_and_label_can_be_hidden():
-    boxes, names = [[10, 40, 150, 90]], ["cat"]
-    full = draw_boxes(grey(), boxes, [0], names=names, scores=[0.5])
-    no_score = draw_boxes(grey(), boxes, [0], names=names, scores=[0.5], hide_conf=True)
-    assert np.array_equal(no_score, draw_boxes(grey(), boxes, [0], names=names))
-    assert not np.array_equal(full, no_score)
-    bare = draw_boxes(grey(), boxes, [0], names=names, scores=[0.5], hide_labels=True)
-    assert changed(bare)[1] >= 39
+    box = {"boxes": [[10, 40, 150, 90]], "labels": [0], "names": ["cat"]}
+    out = [draw_boxes(grey(), **box, scores=[0.5], hide_conf=hidden) for hidden in (True, False)]
+    assert [shows(image, "cat 0.50", 0) for image in out] == [False, True]
+    assert np.array_equal(out[0], draw_boxes(grey(), **box))
+    assert changed(draw_boxes(grey(), **box, scores=[0.5], hide_labels=True))[1] >= 39
 
 
 def test_line_and_letters_grow_with_the_image():

@@ -1,5 +1,6 @@
 """report.html in a real browser: headless Chromium, driven by Selenium."""
 
+import copy
 import json
 import shutil
 
@@ -11,8 +12,10 @@ from engine.compare.report.text import complete
 from engine.evaluate.box_table import BoxTable
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = "headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-sync"
-QUIET = "disable-background-networking disable-component-update"
+FLAGS = (
+    "headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-sync"
+    " disable-background-networking disable-component-update"
+)
 
 
 class Page:
@@ -35,9 +38,9 @@ class Page:
         """Wait until what has changed is drawn."""
         self.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
 
-    def run(self, expression):
+    def run(self, expression, *arguments):
         """The value of a JavaScript expression, or of its promise."""
-        return self.driver.execute_script(f"return ({expression.strip()})")
+        return self.driver.execute_script(f"return ({expression.strip()})", *arguments)
 
     def resize(self, width):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
@@ -47,8 +50,7 @@ class Page:
     def find(self, selector):
         """An element, scrolled to the middle, where the mouse reaches it."""
         node = self.driver.find_element("css selector", selector)
-        scroll = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
-        self.driver.execute_script(scroll, node)
+        self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", node)
         return node
 
     def click(self, selector):
@@ -57,15 +59,14 @@ class Page:
 
     def enter(self, identifier, value, event="change"):
         """Put a value into a field or a select, as a reader does."""
-        script = "[node, node.value, type] = arguments; node.dispatchEvent(new Event(type))"
-        self.driver.execute_script(
-            f"let node, type; {script}", self.find(f"#{identifier}"), value, event
-        )
+        node = self.find(f"#{identifier}")
+        self.run("arguments[0].value = arguments[1]", node, value)
+        self.run("arguments[0].dispatchEvent(new Event(arguments[1]))", node, event)
         self.settle()
 
     def texts(self, selector):
-        nodes = f"document.querySelectorAll({json.dumps(selector)})"
-        return self.run(f"Array.from({nodes}, (node) => node.textContent)")
+        found = "[...document.querySelectorAll(arguments[0])].map((node) => node.textContent)"
+        return self.run(found, selector)
 
     def models(self):
         """The names in the table of results, from top to bottom."""
@@ -97,7 +98,7 @@ def page():
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for flag in f"{FLAGS} {QUIET}".split():
+    for flag in FLAGS.split():
         options.add_argument(f"--{flag}")
     service = webdriver.ChromeService(executable_path=program)  # so that none is downloaded
     driver = webdriver.Chrome(options=options, service=service)
@@ -105,26 +106,20 @@ def page():
     driver.quit()
 
 
-def variant(row, name, *, ap, milliseconds, flops):
-    copy = json.loads(json.dumps(row))
-    copy["name"] = name
-    copy["accuracy"]["AP"] = {"mean": ap, "sd": 0.01, "values": [ap - 0.005, ap + 0.005]}
-    copy["latency"][0]["p50_ms"] = milliseconds
-    copy["cost"]["flops"] = flops
-    return copy
-
-
 @pytest.fixture(scope="session")
 def results(root):
     """The sample, and rows at known positions: fast, slow, and beaten by all."""
     sample = json.loads((root / "tests/engine/compare/data_compare_sample.json").read_text())
-    model = sample["rows"][1]
-    sample["rows"] += [
-        variant(model, "fast", ap=0.3, milliseconds=5.0, flops=800_000_000),
-        variant(model, "slow", ap=0.5, milliseconds=40.0, flops=900_000_000),
-        variant(model, "beaten", ap=0.2, milliseconds=50.0, flops=990_000_000),
-        variant(model, "costs only", ap=0.0, milliseconds=9.0, flops=1),
-    ]
+    for name, ap, milliseconds, flops in (
+        ("fast", 0.3, 5.0, 800_000_000),
+        ("slow", 0.5, 40.0, 900_000_000),
+        ("beaten", 0.2, 50.0, 990_000_000),
+        ("costs only", 0.0, 9.0, 1),
+    ):
+        row = copy.deepcopy(sample["rows"][1])
+        row["name"], row["latency"][0]["p50_ms"], row["cost"]["flops"] = name, milliseconds, flops
+        row["accuracy"]["AP"] = {"mean": ap, "sd": 0.01, "values": [ap - 0.005, ap + 0.005]}
+        sample["rows"].append(row)
     sample["rows"][4]["difference"]["AP"].update(delta=0.09, low=0.05, high=0.12)
     untrained = dict.fromkeys(("accuracy", "classes", "difference", "errors", "training"))
     sample["rows"][-1].update(untrained, runs=[], seeds=[], status="profiled")
