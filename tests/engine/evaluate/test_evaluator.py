@@ -42,16 +42,19 @@ IMAGES = (
 
 
 class Finder(nn.Module):
-    """Stands in for a detector: finds the extent of what is red (0) or green (1), surely."""
+    """Stands in for a detector: finds the extent of what is red (0) or green (1), surely.
+
+    Its boxes and scores are multiplied by `broken`.
+    """
 
     names: tuple[str, ...] = ("red", "green")
     max_stride = 32
 
-    def __init__(self) -> None:
+    def __init__(self, broken: tuple[float, float] = (1, 1)) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
-        self.norm = nn.BatchNorm2d(1)
-        self.batches: list[tuple[int, ...]] = []
+        self.broken = broken
+        self.batches: list[Tensor] = []
 
     @property
     def head(self) -> Finder:
@@ -59,7 +62,7 @@ class Finder(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         assert not self.training
-        self.batches.append(tuple(images.shape))
+        self.batches.append(images)
         return [images]
 
     def decode(self, raw: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -73,19 +76,7 @@ class Finder(nn.Module):
                     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
                     boxes[number, label] = torch.stack(box).float()
                     scores[number, label, label] = 0.9 - number / 100
-        return boxes, scores
-
-
-class Broken(Finder):
-    """Its boxes or class scores are not numbers, by the factors."""
-
-    def __init__(self, boxes: float = torch.inf, scores: float = 1) -> None:
-        super().__init__()
-        self.factors = (boxes, scores)
-
-    def decode(self, raw: list[Tensor]) -> tuple[Tensor, Tensor]:
-        boxes, scores = super().decode(raw)
-        return boxes * self.factors[0], scores * self.factors[1]
+        return boxes * self.broken[0], scores * self.broken[1]
 
 
 def make_index(
@@ -213,7 +204,7 @@ def test_augmented_views_come_back_to_their_positions(index):
     plain_boxes, plain_scores = model.decode([images])
     all_boxes, all_scores = decode_augmented(model, images, plain_boxes, plain_scores)
     assert all_boxes.shape == (4, 6, 4)
-    assert model.batches == [(4, 3, 64, 64), (4, 3, 64, 64)]  # 54 and 43 px, padded
+    assert [tuple(batch.shape) for batch in model.batches] == [(4, 3, 64, 64)] * 2  # padded
     for view in (1, 2):
         boxes, scores = (item[:, 2 * view : 2 * view + 2] for item in (all_boxes, all_scores))
         torch.testing.assert_close(scores, plain_scores)
@@ -225,15 +216,9 @@ class TestModel:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_images_come_in_the_type_of_the_weights(self, run, index, dtype):
         """Half precision is a model of float16: nothing is cast again in each forward pass."""
-        types = set()
-
-        class Typed(Finder):
-            def forward(self, images: Tensor) -> list[Tensor]:
-                types.add(images.dtype)
-                return super().forward(images)
-
-        assert run(index, model=Typed().to(dtype)).map == pytest.approx(1)
-        assert types == {dtype}
+        model = Finder().to(dtype)
+        assert run(index, model=model).map == pytest.approx(1)
+        assert {images.dtype for images in model.batches} == {dtype}
 
     def test_losses_are_means_over_images(self, run, index, device):
         torch.manual_seed(0)
@@ -253,7 +238,7 @@ class TestModel:
         model.weight.data[:] = torch.nan
         with pytest.raises(UserError, match="non-finite weights"):
             run(index, model=model)
-        for broken in (Broken(), Broken(1, torch.nan)):
+        for broken in (Finder((torch.inf, 1)), Finder((1, torch.nan))):
             with pytest.raises(UserError, match=r"images/0\.png: the model's outputs are not fin"):
                 run(index, model=broken)
 
@@ -358,7 +343,7 @@ def one_rank(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", store, timeout=timeout, rank=rank, world_size=2)
     (folder / str(rank)).mkdir()
     index, answers = make_index(folder / str(rank)), []
-    for model in (Finder(), Broken() if rank == 1 else Finder()):
+    for model in (Finder(), Finder((torch.inf if rank == 1 else 1, 1))):
         batches = loader(index, rank=rank, world_size=2, batch_size=2)
         try:
             metrics = evaluate_on(CPU, index, model=model, batches=batches)

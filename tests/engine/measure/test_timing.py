@@ -285,16 +285,6 @@ class TestRoofline:
         assert peak.launch_seconds == pytest.approx(1 / 200)
         assert peak.to_dict()["ridge"] == peak.flops_per_second / 8192
 
-    def test_a_real_model_on_this_device(self, monkeypatch):
-        monkeypatch.setitem(room.PEAK_SIZES, "cpu", PeakSizes(128, 8, 1 << 20, repeats=3))
-        peak = measure_peak(CPU)
-        assert min(peak.to_dict().values()) > 0
-        model = prepare(build_detector(load_spec("yolov5n-ghost"), classes=3), CPU)
-        found = roofline(model, sample_images(1, 64, CPU, like=model), peak, rounds=3)
-        assert len(found) == len(model.layers)
-        assert all(row.measured > 0 for row in found)
-        assert sum(row.predicted for row in found) > 0
-
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_rows_of_a_gpu_add_up_to_the_forward(self):
