@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -277,32 +274,3 @@ def test_validation_deals_images_to_ranks_and_fills_batches(make_index):
     empty = ValLoader(make_index(1), config(rank=1, world_size=2, workers=1))
     assert len(empty) == 0
     assert list(empty) == []
-
-
-def test_a_killed_worker_is_named_and_the_program_ends(rectangles, root):
-    """Workers ignore SIGTERM, with which multiprocessing ends what is left of them."""
-    program = f"""
-import os, signal
-from data.index.dataset import load_dataset_config, load_split
-from data.loading.loader import LoaderConfig, TrainLoader
-from utils.hyp import Hyperparameters
-index = load_split(load_dataset_config({str(rectangles)!r}), "train")
-config = LoaderConfig(image_size=64, batch_size=1, stride=32, workers=2, seed=0)
-loader = TrainLoader(index, config, Hyperparameters())
-next(iter(loader))
-victim = loader._loader._iterator._workers[1].pid
-os.kill(victim, signal.SIGKILL)
-try:
-    for _ in range(3):
-        list(loader)
-except Exception as error:
-    print(victim, type(error).__name__, str(error).strip())
-"""
-    words = [sys.executable, "-c", program]
-    done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=30, check=True)
-    assert "Traceback" not in done.stderr
-    (line,) = done.stdout.splitlines()
-    victim, kind, message = line.split(" ", 2)
-    # torch's handler of SIGCHLD raises RuntimeError where it comes outside the iteration
-    assert kind in {"FeatherDetError", "RuntimeError"}
-    assert re.search(rf"worker .pid.*{victim}", message)

@@ -422,12 +422,14 @@ def test_leaving_the_loop_ends_the_reader_threads():
 def test_dead_urls_say_which_and_why_in_time(tmp_path):  # D9
     with Server() as closed:
         pass
-    with Server() as server, socket.create_server(("127.0.0.1", 0)) as mute:
+    refusal = {"/login": response(status="401 Unauthorized")}  # FFmpeg knows other ways to log in
+    with Server(refusal) as server, socket.create_server(("127.0.0.1", 0)) as mute:
         never = f"127.0.0.1:{mute.getsockname()[1]}/live"
         causes = {
             closed.url("/live"): "Connection refused",
             closed.url("/live", "rtsp"): "Connection refused",
             server.url("/nothing"): "HTTP 404 Not Found",
+            server.url("/login"): "sent no readable video within 1 s",
             f"http://{never}": "no answer in time",
             f"rtsp://{never}": "no answer in time",
         }
