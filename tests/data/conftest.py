@@ -1,7 +1,5 @@
 """Fixtures of the data tests: a cache folder of their own, and small data sets made by hand."""
 
-from __future__ import annotations
-
 import json
 
 import cv2

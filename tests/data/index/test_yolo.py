@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -176,13 +174,15 @@ def test_last_part_images_is_replaced(scan, tmp_path, write_image, yaml_file):
     assert scan(yaml_file("path: images/set\ntrain: images\nnames: [a]\n")).boxes == 1
 
 
-def test_linked_folders_are_followed_once(scan, tmp_path, write_image, yaml_file):
+def test_folders_come_in_order_and_linked_ones_once(scan, tmp_path, write_image, yaml_file):
+    for name in "fcaebd":
+        write_image(tmp_path / "train" / name / "a.jpg")
     write_image(tmp_path / "real" / "a.jpg")
-    (tmp_path / "train").mkdir()
     (tmp_path / "train" / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "back").symlink_to(tmp_path / "real")
     index = scan(yaml_file("train: train\nnames: [a]\n"))
-    assert [record.path for record in index.records] == [tmp_path / "train" / "link" / "a.jpg"]
+    names = [record.path.parent.name for record in index.records]
+    assert names == ["a", "b", "c", "d", "e", "f", "link"]
     assert not index.problems
 
 

@@ -1,7 +1,5 @@
 """The embedded data set: the same bits every time, true annotations, safe to make at any moment."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
