@@ -170,7 +170,7 @@ GONE = object()
 ONE_CLASS = {"name": "a", "instances": 1, "ap": 0.5, "ap50": 0.5}
 WRONG = {
     "name": ["a\x1b[2Jb", 3],
-    "seed": ["0", True],
+    "seed": ["0", True, -1],
     "command": [GONE],
     "model": [[]],
     "model.notes": ["none"],
@@ -189,7 +189,7 @@ WRONG = {
     "metrics.per_class": [[], [{"name": "a"}], [ONE_CLASS] * 2],
     "curves": [{"epoch": ["x"]}, {"epoch": [0.0], "b": [1.0, 2.0]}, {"epoch": [5e-324]}],
     "curves.epoch": [GONE],
-    "environment": [{"commit": ["x"]}, {"commit": 3}],
+    "environment": [{"commit": 3}, {"torch": ["x"]}],
     "training": [[]],
 }
 
