@@ -53,17 +53,6 @@ class TransferReport:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """The tensors of a checkpoint of either kind, and what the head's tensors mean."""
-
-    state: Mapping[str, Tensor]
-    head: tuple[int, int]  # classes, anchors per level
-    strides: tuple[int, ...]
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    epsilon: float | None = None  # of the backbone's BN, where the file has it
-
-
 def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
     """Write `payload` (tensors, dicts, lists, tuples, text, numbers, None) to `path`, atomically.
 
@@ -135,46 +124,54 @@ def transfer(model: Detector, weights: str | Path) -> TransferReport:
     The detection convolutions fit only with as many classes and anchors, the anchors only with the
     same strides.  Raises UserError for a file of neither kind, or with non-finite weights.
     """
-    source = _read_weights(Path(weights))
-    require_finite(source.state, str(weights))
-    own = model.state_dict()
-    head = model.head
+    path = Path(weights)
+    content = _own_content(path)
+    donor = detector_of(content, path) if content else None
+    if donor is not None:
+        state, strides = donor.state_dict(), donor.stride
+        outputs = (donor.head.classes, donor.head.anchors_per_level)
+    else:
+        found = read_yolov5(path)
+        state, strides = found.state_dict, found.strides
+        outputs = (len(found.names), found.anchors.shape[1])
+    require_finite(state, str(path))
+    own, head = model.state_dict(), model.head
+    same_outputs = outputs == (head.classes, head.anchors_per_level)
     prefix = f"model.{len(model.layers) - 1}."
-    same_head = source.head == (head.classes, head.anchors_per_level)
     fitting: dict[str, Tensor] = {}
-    for name, value in source.state.items():
+    for name, value in state.items():
         fits = name in own and own[name].shape == value.shape
         if name.startswith(f"{prefix}m."):
-            fits = fits and same_head  # 3 * (5 + 15) and 4 * (5 + 10) outputs are both 60
+            fits = fits and same_outputs  # 3 * (5 + 15) and 4 * (5 + 10) outputs are both 60
         elif name == f"{prefix}anchors":
-            fits = fits and source.strides == model.stride
+            fits = fits and strides == model.stride
         if fits:
             fitting[name] = value
     model.load_state_dict(fitting, strict=False)
-    stem = [name for name in own if name.startswith("model.0.")]
-    settings = _settings(model, source) if all(name in fitting for name in stem) else ()
+    stem = all(name in fitting for name in own if name.startswith("model.0."))
     return TransferReport(
-        settings=settings,
+        settings=_take_settings(model, donor) if stem else (),
         source=str(weights),
         loaded=tuple(fitting),
-        missing=tuple(name for name in own if name not in source.state),
-        unfit=tuple(name for name in own if name in source.state and name not in fitting),
-        unused=tuple(name for name in source.state if name not in own),
+        missing=tuple(name for name in own if name not in state),
+        unfit=tuple(name for name in own if name in state and name not in fitting),
+        unused=tuple(name for name in state if name not in own),
     )
 
 
-def _settings(model: Detector, source: _Weights) -> tuple[str, ...]:
+def _take_settings(model: Detector, donor: Detector | None) -> tuple[str, ...]:
     """Give `model` the settings its stem's weights were trained with; the changes as text."""
     changed = []
-    if source.normalisation != model.spec.normalisation and source.normalisation is not None:
-        model.set_normalisation(*source.normalisation)
-        mean, std = (" ".join(f"{value:g}" for value in item) for item in source.normalisation)
+    normalisation = donor.spec.normalisation if donor else None
+    if normalisation is not None and normalisation != model.spec.normalisation:
+        model.set_normalisation(*normalisation)
+        mean, std = (" ".join(f"{value:g}" for value in item) for item in normalisation)
         changed.append(f"input: (image - mean) / std, mean {mean}, std {std}")
-    if source.normalisation is None and model.spec.normalisation is not None:
+    if normalisation is None and model.spec.normalisation is not None:
         changed.append("input: the model's own normalisation stays, these weights had none")
-    if source.epsilon is not None and source.epsilon != model.backbone_epsilon:
-        model.set_backbone_epsilon(source.epsilon)
-        changed.append(f"BatchNorm of the backbone: epsilon {source.epsilon:g}")
+    if donor and donor.backbone_epsilon != model.backbone_epsilon:
+        model.set_backbone_epsilon(donor.backbone_epsilon)
+        changed.append(f"BatchNorm of the backbone: epsilon {donor.backbone_epsilon:g}")
     return tuple(changed)
 
 
@@ -209,32 +206,16 @@ def require_finite(state: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def _read_weights(path: Path) -> _Weights:
-    content = _own_content(path)
-    if content:
-        model = detector_of(content, path)
-        head = (model.head.classes, model.head.anchors_per_level)
-        return _Weights(
-            model.state_dict(), head, model.stride, model.spec.normalisation, model.backbone_epsilon
-        )
-    found = read_yolov5(path)
-    return _Weights(found.state_dict, (len(found.names), found.anchors.shape[1]), found.strides)
-
-
 def detector_of(content: Mapping[str, Any], path: Path) -> Detector:
     """The complete detector of a checkpoint's `content`; UserError naming its `path` otherwise."""
-    for key, kind in (("spec", dict), ("names", list), ("model", dict)):
-        if not isinstance(content.get(key), kind):
-            raise UserError(f"{path}: not a detector's checkpoint: no usable {key!r} in it")
-    names, state = content["names"], content["model"]
     try:
+        names = [str(name) for name in content["names"]]
         spec = ModelSpec.from_dict(content["spec"])
-        model = build_detector(spec, classes=len(names), names=[str(name) for name in names])
+        model = build_detector(spec, classes=len(names), names=names)
+        state = {name: value.detach() for name, value in content["model"].items()}
     except Exception as error:
         cause = cause_of(error)
-        raise UserError(f"{path}: a damaged specification of the model: {cause}") from error
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: not a detector's checkpoint: 'model' holds more than tensors")
+        raise UserError(f"{path}: not a detector's checkpoint, or damaged: {cause}") from error
     load_all(model, state, str(path))
     return model
 
@@ -242,7 +223,12 @@ def detector_of(content: Mapping[str, Any], path: Path) -> Detector:
 def _checked(value: Any, key: str) -> Any:
     """A copy in plain containers, tensors detached, on the CPU and without unused storage."""
     if isinstance(value, Tensor):
-        return _checked_tensor(value, key)
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            found = f"{value.layout}, {value.device}"
+            raise TypeError(f"{key} is a tensor without plain values ({found})")
+        value = value.detach().cpu().as_subclass(Tensor)
+        whole = value.untyped_storage().nbytes() == math.prod(value.shape) * value.element_size()
+        return value if whole else value.clone()
     if value is None or isinstance(value, bool):
         return value
     for kind in SCALARS:  # torch.__version__ is a subclass of str, numpy.float64 of float
@@ -262,11 +248,3 @@ def _checked(value: Any, key: str) -> Any:
         f"{key} is a {type(value).__name__}; a checkpoint holds tensors, dicts, lists, tuples, "
         "text, numbers and None only"
     )
-
-
-def _checked_tensor(value: Tensor, key: str) -> Tensor:
-    if value.layout is not torch.strided or value.is_meta or value.is_quantized:
-        raise TypeError(f"{key} is a tensor without plain values ({value.layout}, {value.device})")
-    value = value.detach().cpu().as_subclass(Tensor)
-    whole = value.untyped_storage().nbytes() == math.prod(value.shape) * value.element_size()
-    return value if whole else value.clone()

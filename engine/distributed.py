@@ -166,13 +166,6 @@ def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
             dist.broadcast(tensor, src=0)
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is set on any rank; waits for the device when there are several ranks."""
-    if not is_active():
-        return flag
-    return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item())
-
-
 def cleanup() -> None:
     """Leave the process group."""
     if is_active():

@@ -53,14 +53,11 @@ class TrainConfig:
     batch_size: int = option(
         16,
         flags=("--batch",),
+        min=-1,
         help="images per step over all ranks; -1: as many as fit on one GPU",
     )
     imgsz: int = option(
-        640,
-        flags=("--img", "--img-size"),
-        min=1,
-        max=MAX_PIXELS,
-        help="network size in pixels",
+        640, flags=("--img", "--img-size"), min=1, max=MAX_PIXELS, help="network size in pixels"
     )
     rect: bool = option(
         False, help="rectangular batches of images of similar shape, without mosaic"
@@ -76,18 +73,13 @@ class TrainConfig:
     noautoanchor: bool = option(False, help="keep the model's anchors as they are")
     noplots: bool = option(False, help="write no images or plots")
     cache: str = option(
-        "none",
-        choices=CACHES,
-        const="ram",
-        help="keep decoded images in memory or on disk",
+        "none", choices=CACHES, const="ram", help="keep decoded images in memory or on disk"
     )
     device: str = option("", help="cpu or a GPU number; '': CUDA if present")
     multi_scale: bool = option(False, help="vary the image size of each batch by up to half")
     single_cls: bool = option(False, help="treat all classes as one")
     optimizer: str = option(
-        "SGD",
-        choices=OPTIMIZERS,
-        help="Adam and AdamW start the bias warm-up at lr0 or below",
+        "SGD", choices=OPTIMIZERS, help="Adam and AdamW start the bias warm-up at lr0 or below"
     )
     sync_bn: bool = option(False, help="batch normalisation over all ranks (CUDA only)")
     workers: int = option(
@@ -111,7 +103,7 @@ class TrainConfig:
         metavar="NAME=FACTOR",
         help="multiply the learning rate of rows, named as in --freeze: backbone=0.1 neck=0.5",
     )
-    save_period: int = option(-1, help="also keep a checkpoint every N epochs; -1: off")
+    save_period: int = option(-1, min=-1, help="also keep a checkpoint every N epochs; -1: off")
     seed: int = option(
         0, min=0, max=2**63 - 1, help="seed of initial weights, image order and augmentation"
     )
@@ -132,10 +124,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.batch_size < 1 and self.batch_size != -1:
-            raise ValueError(f"--batch-size must be positive or -1, got {self.batch_size}")
-        if self.save_period < 1 and self.save_period != -1:
-            raise ValueError(f"--save-period must be positive or -1, got {self.save_period}")
+        if self.batch_size == 0 or self.save_period == 0:
+            raise ValueError("--batch-size and --save-period must be positive or -1, got 0")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
         if self.backbone_weights and self.weights:
@@ -159,17 +149,16 @@ class TrainConfig:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`; ValueError for an impossible value or an unknown key."""
-        default = TrainConfig().to_dict()
+        """The inverse of `to_dict`; any error for an impossible value or an unknown key."""
+        default = TrainConfig()
+        plain: dict[str, Any] = {}
         for key, value in values.items():
-            if key not in default:
-                raise ValueError(f"unknown setting {key!r}")
-            allowed = (int, float) if type(default[key]) is float else type(default[key])
-            if not isinstance(value, allowed) and key != "resume":
-                raise ValueError(f"{flag(key)} is {value!r}")
-        plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
+            plain[key] = tuple(value) if isinstance(value, list) else value
+            kind = type(getattr(default, key))
+            if key != "resume" and not isinstance(
+                plain[key], (int, float) if kind is float else kind
+            ):
+                raise TypeError(f"{flag(key)} is {value!r}")
         return TrainConfig(**plain)
 
     def resumed_as(self, saved: TrainConfig, given: Collection[str]) -> TrainConfig:

@@ -41,7 +41,7 @@ def announce(run: TrainRun) -> None:
     settings = ", ".join(f"{key}={value}" for key, value in changed(config).items())
     say(f"settings: {settings or 'all default'}")
     write_yaml(run.folder / "opt.yaml", config.to_dict())
-    if not run.resumed:
+    if config.resume is None:
         counted = profile(model, config.imgsz)
         say(row_table(counted))
         say("; ".join((summary(counted, model.spec.source), *model.spec.notes)))

@@ -169,6 +169,21 @@ def largest_batch(
         say(f"--batch-size -1 measures GPU memory; on a CPU the batch is {DEFAULT_BATCH}")
         return DEFAULT_BATCH
     trial = copy.deepcopy(model).train()
+
+    def step_memory(batch: int) -> int:
+        """Peak bytes of one forward and backward pass."""
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_reserved(device)
+        images = torch.zeros(batch, 3, image_size, image_size, device=device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        index = torch.arange(batch, device=device).repeat_interleave(BOXES_PER_IMAGE)
+        corners = torch.tensor([0.25, 0.25, 0.5, 0.5], device=device) * image_size
+        targets = Targets(index, torch.zeros_like(index), corners.expand(len(index), 4))
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            raw = trial(images)
+        loss(raw, targets)[0].backward()
+        return torch.cuda.max_memory_reserved(device) - before
+
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -177,9 +192,7 @@ def largest_batch(
     batch = 1
     while batch <= MAX_BATCH and max(used.values(), default=0) <= budget:
         try:
-            used[batch] = _step_memory(
-                trial, loss, batch=batch, size=image_size, device=device, autocast=autocast
-            )
+            used[batch] = step_memory(batch)
         except torch.OutOfMemoryError:
             break
         finally:
@@ -213,26 +226,3 @@ def batch_on_line(used: dict[int, int], budget: float) -> int:
         return min(above, MAX_BATCH)
     fitting = int(below + (budget - used[below]) / slope)
     return max(min(fitting, 2 * above, MAX_BATCH), 1)
-
-
-def _step_memory(
-    model: Detector,
-    loss: AnchorLoss,
-    *,
-    batch: int,
-    size: int,
-    device: torch.device,
-    autocast: torch.dtype | None,
-) -> int:
-    """Peak bytes of one forward and backward pass."""
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_reserved(device)
-    images = torch.zeros(batch, 3, size, size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    index = torch.arange(batch, device=device).repeat_interleave(BOXES_PER_IMAGE)
-    corners = torch.tensor([0.25, 0.25, 0.5, 0.5], device=device) * size
-    targets = Targets(index, torch.zeros_like(index), corners.expand(len(index), 4))
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        raw = model(images)
-    loss(raw, targets)[0].backward()
-    return torch.cuda.max_memory_reserved(device) - before

@@ -89,13 +89,9 @@ class Schedule:
             return Rates((peak, peak, peak), hyp.momentum, self.accumulate)
         done = step / self.warmup_steps
         bias_start = min(hyp.warmup_bias_lr, hyp.lr0) if self.adaptive else hyp.warmup_bias_lr
-        rising = _between(0.0, peak, done)
+        accumulate = 1 + (self.nominal_batch / self.batch_size - 1) * done
         return Rates(
-            (_between(bias_start, peak, done), rising, rising),
-            _between(hyp.warmup_momentum, hyp.momentum, done),
-            max(round(_between(1.0, self.nominal_batch / self.batch_size, done)), 1),
+            (bias_start + (peak - bias_start) * done, peak * done, peak * done),
+            hyp.warmup_momentum + (hyp.momentum - hyp.warmup_momentum) * done,
+            max(round(accumulate), 1),
         )
-
-
-def _between(start: float, end: float, done: float) -> float:
-    return start + (end - start) * done

@@ -107,7 +107,6 @@ def prepare_run(
         hyp=hyp,
         world=world,
         folder=distributed.broadcast_object(folder) or Path(),
-        resumed=saved is not None,
         train=train,
         val=val,
         loader=loader,

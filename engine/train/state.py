@@ -27,6 +27,8 @@ from models.losses.anchor import AnchorLoss
 from utils.errors import FeatherDetError
 from utils.hyp import Hyperparameters
 
+PLAIN = ("epoch", "batches", "pending", "losses", "best_fitness", "best_epoch", "rows")
+
 
 class NonFiniteError(FeatherDetError):
     """A loss, gradient or weight is not a number; nothing was saved after it."""
@@ -74,13 +76,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "gradients": gradients if self.pending else None,
-            "epoch": self.epoch,
-            "batches": self.batches,
-            "pending": self.pending,
-            "losses": self.losses,
-            "best_fitness": self.best_fitness,
-            "best_epoch": self.best_epoch,
-            "rows": self.rows,
+            **{name: getattr(self, name) for name in PLAIN},
         }
 
     def load_dict(self, saved: Mapping[str, Any], *, epochs: int, steps: int) -> None:
@@ -154,7 +150,6 @@ class TrainRun:
     hyp: Hyperparameters
     world: Distributed
     folder: Path
-    resumed: bool
     train: DataIndex
     val: DataIndex
     loader: TrainLoader

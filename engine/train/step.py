@@ -29,45 +29,25 @@ DRAWN_BATCHES = 3  # train_batch0.jpg to train_batch2.jpg
 CONSOLE = ("Epoch", "GPU_mem", "box_loss", "obj_loss", "cls_loss", "Instances", "Size")
 
 
-class FiniteGuard:
-    """Notes on the device which batches had a loss or gradient that is not finite.
+Noted = list[tuple[int, tuple[int | str, ...], Tensor]]  # batch, its images, what a step returned
 
-    `check` reads the notes, which waits for the device.
+
+def check_finite(state: TrainState, noted: Noted) -> None:
+    """Raise NonFiniteError naming the first of the `noted` batches with a bad loss or gradient.
+
+    Waits for the device.  With fp16 the scaler skips an update whose gradient is not finite and
+    lowers its scale; that is normal until the scale falls under 1.
     """
-
-    def __init__(self, state: TrainState) -> None:
-        self._state = state
-        self._first_bad = torch.full((2,), -1, dtype=torch.int64, device=state.device)
-        self._noted: list[tuple[int, tuple[int | str, ...]]] = []
-
-    def note(self, values: Tensor, image_ids: tuple[int | str, ...]) -> None:
-        """Remember the batch `state.batches` and its `values`, (2,): as train_step returns them."""
-        new = (self._first_bad < 0) & ~torch.isfinite(values)
-        self._first_bad = torch.where(new, len(self._noted), self._first_bad)
-        self._noted.append((self._state.batches, image_ids))
-
-    def check(self) -> None:
-        """Raise NonFiniteError naming the first bad batch since the last check.
-
-        With fp16 the scaler skips an update whose gradient is not finite and lowers its scale; that
-        is normal until the scale falls under 1.
-        """
-        loss, norm = self._first_bad.tolist()
-        noted, self._noted = self._noted, []
-        self._first_bad = torch.full_like(self._first_bad, -1)
-        scaler = self._state.scaler
-        skipped = scaler.is_enabled() and scaler.get_scale() >= MIN_LOSS_SCALE
-        bad = [index for index in ((loss,) if skipped else (loss, norm)) if index >= 0]
-        if not bad:
-            return
-        index, image_ids = noted[min(bad)]
-        what = "loss" if min(bad) == loss else "gradient"
-        names = ", ".join(map(str, image_ids[:16])) + (" ..." if len(image_ids) > 16 else "")
-        raise NonFiniteError(
-            f"the {what} is not finite at epoch {self._state.epoch}, batch {index}, images {names};"
-            " stopped without saving: last.pt, if there is one, holds the last good state; try a"
-            " lower lr0, a longer warm-up, or --amp off"
-        )
+    skipped = state.scaler.is_enabled() and state.scaler.get_scale() >= MIN_LOSS_SCALE
+    finite = torch.stack([values for _, _, values in noted]).isfinite().tolist()
+    for (index, image_ids, _), (loss, norm) in zip(noted, finite, strict=True):
+        if not loss or not (norm or skipped):
+            names = ", ".join(map(str, image_ids[:16])) + (" ..." if len(image_ids) > 16 else "")
+            raise NonFiniteError(
+                f"the {'gradient' if loss else 'loss'} is not finite at epoch {state.epoch}, batch"
+                f" {index}, images {names}; stopped without saving: last.pt, if there is one, holds"
+                " the last good state; try a lower lr0, a longer warm-up, or --amp off"
+            )
 
 
 def to_network(images: Tensor) -> Tensor:
@@ -143,27 +123,27 @@ def train_epoch(run: TrainRun, batches: Iterable[Batch], request: StopRequest) -
     """
     state, world, total = run.state, run.world, run.schedule.steps_per_epoch
     read_every = READ_EVERY if state.device.type == "cuda" else 1
-    guard = FiniteGuard(state)
+    noted: Noted = []
     stopped = False
+    bar = tqdm(total=total, initial=state.batches, dynamic_ncols=True, disable=not world.is_main)
     asked = time.perf_counter()
-    with tqdm(
-        total=total, initial=state.batches, dynamic_ncols=True, disable=not world.is_main
-    ) as bar:
+    with bar:
         for batch in batches:
             run.clock.waited += time.perf_counter() - asked
             run.clock.end("data")
             draw_batch(run, batch)
-            guard.note(train_step(run, batch), batch.image_ids)
+            noted.append((state.batches, batch.image_ids, train_step(run, batch)))
             state.batches += 1
             bar.update()
             if state.batches % read_every == 0 or state.batches == total:
-                guard.check()
+                check_finite(state, noted)
+                noted.clear()
                 bar.set_description(console_row(run, batch), refresh=False)
-                stopped = distributed.any_rank(request.signal != 0, state.device)
+                signalled = torch.tensor(float(request.signal != 0), device=state.device)
+                stopped = bool(distributed.all_reduce_sum(signalled))
                 if stopped:
                     break
             asked = time.perf_counter()
-    guard.check()
     if state.pending and world.world_size > 1:
         # no backward pass has averaged these; equal ones, which one has, stay as they are
         for parameter in trainable(state.optimizer):

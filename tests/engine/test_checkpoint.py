@@ -1,7 +1,5 @@
 """Checkpoints: complete or absent, plain values only, by their kind, never loaded in part."""
 
-from __future__ import annotations
-
 import collections
 import enum
 import io
@@ -11,10 +9,8 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +29,6 @@ from engine.checkpoint import (
     transfer,
 )
 from models.builder import build_detector
-from models.detector import Detector
 from models.yaml.parser import parse_spec
 from utils.environment import run_environment
 from utils.errors import FeatherDetError, TerminatedError, UserError
@@ -53,18 +48,18 @@ YAML: dict[str, Any] = {
 }
 
 
-def small(classes: int = 2, **changes: Any) -> Detector:
+def small(classes=2, **changes):
     torch.manual_seed(classes)
     names = [f"class {index}" for index in range(classes)]
     return build_detector(parse_spec({**YAML, **changes}, "test"), classes=classes, names=names)
 
 
-def saved(path: Path, model: Detector, **more: Any) -> Path:
+def saved(path, model, **more):
     save_checkpoint(path, {**model_payload(model), **more})
     return path
 
 
-def in_child(work: Callable[[], None]) -> int:
+def in_child(work):
     """Do `work` in a forked process, as a training run that dies; its exit code or -signal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of forking with threads: the child uses none of them
@@ -79,90 +74,59 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def die(*_: Any, **__: Any) -> None:
+def die(*_, **__):
     """What the kernel does when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def evil(path: Path, marker: Path, *, legacy: bool = False) -> Path:
-    """A checkpoint whose pickle runs a (harmless) command in Python's own unpickler."""
+def test_round_trip(tmp_path):
+    base = torch.arange(6.0).view(2, 3)
+    payload = {
+        "tensors": {"a": base, "b": base.half(), "c": base.T, "d": torch.tensor(True)},
+        "parameter": torch.nn.Parameter(base),
+        "part": torch.zeros(1_000_000)[:10],
+        "list": [1, 2.5, "text", None, True, (1, [2])],
+        3: {"deep": collections.OrderedDict(x=1)},
+        "version": torch.__version__,  # a subclass of str, as the next is of float
+        "score": np.float64(0.25),
+    }
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, payload)
+    assert path.stat().st_size < 20_000  # the part of the large tensor is stored alone
+    found = load_checkpoint(path)
+    assert torch.load(path, weights_only=True).keys() == found.keys()
+    assert found.pop("format") == "featherdet-1"
+    assert found.keys() == payload.keys()
+    for name, value in payload["tensors"].items():
+        assert torch.equal(found["tensors"][name], value)
+        assert found["tensors"][name].dtype == value.dtype
+    assert type(found["parameter"]) is Tensor
+    assert torch.equal(found["parameter"], base)
+    assert found["list"] == payload["list"]
+    assert type(found[3]["deep"]) is dict
+    assert found[3] == {"deep": {"x": 1}}
+    assert (type(found["version"]), type(found["score"])) == (str, float)
+    assert found["score"] == 0.25
 
-    class Payload:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.system, (f"touch {marker}",)
 
-    content = {"format": "featherdet-1", "model": [torch.zeros(2), Payload()]}
-    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    return path
-
-
-class TestSave:
-    def test_round_trip(self, tmp_path: Path) -> None:
-        base = torch.arange(6.0).view(2, 3)
-        payload = {
-            "tensors": {"a": base, "b": base.half(), "c": base.T, "d": torch.tensor(True)},
-            "parameter": torch.nn.Parameter(base),
-            "list": [1, 2.5, "text", None, True, (1, [2])],
-            3: {"deep": collections.OrderedDict(x=1)},
-        }
-        save_checkpoint(tmp_path / "x.pt", payload)
-        found = load_checkpoint(tmp_path / "x.pt")
-        assert found.pop("format") == "featherdet-1"
-        assert found.keys() == payload.keys()
-        for name, value in payload["tensors"].items():
-            assert torch.equal(found["tensors"][name], value)
-            assert found["tensors"][name].dtype == value.dtype
-        assert type(found["parameter"]) is Tensor
-        assert torch.equal(found["parameter"], base)
-        assert found["list"] == payload["list"]
-        assert found[3] == {"deep": {"x": 1}}
-        assert type(found[3]["deep"]) is dict
-
-    def test_loads_with_torch_alone(self, tmp_path: Path) -> None:
-        path = saved(tmp_path / "x.pt", small(), metrics={"mAP": np.float64(0.5)})
-        found = torch.load(path, weights_only=True)
-        assert found["format"] == "featherdet-1"
-        assert found["metrics"] == {"mAP": 0.5}
-
-    def test_part_of_a_large_tensor_is_stored_alone(self, tmp_path: Path) -> None:
-        save_checkpoint(tmp_path / "x.pt", {"t": torch.zeros(1_000_000)[:10]})
-        assert (tmp_path / "x.pt").stat().st_size < 10_000
-
-    @pytest.mark.parametrize(
-        ("value", "cause"),
-        [
-            ({"a": [0, {"b": Path("x")}]}, r"checkpoint\.top\.a\.1\.b is a PosixPath"),
-            ({"a": {1, 2}}, r"checkpoint\.top\.a is a set"),
-            (np.zeros(2), r"checkpoint\.top is a ndarray"),
-            ([np.float32(1)], r"checkpoint\.top\.0 is a float32"),
-            ({(1, 2): 0}, r"checkpoint\.top has a tuple as a key"),
-            (torch.float16, r"checkpoint\.top is a dtype"),
-            (torch.nn.Linear(1, 1), r"checkpoint\.top is a Linear"),
-            (lambda: 0, r"checkpoint\.top is a function"),
-            (enum.Enum("E", "a").a, r"checkpoint\.top is a E"),
-            (torch.zeros(2).to_sparse(), r"checkpoint\.top is a tensor without plain values"),
-            (torch.zeros(2, device="meta"), r"checkpoint\.top is a tensor without plain values"),
-        ],
-    )
-    def test_other_values_are_named(self, tmp_path: Path, value: Any, cause: str) -> None:
-        with pytest.raises(TypeError, match=cause):
-            save_checkpoint(tmp_path / "x.pt", {"top": value})
-        assert list(tmp_path.iterdir()) == []
-
-    def test_subclasses_of_plain_values_become_plain(self, tmp_path: Path) -> None:
-        payload = {"version": torch.__version__, "score": np.float64(0.25), "flag": True}
-        save_checkpoint(tmp_path / "x.pt", payload)
-        found = load_checkpoint(tmp_path / "x.pt")
-        assert {key: type(found[key]) for key in payload} == {
-            "version": str,
-            "score": float,
-            "flag": bool,
-        }
-        assert found["score"] == 0.25
-
-    def test_missing_folder_is_one_line(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"could not be written \(No such file or directory\)$"):
-            save_checkpoint(tmp_path / "none" / "x.pt", {})
+@pytest.mark.parametrize(
+    ("value", "cause"),
+    [
+        ({"a": [0, {"b": Path("x")}]}, r"checkpoint\.top\.a\.1\.b is a PosixPath"),
+        ({"a": {1, 2}}, r"checkpoint\.top\.a is a set"),
+        (np.zeros(2), r"checkpoint\.top is a ndarray"),
+        ([np.float32(1)], r"checkpoint\.top\.0 is a float32"),
+        ({(1, 2): 0}, r"checkpoint\.top has a tuple as a key"),
+        (torch.nn.Linear(1, 1), r"checkpoint\.top is a Linear"),
+        (enum.Enum("E", "a").a, r"checkpoint\.top is a E"),
+        (torch.zeros(2).to_sparse(), r"checkpoint\.top is a tensor without plain values"),
+        (torch.zeros(2, device="meta"), r"checkpoint\.top is a tensor without plain values"),
+    ],
+)
+def test_other_values_are_named(tmp_path, value, cause):
+    with pytest.raises(TypeError, match=cause):
+        save_checkpoint(tmp_path / "x.pt", {"top": value})
+    assert list(tmp_path.iterdir()) == []
 
 
 VALUES = 30_000  # so few that torch starts no threads, which a forked process lacks
@@ -170,17 +134,6 @@ VALUES = 30_000  # so few that torch starts no threads, which a forked process l
 
 def save_epoch(path: Path, epoch: int) -> None:
     save_checkpoint(path, {"epoch": epoch, "w": torch.full((VALUES,), float(epoch))})
-
-
-def test_c3_kill_between_saves(tmp_path: Path) -> None:
-    def work() -> None:
-        save_epoch(path, 0)
-        save_epoch(path, 1)
-        die()
-
-    path = tmp_path / "last.pt"
-    assert in_child(work) == -signal.SIGKILL
-    assert load_checkpoint(path)["epoch"] == 1
 
 
 def open_and_write_half(path: Path, mode: str) -> Any:
@@ -198,9 +151,7 @@ def open_and_write_half(path: Path, mode: str) -> Any:
     [(Path, "open", open_and_write_half), (os, "fsync", die), (Path, "replace", die)],
     ids=["half", "before the disk", "before the name"],
 )
-def test_c4_kill_half_way_in_the_write(
-    tmp_path: Path, owner: Any, name: str, replacement: Callable[..., None]
-) -> None:
+def test_c4_kill_half_way_in_the_write(tmp_path, owner, name, replacement):
     def work() -> None:
         setattr(owner, name, replacement)
         save_epoch(path, 2)
@@ -217,13 +168,13 @@ def test_c4_kill_half_way_in_the_write(
     assert load_checkpoint(path)["epoch"] == 2
 
 
-def test_c5_write_fails(tmp_path: Path) -> None:
+def test_c5_write_fails(tmp_path):
     path, log = tmp_path / "run" / "last.pt", tmp_path / "log"
     path.parent.mkdir()
     save_epoch(path, 1)
     before = path.read_bytes()
     size = len(before)
-    limits = (1, 64, 1000, 5000, size // 2, size - 5000, size - 65, size - 1)
+    limits = (1, 1000, size // 2, size - 1)
 
     def work() -> None:
         lines = []
@@ -257,12 +208,8 @@ def test_c5_write_fails(tmp_path: Path) -> None:
     ],
 )
 def test_what_interrupts_a_write_is_not_a_write_error(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-    expected: Any,
-    message: str | None,
-) -> None:
+    tmp_path, monkeypatch, error, expected, message
+):
     def interrupted(*_: Any) -> None:
         raise error
 
@@ -279,30 +226,27 @@ READERS = {
     "load_detector": lambda path: load_detector(path, device="cpu"),
     "transfer": lambda path: transfer(small(), path),
 }
+every_reader = pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 
 
-@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_c1_c2_not_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Any
-) -> None:
-    def no_network(*_: Any, **__: Any) -> None:
+@every_reader
+def test_c1_c2_not_a_checkpoint(tmp_path, monkeypatch, reader):
+    def no_network(*_, **__):
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(socket, "socket", no_network)
     whole = saved(tmp_path / "x.pt", small()).read_bytes()
-    pipe = tmp_path / "pipe.pt"
-    os.mkfifo(pipe)
-    cases = {
-        "zero.pt": (b"", "not a checkpoint: the file is empty"),
-        "text.pt": (b"hello\n", "not a checkpoint: it is text"),
-        "cut.pt": (whole[: len(whole) // 2], "not a checkpoint: truncated or damaged"),
-        "last byte.pt": (whole[:-1], "not a checkpoint: truncated or damaged"),
-        "pickle.pt": (pickle.dumps({"a": 1}, 2), "not a checkpoint: a pickle that torch.save did"),
-        "missing.pt": (None, r"missing\.pt: no such file \(nothing is downloaded\)"),
-        ".": (None, "not a checkpoint: it is a directory"),
-        "pipe.pt": (None, "not a checkpoint: it is not a regular file"),
-    }
-    for name, (content, cause) in cases.items():
+    os.mkfifo(tmp_path / "pipe.pt")
+    for name, content, cause in (
+        ("zero.pt", b"", "not a checkpoint: the file is empty"),
+        ("text.pt", b"hello\n", "not a checkpoint: it is text"),
+        ("cut.pt", whole[: len(whole) // 2], "not a checkpoint: truncated or damaged"),
+        ("last byte.pt", whole[:-1], "not a checkpoint: truncated or damaged"),
+        ("pickle.pt", pickle.dumps({"a": 1}, 2), "not a checkpoint: a pickle that torch.save did"),
+        ("missing.pt", None, r"missing\.pt: no such file \(nothing is downloaded\)"),
+        (".", None, "not a checkpoint: it is a directory"),
+        ("pipe.pt", None, "not a checkpoint: it is not a regular file"),
+    ):
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=cause) as caught:
@@ -314,36 +258,29 @@ def test_c1_c2_not_a_checkpoint(
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_s4_s5_payload_never_runs(tmp_path: Path, reader: Any, legacy: bool) -> None:
-    marker = tmp_path / "marker"
-    path = evil(tmp_path / "evil.pt", marker, legacy=legacy)
-    with pytest.raises(UserError, match=r"refused: the file names '(posix|nt)\.system'"):
+@every_reader
+def test_s4_s5_payload_never_runs(tmp_path, reader, legacy):
+    marker, path = tmp_path / "marker", tmp_path / "evil.pt"
+
+    class Payload:
+        def __reduce__(self):
+            return os.system, (f"touch {marker}",)
+
+    content = {"format": "featherdet-1", "model": [torch.zeros(2), Payload()]}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError, match=r"refused: the file names '(posix|nt)\.system'") as caught:
         reader(path)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
     assert not marker.exists()
     torch.load(path, weights_only=False)  # the payload is a real one
     assert marker.exists()
 
 
-def test_s4_s5_exit_code(tmp_path: Path, root: Path) -> None:
-    """What a script does with it: exit 2 and one line."""
-    marker = tmp_path / "marker"
-    path = evil(tmp_path / "evil.pt", marker)
-    code = (
-        "from utils.errors import run_script\nfrom engine.checkpoint import load_detector\n"
-        "run_script(lambda argv: load_detector(argv[0], device='cpu'))"
-    )
-    command = [sys.executable, "-c", code, str(path)]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {path}: refused: the file names '")
-    assert result.stderr.count("\n") == 1
-    assert not marker.exists()
-
-
-def test_s12_genuine_file_and_its_copy_are_equal(shared: Path, tmp_path: Path) -> None:
+def test_s12_genuine_file_and_its_copy_are_equal(shared, tmp_path):
     """Imported, written as our own, read again: the same tensors, names, strides and output."""
-    model = load_detector(shared / "weights/yolov5n.pt", device="cpu")
+    genuine = shared / "weights/yolov5n.pt"
+    model = load_detector(genuine, device="cpu")
     assert not model.training
     again = load_detector(saved(tmp_path / "x.pt", model), device="cpu")
     first, second = model.state_dict(), again.state_dict()
@@ -354,22 +291,21 @@ def test_s12_genuine_file_and_its_copy_are_equal(shared: Path, tmp_path: Path) -
     with torch.no_grad():
         pairs = zip(model(image), again(image), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(UserError, match="not written by FeatherDet"):
+        load_checkpoint(genuine)  # to resume it
 
 
-def test_fused_model_computes_the_same(tmp_path: Path) -> None:
-    path = saved(tmp_path / "x.pt", small())
-    image = torch.rand(1, 3, 64, 64)
+def test_fused_model_computes_the_same(tmp_path):
+    path, image = saved(tmp_path / "x.pt", small()), torch.rand(1, 3, 64, 64)
+    plain, fused = (load_detector(path, device="cpu", fuse=fuse) for fuse in (False, True))
+    assert not any(".bn." in name for name in fused.state_dict())
     with torch.no_grad():
-        plain = load_detector(path, device="cpu")(image)
-        fused_model = load_detector(path, device="cpu", fuse=True)
-        fused = fused_model(image)
-    assert not any(".bn." in name for name in fused_model.state_dict())
-    for a, b in zip(plain, fused, strict=True):
-        assert torch.allclose(a, b, atol=1e-4)
+        for a, b in zip(plain(image), fused(image), strict=True):
+            assert torch.allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_r4_non_finite_weights_are_named(tmp_path: Path, bad: float) -> None:
+def test_r4_non_finite_weights_are_named(tmp_path, bad):
     model = small()
     model.state_dict()["model.1.bn.running_var"][3] = bad
     path = saved(tmp_path / "x.pt", model)
@@ -381,26 +317,26 @@ def test_r4_non_finite_weights_are_named(tmp_path: Path, bad: float) -> None:
 
 
 ONE_SHORT = {k: v for k, v in small().state_dict().items() if k != "model.3.conv.weight"}
+DAMAGED = "x.pt: not a detector's checkpoint, or damaged: "
 
 
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"spec": None}, "no usable 'spec'"),
-        ({"spec": {"layers": []}}, "damaged specification"),
-        ({"names": 3}, "no usable 'names'"),
-        ({"names": []}, "damaged specification"),
+        ({"spec": None}, DAMAGED),
+        ({"spec": {"layers": []}}, DAMAGED),
+        ({"names": 3}, DAMAGED),
+        ({"names": []}, DAMAGED),
         ({"names": ["a", "b", "c"]}, "of another shape"),
+        ({"model": 5}, DAMAGED),
         ({"model": {}}, "missing"),
-        ({"model": {"a": 1}}, "holds more than tensors"),
+        ({"model": {"a": 1}}, DAMAGED),
         ({"model": {"a": torch.zeros(1)}}, r"1 unknown \(a\)"),
         ({"model": ONE_SHORT}, r"1 missing \(model\.3\.conv\.weight\), 0 unknown, 0 of"),
         ({"format": "featherdet-9"}, "format 'featherdet-9' is not known, expected 'featherdet-1'"),
     ],
 )
-def test_partial_or_damaged_content_is_refused(
-    tmp_path: Path, change: dict[str, Any], cause: str
-) -> None:
+def test_partial_or_damaged_content_is_refused(tmp_path, change, cause):
     path = tmp_path / "x.pt"
     save_checkpoint(path, {**model_payload(small()), **change})
     with pytest.raises(UserError, match=cause) as caught:
@@ -408,26 +344,8 @@ def test_partial_or_damaged_content_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_only_own_checkpoints_are_resumed(shared: Path) -> None:
-    with pytest.raises(UserError, match="not written by FeatherDet"):
-        load_checkpoint(shared / "weights/yolov5n.pt")
-
-
-def test_compressed_zip_is_refused(tmp_path: Path) -> None:
-    """torch would unpack it into as much memory as it says."""
-    path, bomb = saved(tmp_path / "x.pt", small()), tmp_path / "bomb.pt"
-    with (
-        zipfile.ZipFile(path) as source,
-        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target,
-    ):
-        for name in source.namelist():
-            target.writestr(name, source.read(name))
-    with pytest.raises(UserError, match="compressed"):
-        load_checkpoint(bomb)
-
-
-@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path: Path, reader: Any) -> None:
+@every_reader
+def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path, reader):
     model = small()
     content = bytearray(saved(tmp_path / "x.pt", model).read_bytes())
     weight = model.model[1].conv.weight.detach().numpy().tobytes()
@@ -438,9 +356,7 @@ def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path: Path, reader: Any) -> No
 
 
 @pytest.mark.parametrize("error", [TerminatedError(), KeyboardInterrupt()], ids=["term", "int"])
-def test_a_signal_while_a_checkpoint_is_read_is_not_a_damaged_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_a_signal_while_a_checkpoint_is_read_is_not_a_damaged_file(tmp_path, monkeypatch, error):
     def interrupted(*_: Any, **__: Any) -> None:
         raise error
 
@@ -452,7 +368,7 @@ def test_a_signal_while_a_checkpoint_is_read_is_not_a_damaged_file(
                 load_checkpoint(path)
 
 
-def test_no_path_of_this_machine_is_kept(tmp_path: Path) -> None:
+def test_no_path_of_this_machine_is_kept(tmp_path):
     file = tmp_path / "own.yaml"
     model = build_detector(parse_spec(YAML, str(file)), classes=2)
     assert model.spec.source == str(file)
@@ -461,7 +377,7 @@ def test_no_path_of_this_machine_is_kept(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(found)
 
 
-def test_strip_takes_the_training_state_only(tmp_path: Path) -> None:
+def test_strip_takes_the_training_state_only(tmp_path):
     state = {"optimizer": torch.zeros(100_000)}
     path = saved(tmp_path / "best.pt", small(), train_state=state, epoch=7)
     before = load_checkpoint(path)
@@ -474,32 +390,18 @@ def test_strip_takes_the_training_state_only(tmp_path: Path) -> None:
 
 
 class TestTransfer:
-    def test_all_of_the_same_model(self, tmp_path: Path) -> None:
+    def test_all_of_the_same_model(self, tmp_path):
         path, model = saved(tmp_path / "x.pt", small(2)), small(2)
         torch.nn.init.zeros_(model.model[0].conv.weight)
         report = transfer(model, path)
         assert report.loaded == tuple(model.state_dict())
         assert report.missing == report.unfit == report.unused == ()
-        assert (
-            report.text()
-            == f"{path}: {len(report.loaded)} of the model's {len(report.loaded)} tensors loaded"
-        )
+        count = len(report.loaded)
+        assert report.text() == f"{path}: {count} of the model's {count} tensors loaded"
         source = load_checkpoint(path)["model"]
         assert all(torch.equal(source[name], value) for name, value in model.state_dict().items())
 
-    def test_other_classes_load_all_but_the_detection(self, tmp_path: Path) -> None:
-        model = small(5)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        report = transfer(model, saved(tmp_path / "x.pt", small(2)))
-        detection = {f"model.5.m.{level}.{part}" for level in (0, 1) for part in ("weight", "bias")}
-        assert set(report.unfit) == detection
-        assert set(report.loaded) == set(before) - detection
-        assert report.missing == report.unused == ()
-        after = model.state_dict()
-        assert all(torch.equal(after[name], before[name]) for name in detection)
-        assert "  4 of another shape: model.5.m.0.weight" in report.text()
-
-    def test_same_shape_by_chance_does_not_fit(self, tmp_path: Path) -> None:
+    def test_same_shape_by_chance_does_not_fit(self, tmp_path):
         """3 anchors x (5 + 5) and 2 anchors x (5 + 10) outputs: 30 each."""
         model = small(10, anchors=[[10, 13, 16, 30], [30, 61, 62, 45]])
         source = small(5)
@@ -508,7 +410,7 @@ class TestTransfer:
         assert "model.5.m.0.weight" in report.unfit
         assert "model.5.anchors" in report.unfit
 
-    def test_anchors_need_the_same_strides(self, tmp_path: Path) -> None:
+    def test_anchors_need_the_same_strides(self, tmp_path):
         backbone = [*YAML["backbone"][:-1], [-1, 1, "Conv", [64, 3, 1]]]
         model = small(2, backbone=backbone)
         assert model.stride == (8, 8)
@@ -517,7 +419,7 @@ class TestTransfer:
         assert report.unfit == ("model.5.anchors",)
         assert torch.equal(model.head.anchors, before)
 
-    def test_other_architecture(self, tmp_path: Path) -> None:
+    def test_other_architecture(self, tmp_path):
         backbone = [list(row) for row in YAML["backbone"]]
         backbone[2][2] = "C3Ghost"
         backbone[3][3] = [96, 3, 2]
@@ -533,7 +435,7 @@ class TestTransfer:
             f"  {len(report.unused)} in the file but not in the model",
         ]
 
-    def test_genuine_file(self, shared: Path) -> None:
+    def test_genuine_file(self, shared):
         weights = shared / "weights/yolov5n.pt"
         source = load_detector(weights, device="cpu")
         model = build_detector(source.spec, classes=3)
@@ -544,7 +446,7 @@ class TestTransfer:
         assert torch.equal(model.model[0].conv.weight, source.model[0].conv.weight)
 
 
-def test_environment_is_plain_and_names_no_path(root: Path) -> None:
+def test_environment_is_plain_and_names_no_path(root):
     found = run_environment(torch.device("cpu"))
     assert found["torch"] == str(torch.__version__)
     assert found["numpy"] == np.__version__
@@ -555,28 +457,20 @@ def test_environment_is_plain_and_names_no_path(root: Path) -> None:
         assert str(found["commit"]).removesuffix("-dirty") == head.stdout.strip()
 
 
-def test_transfer_takes_the_normalisation_that_the_weights_expect(tmp_path: Path) -> None:
+def test_transfer_takes_the_settings_that_the_weights_expect(tmp_path):
     mean, std = (0.5, 0.25, 0.125), (0.5, 1.0, 2.0)
     trained, plain, own = small(), small(), small()
     trained.set_normalisation(mean, std)
+    trained.set_backbone_epsilon(0.5)
     own.set_normalisation(std, std)
     path = saved(tmp_path / "trained.pt", trained)
     transfer(plain, path)
     assert plain.spec.normalisation == (mean, std)
-    images = torch.rand(1, 3, 64, 64)
-    for ours, theirs in zip(plain.eval()(images), trained.eval()(images), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    report = transfer(own, path)
-    assert own.spec.normalisation == (mean, std)  # the weights decide, and the report says so
-    assert "mean 0.5 0.25 0.125, std 0.5 1 2" in report.text()
-
-
-def test_transfer_takes_the_epsilon_of_the_backbone(tmp_path: Path) -> None:
-    trained, plain = small(), small()
-    trained.set_backbone_epsilon(0.5)
-    report = transfer(plain, saved(tmp_path / "trained.pt", trained))
     assert plain.backbone_epsilon == 0.5
-    assert "epsilon 0.5" in report.text()
     images = torch.rand(1, 3, 64, 64)
     for ours, theirs in zip(plain.eval()(images), trained.eval()(images), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    text = transfer(own, path).text()
+    assert own.spec.normalisation == (mean, std)  # the weights decide, and the report says so
+    assert "mean 0.5 0.25 0.125, std 0.5 1 2" in text
+    assert "epsilon 0.5" in text
