@@ -144,8 +144,7 @@ def _inert(value: Any) -> Any:
 
 def notes(results: Plain) -> list[str]:
     """What the table's numbers mean and how they were made; plain sentences."""
-    protocol, measurement = results["protocol"], results["measurement"]
-    baseline = results["baseline"] or NOTHING
+    protocol, baseline = results["protocol"], results["baseline"] or NOTHING
     lines = []
     if "data" in protocol:
         split, seeds = protocol.get("split", "val"), protocol.get("seeds")
@@ -160,14 +159,14 @@ def notes(results: Plain) -> list[str]:
         "FLOPs are 2 MACs of one image; MAC MB is ShuffleNetV2's memory access cost of the"
         " convolutions; activations: peak memory of the feature maps."
     )
-    if measurement is not None and len(results["rows"]) > 1:
+    here, elsewhere = _devices(results)
+    if here and len(results["rows"]) > 1:
         lines.append(
             f"Speed-up: FLOPs, and median time, of {baseline} divided by those of the row."
         )
-    if measurement is not None:
-        here = _device_text(measurement["device"], measurement["threads"])
+    if here:
         lines.append(f"Times on {here}, models in turn, BN folded, without decoding and NMS.")
-    if elsewhere := _trained_elsewhere(results):
+    if elsewhere:
         lines.append(f"The runs were made on another device: {elsewhere}.")
     commits, made = _commits(results)
     if len(commits) == 1:
@@ -194,18 +193,18 @@ def _commits(results: Plain) -> tuple[list[str], list[Plain]]:
     return [one.removesuffix(DIRTY)[:12] + end for one, end in dirty.items()], made
 
 
-def _device_text(device: str, threads: int | None) -> str:
-    """'cpu (x86_64), torch threads: 2'."""
-    return device if threads is None else f"{device}, torch threads: {threads}"
-
-
-def _trained_elsewhere(results: Plain) -> str:
-    """Where the runs were made, if that is not where the costs were measured; else ''."""
+def _devices(results: Plain) -> tuple[str, str]:
+    """Where the costs were measured, and where the runs were made if elsewhere; '' for neither."""
     made, measured = results["protocol"].get("device"), results["measurement"]
-    if not made or measured is None:
-        return ""
-    there = _device_text(str(made.get("name")), made.get("threads"))
-    return "" if there == _device_text(measured["device"], measured["threads"]) else there
+    if measured is None:
+        return "", ""
+
+    def text(device: object, threads: int | None) -> str:
+        return f"{device}" if threads is None else f"{device}, torch threads: {threads}"
+
+    here = text(measured["device"], measured["threads"])
+    there = text(made.get("name"), made.get("threads")) if made else here
+    return here, "" if there == here else there
 
 
 def lead(results: Plain) -> str:
@@ -238,8 +237,7 @@ def summary(results: Plain) -> list[dict[str, str]]:
         seeds = ", ".join(map(str, protocol.get("seeds") or ()))
         items.append(("Training", f"{training['epochs']} epochs", f"seeds {seeds}"))
     if measured:
-        elsewhere = _trained_elsewhere(results)
-        device = _device_text(measured["device"], measured["threads"])
+        device, elsewhere = _devices(results)
         items.append(("Device", device, f"runs on {elsewhere}" if elsewhere else ""))
     if commits := _commits(results)[0]:
         warnings = [f"warning: {len(commits)} commits in one table"] * (len(commits) > 1)
