@@ -119,7 +119,7 @@ def measure(
     ]
     batch = common_batch([row.latency for row in measured])
     for index, row in enumerate(measured):
-        if _working(row.latency):
+        if any(at.cause is None for at in row.latency):
             measured[index] = _with_details(row, candidates[row.name], peak, device, batch)
     sources = [row.energy.source for row in measured if row.energy is not None]
     measurement = Measurement(
@@ -137,15 +137,11 @@ def _latency(found: Latency | str, batch: int) -> LatencyAt:
     return LatencyAt(batch, found) if isinstance(found, str) else _taken(LatencyAt, found)
 
 
-def _working(latency: Sequence[LatencyAt]) -> set[int]:
-    """The batch sizes that a model ran at."""
-    return {entry.batch for entry in latency if entry.cause is None}
-
-
 def common_batch(latencies: Sequence[Sequence[LatencyAt]]) -> int | None:
     """The largest batch size that all models run at, except those that run at none."""
-    working = [found for found in map(_working, latencies) if found]
-    return max(set.intersection(*working), default=None) if working else None
+    working = [{at.batch for at in latency if at.cause is None} for latency in latencies]
+    able = [batches for batches in working if batches]
+    return max(set.intersection(*able), default=None) if able else None
 
 
 def _with_details(

@@ -47,7 +47,13 @@ def page(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]] = ())
     library = _asset(LIBRARY)
     script = "\n".join(map(_asset, SCRIPTS))
     style = "\n".join(map(_asset, STYLES))
-    heading = html.escape(_heading(results))
+    names = [row["name"] for row in results["rows"]]
+    heading = results["baseline"] or (names[0] if names else "no model")
+    if len(names) > 1:
+        heading += f" and {len(names) - 1} {'other' if len(names) == 2 else 'others'}"
+    if data := results["protocol"].get("data"):
+        heading += f" on {data['name']}"
+    heading = html.escape(heading)
     return Template(_asset("template.html")).substitute(
         policy=_policy(scripts=(library, script), style=style),
         title=f"{heading} · FeatherDet",
@@ -62,15 +68,6 @@ def page(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]] = ())
 
 def _asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")
-
-
-def _heading(results: Mapping[str, Any]) -> str:
-    names = [row["name"] for row in results["rows"]]
-    first = results["baseline"] or (names[0] if names else "no model")
-    others = len(names) - 1
-    title = f"{first} and {others} {'other' if others == 1 else 'others'}" if others > 0 else first
-    data = (results["protocol"].get("data") or {}).get("name")
-    return f"{title} on {data}" if data else title
 
 
 def _policy(*, scripts: Sequence[str], style: str) -> str:
