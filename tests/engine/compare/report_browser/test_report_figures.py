@@ -35,28 +35,28 @@ def test_headings_sort_rows_by_mouse_and_keyboard_and_absent_numbers_come_last(o
     assert opened.models()[: len(flops)] == sorted(flops, key=flops.get)
 
 
+def limit(opened, key, sign, value):
+    opened.enter("limit-key", key)
+    opened.enter("limit-sign", sign)
+    opened.enter("limit-value", value, "input")
+    opened.click("#limit-add")
+
+
 def test_groups_of_columns_are_hidden_and_rows_filtered_in_table_and_chart(opened):
     heading = opened.find("thead [data-path='cost.backbone.macs']")
     assert not heading.is_displayed()
     opened.click("[data-columns='Cost by section']")
     assert heading.is_displayed()
-    opened.enter("filter-words", "ghost cfg", "input")
-    assert opened.models() == ["yolov5n-ghost", "fast", "slow", "beaten", "costs only"]
-    opened.enter("filter-words", "nothing like this", "input")
-    assert opened.models() == []
+    ghosts = ["yolov5n-ghost", "fast", "slow", "beaten", "costs only"]
+    for words, names in (("ghost cfg", ghosts), ("nothing like this", [])):
+        opened.enter("filter-words", words, "input")
+        assert opened.models() == names
     opened.enter("filter-words", "", "input")
-    opened.enter("limit-key", "cost.flops")
-    opened.enter("limit-sign", "≤")
-    opened.enter("limit-value", "0.85", "input")  # G, as shown
-    opened.click("#limit-add")
+    limit(opened, "cost.flops", "≤", "0.85")  # G, as shown
     assert "slow" not in opened.models()
     opened.click(".chips button")
-    opened.enter("limit-key", "accuracy.AP")
-    opened.enter("limit-sign", "≥")
-    opened.enter("limit-value", "0.4", "input")
-    opened.click("#limit-add")
-    assert opened.models() == ["yolov5n", "slow"]
-    assert opened.front() == ["yolov5n", "slow"]
+    limit(opened, "accuracy.AP", "≥", "0.4")
+    assert opened.models() == opened.front() == ["yolov5n", "slow"]
     opened.click(".chips button")
     assert opened.front() == ["fast", "yolov5n", "slow"]
     assert len(opened.models()) == 7
@@ -93,14 +93,15 @@ def test_points_are_where_the_numbers_are_a_drag_zooms_and_bars_can_be_hidden(op
     assert np.corrcoef(ap, top)[0, 1] == pytest.approx(-1, abs=1e-6)
     over = opened.find("#pareto-plot .u-over")
     width = over.size["width"]
-    edge = (over, 2 - width // 2, 0)
-    mouse = webdriver.ActionChains(opened.driver).move_to_element_with_offset(*edge)
-    mouse.click_and_hold().move_by_offset(width // 2, 0).release().perform()
+
+    def mouse():
+        actions = webdriver.ActionChains(opened.driver)
+        return actions.move_to_element_with_offset(over, 2 - width // 2, 0)
+
+    mouse().click_and_hold().move_by_offset(width // 2, 0).release().perform()
     opened.settle()
     assert 0 < len(opened.run(positions)) < len(spots)
-    webdriver.ActionChains(opened.driver).move_to_element_with_offset(
-        *edge
-    ).double_click().perform()
+    mouse().double_click().perform()
     opened.settle()
     assert opened.run(positions) == spots
     drawn = "document.querySelector('#pareto-plot canvas').toDataURL()"
