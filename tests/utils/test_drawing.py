@@ -114,19 +114,16 @@ def test_line_and_letters_grow_with_the_image():
     assert high > 5 * low  # the labels above the box
 
 
-@pytest.mark.parametrize("name", ["Fußgänger", "пешеход", "πεζός"])
-def test_latin_cyrillic_and_greek_names_have_glyphs(name):
-    assert drawing._text(0, [name], 0.5) == f"{name} 0.50"
-    letters = {bytes(drawing._font(drawing._latin(), 16).getmask(char)) for char in set(name)}
-    assert len(letters) == len(set(name))  # all different: none is the missing-glyph square
-
-
-def test_a_name_without_glyphs_becomes_the_class_number(monkeypatch):
+def test_names_have_glyphs_or_become_the_class_number(monkeypatch):
+    for name in ("Fußgänger", "пешеход", "πεζός"):
+        assert drawing._text(0, [name], 0.5) == f"{name} 0.50"
+        letters = {bytes(drawing._font(drawing._latin(), 16).getmask(char)) for char in set(name)}
+        assert len(letters) == len(set(name))  # all different: none is the missing-glyph square
+    assert drawing._text(9, ["only one"], 0.25) == "class 9 0.25"
     monkeypatch.setattr(drawing, "WIDE_FONTS", ())
     drawing._font_for.cache_clear()
     assert drawing._text(7, ["x"] * 7 + ["行人"], None) == "class 7"
     drawing._font_for.cache_clear()
-    assert drawing._text(9, ["only one"], 0.25) == "class 9 0.25"
 
 
 def test_grid_places_cells_row_by_row_and_shrinks_them_where_they_are_too_large():
