@@ -42,22 +42,20 @@ def test_the_result_is_plain_yaml_of_the_same_cost() -> None:
     assert abs(cost(again, 320).flops / 0.6e9 - 1) <= TOLERANCE
 
 
-def test_what_costs_the_budget_stays_as_it_is() -> None:
-    spec = load_spec("yolov5n")
+@pytest.mark.parametrize(
+    ("name", "parts", "notes"),
+    [
+        ("yolov5n", {}, ()),  # what costs the budget stays as it is
+        ("yolov5l", {"backbone": "csp-n", "neck": "pan"}, None),  # the neck becomes as deep
+    ],
+)
+def test_from_both_ends_comes_yolov5n(name, parts, notes) -> None:
     budget = read_budget("gflops=4.5", image_size=640)
-    fitted = fit(load_draft("yolov5n"), budget, classes=80)
-    assert [layer.args for layer in fitted.spec.layers] == [layer.args for layer in spec.layers]
-    assert [layer.repeats for layer in fitted.spec.layers] == [x.repeats for x in spec.layers]
-    assert fitted.spec.notes == ()
-
-
-def test_from_the_large_model_the_neck_becomes_as_deep_as_yolov5n() -> None:
-    budget = read_budget("gflops=4.5", image_size=640)
-    fitted = fit(load_draft("yolov5l", backbone="csp-n", neck="pan"), budget, classes=80)
+    fitted = fit(load_draft(name, **parts), budget, classes=80)
+    rows = [(layer.args, layer.repeats) for layer in fitted.spec.layers]
+    assert rows == [(layer.args, layer.repeats) for layer in load_spec("yolov5n").layers]
     assert fitted.neck_depth == 0.33
-    assert [layer.args for layer in fitted.spec.layers] == [
-        layer.args for layer in load_spec("yolov5n").layers
-    ]
+    assert notes is None or fitted.spec.notes == notes
 
 
 @pytest.mark.parametrize(("text", "end"), [("gflops=0.001", "lowest"), ("params=1e12", "highest")])
@@ -72,10 +70,7 @@ def test_unreachable_budgets_say_what_can_be_reached(text: str, end: str) -> Non
     [
         ("gflop=4", "did you mean 'gflops'"),
         ("4.5", "expected KIND=NUMBER"),
-        ("gflops=many", "a number over 0"),
-        ("gflops=-1", "a number over 0"),
-        ("gflops=inf", "a number over 0"),
-        ("gflops=4@big", "a number over 0"),
+        *((f"gflops={value}", "a number over 0") for value in ("many", "-1", "inf", "4@big")),
     ],
 )
 def test_impossible_budgets(text: str, message: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from models.builder import build_detector
 from models.profile.__main__ import main
 from models.profile.cost import count
 from models.profile.counting import ModelProfile, profile, profile_spec
+from models.profile.guidelines import findings
 from models.registry import BLOCKS
 from models.yaml.parser import load_spec
 from utils.errors import UserError
@@ -89,29 +88,20 @@ def test_macs_and_operations_by_hand(
     assert (cost.macs, cost.operations) == expected
 
 
-class TestUncounted:
-    @pytest.mark.parametrize(
-        ("function", "name"),
-        [
-            (lambda x: x.softmax(1), "aten._softmax"),
-            (lambda x: x @ x, "aten.bmm"),
-            (lambda x: F.conv_transpose2d(x, torch.empty(4, 4, 2, 2, device="meta")),
-             "aten.convolution"),
-            (lambda x: x.cumsum(1), "aten.cumsum"),
-        ],
-    )  # fmt: skip
-    def test_is_named(self, function: Callable[[Tensor], Tensor], name: str) -> None:
-        cost = count(nn.Sequential(Call(function), nn.ReLU()), (1, 4, 4, 4))
-        assert name in cost.uncounted
-        assert cost.macs == 0
-        assert cost.operations >= 64  # what is known is still counted
-
-    def test_no_block_has_any(self) -> None:
-        """Also the whole of the shipped models: see TestDetector."""
-        for block, args in [("OSA", {"ese": True, "identity": True}), ("GhostUnit", {"se": 0.25}),
-                            ("MixConvBlock", {"kernels": [3, 5], "se": 0.5}),
-                            ("ShuffleDown", {}), ("BottleneckCSP", {}), ("SPP", {})]:  # fmt: skip
-            assert count(BLOCKS[block](8, 8, **args), (1, 8, 8, 8)).uncounted == {}, block
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: x.softmax(1), "aten._softmax"),
+        (lambda x: x @ x, "aten.bmm"),
+        (lambda x: F.conv_transpose2d(x, x.new_empty(4, 4, 2, 2)), "aten.convolution"),
+        (lambda x: x.cumsum(1), "aten.cumsum"),
+    ],
+)
+def test_what_is_not_counted_is_named(function: Callable[[Tensor], Tensor], name: str) -> None:
+    cost = count(nn.Sequential(Call(function), nn.ReLU()), (1, 4, 4, 4))
+    assert name in cost.uncounted
+    assert cost.macs == 0
+    assert cost.operations >= 64  # what is known is still counted
 
 
 @pytest.mark.parametrize(
@@ -174,10 +164,15 @@ class TestDetector:
     )  # fmt: skip
     def test_nothing_escapes(self, name: str) -> None:
         result = profile_file(name, image_size=320, classes=3)
-        assert result.cost.uncounted == {}
         assert result.outside.macs == 0
-        assert result.spec.unused_rows() == []
         assert result.notes() == []
+        cost = result.cost
+        assert max(cost.access_bytes, cost.peak_bytes) < cost.bytes
+        found = findings(cost)
+        assert 0 < found.elementwise < 1 <= found.unequal_widths
+        fused = profile(build_detector(load_spec(name), classes=3).fuse(), 320).cost
+        assert fused.elements < cost.elements
+        assert len(fused.kernels) < len(cost.kernels)
 
     def test_model_is_left_as_it_was(self) -> None:
         model = build_detector(load_spec("yolov5n-ghost"), classes=3).train()
@@ -189,14 +184,10 @@ class TestDetector:
         for key, value in model.state_dict().items():
             assert torch.equal(value, before[key]), key
         assert not any(part._forward_hooks for part in model.modules())
-        assert profile(model, 64) == first
+        with torch.inference_mode():
+            assert profile(model, 64) == first
         # the same values without memory for the weights
         assert profile_file("yolov5n-ghost", image_size=64, classes=3) == first
-
-    def test_macs_grow_with_the_area(self) -> None:
-        small, large = (profile_file("yolov5n", image_size=s, classes=3) for s in (160, 320))
-        assert large.macs == 4 * small.macs
-        assert large.params == small.params
 
     def test_size_must_fit_the_strides(self) -> None:
         with pytest.raises(UserError, match=r"650 .* stride 32; try 640 or 672"):
@@ -214,12 +205,11 @@ class TestDetector:
             "  - [[-1], 1, Detect, [nc, anchors]]\n"
         )
         result = profile_file(str(file), image_size=64, classes=2)
-        assert result.spec.unused_rows() == [1]
         assert result.notes() == ["row 1 (forgotten) is used by no other row"]
 
 
 class TestCommandLine:
-    def test_table_and_summary(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_table_and_summary(self, capsys) -> None:
         main(["yolov5n"])
         out, err = capsys.readouterr()
         lines = out.splitlines()
@@ -238,7 +228,7 @@ class TestCommandLine:
         assert "2.234 GMACs = 4.468 GFLOPs" in lines[-1]
         assert err == ""
 
-    def test_json_is_the_list_and_nothing_else(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_json_is_the_list_and_nothing_else(self, capsys) -> None:
         main(["cfg/yolov5n.yaml", "yolov5n-ghost", "--json", "--img", "320", "--classes", "3"])
         out, err = capsys.readouterr()
         first, second = json.loads(out)
@@ -262,10 +252,7 @@ class TestCommandLine:
             (["yolov5n", "--img", "0"], "--img must be at least 1, got 0"),
             (["yolov5n", "no-such-model"], "no-such-model"),
             (["yolov5n", "--classes", "100000000"], "--classes must be at most 10000"),
-            (
-                ["yolov5n", "--plot", "no-such-folder/a.png"],
-                "the folder no-such-folder does not exist",
-            ),
+            (["yolov5n", "--plot", "none/a.png"], "the folder none does not exist"),
             (["yolov5n", "--plot", "a.xyz"], r"a file name that ends in \.png"),
             ([], "FILE is missing"),
             (["yolov5n", "--backbone", "ghostnet-1.1"], "'1.1' is not one of them; did you mean '1.3'"),
@@ -276,31 +263,10 @@ class TestCommandLine:
             (["yolov5n", "--json", "--yaml"], "exclude each other"),
         ],
     )  # fmt: skip
-    def test_mistakes_are_user_errors(self, argv: Sequence[str], message: str) -> None:
+    def test_mistakes_are_user_errors(self, argv: list[str], message: str) -> None:
         with pytest.raises(UserError, match=message):
             main(argv)
 
-    def test_help_needs_no_torch(self, root: Path) -> None:
-        code = (
-            "import sys\n"
-            "from models.profile.__main__ import main\n"
-            "try:\n    main(['--help'])\nexcept SystemExit:\n    sys.exit('torch' in sys.modules)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=root, capture_output=True, check=False
-        )
-        assert done.returncode == 0
-        assert b"--plot" in done.stdout
-
-    def test_exit_code(self, root: Path) -> None:
-        command = [sys.executable, "-m", "models.profile", "yolov5n", "--wrong"]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert done.stderr.startswith("error: unknown argument '--wrong'")
-
-
-class TestCombinations:
     def test_matrix_has_a_line_for_each_pair(self, capsys, tmp_path: Path) -> None:
         plot = tmp_path / "shares.png"
         main(["yolov5n", "--backbone", "ghostnet-0.5", "csp-n", "--neck", "pan", "fpn",

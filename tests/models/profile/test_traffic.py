@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from models.builder import build_detector
 from models.graph import RowGraph
 from models.profile.cost import count
-from models.profile.counting import profile
+from models.profile.counting import profile, profile_spec
 from models.profile.guidelines import findings, sentences
 from models.profile.kernels import Convolution
 from models.spec import IMAGE, GraphSpec, LayerSpec
@@ -51,14 +51,12 @@ def test_access_by_hand(module, shape, access, elements):
     assert (found.elements, found.bytes) == (elements, elements * FLOAT)
 
 
-def test_intensity_is_flops_by_byte():
-    found = count(nn.Conv2d(4, 8, 1, bias=False), (1, 4, 10, 10))
+def test_intensity_is_flops_by_byte_and_bytes_follow_the_type():
+    layer = nn.Conv2d(4, 8, 1, bias=False)
+    found = count(layer, (1, 4, 10, 10))
     assert found.macs == 3200
     assert found.intensity == pytest.approx(6400 / 4928)
-
-
-def test_bytes_follow_the_type():
-    found = count(nn.Conv2d(4, 8, 1, bias=False).half(), (1, 4, 10, 10))
+    found = count(layer.half(), (1, 4, 10, 10))
     assert (found.bytes, found.peak_bytes) == (1232 * 2, 1200 * 2)
 
 
@@ -81,8 +79,7 @@ def test_g1_is_the_excess_over_equal_widths():
     wide = nn.Conv2d(16, 64, 1, bias=False)
     found = findings(count(wide, (1, 16, 8, 8))).unequal_widths
     assert found == pytest.approx((64 * 80 + 1024) / (64 * 64 + 1024))
-    even = count(nn.Conv2d(32, 32, 1, bias=False), (1, 32, 8, 8))
-    assert findings(even).unequal_widths == pytest.approx(1)
+    assert findings(count(nn.Conv2d(32, 32, 1), (1, 32, 8, 8))).unequal_widths == pytest.approx(1)
     strided = count(nn.Conv2d(16, 64, 1, stride=2), (1, 16, 8, 8))
     assert findings(strided).unequal_widths is None
 
@@ -160,11 +157,6 @@ def test_batch_norm_reads_its_four_vectors():
     assert found - 2 * 128 in {4 * 8, 6 * 8}  # some builds of torch return mean and deviation, too
 
 
-def test_a_linear_layer():
-    found = count(nn.Linear(8, 5), (2, 8))
-    assert (found.macs, found.elements_of("linear")) == (80, found.elements)
-
-
 def test_live_memory_of_chains():
     """The image, which the caller keeps, and both maps of a convolution; what is past is freed."""
     chain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, 2, 1))
@@ -173,13 +165,10 @@ def test_live_memory_of_chains():
     assert count(chain, (1, 3, 16, 16)).peak_bytes == (3 + 8 + 8) * 256 * FLOAT
 
 
-def test_in_place_needs_no_second_map():
-    def peak(inplace: bool) -> int:
-        chain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=inplace))
-        return count(chain, (1, 3, 16, 16)).peak_bytes
-
-    assert peak(inplace=True) == (3 + 8) * 256 * FLOAT
-    assert peak(inplace=False) == (3 + 16) * 256 * FLOAT
+@pytest.mark.parametrize(("inplace", "channels"), [(True, 3 + 8), (False, 3 + 16)])
+def test_in_place_needs_no_second_map(inplace, channels):
+    chain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=inplace))
+    assert count(chain, (1, 3, 16, 16)).peak_bytes == channels * 256 * FLOAT
 
 
 def test_rows_live_as_long_as_they_are_read():
@@ -219,9 +208,8 @@ def test_a_detector_by_hand(tiny_model: Path):
     first, second = (row.cost for row in found.rows[:2])
     image, half, quarter = 3 * 64 * 64, 16 * 32 * 32, 16 * 16 * 16
     assert first.access_bytes == (image + half + 36 * 3 * 16) * FLOAT
-    assert (
-        first.bytes == first.access_bytes + (16 + 2 * half) * FLOAT
-    )  # bias; SiLU reads and writes
+    # bias; SiLU reads and writes
+    assert first.bytes == first.access_bytes + (16 + 2 * half) * FLOAT
     assert first.peak_bytes == (image + 2 * half) * FLOAT == found.cost.peak_bytes
     assert second.access_bytes == (half + quarter + 9 * 16 * 16) * FLOAT
     assert findings(first).kernels == 2
@@ -231,58 +219,18 @@ def test_a_detector_by_hand(tiny_model: Path):
     assert findings(head).branches == 3
 
 
-NANO = ("yolov5n", "yolov5n-csp", "yolov5n-ghost", "yolov5n-osa", "yolov5n-shuffle")
-
-
-@pytest.mark.parametrize("name", [*NANO, "yolov5n-mixconv"])
-def test_real_models(name):
-    with torch.device("meta"):
-        model = build_detector(load_spec(name), classes=80)
-    found = profile(model, 320)
-    counted = profile(model, 320)
-    assert found.cost.macs == counted.macs
-    assert [row.cost.macs for row in found.rows] == [row.cost.macs for row in counted.rows]
-    assert found.cost.elements_of("other") == 0
-    assert found.cost.access_bytes < found.cost.bytes
-    assert found.cost.peak_bytes < found.cost.bytes
-    assert 0 < findings(found.cost).elementwise < 1
-    assert findings(found.cost).unequal_widths >= 1
-    fused = profile(build_detector(load_spec(name), classes=80).fuse(), 320)
-    assert fused.cost.elements < found.cost.elements
-    assert len(fused.cost.kernels) < len(found.cost.kernels)
-
-
 def test_shuffle_has_fewer_flops_and_moves_more():
     """The finding this file is for."""
-    with torch.device("meta"):
-        plain, shuffle = (
-            profile(build_detector(load_spec(name), classes=80), 640).cost
-            for name in ("yolov5n", "yolov5n-shuffle")
-        )
+    plain, shuffle = (
+        profile_spec(load_spec(name), image_size=640, classes=80).cost
+        for name in ("yolov5n", "yolov5n-shuffle")
+    )
     assert shuffle.flops < plain.flops / 2
     assert shuffle.bytes > plain.bytes
 
 
-def test_values_are_the_same_in_inference_mode():
-    model = build_detector(load_spec("yolov5n"), classes=3)
-    with torch.inference_mode():
-        inside = profile(model, 64)
-    assert inside == profile(model, 64)
-    assert inside.cost.macs > 0
-
-
-def test_the_model_stays_as_it_is():
-    model = build_detector(load_spec("yolov5n"), classes=3).train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    profile(model, 64)
-    assert model.training
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
 def test_sentences():
-    model = build_detector(load_spec("yolov5n-mixconv"), classes=3)
-    found = profile(model, 64, batch=2)
+    found = profile(build_detector(load_spec("yolov5n-mixconv"), classes=3), 64, batch=2)
     texts = sentences(found)
     assert [text[:3] for text in texts] == ["G1:", "G2:", "G3:", "G4:"]
     assert f"G3: {len(found.cost.kernels)} kernels" in texts[2]
