@@ -17,7 +17,7 @@ from data.loading.plots import plot_labels
 from engine.checkpoint import model_payload, save_checkpoint, without_folders
 from engine.train.state import NonFiniteError, TrainRun
 from models.profile.counting import profile
-from models.profile.tables import row_table, summary
+from models.profile.report import row_table, summary
 from utils.config import changed
 from utils.files import write_yaml
 from utils.terminal import say
@@ -44,7 +44,7 @@ def announce(run: TrainRun) -> None:
     if config.resume is None:
         counted = profile(model, config.imgsz)
         say(row_table(counted))
-        say("; ".join((summary(counted, model.spec.source), *model.spec.notes)))
+        say(summary(counted, model.spec.source))
         write_yaml(run.folder / "hyp.yaml", dataclasses.asdict(run.hyp))
         head = model.head
         pixels = head.anchors.cpu() * torch.tensor(head.stride).view(-1, 1, 1)

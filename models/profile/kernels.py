@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -36,30 +35,22 @@ def _per_output(operations: int) -> Callable[[Sequence[Any], int], Work]:
     return lambda _, outputs: (0, operations * outputs)
 
 
-def _window(args: Sequence[Any]) -> int:
-    return int(args[1][0] * args[1][-1])
-
-
 # kind and work of (arguments, number of output elements)
-OPERATORS: Mapping[str, tuple[str, Callable[[Sequence[Any], int], Work]]] = MappingProxyType(
-    {
-        "addmm": ("linear", lambda args, outputs: (outputs * args[1].shape[1], outputs)),
-        "mm": ("linear", lambda args, outputs: (outputs * args[0].shape[1], 0)),
-        "max_pool2d_with_indices": (
-            "pool",
-            lambda args, outputs: (0, outputs * (_window(args) - 1)),
-        ),
-        "avg_pool2d": ("pool", lambda args, outputs: (0, outputs * _window(args))),
-        "mean": ("pool", lambda args, _: (0, args[0].numel())),
-        BATCH_NORM: ("element-wise", _per_output(2)),
-        **dict.fromkeys(
-            (*ACTIVATIONS, "add", "sub", "mul", "div"), ("element-wise", _per_output(1))
-        ),
-        "upsample_nearest2d": ("copy", _per_output(1)),
-        "upsample_bilinear2d": ("copy", _per_output(7)),  # 4 multiplications, 3 additions
-        **dict.fromkeys(MOVES, ("copy", _per_output(0))),
-    }
-)
+OPERATORS: Mapping[str, tuple[str, Callable[[Sequence[Any], int], Work]]] = {
+    "addmm": ("linear", lambda args, outputs: (outputs * args[1].shape[1], outputs)),
+    "mm": ("linear", lambda args, outputs: (outputs * args[0].shape[1], 0)),
+    "max_pool2d_with_indices": (
+        "pool",
+        lambda args, outputs: (0, outputs * (args[1][0] * args[1][-1] - 1)),
+    ),
+    "avg_pool2d": ("pool", lambda args, outputs: (0, outputs * args[1][0] * args[1][-1])),
+    "mean": ("pool", lambda args, _: (0, args[0].numel())),
+    BATCH_NORM: ("element-wise", _per_output(2)),
+    **dict.fromkeys((*ACTIVATIONS, "add", "sub", "mul", "div"), ("element-wise", _per_output(1))),
+    "upsample_nearest2d": ("copy", _per_output(1)),
+    "upsample_bilinear2d": ("copy", _per_output(7)),  # 4 multiplications, 3 additions
+    **dict.fromkeys(MOVES, ("copy", _per_output(0))),
+}
 
 
 @dataclass(frozen=True)
@@ -74,19 +65,22 @@ class Convolution:
     groups: int = 1
 
     @property
+    def weights(self) -> int:
+        """Their number: k^2 c_in c_out / g."""
+        return self.window * self.c_in * self.c_out // self.groups
+
+    @property
     def macs(self) -> int:
         """Multiply-adds."""
-        return self.pixels_out * self.window * self.c_in * self.c_out // self.groups
+        return self.pixels_out * self.weights
 
     @property
     def access(self) -> int:
         """Memory access cost in elements: input, output and weights (no bias), each once.
 
-        h_in w_in c_in + h_out w_out c_out + k^2 c_in c_out / g; for a 1x1 of one group the paper's
-        h w (c_in + c_out) + c_in c_out.
+        For a 1x1 of one group the paper's h w (c_in + c_out) + c_in c_out.
         """
-        weights = self.window * self.c_in * self.c_out // self.groups
-        return self.pixels_in * self.c_in + self.pixels_out * self.c_out + weights
+        return self.pixels_in * self.c_in + self.pixels_out * self.c_out + self.weights
 
     @property
     def kind(self) -> str:
@@ -140,11 +134,18 @@ def describe(
 ) -> Kernel:
     """The kernel of an ATen operator (without a trailing _) that was called with `args`."""
     convolution, kind, work = None, "other", (0, 0)
-    if name == "convolution":
-        convolution = _convolution(args, written[0])
-    if convolution is not None:
-        outputs = 0 if args[2] is None else written[0].numel()  # each adds the bias
-        kind, work = convolution.kind, (convolution.macs, outputs)
+    if name == "convolution" and not args[6] and args[1].dim() == 4:  # not transposed, 2-d
+        image, weight, out = args[0], args[1], written[0]
+        convolution = Convolution(
+            c_in=image.shape[1],
+            c_out=out.shape[1],
+            pixels_in=image.numel() // image.shape[1],
+            pixels_out=out.numel() // out.shape[1],
+            window=weight.shape[2] * weight.shape[3],
+            groups=args[8],
+        )
+        bias = 0 if args[2] is None else out.numel()
+        kind, work = convolution.kind, (convolution.macs, bias)
     elif name in OPERATORS:
         kind, formula = OPERATORS[name]
         work = formula(args, written[0].numel())
@@ -166,17 +167,3 @@ def _elements(tensor: Tensor) -> int:
     """Different ones: an axis of stride 0 repeats the same memory."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return math.prod(size for size, stride in sizes if stride or size == 0)
-
-
-def _convolution(args: Sequence[Any], out: Tensor) -> Convolution | None:
-    image, weight, transposed, groups = args[0], args[1], args[6], args[8]
-    if transposed or weight.dim() != 4:
-        return None
-    return Convolution(
-        c_in=image.shape[1],
-        c_out=out.shape[1],
-        pixels_in=image.numel() // image.shape[1],
-        pixels_out=out.numel() // out.shape[1],
-        window=weight.shape[2] * weight.shape[3],
-        groups=groups,
-    )

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -153,65 +153,54 @@ def plan_transfer(model: Detector, source: Source) -> Transfer:
     registered = tuple(found.values())
     stages = _stages(model.spec)
     named = {leaf.name: stages[int(leaf.name.split(".")[0])] for leaf in registered}
-    best: Transfer | None = None
-    for ours, theirs in ((executed, source.executed), (registered, source.registered)):
-        for leaves in (theirs, grouped(theirs)):
-            found_here = _aligned(source.name, named, ours, leaves)
-            if best is None or found_here.share > best.share:
-                best = found_here
-            if best.share == 1:
-                break
-    assert best is not None
     normalisation = source.normalisation or model.spec.normalisation or IMAGENET
-    return replace(best, normalisation=normalisation)
+    return max(
+        (
+            Transfer(source.name, named, *_aligned(ours, leaves), normalisation)
+            for ours, theirs in ((executed, source.executed), (registered, source.registered))
+            for leaves in (theirs, grouped(theirs))
+        ),
+        key=lambda transfer: transfer.share,  # the first of equals
+    )
 
 
 def _aligned(
-    name: str, stages: Mapping[str, str], ours: Sequence[Leaf], theirs: Sequence[Leaf]
-) -> Transfer:
+    ours: Sequence[Leaf], theirs: Sequence[Leaf]
+) -> tuple[Pairs, Pairs, tuple[Leaf, ...], tuple[Leaf, ...]]:
+    """Pairs of equal layers and of unequal ones, and the rest here and there."""
     loaded: list[tuple[Leaf, Leaf]] = []
     unfit: list[tuple[Leaf, Leaf]] = []
     missing: list[Leaf] = []
     unused: list[Leaf] = []
-    matcher = difflib.SequenceMatcher(
-        None,
-        [leaf.signature for leaf in ours],
-        [leaf.signature for leaf in theirs],
-        autojunk=False,
-    )
+    here, there = ([leaf.signature for leaf in leaves] for leaves in (ours, theirs))
+    matcher = difflib.SequenceMatcher(None, here, there, autojunk=False)
     for tag, start, end, their_start, their_end in matcher.get_opcodes():
-        here, there = list(ours[start:end]), list(theirs[their_start:their_end])
+        rest = list(theirs[their_start:their_end])
         if tag == "equal":
-            loaded += zip(here, there, strict=True)
+            loaded += zip(ours[start:end], rest, strict=True)
             continue
-        for leaf in here:
+        for leaf in ours[start:end]:
             kind = leaf.signature[0]
-            partner = next((other for other in there if other.signature[0] == kind), None)
+            partner = next((other for other in rest if other.signature[0] == kind), None)
             if partner is None:
                 missing.append(leaf)
             else:
-                there.remove(partner)
+                rest.remove(partner)
                 unfit.append((leaf, partner))
-        unused += there
-    return Transfer(
-        name, stages, tuple(loaded), tuple(unfit), tuple(missing), tuple(unused), IMAGENET
-    )
+        unused += rest
+    return tuple(loaded), tuple(unfit), tuple(missing), tuple(unused)
 
 
 def _stages(spec: GraphSpec) -> list[str]:
     """The stage of each row: stem, then the first tap that is not before it."""
-    taps = {
-        index: name
-        for name, index in spec.taps().items()
-        if spec.layers[index].section == "backbone"
-    }
-    stem = next((i for i, layer in enumerate(spec.layers) if layer.name == "stem"), 0)
+    backbone = [index for index, row in enumerate(spec.layers) if row.section == "backbone"]
+    taps = {index: name for name, index in spec.taps().items() if index in backbone}
+    stem = next((index for index in backbone if spec.layers[index].name == "stem"), 0)
     stages = []
-    for index in range(len(spec.layers)):
+    for index in backbone:
         following = [tap for tap in taps if tap >= index]
-        stages.append(taps[min(following)] if following else AFTER_TAPS)
-        if index <= stem and index not in taps:
-            stages[index] = "stem"
+        early = index <= stem and index not in taps
+        stages.append("stem" if early else taps[min(following)] if following else AFTER_TAPS)
     return stages
 
 

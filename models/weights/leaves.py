@@ -128,33 +128,25 @@ def grouped(leaves: Sequence[Leaf]) -> tuple[Leaf, ...]:
 
     timm writes the grouped convolutions of MixNet so.
     """
-    result: list[Leaf] = []
-    run: list[Leaf] = []
+    runs: list[list[Leaf]] = []
     for leaf in leaves:
-        if _continues(run, leaf):
+        run = runs[-1] if runs else []
+        parent, _, number = leaf.name.rpartition(".")
+        follows = number == str(len(run)) and run and run[0].name == f"{parent}.0"
+        same = follows and run[0].signature == leaf.signature and "weight" in leaf.tensors
+        if same and leaf.shape("weight")[2:] == (1, 1):
             run.append(leaf)
         else:
-            result += _joined(run)
-            run = [leaf]
-    return (*result, *_joined(run))
+            runs.append([leaf])
+    return tuple(run[0] if len(run) == 1 else _joined(run) for run in runs)
 
 
-def _continues(run: Sequence[Leaf], leaf: Leaf) -> bool:
-    if not run or run[0].signature != leaf.signature or "weight" not in leaf.tensors:
-        return False
-    parent, _, number = run[0].name.rpartition(".")
-    pointwise = leaf.shape("weight")[2:] == (1, 1)
-    return pointwise and number == "0" and leaf.name == f"{parent}.{len(run)}"
-
-
-def _joined(run: Sequence[Leaf]) -> Sequence[Leaf]:
-    if len(run) < 2:
-        return run
+def _joined(run: Sequence[Leaf]) -> Leaf:
     tensors = {key: torch.cat([leaf.tensors[key] for leaf in run]) for key in run[0].tensors}
-    settings = {**run[0].settings}
+    settings = dict(run[0].settings)
     if "groups" in settings:
         settings["groups"] = (len(run), len(run))
-    return [Leaf(run[0].name.rpartition(".")[0], tensors, settings)]
+    return Leaf(run[0].name.rpartition(".")[0], tensors, settings)
 
 
 def misplaced(names: Iterable[str]) -> str | None:

@@ -176,8 +176,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    tensors = content if isinstance(content, dict) else {}
-    tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    items = content.items() if isinstance(content, dict) else ()
+    tensors = {key: value for key, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(
             f"{path}: no tensors by name, neither at the top nor under {' or '.join(WRAPPERS)}"
