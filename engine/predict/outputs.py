@@ -86,7 +86,7 @@ class Outputs:
         if not config.nosave:
             self._save(self.folder, stem, frame, drawn)
         if config.save_txt:
-            path = _subfolder(self.folder, "labels") / f"{name}.txt"
+            path = self.folder / "labels" / f"{name}.txt"
             found = result.detections
             rows = yolo_rows(
                 found.boxes.numpy(),
@@ -96,11 +96,12 @@ class Outputs:
                 digits=".6f",
             )
             with writing(path):
+                path.parent.mkdir(exist_ok=True)
                 path.write_text(rows, encoding="utf-8")
         if config.save_csv:
             self._append(self.folder / "predictions.csv", result, frame)
         if config.save_crop:
-            _write_crops(_subfolder(self.folder, "crops"), name, result)
+            _write_crops(self.folder / "crops", name, result)
         return drawn
 
     def _stem(self, frame: Frame) -> str:
@@ -192,12 +193,7 @@ def _write_crops(folder: Path, name: str, result: Result) -> None:
     for number, (box, label) in enumerate(zip(boxes, labels.tolist(), strict=True), 1):
         left, top = min(box[0], width - 1), min(box[1], height - 1)
         right, bottom = max(box[2], left + 1), max(box[3], top + 1)
-        path = _subfolder(folder, safe_name(result.names[label])) / f"{name}_{number}.jpg"
+        path = folder / safe_name(result.names[label]) / f"{name}_{number}.jpg"
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_image(path, result.image[top:bottom, left:right])
-
-
-def _subfolder(folder: Path, name: str) -> Path:
-    path = folder / name
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-    return path
