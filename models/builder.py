@@ -12,8 +12,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from models import blocks, registry  # noqa: F401  importing blocks fills the registry
 from models.blocks.conv import row_defaults
-from models.detector import Detector
-from models.graph import RowGraph
+from models.detector import Detector, RowGraph
 from models.heads.anchor import Detect
 from models.profile.cost import ShapesOnly
 from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, GraphSpec, ModelSpec

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.measure.bench import mark, seconds_between, synchronize
-from models.graph import RowGraph
+from models.detector import RowGraph
 from models.profile.counting import profile
 from models.profile.kernels import Kernel
 

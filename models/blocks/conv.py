@@ -1,19 +1,20 @@
-"""Convolution, normalisation, activation: the parts every other block is built from."""
+"""Convolution, normalisation, activation, channel attention: what other blocks are built from."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from models.arguments import Act, Natural, Positive, require_multiple
-from models.registry import Block, register
+from models.registry import Act, Block, Natural, Positive, Ratio, register, require_multiple
 from utils.errors import nearest
 
 BN_EPS = 1e-3  # YOLOv5's values; torch's own are 1e-5 and 0.1
@@ -33,6 +34,7 @@ _ACTIVATION_TEXT = re.compile(
     r"(?:nn\.)?(?P<name>[A-Za-z0-9]+)(?:\(\s*(?P<value>[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?)?\s*\))?"
 )
 Kernel = Positive | tuple[Positive, Positive]
+Gate = Literal["Sigmoid", "Hardsigmoid"]  # the latter is relu6(x + 3) / 6
 _defaults: ContextVar[tuple[str, tuple[float, float]]] = ContextVar(
     "defaults", default=("SiLU", (BN_EPS, BN_MOMENTUM))
 )
@@ -89,23 +91,28 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
 
 
-def bn_scale_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Float64 (scale, shift) of a BN in eval mode: bn(x) = scale * x + shift, per channel."""
-    mean, variance = bn.running_mean, bn.running_var
-    assert mean is not None
-    assert variance is not None
-    scale = bn.weight.double() / torch.sqrt(variance.double() + bn.eps)
-    return scale, bn.bias.double() - mean.double() * scale
-
-
 @torch.no_grad()
-def fold(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
-    """Make conv(x) into scale * conv(x) + shift, in place; scale and shift (out_channels,)."""
-    if conv.bias is not None:
-        shift = shift + conv.bias.double() * scale
-    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
-    conv.weight.copy_(weight)
-    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
+def fold(convs: Iterable[Any], bn: nn.BatchNorm2d) -> None:
+    """Fold a BN in eval mode into the convolutions before it, whose outputs it reads side by side.
+
+    In place, computed in float64.
+    """
+    sizes = [conv.out_channels for conv in convs]
+    values = (bn.running_mean, bn.running_var, bn.weight, bn.bias)
+    parts = (value.double().split(sizes) for value in values if value is not None)
+    for conv, mean, variance, scale, shift in zip(convs, *parts, strict=True):
+        dtype = conv.weight.dtype
+        conv.double()
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, mean, variance, bn.eps, scale, shift
+        )
+        conv.to(dtype)
+
+
+def match(c_in: int, c_out: int, act: Act, stride: int = 1) -> nn.Module:
+    """The identity where it fits, else a 1x1 Conv to the other width or size."""
+    same = c_in == c_out and stride == 1
+    return nn.Identity() if same else Conv(c_in, c_out, stride=stride, act=act)
 
 
 @register
@@ -139,7 +146,7 @@ class Conv(Block):
 
     def fuse_(self) -> None:
         if isinstance(self.bn, nn.BatchNorm2d):
-            fold(self.conv, *bn_scale_shift(self.bn))
+            fold([self.conv], self.bn)
             self.bn = nn.Identity()
 
 
@@ -230,3 +237,50 @@ class NormAct(Block):
         super().__init__(c_in)
         self.bn = batch_norm(c_in)
         self.act = make_activation(act)
+
+
+@register
+class SE(Block):
+    """x * gate(expand(act(reduce(mean x)))): both 1x1 convolutions with bias, no BN.
+
+    (B, c_in, H, W) -> (B, c_in, H, W).  The inner width is `reduced`, or int(c_in * ratio) where
+    that is None.  Squeeze-and-excitation, arXiv:1709.01507.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        ratio: Ratio = 0.25,
+        reduced: Positive | None = None,
+        act: Act = "ReLU",
+        gate: Gate = "Sigmoid",
+    ) -> None:
+        super().__init__(c_in)
+        width = int(c_in * ratio) if reduced is None else reduced
+        if not 1 <= width <= c_in:
+            asked = f"ratio {ratio}" if reduced is None else f"reduced {reduced!r}"
+            raise ValueError(f"{asked} gives {width!r} of {c_in} channels; need 1 to {c_in}")
+        self.reduce = nn.Conv2d(c_in, width, 1)
+        self.act = make_activation(act)
+        self.expand = nn.Conv2d(width, c_in, 1)
+        self.gate = getattr(nn, gate)()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3), keepdim=True)
+        return x * self.gate(self.expand(self.act(self.reduce(mean))))
+
+
+@register
+class ESE(Block):
+    """x * hardsigmoid(fc(mean x)) with one 1x1 convolution of full width, with bias.
+
+    (B, c_in, H, W) -> (B, c_in, H, W).  Effective SE of VoVNetV2, arXiv:1911.06667, section 3.2.
+    """
+
+    def __init__(self, c_in: int) -> None:
+        super().__init__(c_in)
+        self.fc = nn.Conv2d(c_in, c_in, 1)
+        self.gate = nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.fc(x.mean((2, 3), keepdim=True)))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.arguments import Act, Count, Factor, Odd, Positive, hidden_width
 from models.blocks.conv import Conv, batch_norm, make_activation
-from models.registry import Block, register
+from models.registry import Act, Block, Count, Factor, Odd, Positive, hidden_width, register
 
 
 @register

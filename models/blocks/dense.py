@@ -7,9 +7,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.arguments import Act, Count, Factor, Positive, hidden_width, require_multiple
 from models.blocks.conv import Conv, batch_norm, make_activation
-from models.registry import Block, register
+from models.registry import (
+    Act,
+    Block,
+    Count,
+    Factor,
+    Positive,
+    hidden_width,
+    register,
+    require_multiple,
+)
 
 
 class DenseLayer(nn.Module):

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.arguments import Act, Odd, Positive, Range, Ratio, require_multiple
-from models.blocks.attention import SE
-from models.blocks.conv import Conv, DWConv
+from models.blocks.conv import SE, Conv, DWConv
 from models.blocks.csp import C3
-from models.registry import Block, register
+from models.registry import Act, Block, Odd, Positive, Range, Ratio, register, require_multiple
 from models.spec import round_channels
 
 CHEAP_KERNEL = 5  # YOLOv5's choice; the paper takes 3
@@ -49,6 +47,15 @@ class GhostConv(Block):
         return torch.cat((y, self.cv2(y)), 1)
 
 
+def _shortcut(c_in: int, c_out: int, kernel: int, stride: int) -> nn.Module:
+    """The identity where it fits, else depthwise + 1x1."""
+    if stride == 1 and c_in == c_out:
+        return nn.Identity()
+    return nn.Sequential(
+        DWConv(c_in, c_in, kernel, stride, act=False), Conv(c_in, c_out, act=False)
+    )
+
+
 @register
 class GhostBottleneck(Block):
     """GhostConv to half, depthwise when strided, GhostConv without activation, plus the shortcut.
@@ -72,11 +79,7 @@ class GhostBottleneck(Block):
             DWConv(half, half, kernel, stride, act=False) if strided else nn.Identity(),
             GhostConv(half, c_out, act=False),
         )
-        self.shortcut: nn.Module = nn.Identity()
-        if strided:
-            self.shortcut = nn.Sequential(
-                DWConv(c_in, c_in, kernel, stride, act=False), Conv(c_in, c_out, act=False)
-            )
+        self.shortcut = _shortcut(c_in, c_out, kernel, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x) + self.shortcut(x)
@@ -180,19 +183,14 @@ class GhostUnit(Block):
         width = 2 * c_out if hidden is None else hidden
         self.ghost1 = GhostModule(c_in, width, act=act)
         self.dfc: nn.Module | None = DFC(c_in, width) if dfc else None
-        self.down: nn.Module = nn.Identity()
-        if stride == 2:
-            self.down = DWConv(width, width, kernel, stride, act=False)
+        strided = stride == 2
+        self.down = DWConv(width, width, kernel, 2, act=False) if strided else nn.Identity()
         reduced = round_channels(width * se, SE_DIVISOR)
         self.se = SE(width, reduced=reduced, act=act, gate="Hardsigmoid") if se else nn.Identity()
         self.ghost2 = GhostModule(width, c_out, act=False)
         self.shortcut: nn.Module | None = None
-        if shortcut and stride == 1 and c_in == c_out:
-            self.shortcut = nn.Identity()
-        elif shortcut:
-            self.shortcut = nn.Sequential(
-                DWConv(c_in, c_in, kernel, stride, act=False), Conv(c_in, c_out, act=False)
-            )
+        if shortcut:
+            self.shortcut = _shortcut(c_in, c_out, kernel, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.ghost1(x)

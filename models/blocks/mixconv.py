@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from models.arguments import Act, Count, Factor, Odd, Positive, Ratio, hidden_width
-from models.blocks.attention import SE
-from models.blocks.conv import Conv, batch_norm, bn_scale_shift, fold, make_activation
-from models.registry import Block, register
-
-
-def split_channels(channels: int, parts: int) -> list[int]:
-    """Equal parts, the remainder added to the first: (10, 3) -> [4, 3, 3]."""
-    share = channels // parts
-    return [channels - share * (parts - 1)] + [share] * (parts - 1)
+from models.blocks.conv import SE, Conv, batch_norm, fold, make_activation, match
+from models.registry import Act, Block, Count, Factor, Odd, Positive, Ratio, hidden_width, register
 
 
 @register
@@ -38,7 +29,8 @@ class MixConv(Block):
         super().__init__(c_in)
         if len(kernels) > c_in:
             raise ValueError(f"{len(kernels)} kernels for {c_in} channels")
-        self.widths = split_channels(c_in, len(kernels))
+        share, others = c_in // len(kernels), len(kernels) - 1
+        self.widths = [c_in - share * others] + [share] * others
         self.convs = nn.ModuleList(
             nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False)
             for width, kernel in zip(self.widths, kernels, strict=True)
@@ -52,13 +44,9 @@ class MixConv(Block):
         return self.act(self.bn(torch.cat(mixed, 1)))
 
     def fuse_(self) -> None:
-        if not isinstance(self.bn, nn.BatchNorm2d):
-            return
-        scale, shift = (values.split(self.widths) for values in bn_scale_shift(self.bn))
-        for conv, factor, offset in zip(self.convs, scale, shift, strict=True):
-            assert isinstance(conv, nn.Conv2d)
-            fold(conv, factor, offset)
-        self.bn = nn.Identity()
+        if isinstance(self.bn, nn.BatchNorm2d):
+            fold(self.convs, self.bn)
+            self.bn = nn.Identity()
 
 
 @register
@@ -86,15 +74,16 @@ class MixConvBlock(Block):
     ) -> None:
         super().__init__(c_out)
         width = hidden_width(c_in, expand)
-        groups = expand_groups
-        self.expand = nn.Identity() if expand == 1 else Conv(c_in, width, groups=groups, act=act)
+        self.expand: nn.Module = nn.Identity()
+        if expand != 1:
+            self.expand = Conv(c_in, width, groups=expand_groups, act=act)
         self.mix = MixConv(width, kernels, stride, act)
         self.se = SE(width, reduced=hidden_width(c_in, se), act=act) if se else nn.Identity()
         self.project = Conv(width, c_out, groups=project_groups, act=False)
         self.add = shortcut and stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.se(self.mix(self.expand(x))))
+        y = super().forward(x)
         return x + y if self.add else y
 
 
@@ -122,7 +111,7 @@ class MixStage(Block):
         act: Act = True,
     ) -> None:
         super().__init__(c_out)
-        self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
+        self.enter = match(c_in, c_out, act)
         same = partial(MixConvBlock, expand=expand, se=se, project_groups=2, act=act)
         blocks = (same(c_out, c_out, kernels, shortcut=shortcut) for _ in range(n))
         self.m = nn.Sequential(*blocks)

@@ -8,10 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.arguments import Act, Count, Factor, Positive, hidden_width
-from models.blocks.attention import ESE
-from models.blocks.conv import Conv
-from models.registry import Block, register
+from models.blocks.conv import ESE, Conv, match
+from models.registry import Act, Block, Count, Factor, Positive, hidden_width, register
 
 KERNEL = 3
 
@@ -48,14 +46,20 @@ class OSA(Block):
         if identity and c_in != c_out:
             raise ValueError(f"identity needs c_in == c_out, got {c_in} and {c_out}")
         self.identity = identity
-        self.reduce: nn.Module = nn.Identity()
-        if depthwise:
-            if c_in != width:
-                self.reduce = Conv(c_in, width, act=act)
-            self.m = nn.ModuleList(_separable(width, act) for _ in range(n))
-        else:
-            inputs = [c_in] + [width] * (n - 1)
-            self.m = nn.ModuleList(_chain(c, width, bottleneck, act) for c in inputs)
+        self.reduce = match(c_in, width, act) if depthwise else nn.Identity()
+        self.m = nn.ModuleList()
+        for c in [c_in] + [width] * (n - 1):
+            if depthwise:  # without BN or activation between the two, as in VoVNetV2-19-dw
+                conv = nn.Conv2d(width, width, KERNEL, padding=1, groups=width, bias=False)
+                pair = OrderedDict(depthwise=conv, pointwise=Conv(width, width, act=act))
+                self.m.append(nn.Sequential(pair))
+            elif bottleneck:
+                narrow = hidden_width(width, bottleneck)
+                self.m.append(
+                    nn.Sequential(Conv(c, narrow, act=act), Conv(narrow, width, KERNEL, act=act))
+                )
+            else:
+                self.m.append(Conv(c, width, KERNEL, act=act))
         self.aggregate = Conv(c_in + n * width, c_out, act=act)
         self.ese: nn.Module = ESE(c_out) if ese else nn.Identity()
 
@@ -67,23 +71,6 @@ class OSA(Block):
             maps.append(y)
         y = self.ese(self.aggregate(torch.cat(maps, 1)))
         return x + y if self.identity else y
-
-
-def _separable(width: int, act: Act) -> nn.Module:
-    """Depthwise 3x3 without BN or activation, then a 1x1 with both: as in VoVNetV2-19-dw."""
-    return nn.Sequential(
-        OrderedDict(
-            depthwise=nn.Conv2d(width, width, KERNEL, padding=1, groups=width, bias=False),
-            pointwise=Conv(width, width, act=act),
-        )
-    )
-
-
-def _chain(c_in: int, width: int, bottleneck: float, act: Act) -> nn.Module:
-    if not bottleneck:
-        return Conv(c_in, width, KERNEL, act=act)
-    narrow = hidden_width(width, bottleneck)
-    return nn.Sequential(Conv(c_in, narrow, act=act), Conv(narrow, width, KERNEL, act=act))
 
 
 @register
@@ -111,7 +98,7 @@ class OSAStage(Block):
         act: Act = True,
     ) -> None:
         super().__init__(c_out)
-        self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
+        self.enter = match(c_in, c_out, act)
         width = hidden_width(c_out, expansion)
         self.osa = OSA(c_out, c_out, n, width, bottleneck, depthwise, shortcut, ese, act)
 

@@ -1,23 +1,17 @@
-"""Residual units: ResNet's two, and the inverted one of MobileNetV2 and V3."""
+"""Residual units: ResNet's two, and the inverted one of MobileNetV2 and V3.
+
+ResNet's shortcut is the identity, or a 1x1 projection (arXiv:1512.03385, option B).
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.arguments import Act, Factor, Odd, Positive, Ratio, hidden_width
-from models.blocks.attention import SE
-from models.blocks.conv import Conv, make_activation
-from models.registry import Block, register
+from models.blocks.conv import SE, Conv, make_activation, match
+from models.registry import Act, Block, Factor, Odd, Positive, Ratio, hidden_width, register
 from models.spec import round_channels
 
 SE_DIVISOR = 8  # MobileNetV3 rounds SE's inner width to a multiple of this
-
-
-def _shortcut(c_in: int, c_out: Positive, stride: int) -> nn.Module:
-    """The identity where it fits, else the 1x1 projection (arXiv:1512.03385, option B)."""
-    if stride == 1 and c_in == c_out:
-        return nn.Identity()
-    return Conv(c_in, c_out, stride=stride, act=False)
 
 
 @register
@@ -32,7 +26,7 @@ class ResidualBasic(Block):
         super().__init__(c_out)
         self.cv1 = Conv(c_in, c_out, 3, stride, act=act)
         self.cv2 = Conv(c_out, c_out, 3, act=False)
-        self.shortcut = _shortcut(c_in, c_out, stride)
+        self.shortcut = match(c_in, c_out, False, stride)
         self.act = make_activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +55,7 @@ class ResidualBottleneck(Block):
         self.cv1 = Conv(c_in, hidden, act=act)
         self.cv2 = Conv(hidden, hidden, 3, stride, act=act)
         self.cv3 = Conv(hidden, c_out, act=False)
-        self.shortcut = _shortcut(c_in, c_out, stride)
+        self.shortcut = match(c_in, c_out, False, stride)
         self.act = make_activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,12 +92,12 @@ class InvertedResidual(Block):
         self.expand: nn.Module = nn.Identity() if width == c_in else Conv(c_in, width, act=act)
         self.depthwise = Conv(width, width, kernel, stride, groups=width, act=act)
         reduced = min(round_channels(width * se, SE_DIVISOR), width)
-        self.se = (
-            SE(width, reduced=reduced, act="ReLU", gate="Hardsigmoid") if se else nn.Identity()
-        )
+        self.se: nn.Module = nn.Identity()
+        if se:
+            self.se = SE(width, reduced=reduced, act="ReLU", gate="Hardsigmoid")
         self.project = Conv(width, c_out, act=False)
         self.add = shortcut and stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.se(self.depthwise(self.expand(x))))
+        y = super().forward(x)
         return x + y if self.add else y

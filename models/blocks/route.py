@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.arguments import Act, Natural, Positive, Ratio
 from models.blocks.conv import make_activation
-from models.registry import Block, register
+from models.registry import Act, Block, Natural, Positive, Ratio, register
 
 EPSILON = 1e-4  # the paper's; keeps the quotient finite where all weights are 0
 
@@ -77,11 +76,7 @@ class Upsample(Block):
         mode: Literal["nearest", "bilinear"] = "nearest",
     ) -> None:
         super().__init__(c_in)
-        self.scale_factor = scale_factor
-        self.mode = mode
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=float(self.scale_factor), mode=self.mode)
+        self.enlarge = nn.Upsample(scale_factor=scale_factor, mode=mode)
 
 
 @register
@@ -102,9 +97,6 @@ class MaxPool(Block):
             raise ValueError(f"padding must be 0 to kernel // 2 = {kernel // 2}, got {padding}")
         self.pool = nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(x)
-
 
 @register
 class ZeroPad(Block):
@@ -117,18 +109,12 @@ class ZeroPad(Block):
         self, c_in: int, padding: tuple[Natural, Natural, Natural, Natural] = (0, 0, 0, 0)
     ) -> None:
         super().__init__(c_in)
-        self.padding = tuple(padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, self.padding)
+        self.pad = nn.ZeroPad2d(padding)
 
 
 @register
 class GlobalPool(Block):
-    """The mean of each channel: (B, c_in, H, W) -> (B, c_in, 1, 1)."""
-
-    def __init__(self, c_in: int) -> None:
-        super().__init__(c_in)
+    """The mean of each channel: (B, c, H, W) -> (B, c, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3), keepdim=True)
@@ -152,9 +138,7 @@ class Linear(Block):
         dropout: Ratio = 0.0,
     ) -> None:
         super().__init__(c_out)
+        self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.linear = nn.Linear(c_in, c_out, bias)
         self.act = make_activation(act)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.linear(self.dropout(x.flatten(1))))

@@ -7,9 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.arguments import Act, Count, Odd, Positive, require_multiple
-from models.blocks.conv import Conv
-from models.registry import Block, register
+from models.blocks.conv import Conv, match
+from models.registry import Act, Block, Count, Odd, Positive, register, require_multiple
 
 GROUPS = 2
 Shuffle = Literal["end", "start"]
@@ -121,5 +120,5 @@ class ShuffleStage(Block):
         self, c_in: int, c_out: Positive, n: Count = 1, kernel: Odd = 3, act: Act = True
     ) -> None:
         super().__init__(c_out)
-        self.enter: nn.Module = nn.Identity() if c_in == c_out else Conv(c_in, c_out, act=act)
+        self.enter = match(c_in, c_out, act)
         self.m = nn.Sequential(*(ShuffleUnit(c_out, c_out, kernel, act=act) for _ in range(n)))

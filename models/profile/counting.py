@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from models.builder import build_classifier, build_detector
-from models.detector import Detector
-from models.graph import RowGraph
+from models.detector import Detector, RowGraph
 from models.profile.cost import Cost, Recorder, parameters, record
 from models.spec import IMAGE_CHANNELS, SECTIONS, GraphSpec, LayerSpec, ModelSpec
 from utils.errors import UserError

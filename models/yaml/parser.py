@@ -19,8 +19,7 @@ from typing import Any
 from models import blocks  # noqa: F401  importing blocks fills the registry
 from models.blocks.conv import activation
 from models.spec import DETECT, SECTIONS, GraphSpec, ModelSpec, read_normalisation
-from models.yaml.detect_rows import anchors_of, merge_detection_rows, read_anchors
-from models.yaml.resolve import resolve_rows
+from models.yaml.resolve import anchors_of, merge_detection_rows, read_anchors, resolve_rows
 from models.yaml.rows import Row, check_keys, checked
 from models.yaml.sections import Section, multiple, named_section, read_section
 from models.yaml.swap import base_chain, swap_rows

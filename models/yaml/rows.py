@@ -9,7 +9,7 @@ from inspect import Parameter
 from typing import Any
 
 from models import registry
-from models.arguments import Positive, check
+from models.registry import Positive, check
 from models.spec import DETECT, make_divisible, round_channels
 from utils.errors import UserError, nearest
 from utils.yamlio import Document
@@ -59,7 +59,7 @@ class Row:
 
 
 def checked(where: str, name: str, value: Any, annotation: Any) -> Any:
-    """The value.  UserError unless it is of the annotated type and range, see models.arguments."""
+    """The value.  UserError unless it is of the annotated type and range, see models.registry."""
     try:
         check(name, value, annotation)
     except ValueError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from models.arguments import Positive, Range
+from models.registry import Positive, Range
 from models.yaml.rows import CLASSIFIER, Row, Setting, check_keys, checked, read_rows
 from models.yaml.swap import base_chain, swap_rows
 from utils.errors import UserError, nearest

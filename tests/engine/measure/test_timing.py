@@ -33,7 +33,7 @@ from engine.measure.roofline import (
     time_rows,
 )
 from models.builder import build_detector
-from models.graph import RowGraph
+from models.detector import RowGraph
 from models.profile.cost import count
 from models.profile.counting import profile
 from models.spec import IMAGE, GraphSpec, LayerSpec

@@ -18,7 +18,6 @@ import models.blocks  # noqa: F401  fills the registry
 from models import registry
 from models.blocks.conv import activation, make_activation, row_defaults
 from models.blocks.ghost import DFC
-from models.blocks.mixconv import split_channels
 from models.blocks.shuffle import channel_shuffle
 from models.profile.cost import parameters
 from models.registry import BLOCKS, Block
@@ -347,8 +346,6 @@ class TestOsa:
 
 class TestMixConv:
     def test_remainder_goes_to_the_first_part(self) -> None:
-        assert split_channels(10, 3) == [4, 3, 3]
-        assert split_channels(8, 2) == [4, 4]
         mix = BLOCKS["MixConv"](10, [3, 5, 7])
         assert [tuple(conv.weight.shape) for conv in mix.convs] == [
             (4, 1, 3, 3), (3, 1, 5, 5), (3, 1, 7, 7),

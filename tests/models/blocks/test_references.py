@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models.blocks.attention import SE
+from models.blocks.conv import SE
 from models.blocks.dense import DenseLayer, PeleeStage
 from models.blocks.ghost import DFC
 from models.blocks.osa import OSA

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.builder import build_detector
-from models.graph import RowGraph
+from models.detector import RowGraph
 from models.profile.cost import count
 from models.profile.counting import profile, profile_spec
 from models.profile.guidelines import findings, sentences
