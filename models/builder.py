@@ -95,14 +95,14 @@ def _measure_strides(model: Detector) -> list[int]:
     """Run sizes (no pixels: the meta device) through the rows and see what Detect reads."""
     maps = {IMAGE: torch.zeros(1, IMAGE_CHANNELS, PROBE, PROBE, device="meta")}
     *rows, detect = zip(model.spec.layers, model.layers, strict=True)
-    with torch.no_grad(), ShapesOnly():
+    with torch.no_grad():
         for index, (row, layer) in enumerate(rows):
             inputs = [maps[source] for source in row.sources]
-            state = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-            meta = {name: tensor.to("meta") for name, tensor in state.items()}
+            state = {key: tensor.to("meta") for key, tensor in layer.state_dict().items()}
             value = inputs if registry.BLOCKS[row.block].reads_several else inputs[0]
             try:
-                maps[index] = torch.func.functional_call(layer.eval(), meta, (value,))
+                with ShapesOnly():  # not around the copies to meta, which it would slow down
+                    maps[index] = torch.func.functional_call(layer.eval(), state, (value,))
             except (RuntimeError, ValueError) as error:
                 shapes = ", ".join("x".join(map(str, item.shape[1:])) for item in inputs)
                 cause = str(error).splitlines()[0]

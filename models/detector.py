@@ -27,10 +27,7 @@ class RowGraph(nn.Module):
         super().__init__()
         self.model = nn.ModuleList(layers)  # named so for YOLOv5's keys: model.<row>.<part>
         self.spec = spec
-        last_read = dict.fromkeys(range(len(layers)), -1)
-        for index, layer in enumerate(spec.layers):
-            for source in layer.sources:
-                last_read[source] = index
+        last_read = {s: index for index, layer in enumerate(spec.layers) for s in layer.sources}
         self._reads_list = [
             layer.block == DETECT or registry.BLOCKS[layer.block].reads_several
             for layer in spec.layers
@@ -58,7 +55,7 @@ class RowGraph(nn.Module):
 
     def _run(self, images: Tensor, kept: dict[int, Tensor]) -> Any:
         """Run all rows; maps of the rows in `kept` are put there."""
-        outputs: dict[int, Any] = {IMAGE: images}
+        outputs: dict[int, Any] = {IMAGE: self._normalised(images)}
         result: Any = images
         for index, (layer, spec) in enumerate(zip(self.model, self.spec.layers, strict=True)):
             inputs = [outputs[source] for source in spec.sources]
@@ -69,6 +66,9 @@ class RowGraph(nn.Module):
             for source in self._dead_after[index]:
                 del outputs[source]
         return result
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return images
 
     def fuse(self: G) -> G:
         """Fold every BatchNorm into its convolution, in place; for inference only."""
@@ -146,15 +146,6 @@ class Detector(RowGraph):
         self.half()
         self.head.anchors = anchors
         return self
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images in [0, 1] -> raw maps; see the class."""
-        raw: list[Tensor] = self._run(self._normalised(images), {})
-        return raw
-
-    def taps(self, images: Tensor) -> dict[str, Tensor]:
-        """The maps of the rows P2, P3, ... by name."""
-        return super().taps(self._normalised(images))
 
     def _normalised(self, images: Tensor) -> Tensor:
         if self.mean is None or self.std is None:

@@ -122,21 +122,22 @@ class ModelSpec(GraphSpec):
             row: Any = [source, layer.repeats, layer.block, _plain(layer.args)]
             rows[layer.section].append({layer.name: row} if layer.name else row)
         plain = self.to_dict()
-        keys = {"activation": self.activation, "anchors": plain["anchors"]}
-        if self.normalisation is not None:
-            mean, std = plain["normalisation"]
-            keys["normalisation"] = {"mean": mean, "std": std}
-        if self.notes:
-            keys["notes"] = list(self.notes)
-        backbone: dict[str, Any] = {}
-        first = self.layers[0]  # all rows of a backbone have the same settings
-        if first.activation is not None:
-            backbone["activation"] = first.activation
-        if first.norm is not None:
-            backbone["norm"] = {"eps": first.norm[0], "momentum": first.norm[1]}
-        backbone["rows"] = rows["backbone"]  # under this key no width is rounded again
-        neck = {"neck": {"rows": rows["neck"]}} if rows["neck"] else {}
-        return {**keys, "backbone": backbone, **neck, "head": rows["head"]}
+        both, first = plain["normalisation"], self.layers[0]
+        backbone = {  # all its rows have the same settings
+            "activation": first.activation,
+            "norm": first.norm and {"eps": first.norm[0], "momentum": first.norm[1]},
+            "rows": rows["backbone"],  # under this key no width is rounded again
+        }
+        values = {
+            "activation": self.activation,
+            "anchors": plain["anchors"],
+            "normalisation": both and {"mean": both[0], "std": both[1]},
+            "notes": plain["notes"],
+            "backbone": {key: value for key, value in backbone.items() if value},
+            "neck": rows["neck"] and {"rows": rows["neck"]},
+            "head": rows["head"],
+        }
+        return {key: value for key, value in values.items() if value}
 
 
 def read_normalisation(value: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -63,7 +63,6 @@ class C3(Block):
         self.m = nn.Sequential(*(self.make_unit(hidden, shortcut, groups) for _ in range(n)))
 
     def make_unit(self, width: int, shortcut: bool, groups: int) -> nn.Module:
-        """One of the n inner blocks, `width` channels in and out."""
         return Bottleneck(width, width, shortcut, groups, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:

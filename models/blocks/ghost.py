@@ -89,15 +89,13 @@ class GhostBottleneck(Block):
 class C3Ghost(C3):
     """C3 whose n inner blocks are GhostBottlenecks: always residual, without groups.
 
-    (B, c_in, H, W) -> (B, c_out, H, W).  `shortcut` and `groups` hold the places they have in
-    YOLOv5's rows and mean nothing here.  With h = c_out * expansion, params = 2 h (c_in + 2)
-    + (2 h + 2) c_out + n (h^2 / 2 + 87 h / 4).
+    (B, c_in, H, W) -> (B, c_out, H, W).  `shortcut` and `groups` mean nothing here.
+    With h = c_out * expansion, params = 2 h (c_in + 2) + (2 h + 2) c_out + n (h^2 / 2 + 87 h / 4).
     """
 
     ignores = ("shortcut", "groups")
 
     def make_unit(self, width: int, shortcut: bool, groups: int) -> nn.Module:
-        """A GhostBottleneck whatever `shortcut` and `groups` say."""
         return GhostBottleneck(width, width)
 
 
@@ -133,10 +131,9 @@ class DFC(nn.Module):
     """The gate of decoupled fully connected attention: what a pixel's row and column weigh it by.
 
     (B, c_in, H, W) -> (B, c_out, H, W) in (0, 1).  arXiv:2211.12905, section 4: the fully connected
-    layers along a row and a column are a 1x5 and a 5x1 depthwise convolution, after a 1x1, each
-    with BN and without activation, on the 2x2 average-pooled map.  An odd last row or column is
-    left out, as in the authors' code; a side of 1, where that code fails, is not pooled.  The
-    sigmoid is enlarged to the map's size by the nearest value.
+    layers along a row and a column are a 1x5 and a 5x1 depthwise convolution after a 1x1, with BN
+    and without activation, on the 2x2 average-pooled map.  An odd last row or column is left out,
+    as in the authors' code; a side of 1, where that code fails, is not pooled.
     """
 
     def __init__(self, c_in: int, c_out: Positive) -> None:

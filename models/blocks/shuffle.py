@@ -31,8 +31,7 @@ class ShuffleUnit(Block):
 
     (B, c, H, W) -> (B, c, H, W); c_in must equal c_out and be even.  ShuffleNetV2's unit of stride
     1, arXiv:1807.11164, figure 3c.  `shuffle: start` is the authors' arrangement: even channels
-    pass, odd ones are worked on, and nothing is shuffled at the end; the two differ by an order of
-    channels and take each other's weights in another order only.  With h = c / 2 and kernel k:
+    pass, odd ones are worked on, and nothing is shuffled at the end.  With h = c / 2 and kernel k:
     params = 2 h^2 + (k^2 + 6) h.
     """
 
@@ -70,8 +69,7 @@ class ShuffleDown(Block):
     (B, c_in, H, W) -> (B, c_out, ceil(H / 2), ceil(W / 2)); c_out must be even.  ShuffleNetV2's
     unit for spatial down sampling, arXiv:1807.11164, figure 3d.  Both branches end at c_out / 2, so
     that c_in may equal c_out; with `official_widths` the first keeps c_in and the second makes
-    c_out - c_in, as the authors' code does.  With `shuffle: start` nothing is shuffled here: the
-    ShuffleUnit that follows begins with it.
+    c_out - c_in, as the authors' code does.  With `shuffle: start` the next unit shuffles.
     """
 
     def __init__(

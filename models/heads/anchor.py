@@ -43,6 +43,7 @@ class Detect(nn.Module):
             raw.append(y.permute(0, 1, 3, 4, 2))
         return raw
 
+    @torch.no_grad()
     def set_stride(self, stride: Sequence[int], anchors: Sequence[Sequence[float]] | int) -> None:
         """Fix the levels' strides in pixels, and from them anchors and the first biases."""
         self.stride = tuple(stride)
@@ -54,7 +55,13 @@ class Detect(nn.Module):
         else:
             pixels = torch.tensor(anchors, device="cpu").view(len(self.stride), -1, 2)
         self.set_anchors(pixels)
-        self._set_biases()
+        # biases start from the priors of RetinaNet (arXiv:1708.02002, section 3.3), YOLOv5's form
+        for convolution, pixels_per_cell in zip(self.m, self.stride, strict=True):
+            assert isinstance(convolution, nn.Conv2d)
+            assert convolution.bias is not None
+            bias = convolution.bias.view(self.anchors_per_level, -1)
+            bias[:, 4] += math.log(PRIOR_OBJECTS / (640 / pixels_per_cell) ** 2)
+            bias[:, 5:] += math.log(PRIOR_CLASS / (self.classes - 0.99999))
 
     def set_anchors(self, pixels: Tensor) -> None:
         """(levels, A, 2) widths and heights in pixels; levels get them by area."""
@@ -64,16 +71,6 @@ class Detect(nn.Module):
         ordered = pixels[areas.argsort()][by_stride]
         stride = torch.tensor(self.stride, dtype=torch.float32, device="cpu").view(-1, 1, 1)
         self.anchors.copy_(ordered / stride)
-
-    @torch.no_grad()
-    def _set_biases(self) -> None:
-        """Start from the priors of RetinaNet (arXiv:1708.02002, section 3.3) in YOLOv5's form."""
-        for convolution, stride in zip(self.m, self.stride, strict=True):
-            assert isinstance(convolution, nn.Conv2d)
-            assert convolution.bias is not None
-            bias = convolution.bias.view(self.anchors_per_level, -1)
-            bias[:, 4] += math.log(PRIOR_OBJECTS / (640 / stride) ** 2)
-            bias[:, 5:] += math.log(PRIOR_CLASS / (self.classes - 0.99999))
 
     def decode(self, raw: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Raw maps -> boxes (B, N, 4), xyxy network pixels, and scores (B, N, classes), in float32.

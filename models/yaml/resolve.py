@@ -82,9 +82,12 @@ def _sources(row: Row, index: int, names: Mapping[str, int]) -> tuple[int, ...]:
     for item in row.sources:
         if isinstance(item, str):
             if item not in names:
+                hint, taps = nearest(item, names), [name for name in names if TAP.fullmatch(name)]
+                if TAP.fullmatch(item) and taps:
+                    remedy = "; a neck such as pan-p6 makes P6 itself" if item == "P6" else ""
+                    hint = f" (the backbone has the taps {', '.join(taps)}{remedy})"
                 raise UserError(
-                    f"{row.where}: row {index} reads {item!r}, which names no earlier row"
-                    f"{_tap_hint(item, names) or nearest(item, names)}"
+                    f"{row.where}: row {index} reads {item!r}, which names no earlier row{hint}"
                 )
             sources.append(names[item])
         else:
@@ -96,15 +99,6 @@ def _sources(row: Row, index: int, names: Mapping[str, int]) -> tuple[int, ...]:
                 )
             sources.append(source)
     return tuple(sources)
-
-
-def _tap_hint(item: str, names: Mapping[str, int]) -> str:
-    """What to do where a neck reads a tap that the backbone lacks."""
-    taps = [name for name in names if TAP.fullmatch(name)]
-    if not TAP.fullmatch(item) or not taps:
-        return ""
-    remedy = "; a neck such as pan-p6 makes P6 itself" if item == "P6" else ""
-    return f" (the backbone has the taps {', '.join(taps)}{remedy})"
 
 
 def anchors_of(row: Row, anchors: Any) -> Any:

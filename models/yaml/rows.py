@@ -92,29 +92,26 @@ def read_rows(
             f"{document.at(*key)}: {'.'.join(key)} must be a list of rows "
             f"[from, number, block, args], got {type(content).__name__}"
         )
-    return tuple(
-        _row(item, section, f"{document.at(*key, index)}: {section}[{index}]", setting)
-        for index, item in enumerate(content)
-    )
-
-
-def _row(item: Any, section: str, where: str, setting: Setting) -> Row:
-    name = None
-    if isinstance(item, Mapping) and len(item) == 1:
-        ((name, item),) = item.items()
-        if not isinstance(name, str) or not name.isidentifier():
-            raise UserError(f"{where}: row name {name!r} must be letters, digits and _")
-    if not isinstance(item, list) or len(item) != 4 or not isinstance(item[3], list | Mapping):
-        raise UserError(
-            f"{where}: a row is [from, number, block, args] or NAME: [...], where args are a list "
-            f"or a mapping; got {item!r}"
-        )
-    source, repeats, block, args = item
-    checked(where, "number", repeats, Positive)
-    sources = tuple(source) if isinstance(source, list) else (source,)
-    for entry in sources:
-        checked(where, "from", entry, int | str)
-    return Row(section, sources, repeats, _block_name(block, where), args, name, where, setting)
+    rows = []
+    for index, item in enumerate(content):
+        where, name = f"{document.at(*key, index)}: {section}[{index}]", None
+        if isinstance(item, Mapping) and len(item) == 1:
+            ((name, item),) = item.items()
+            if not isinstance(name, str) or not name.isidentifier():
+                raise UserError(f"{where}: row name {name!r} must be letters, digits and _")
+        if not isinstance(item, list) or len(item) != 4 or not isinstance(item[3], list | Mapping):
+            raise UserError(
+                f"{where}: a row is [from, number, block, args] or NAME: [...], where args are a "
+                f"list or a mapping; got {item!r}"
+            )
+        source, repeats, block, args = item
+        checked(where, "number", repeats, Positive)
+        sources = tuple(source) if isinstance(source, list) else (source,)
+        for entry in sources:
+            checked(where, "from", entry, int | str)
+        block = _block_name(block, where)
+        rows.append(Row(section, sources, repeats, block, args, name, where, setting))
+    return tuple(rows)
 
 
 def _block_name(block: Any, where: str) -> str:
@@ -132,48 +129,43 @@ def _block_name(block: Any, where: str) -> str:
     return registry.YAML_NAMES.get(block, block)
 
 
+def argument_name(block: str, key: Any, where: str) -> str:
+    """The argument that a key means, which may be a short one; UserError where there is none."""
+    name = registry.ALIASES.get(key, key)
+    known = [item for item in registry.BLOCKS[block].arguments if item != "n"]
+    if name not in known:
+        raise UserError(f"{where}: {block} has no argument {name!r}{nearest(str(name), known)}")
+    return str(name)
+
+
 def bind_arguments(row: Row) -> dict[str, Any]:
     """Arguments by constructor parameter, of the types and ranges that the block annotates.
 
     A channel argument may be the name of a row instead.  UserError with the row.
     """
-    parameters = registry.BLOCKS[row.block].arguments
-    given = [name for name in parameters if name != "n"]
-    bound: dict[str, Any] = {}
+    block = registry.BLOCKS[row.block]
+    known = [name for name in block.arguments if name != "n"]
+    names, values = known, row.args
     if isinstance(row.args, Mapping):
-        for key, value in row.args.items():
-            name = registry.ALIASES.get(key, key)
-            if name not in given:
-                raise UserError(
-                    f"{row.where}: {row.block} has no argument {key!r}{nearest(str(key), given)}"
-                )
-            if name in bound:
-                raise UserError(f"{row.where}: argument {name!r} of {row.block} is given twice")
-            bound[name] = _plain(value)
-    elif len(row.args) > len(given):
+        names = [argument_name(row.block, key, row.where) for key in row.args]
+        values = list(row.args.values())
+    bound = dict(zip(names, map(_plain, values), strict=False))
+    if len(bound) < len(values):
         raise UserError(
-            f"{row.where}: {row.block} takes at most {len(given)} arguments "
-            f"({', '.join(given)}), got {len(row.args)}"
+            f"{row.where}: {row.block} takes each of {', '.join(known)} once, got {row.args!r}"
         )
-    else:
-        bound = dict(zip(given, map(_plain, row.args), strict=False))
-    required = [name for name in given if parameters[name].default is Parameter.empty]
-    missing = [name for name in required if name not in bound]
+    missing = [key for key in known if block.arguments[key].default is Parameter.empty]
+    missing = [key for key in missing if key not in bound]
     if missing:
         raise UserError(f"{row.where}: {row.block} needs {', '.join(missing)}")
-    channels = registry.BLOCKS[row.block].channel_args
     for name, value in bound.items():
-        if isinstance(value, str) and name in channels and _is_reference(row, value):
-            continue
-        checked(f"{row.where}: {row.block}", name, value, parameters[name].annotation)
+        if isinstance(value, str) and name in block.channel_args:
+            # a text stands for channels: another row's, or those of v1's detection rows
+            v1 = row.block == "Conv2d" and DETECTION_CHANNELS.fullmatch(value)
+            if value.isidentifier() or v1:
+                continue
+        checked(f"{row.where}: {row.block}", name, value, block.arguments[name].annotation)
     return bound
-
-
-def _is_reference(row: Row, value: str) -> bool:
-    """Whether a text stands for channels: another row's, or those of v1's detection rows."""
-    return value.isidentifier() or (
-        row.block == "Conv2d" and DETECTION_CHANNELS.fullmatch(value) is not None
-    )
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any
 
 from models.registry import Positive, Range
@@ -71,13 +70,14 @@ def read_section(document: Document, section: str, content: Any) -> Section:
 
 
 def named_section(
-    name: str, section: str, size: Mapping[str, Any] = MappingProxyType({}), *, where: str = ""
+    name: str, section: str, size: Mapping[str, Any] | None = None, *, where: str = ""
 ) -> Section:
     """A section file by path or name; `vovnet-27-slim` is vovnet.yaml at the scale 27-slim.
 
     `size` may give the scale, and a width and depth instead of the scale's.  UserError with the
     nearest known name.
     """
+    size = size or {}
     scale = size.get("scale")
     try:
         if scale is None:
@@ -85,10 +85,9 @@ def named_section(
         else:
             path = find_config(name, FOLDERS[section])
         *variants, base = base_chain(load_yaml(path), FOLDERS[section])
-        for variant in variants:
-            check_keys(variant, EXTENDING_KEYS)
         part = _read_file(base, section, "" if scale is None else str(scale), size)
         for variant in reversed(variants):
+            check_keys(variant, EXTENDING_KEYS)
             part = replace(part, rows=swap_rows(variant, {section: part.rows})[section])
     except UserError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from error
@@ -167,13 +166,13 @@ def _setting(
         raise UserError(f"{where}: activation and norm of a {section} are the model's; remove them")
     checked(where, "activation", activation, str | None)
     checked(where, "divisor", divisor, Positive | None)
-    if norm is None:
-        return Setting(depth, width, divisor, activation)
-    if not isinstance(norm, Mapping) or set(norm) != {"eps", "momentum"}:
-        raise UserError(f"{where}: norm must be {{eps: ..., momentum: ...}}, got {norm!r}")
-    for key, value in norm.items():
-        checked(where, f"norm.{key}", value, Annotated[float, Range(1e-12, 1)])
-    return Setting(depth, width, divisor, activation, (float(norm["eps"]), float(norm["momentum"])))
+    if norm is not None:
+        if not isinstance(norm, Mapping) or set(norm) != {"eps", "momentum"}:
+            raise UserError(f"{where}: norm must be {{eps: ..., momentum: ...}}, got {norm!r}")
+        for key, value in norm.items():
+            checked(where, f"norm.{key}", value, Annotated[float, Range(1e-12, 1)])
+        norm = (float(norm["eps"]), float(norm["momentum"]))
+    return Setting(depth, width, divisor, activation, norm)
 
 
 def _scales(document: Document) -> dict[str, Mapping[str, Any]]:

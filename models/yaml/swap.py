@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models import registry
-from models.yaml.rows import Row, bind_arguments, check_keys, checked
+from models.yaml.rows import Row, argument_name, bind_arguments, check_keys, checked
 from utils.errors import UserError, nearest
 from utils.files import find_config
 from utils.yamlio import Document, load_yaml
@@ -27,9 +27,8 @@ class Swap:
 
     def fits(self, row: Row, section: str) -> bool:
         """Whether the row is to be swapped."""
-        if self.block != row.block or row.name in self.keep:
-            return False
-        if self.sections and section not in self.sections:
+        elsewhere = bool(self.sections) and section not in self.sections
+        if self.block != row.block or row.name in self.keep or elsewhere:
             return False
         if self.stride is None:
             return True
@@ -89,21 +88,18 @@ def swap_rows(
             raise UserError(f"{document.at(section)}: swap needs rows that `extends` brings")
         swaps += _read_swaps(document, (section,))
     names = {row.name for rows in sections.values() for row in rows if row.name}
-    for swap in swaps:
-        for name in swap.keep:
-            if name not in names:
-                raise UserError(f"{swap.where}: keep names no row {name!r}{nearest(name, names)}")
     swaps.sort(key=lambda swap: (swap.stride is None, not swap.sections))
     used: list[Swap] = []
     result: dict[str, tuple[Row, ...]] = {}
     for section, rows in sections.items():
-        changed = []
-        for row in rows:
-            fitting = [swap for swap in swaps if swap.fits(row, section)]
-            changed.append(fitting[0].apply(row) if fitting else row)
-            used += fitting[:1]
-        result[section] = tuple(changed)
+        fitting = [[swap for swap in swaps if swap.fits(row, section)][:1] for row in rows]
+        pairs = zip(rows, fitting, strict=True)
+        result[section] = tuple(found[0].apply(row) if found else row for row, found in pairs)
+        used += [swap for found in fitting for swap in found]
     for swap in swaps:
+        for name in swap.keep:
+            if name not in names:
+                raise UserError(f"{swap.where}: keep names no row {name!r}{nearest(name, names)}")
         if swap not in used:
             raise UserError(
                 f"{swap.where}: no row of the base model has the block {swap.block} to swap"
@@ -124,26 +120,19 @@ def _read_swaps(document: Document, at: tuple[str, ...]) -> list[Swap]:
         raise UserError(
             f"{document.at(*at, 'swap')}: swap must map blocks to blocks, got {swaps!r}"
         )
-    return [
-        _swap(str(key), value, at, tuple(keep), document.at(*at, "swap", key))
-        for key, value in swaps.items()
-    ]
-
-
-def _swap(key: str, value: Any, at: tuple[str, ...], keep: tuple[str, ...], where: str) -> Swap:
-    block, slash, stride = key.partition("/")
-    if slash and stride not in {"1", "2"}:
-        raise UserError(f"{where}: the stride of {key!r} must be 1 or 2")
-    given = value if isinstance(value, Mapping) else {"block": value}
-    target = given.get("block")
-    for name in (block, target):
-        if not isinstance(name, str) or name not in registry.BLOCKS:
-            raise UserError(f"{where}: unknown block {name!r}{nearest(str(name), registry.BLOCKS)}")
-    known = [name for name in registry.BLOCKS[str(target)].arguments if name != "n"]
-    args = {registry.ALIASES.get(key, key): item for key, item in given.items() if key != "block"}
-    for name in args:
-        if name not in known:
-            raise UserError(
-                f"{where}: {target} has no argument {name!r}{nearest(str(name), known)}"
-            )
-    return Swap(block, int(stride) if slash else None, str(target), args, at, keep, where)
+    result = []
+    for key, value in swaps.items():
+        where = document.at(*at, "swap", key)
+        block, slash, stride = str(key).partition("/")
+        if slash and stride not in {"1", "2"}:
+            raise UserError(f"{where}: the stride of {key!r} must be 1 or 2")
+        given = dict(value) if isinstance(value, Mapping) else {"block": value}
+        target = given.pop("block", None)
+        for name in (block, target):
+            if not isinstance(name, str) or name not in registry.BLOCKS:
+                close = nearest(str(name), registry.BLOCKS)
+                raise UserError(f"{where}: unknown block {name!r}{close}")
+        args = {argument_name(target, name, where): item for name, item in given.items()}
+        strides = int(stride) if slash else None
+        result.append(Swap(block, strides, target, args, at, tuple(keep), where))
+    return result
