@@ -1,8 +1,13 @@
-"""Definitions in plain torch of nets that no package has in that form; and timm's MixNet, regrouped."""
+"""Definitions in plain torch of nets that no package has in that form; timm's MixNet, regrouped.
+
+And what makes a random net worth a comparison: images, weights, BN statistics.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from typing import Any
 
 import timm
 import torch
@@ -19,6 +24,56 @@ SHUFFLE_WIDTHS = {
 }
 VOV_MODULES = {"19": (1, 1, 1, 1), "39": (1, 1, 2, 2), "57": (1, 1, 4, 3), "99": (1, 3, 9, 3)}
 GROWTH = 32  # of PeleeNet
+LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+
+
+def make_images(count: int, size: tuple[int, int], seed: int) -> Tensor:
+    """Smooth shapes and noise: on noise alone the images of a batch look alike to a deep net."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = torch.randn(count, 3, 6, 6, generator=generator)
+    noise = torch.randn(count, 3, *size, generator=generator)
+    return F.interpolate(shapes, size=size, mode="bilinear") + 0.3 * noise
+
+
+def randomise(net: nn.Module) -> None:
+    """Weights of unit gain, biases and BN affine parameters that matter, in place."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for leaf in leaves(net):
+            weight, bias = leaf.weight, leaf.bias
+            assert isinstance(weight, Tensor)
+            if isinstance(leaf, nn.BatchNorm2d):
+                weight.copy_(torch.rand(weight.shape, generator=generator) + 0.5)
+            else:
+                weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
+            if isinstance(bias, Tensor):
+                bias.normal_(0, 0.3, generator=generator)
+
+
+def calibrate(net: nn.Module, batches: Iterable[Any]) -> None:
+    """Give BN the statistics of the batches; nothing else is in training mode.
+
+    With the initial statistics the outputs of some nets hardly depend on the image, and damage to
+    the net would go unseen.
+    """
+    net.eval()
+    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over the batches
+        norm.train()
+    with torch.no_grad():
+        for batch in batches:
+            net(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    net.eval()
+
+
+def leaves(net: nn.Module) -> list[nn.Module]:
+    """Convolutions, BN and linear layers in registration order."""
+    return [part for part in net.modules() if isinstance(part, LEAVES)]
 
 
 def conv_bn(

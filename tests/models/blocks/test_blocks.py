@@ -22,7 +22,7 @@ from models.blocks.shuffle import channel_shuffle
 from models.profile.cost import parameters
 from models.registry import BLOCKS, Block
 from models.spec import round_channels
-from tests.models.conftest import calibrate, randomise
+from tests.models.blocks.references import calibrate, randomise
 
 
 def assert_equal_to(reference: nn.Module, own: nn.Module, x: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from models.blocks.shuffle import ShuffleUnit
 from models.builder import build_classifier
 from models.profile.cost import count, parameters
 from models.yaml.parser import load_classifier, load_spec
+from tests.models.blocks import references
 from tests.models.blocks.references import (
     VOV_MODULES,
     OfficialShuffleNetV2,
@@ -29,8 +31,11 @@ from tests.models.blocks.references import (
     PlainPeleeNet,
     timm_mixnet,
 )  # fmt: skip
+from utils.terminal import say
 
 PLAIN = "plain torch, independent of the blocks"
+TOLERANCE = 1e-4  # times max(1, largest value of the reference)
+SIZES = (224, 200)  # pixels; 200 gives odd maps
 
 
 @dataclass(frozen=True)
@@ -234,11 +239,78 @@ NETS = [
     "net",
     [pytest.param(n, id=n.name, marks=[pytest.mark.slow] if n.slow else []) for n in NETS],
 )
-def test_equals_the_reference(prove: Callable[..., None], net: Net) -> None:
-    prove(
-        net.name, net.build(), params=net.params, macs=net.macs, taps=net.taps, mutate=net.damage,
-        reference_name=net.reference, published=net.published,
-    )  # fmt: skip
+def test_equals_the_reference(net: Net) -> None:
+    """In parameters, MACs, logits and taps; with -s, prints its row of docs/backbones.md.
+
+    The reference gets random weights and calibrated BN, and ours the same.  A copy of ours is then
+    damaged and must differ.
+    """
+    reference, ours = net.build(), build_classifier(load_classifier(net.name))
+    macs = count(ours, (1, 3, 224, 224)).macs
+    assert parameters(reference) == parameters(ours) == net.params
+    assert macs == pytest.approx(net.macs, rel=1e-3)
+    references.randomise(reference)
+    references.calibrate(reference, [references.make_images(8, (96, 96), s) for s in (1, 2)])
+    copy_state(reference, ours)
+    found = [differences(ours.eval(), reference, net.taps, size) for size in SIZES]
+    logits, taps = map(max, zip(*found, strict=True))
+    assert logits <= TOLERANCE
+    assert taps <= TOLERANCE
+    damaged = copy.deepcopy(ours)
+    net.damage(damaged)
+    control = max(differences(damaged.eval(), reference, net.taps, min(SIZES)))
+    assert control > TOLERANCE
+    row = [net.name, f"{net.params:,}", f"{macs / 1e6:,.2f}M", net.published, f"{logits:.1e}"]
+    say(f"| {' | '.join([*row, f'{taps:.1e}', f'{control:.1e}', net.reference])} |")
+
+
+def copy_state(source: nn.Module, target: nn.Module) -> None:
+    """Weights leaf by leaf, per type of layer; a 1x1 convolution may stand for a linear layer."""
+    pair = [references.leaves(net) for net in (source, target)]
+    for net, found in zip((source, target), pair, strict=True):
+        assert sum(map(parameters, found)) == parameters(net)
+    kinds: tuple[Any, ...] = references.LEAVES
+    counts = [[sum(isinstance(leaf, kind) for leaf in found) for kind in kinds] for found in pair]
+    if counts[0] != counts[1]:  # a linear layer there is a 1x1 convolution here
+        kinds = ((nn.Conv2d, nn.Linear), nn.BatchNorm2d)
+    for kind in kinds:
+        both = ([leaf for leaf in found if isinstance(leaf, kind)] for found in pair)
+        for one, other in zip(*both, strict=True):
+            state = one.state_dict()
+            if isinstance(one, nn.BatchNorm2d):
+                assert (other.eps, other.momentum) == (one.eps, one.momentum)
+            elif type(one) is not type(other):
+                state["weight"] = state["weight"].view_as(other.weight)
+            other.load_state_dict(state)
+
+
+def differences(net: Any, reference: nn.Module, taps: Any, size: int) -> tuple[float, float]:
+    """Relative difference of logits, and the largest one of the taps, on two images."""
+    images, kept = references.make_images(2, (size, size), seed=9), {}
+
+    def keep(name: str) -> Callable[..., None]:
+        # a copy, since an activation in place may follow
+        return lambda _module, _inputs, output: kept.update({name: output.clone()})
+
+    with torch.no_grad():
+        parts = [] if callable(taps) else taps
+        handles = [reference.get_submodule(p).register_forward_hook(keep(p)) for p in parts]
+        expected = reference(images)
+        for handle in handles:
+            handle.remove()
+        levels = taps(reference, images) if callable(taps) else [kept[name] for name in taps]
+        logits, found = net(images), net.taps(images)
+    assert (expected[0] - expected[1]).abs().max() > 100 * TOLERANCE  # it sees the images
+    pairs = zip((found[name] for name in sorted(found)), levels, strict=True)
+    return relative(logits, expected), max(relative(*two) for two in pairs)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """max|found - expected| / max(1, max|expected|); shapes must agree, values be finite."""
+    assert found.shape == expected.shape
+    assert expected.isfinite().all()
+    assert found.isfinite().all()
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
 def test_original_reference_agrees_with_timm_where_the_forms_are_one() -> None:
