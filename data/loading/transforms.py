@@ -97,8 +97,9 @@ def _crop_and_resize(
     height, width = size
     columns, rows = max(round(width / matrix[0, 0]), 1), max(round(height / matrix[1, 1]), 1)
     left, top = round(-matrix[0, 2] / matrix[0, 0]), round(-matrix[1, 2] / matrix[1, 1])
-    window = image[max(top, 0) : top + rows, max(left, 0) : left + columns]
-    if min(left, top) < 0 or window.shape[:2] != (rows, columns):
+    right, bottom = max(left + columns, 0), max(top + rows, 0)
+    window = image[max(top, 0) : bottom, max(left, 0) : right]
+    if window.shape[:2] != (rows, columns):
         window = np.full((rows, columns, 3), GREY, dtype=np.uint8)
         _lay(window, image, -left, -top)
     if (rows, columns) != size:

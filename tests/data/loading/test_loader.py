@@ -26,7 +26,7 @@ SHAPES = [(48, 64), (64, 48), (43, 140), (64, 64), (30, 80), (100, 70), (64, 33)
 
 @pytest.fixture
 def make_index(tmp_path, make_record):
-    """Images of noise with three boxes each: one with a polygon, one without, a crowd region."""
+    """Images of noise with three boxes: one with a polygon, one with that of a part, a crowd."""
 
     def make(count=7):
         records = []
@@ -38,7 +38,10 @@ def make_index(tmp_path, make_record):
             low = rng.uniform(0, 0.5, (3, 2)) * (width, height)
             boxes = np.hstack((low, low + np.array([width / 3, height / 3])))
             outline = boxes[0][[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2).astype(np.float32)
-            changes = {"segments": (outline, None, None), "crowd": np.arange(3) == 2}
+            part = (
+                outline[:3] + boxes[1][:2].astype(np.float32) - outline[0] + 2
+            )  # of the second box
+            changes = {"segments": (outline, part, None), "crowd": np.arange(3) == 2}
             records.append(make_record(path, height, width, boxes, image_id=i, **changes))
         return DataIndex(tuple(records), ("a", "b", "c"), (1, 2, 3), (), "fingerprint")
 
@@ -161,6 +164,19 @@ def test_mosaic_off_means_no_mosaic(make_index):
     off = epoch_of(TrainLoader(index, config(), replace(ALL, mosaic=0.0)), 2, mosaic=False)
     assert_equal(epoch_of(TrainLoader(index, config(), ALL), 2, mosaic=False), off)
     assert [len(batch) for batch in off] == [3, 3, 1]
+    rect = TrainLoader(index, config(rect=True), ALL)
+    assert_equal(epoch_of(rect, 2), epoch_of(rect, 2, mosaic=False))
+
+
+GEOMETRIC = ("degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr")
+
+
+@pytest.mark.parametrize("name", [*GEOMETRIC, "hsv_v", "mixup", "copy_paste"])
+def test_every_amount_changes_the_samples(make_index, name):
+    hyp = replace(load_hyp("no-augmentation"), mosaic=float(name in {"mixup", "copy_paste"}))
+    largest = replace(hyp, **{name: 0.001 if name == "perspective" else 1.0})
+    plain, changed = (TrainLoader(make_index(), config(), h) for h in (hyp, largest))
+    assert not torch.equal(epoch_of(plain)[0].images, epoch_of(changed)[0].images)
 
 
 @pytest.mark.parametrize("rect", [False, True])

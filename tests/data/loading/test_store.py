@@ -17,6 +17,13 @@ from utils.errors import UserError
 from utils.seeding import generator
 
 
+class Payload:
+    """What a pickle in a cache file might do."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
 @pytest.fixture
 def make_image(make_record):
     """make_image(path, height, width): write a smooth image; its record and pixels."""
@@ -96,8 +103,9 @@ def test_ranks_of_other_machines_do_not_count(tmp_path, monkeypatch, make_image)
 
 
 def test_disk_cache_is_outside_the_set_follows_the_file_and_mends_itself(
-    tmp_path, cache_home, make_image
+    tmp_path, monkeypatch, cache_home, make_image
 ):
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "set"
     folder.mkdir()
     item, image = make_image(folder / "a.png", 64, 48)
@@ -109,12 +117,13 @@ def test_disk_cache_is_outside_the_set_follows_the_file_and_mends_itself(
     for damage in (
         lambda: kept.write_bytes(whole[:-100]),
         lambda: kept.write_bytes(b""),
-        lambda: np.save(kept, np.array([{"not": "data"}], dtype=object), allow_pickle=True),
+        lambda: np.save(kept, np.array([Payload()], dtype=object), allow_pickle=True),
         lambda: np.save(kept, image[:10]),
     ):
         damage()
         np.testing.assert_array_equal(ImageStore([item], 64, cache="disk")[0], image)
         assert kept.read_bytes() == whole
+    assert not (tmp_path / "ran").exists()
     np.save(kept, image + 1)  # what is whole is not read again
     np.testing.assert_array_equal(ImageStore([item], 64, cache="disk")[0], image + 1)
     other, changed = make_image(folder / "a.png", 64, 48, seed=1)

@@ -222,7 +222,7 @@ SIZE = 64
 SHADES = (40, 80, 160, 240)
 
 
-def tile(number, height=48, width=64, box=(8, 6, 56, 42)):
+def tile(number, height=48, width=64, box=(8, 6, 30, 30)):
     """An image of one shade with a red rectangle, its box labelled with `number`."""
     image = np.full((height, width, 3), SHADES[number], dtype=np.uint8)
     x1, y1, x2, y2 = box
