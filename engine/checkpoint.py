@@ -16,7 +16,7 @@ from torch import Tensor
 from models.builder import build_detector
 from models.detector import Detector
 from models.spec import ModelSpec
-from models.weights.archive import open_pickled
+from models.weights.restricted import open_pickled
 from models.weights.yolov5 import load_all, read_yolov5, to_detector
 from utils.errors import UserError, cause_of
 from utils.files import write_bytes

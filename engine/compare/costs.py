@@ -26,8 +26,7 @@ from engine.measure.energy import measure_energy
 from engine.measure.latency import FAULTS, Candidate, Latency, LatencyConfig, measure_latency
 from engine.measure.roofline import DevicePeak, by_block, measure_peak, roofline
 from models.detector import Detector
-from models.profile.counting import profile
-from models.profile.guidelines import findings, sentences
+from models.profile.counting import findings, profile, sentences
 from utils.errors import cause_of
 from utils.terminal import warn
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from utils.config import MAX_PIXELS, ArgumentParser, check_range
@@ -13,7 +12,6 @@ DESCRIPTION = """Cost of detectors by row: parameters, MACs, FLOPs, strides, cha
 model file and lists unused rows. Several models give one line each, split into backbone,
 neck and head."""
 MAX_CLASSES = 10_000
-PLOT_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg", ".eps", ".ps")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,23 +28,14 @@ def _options(argv: Sequence[str] | None) -> Any:
     )
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="model YAML: a path or a name in cfg/")
-    add("--cfg", nargs="+", default=[], metavar="FILE", help="the same as FILE")
-    add(
-        "--backbone",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="replaces the model's own: ghostnet-1.0",
-    )
-    add("--neck", nargs="+", default=[], metavar="NAME", help="replaces the model's own: pan-ghost")
+    for flag, metavar, text in (
+        ("--cfg", "FILE", "the same as FILE"),
+        ("--backbone", "NAME", "replaces the model's own: ghostnet-1.0"),
+        ("--neck", "NAME", "replaces the model's own: pan-ghost"),
+        ("--classify", "NAME", "count these backbones as classifiers instead"),
+    ):
+        add(flag, nargs="+", default=[], metavar=metavar, help=text)
     add("--fit", metavar="KIND=NUMBER", help="scale to a budget, e.g. gflops=4.5 or params=1.9e6")
-    add(
-        "--classify",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="count these backbones as classifiers instead",
-    )
     add("--img", "--imgsz", type=int, default=640, help="side of the image in pixels")
     add("--classes", type=int, help="number of classes (default: 80; with --classify 1000)")
     add("--json", action="store_true", help="print only a JSON list")
@@ -57,11 +46,6 @@ def _options(argv: Sequence[str] | None) -> Any:
     options.files += options.cfg
     if options.classes is None:
         options.classes = 1000 if options.classify else 80
-    _check(options)
-    return options
-
-
-def _check(options: Any) -> None:
     if not options.files and not options.classify:
         raise UserError("FILE is missing: a model file, or --classify and a backbone (see --help)")
     if options.classify and (options.files or options.backbone or options.neck or options.fit):
@@ -73,14 +57,7 @@ def _check(options: Any) -> None:
         check_range("--classes", options.classes, 1, MAX_CLASSES)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if options.plot:
-        path = Path(options.plot)
-        if path.suffix.lower() not in PLOT_TYPES:
-            raise UserError(
-                f"--plot {path}: expected a file name that ends in {', '.join(PLOT_TYPES)}"
-            )
-        if not path.parent.is_dir():
-            raise UserError(f"--plot {path}: the folder {path.parent} does not exist")
+    return options
 
 
 if __name__ == "__main__":

@@ -37,12 +37,10 @@ class Cost:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of convolutions and linear layers."""
         return sum(kernel.macs for kernel in self.kernels)
 
     @property
     def flops(self) -> int:
-        """2 * MACs."""
         return 2 * self.macs
 
     @property
@@ -67,7 +65,6 @@ class Cost:
 
     @property
     def bytes(self) -> int:
-        """The same in bytes."""
         return sum(kernel.bytes for kernel in self.kernels)
 
     @property
@@ -76,7 +73,6 @@ class Cost:
         return self.flops / self.bytes if self.bytes else 0.0
 
     def elements_of(self, *kinds: str) -> int:
-        """Read and written by kernels of these kinds."""
         return sum(kernel.elements for kernel in self.kernels if kernel.kind in kinds)
 
 
@@ -86,13 +82,7 @@ class ShapesOnly(TorchDispatchMode):
     Their decomposition in Python would take most of the time of a meta forward.
     """
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func.overloadpacket.__name__)
         if name.rstrip("_") not in {BATCH_NORM, *ACTIVATIONS} or not args[0].is_meta:
             return func(*args, **(kwargs or {}))
@@ -137,18 +127,11 @@ class Recorder(ShapesOnly):
         self._update_peak()
 
     def cost(self, label: int | None = None) -> Cost:
-        """Cost of a part."""
         kernels = tuple(self._kernels.get(label, ()))
         branches = max(Counter(kernel.depth for kernel in kernels).values(), default=0)
         return Cost(kernels, self._peaks.get(label, 0), branches)
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
         read, written = list(_tensors((args, kwargs or {}))), list(_tensors(result))
         known = {_key(tensor) for tensor in read}

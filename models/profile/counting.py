@@ -1,8 +1,9 @@
-"""Cost of a detector or classifier by row, as `python -m models.profile FILE` prints it."""
+"""Cost of a detector or classifier by row, and ShuffleNetV2's guidelines about it as numbers."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -13,8 +14,11 @@ from torch import nn
 from models.builder import build_classifier, build_detector
 from models.detector import Detector, RowGraph
 from models.profile.cost import Cost, Recorder, parameters, record
+from models.profile.kernels import Convolution
 from models.spec import IMAGE_CHANNELS, SECTIONS, GraphSpec, LayerSpec, ModelSpec
 from utils.errors import UserError
+
+LIGHT = ("element-wise", "depthwise")  # kernels of few operations per element
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,6 @@ class RowProfile:
 
     @property
     def label(self) -> str:
-        """'row 8 (C3Ghost)'."""
         return f"row {self.index} ({self.spec.block})"
 
 
@@ -52,7 +55,6 @@ class ModelProfile:
 
     @property
     def params(self) -> int:
-        """Parameters of all rows."""
         return sum(row.params for row in self.rows)
 
     @cached_property
@@ -62,12 +64,10 @@ class ModelProfile:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of Conv2d and Linear."""
         return self.cost.macs
 
     @property
     def flops(self) -> int:
-        """2 * MACs."""
         return self.cost.flops
 
     def part(self, section: str) -> Part:
@@ -84,7 +84,6 @@ class ModelProfile:
         return [*lines, f"not counted: {calls}"] if calls else lines
 
     def to_dict(self, model: str) -> dict[str, Any]:
-        """Plain values for JSON."""
         split = {section: vars(self.part(section)) for section in SECTIONS}
         totals = {"params": self.params, "macs": self.macs, "flops": self.flops}
         return {"model": model, "image_size": self.image_size, **totals, **split}
@@ -126,9 +125,70 @@ def profile(model: RowGraph, image_size: int = 640, *, batch: int = 1) -> ModelP
 def profile_spec(spec: GraphSpec, *, image_size: int, classes: int) -> ModelProfile:
     """Profile a spec without giving memory to its weights."""
     with torch.device("meta"):
-        model: RowGraph = (
-            build_detector(spec, classes=classes)
-            if isinstance(spec, ModelSpec)
-            else build_classifier(spec)
+        if isinstance(spec, ModelSpec):
+            return profile(build_detector(spec, classes=classes), image_size)
+        return profile(build_classifier(spec), image_size)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """ShuffleNetV2's guidelines G1-G4: costs that FLOPs do not show (arXiv:1807.11164, section 2).
+
+    Ratios to the best case (1 is best), kernels, a share of all elements.
+    """
+
+    unequal_widths: float | None  # G1: access of 1x1 convolutions / minimum at their MACs
+    groups: float | None  # G2: access of group convolutions / at one group and the same MACs
+    kernels: int  # G3: launched
+    branches: int  # G3: maximum of parallel kernels in a row
+    elementwise: float  # G4: element-wise operators and depthwise convolutions, of all elements
+
+
+def findings(cost: Cost) -> Findings:
+    """The guidelines' numbers of some kernels."""
+    convolutions = [k.convolution for k in cost.kernels if k.convolution]
+    narrow = [c for c in convolutions if c.pointwise]
+    grouped = [c for c in convolutions if c.kind == "group"]
+    return Findings(
+        unequal_widths=_ratio(narrow, [c.min_access for c in narrow]),
+        groups=_ratio(grouped, [c.ungrouped.access for c in grouped]),
+        kernels=len(cost.kernels),
+        branches=cost.branches,
+        elementwise=cost.elements_of(*LIGHT) / cost.elements if cost.elements else 0.0,
+    )
+
+
+def _ratio(convolutions: Sequence[Convolution], best: Sequence[float]) -> float | None:
+    return sum(c.access for c in convolutions) / sum(best) if convolutions else None
+
+
+def sentences(model: ModelProfile) -> tuple[str, str, str, str]:
+    """A sentence for each of the guidelines G1-G4."""
+    total = findings(model.cost)
+    rows = [(row.label, findings(row.cost)) for row in model.rows]
+
+    def most(key: str) -> tuple[str, Any]:
+        """The row in which this number is highest, and the number."""
+        label, found = max(rows, key=lambda row: getattr(row[1], key) or 0)
+        return label, getattr(found, key)
+
+    widths, groups = "G1: no 1x1 convolutions", "G2: no group convolutions besides depthwise"
+    if total.unequal_widths is not None:
+        widths = (
+            f"G1: the 1x1 convolutions move {total.unequal_widths:.2f} times what equal widths "
+            "would; most {}, {:.2f}".format(*most("unequal_widths"))
         )
-    return profile(model, image_size)
+    if total.groups is not None:
+        groups = (
+            f"G2: the group convolutions move {total.groups:.2f} times what one group would at "
+            "the same FLOPs; most {}, {:.2f}".format(*most("groups"))
+        )
+    light = max(model.rows, key=lambda row: row.cost.elements_of(*LIGHT))
+    return (
+        widths,
+        groups,
+        f"G3: {total.kernels} kernels, {total.kernels / len(rows):.1f} per row, up to "
+        f"{total.branches} in parallel; most {', '.join(map(str, most('kernels')))}",
+        f"G4: element-wise operators and depthwise convolutions move {total.elementwise:.0%} of "
+        f"all elements; most {light.label}",
+    )

@@ -66,12 +66,11 @@ class Convolution:
 
     @property
     def weights(self) -> int:
-        """Their number: k^2 c_in c_out / g."""
+        """k^2 c_in c_out / g."""
         return self.window * self.c_in * self.c_out // self.groups
 
     @property
     def macs(self) -> int:
-        """Multiply-adds."""
         return self.pixels_out * self.weights
 
     @property
@@ -125,7 +124,6 @@ class Kernel:
 
     @property
     def flops(self) -> int:
-        """2 * MACs."""
         return 2 * self.macs
 
 

@@ -34,8 +34,6 @@ Named = tuple[str, ModelProfile]
 def report(options: Any) -> None:
     """Print the profiles that the parsed `options` ask for, and plot them."""
     results = list(_results(options))
-    if options.plot:
-        _plot(results, options.plot)
     if options.json:
         plain = [{**item.to_dict(name), "notes": list(item.spec.notes)} for name, item in results]
         say(json.dumps(plain, indent=2))
@@ -52,6 +50,8 @@ def report(options: Any) -> None:
     for name, profile in results:
         for note in profile.notes():
             (warn if options.json or options.yaml else say)(f"{name}: {note}")
+    if options.plot:
+        _plot(results, options.plot)
 
 
 def _results(options: Any) -> Iterator[Named]:
@@ -171,5 +171,5 @@ def _plot(results: Sequence[Named], path: str) -> None:
     figure.legend(loc="outside upper center", ncols=len(SECTIONS), frameon=False)
     try:
         figure.savefig(path, dpi=200)
-    except OSError as error:
+    except Exception as error:  # of the file, or of a format that is not known
         raise UserError(f"--plot {path}: cannot be written: {cause_of(error)}") from error

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from models.builder import build_detector
 from models.detector import Detector
-from models.weights.archive import open_pickled
-from models.weights.restricted import Stub, TensorRef
+from models.weights.restricted import Stub, TensorRef, open_pickled
 from models.yaml.parser import parse_spec
 from utils.errors import UserError
 
 YAML_KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "activation", "backbone", "head")
 MAX_VALUES = 20_000  # of an architecture; nested inside itself it would have no end
-MAX_MODULES, MAX_DEPTH = 100_000, 32  # likewise of the tree of modules
+MAX_MODULES = 100_000  # likewise
 MAX_TEXT = 200  # characters of a class name, or of a text in the architecture
 MAX_INT = 1 << 60
 LISTED = 8  # names shown of a longer list
@@ -160,25 +159,22 @@ def _network(root: Any) -> tuple[str, Stub]:
     raise UserError(f"contains no detector, neither FeatherDet's nor YOLOv5's (found: {found})")
 
 
-def _walk(name: str, stub: Any, modules: dict[str, Stub], tensors: dict[str, TensorRef]) -> None:
+def _walk(name: str, stub: Stub, modules: dict[str, Stub], tensors: dict[str, TensorRef]) -> None:
     """Add the modules of a pickled nn.Module by path, and its tensors by state-dict name."""
-    if len(modules) >= MAX_MODULES or name.count(".") > MAX_DEPTH:
+    if len(modules) >= MAX_MODULES:
         raise UserError("a network nested beyond reason; refused")
-    if not isinstance(stub, Stub):
-        raise UserError(f"not a checkpoint: {name!r} is not a module")
     modules[name] = stub
     hidden = stub.state.get("_non_persistent_buffers_set", ())
     for kind in ("_parameters", "_buffers", "_modules"):
         for part, value in stub.state.get(kind, {}).items():
-            if type(part) is not str or len(part) > MAX_TEXT:
-                raise UserError(f"not a checkpoint: odd names in {kind} of a {stub.kind}")
+            fits = value is None or isinstance(value, Stub if kind == "_modules" else TensorRef)
+            if not fits or type(part) is not str or len(part) > MAX_TEXT:
+                raise UserError(f"not a checkpoint: odd {kind} of a {stub.kind}")
             below = f"{name}.{part}" if name else part
-            if kind == "_modules" and value is not None:
+            if isinstance(value, Stub):
                 _walk(below, value, modules, tensors)
-            elif isinstance(value, TensorRef) and part not in hidden:
+            elif value is not None and part not in hidden:
                 tensors[below] = value
-            elif value is not None and not isinstance(value, TensorRef):
-                raise UserError(f"not a checkpoint: {below} is not a tensor")
 
 
 def _anchors(state: Mapping[str, Tensor], head: str, strides: tuple[int, ...]) -> Tensor:
@@ -198,8 +194,7 @@ def _anchors(state: Mapping[str, Tensor], head: str, strides: tuple[int, ...]) -
 def _names(network: Stub) -> tuple[str, ...]:
     names: Any = network.state.get("names")
     if type(names) is dict:
-        by_number = {str(key): value for key, value in names.items()}
-        names = [by_number.get(str(index)) for index in range(len(names))]
+        names = [names.get(index, names.get(str(index))) for index in range(len(names))]
     texts = type(names) in {list, tuple} and all(type(n) is str and _is_scalar(n) for n in names)
     if not names or not texts:
         raise UserError("no usable class names in the checkpoint")

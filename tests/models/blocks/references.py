@@ -89,7 +89,7 @@ def unit(c_in: int, c_out: int, kernel: int = 1, stride: int = 1) -> nn.Sequenti
 
 
 class OfficialUnit(nn.Module):
-    """The authors' unit."""
+    """The authors' unit, with their names of its branches."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -97,12 +97,12 @@ class OfficialUnit(nn.Module):
         middle = c_out // 2
         entering = c_in if stride == 2 else c_in // 2
         leaving = c_out - entering
-        self.projection = nn.Sequential()
+        self.branch_proj = nn.Sequential()
         if stride == 2:
-            self.projection = nn.Sequential(
+            self.branch_proj = nn.Sequential(
                 *conv_bn(c_in, c_in, 3, 2, c_in), *conv_bn(c_in, c_in, 1), nn.ReLU()
             )
-        self.main = nn.Sequential(
+        self.branch_main = nn.Sequential(
             *conv_bn(entering, middle, 1), nn.ReLU(),
             *conv_bn(middle, middle, 3, stride, middle),
             *conv_bn(middle, leaving, 1), nn.ReLU(),
@@ -110,10 +110,10 @@ class OfficialUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 2:
-            return torch.cat([self.projection(x), self.main(x)], dim=1)
+            return torch.cat([self.branch_proj(x), self.branch_main(x)], dim=1)
         batch, channels, height, width = x.shape
         pairs = x.reshape(batch, channels // 2, 2, height, width)
-        return torch.cat([pairs[:, :, 0], self.main(pairs[:, :, 1])], dim=1)
+        return torch.cat([pairs[:, :, 0], self.branch_main(pairs[:, :, 1])], dim=1)
 
 
 class OfficialShuffleNetV2(nn.Module):

@@ -17,8 +17,7 @@ import models.blocks  # noqa: F401  fills the registry
 from models.builder import build_detector
 from models.profile.__main__ import main
 from models.profile.cost import count
-from models.profile.counting import ModelProfile, profile, profile_spec
-from models.profile.guidelines import findings
+from models.profile.counting import ModelProfile, findings, profile, profile_spec
 from models.registry import BLOCKS
 from models.yaml.parser import load_spec
 from utils.errors import UserError
@@ -134,14 +133,6 @@ class TestDetector:
         found = [(row.params, round(2 * row.cost.macs / 1e9, 4)) for row in yolov5l.rows]
         assert found == expected
 
-    def test_rows_of_yolov5l_ghost(self) -> None:
-        result = profile_file("yolov5l-ghost")
-        expected = {1: (38720, 1.9694), 2: (43600, 2.1766), 6: (871360, 2.7597),
-                    13: (903488, 2.8772), 18: (298624, 0.954)}  # fmt: skip
-        for index, pair in expected.items():
-            row = result.rows[index]
-            assert (row.params, round(2 * row.cost.macs / 1e9, 4)) == pair
-
     def test_totals_and_split(self, yolov5l: ModelProfile) -> None:
         assert yolov5l.params == 46_563_709
         assert round(yolov5l.flops / 1e9, 3) == 108.994
@@ -149,13 +140,6 @@ class TestDetector:
         assert [part.params for part in parts] == [26_582_912, 19_523_072, 457_725]
         assert sum(part.macs for part in parts) == yolov5l.macs
         assert parts[2].macs == 255 * (6400 * 256 + 1600 * 512 + 400 * 1024)
-
-    def test_strides_and_channels(self, yolov5l: ModelProfile) -> None:
-        shapes = {row.spec.name: row.shape for row in yolov5l.rows if row.spec.name}
-        assert shapes["stem"] == (64, 320, 320)
-        assert shapes["P3"] == (256, 80, 80)
-        assert shapes["out5"] == (1024, 20, 20)
-        assert yolov5l.rows[-1].shape is None
 
     @pytest.mark.parametrize(
         "name",
@@ -252,8 +236,8 @@ class TestCommandLine:
             (["yolov5n", "--img", "0"], "--img must be at least 1, got 0"),
             (["yolov5n", "no-such-model"], "no-such-model"),
             (["yolov5n", "--classes", "100000000"], "--classes must be at most 10000"),
-            (["yolov5n", "--plot", "none/a.png"], "the folder none does not exist"),
-            (["yolov5n", "--plot", "a.xyz"], r"a file name that ends in \.png"),
+            (["yolov5n", "--plot", "none/a.png"], "none/a.png: cannot be written"),
+            (["yolov5n", "--plot", "a.xyz"], "cannot be written: .*xyz.* not supported"),
             ([], "FILE is missing"),
             (["yolov5n", "--backbone", "ghostnet-1.1"], "'1.1' is not one of them; did you mean '1.3'"),
             (["yolov5n", "--backbone", "ghosnet-1.0"], "did you mean 'ghostnet-1.0'"),

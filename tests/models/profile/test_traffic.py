@@ -13,9 +13,7 @@ from torch.nn import functional as F
 from models.builder import build_detector
 from models.detector import RowGraph
 from models.profile.cost import count
-from models.profile.counting import profile, profile_spec
-from models.profile.guidelines import findings, sentences
-from models.profile.kernels import Convolution
+from models.profile.counting import findings, profile, profile_spec, sentences
 from models.spec import IMAGE, GraphSpec, LayerSpec
 from models.yaml.parser import load_spec
 
@@ -60,21 +58,6 @@ def test_intensity_is_flops_by_byte_and_bytes_follow_the_type():
     assert (found.bytes, found.peak_bytes) == (1232 * 2, 1200 * 2)
 
 
-@pytest.mark.parametrize("side", [7, 56])
-def test_equal_widths_move_least_at_the_same_flops(side):
-    """ShuffleNetV2, equation 2: equality if and only if c1 = c2."""
-    pixels, product = side * side, 64 * 64
-    access = {}
-    for c_in in (2**power for power in range(13)):
-        layer = Convolution(c_in, product // c_in, pixels, pixels)
-        assert layer.macs == pixels * product
-        access[c_in] = layer.access
-        equal = layer.access == pytest.approx(layer.min_access, rel=1e-12)
-        assert equal == (c_in == 64)
-        assert layer.access >= layer.min_access - 1e-6
-    assert min(access, key=access.__getitem__) == 64
-
-
 def test_g1_is_the_excess_over_equal_widths():
     wide = nn.Conv2d(16, 64, 1, bias=False)
     found = findings(count(wide, (1, 16, 8, 8))).unequal_widths
@@ -82,18 +65,6 @@ def test_g1_is_the_excess_over_equal_widths():
     assert findings(count(nn.Conv2d(32, 32, 1), (1, 32, 8, 8))).unequal_widths == pytest.approx(1)
     strided = count(nn.Conv2d(16, 64, 1, stride=2), (1, 16, 8, 8))
     assert findings(strided).unequal_widths is None
-
-
-@pytest.mark.parametrize("groups", [2, 4, 8])
-def test_more_groups_move_more_at_the_same_flops(groups):
-    """ShuffleNetV2, equation 3: MAC = hw c1 + B g / c1 + B / hw."""
-    pixels, c_in, c_out = 28 * 28, 32, 64
-    macs = pixels * c_in * c_out
-    layer = Convolution(c_in, c_out * groups, pixels, pixels, groups=groups)
-    assert layer.macs == macs
-    assert layer.access == pixels * c_in + macs * groups // c_in + macs // pixels
-    assert layer.ungrouped == Convolution(c_in, c_out, pixels, pixels)
-    assert layer.access > layer.ungrouped.access
 
 
 def test_g2_is_the_excess_over_one_group():

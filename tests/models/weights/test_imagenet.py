@@ -25,6 +25,7 @@ from models.detector import Detector
 from models.weights.imagenet import IMAGENET, Transfer, plan_transfer
 from models.weights.sources import Source, read_source, source_of_module, source_of_tensors
 from models.yaml.parser import load_spec
+from tests.models.blocks.references import OfficialShuffleNetV2
 from utils.errors import UserError
 
 TOLERANCE = 1e-4  # times max(1, largest value of the reference)
@@ -175,65 +176,30 @@ def test_taps_equal_the_reference_from_module_and_files(backbone, tmp_path):
             assert torch.equal(value, wanted[key]), f"{name}: {key}"
 
 
-class AuthorsUnit(nn.Module):
-    """ShuffleNetV2's unit with the authors' names, and their order of registration."""
+def moved(first: str, before: str) -> Callable[[list[str]], list[str]]:
+    """The keys of a module in front of another one's."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        inner = c_out // 2
-        rest = c_out - c_in if stride == 2 else inner
-        wide = c_in if stride == 2 else inner
-        self.branch_main = nn.Sequential(
-            *conv_bn(wide, inner, 1),
-            nn.ReLU(),
-            *conv_bn(inner, inner, 3, stride, inner),
-            *conv_bn(inner, rest, 1),
-            nn.ReLU(),
-        )
-        if stride == 2:
-            self.branch_proj = nn.Sequential(
-                *conv_bn(c_in, c_in, 3, 2, c_in), *conv_bn(c_in, c_in, 1), nn.ReLU()
-            )
+    def move(keys: list[str]) -> list[str]:
+        part = [key for key in keys if key.startswith(f"{first}.")]
+        rest = [key for key in keys if key not in part]
+        at = next(i for i, key in enumerate(rest) if key.startswith(f"{before}."))
+        return [*rest[:at], *part, *rest[at:]]
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.stride == 2:
-            return torch.cat((self.branch_proj(x), self.branch_main(x)), 1)
-        return torch.cat((x[:, 0::2], self.branch_main(x[:, 1::2])), 1)
-
-
-class AuthorsShuffleNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first_conv = nn.Sequential(*conv_bn(3, 24, 3, 2), nn.ReLU())
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        units, c_in, self.ends = [], 24, []
-        for width, count in ((48, 4), (96, 8), (192, 4)):
-            units += [AuthorsUnit(c_in, width, 2)]
-            units += [AuthorsUnit(width, width, 1) for _ in range(count - 1)]
-            c_in = width
-            self.ends.append(f"features.{len(units) - 1}")
-        self.features = nn.Sequential(*units)
-        self.conv_last = nn.Sequential(*conv_bn(c_in, 1024, 1), nn.ReLU())
-        self.classifier = nn.Sequential(nn.Linear(1024, 1000, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_last(self.features(self.maxpool(self.first_conv(x))))
-        return self.classifier(x.mean((2, 3)))
-
-
-def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1):
-    conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return conv, nn.BatchNorm2d(c_out)
+    return move
 
 
 def test_the_authors_shufflenet_registers_its_branches_the_other_way_round():
-    reference = prepared(AuthorsShuffleNet())
+    """Only their names tell in a file that `branch_proj` runs first."""
+    reference = prepared(OfficialShuffleNetV2("0.5"))
     images = sample_images(9)
-    expected = reference_taps(reference, ("maxpool", *reference.ends), normalised(images, IMAGENET))
-    model, plan = transferred(
-        "shufflenetv2-0.5", source_of_tensors("a.pth", reference.state_dict())
-    )
+    taps = ("pool", "stages.0", "stages.1", "stages.2")
+    expected = reference_taps(reference, taps, normalised(images, IMAGENET))
+    state = reference.state_dict()
+    keys = list(state)
+    for unit in ("stages.0.0", "stages.1.0", "stages.2.0"):
+        keys = moved(f"{unit}.branch_main", before=f"{unit}.branch_proj")(keys)
+    source = source_of_tensors("a.pth", {key: state[key] for key in keys})
+    model, plan = transferred("shufflenetv2-0.5", source)
     assert plan.share == 1.0
     assert difference(model, expected, images) <= TOLERANCE
 
@@ -315,18 +281,6 @@ def test_unfit_and_missing_are_told_apart():
     assert missing.parameters == 256
     assert [leaf.name for leaf in plan.unused] == ["fc"]
     assert "64x64x3x3, not 32x64x3x3 of layer1.0.conv1" in plan.text()
-
-
-def moved(first: str, before: str) -> Callable[[list[str]], list[str]]:
-    """The keys of a module in front of another one's."""
-
-    def move(keys: list[str]) -> list[str]:
-        part = [key for key in keys if key.startswith(f"{first}.")]
-        rest = [key for key in keys if key not in part]
-        at = next(i for i, key in enumerate(rest) if key.startswith(f"{before}."))
-        return [*rest[:at], *part, *rest[at:]]
-
-    return move
 
 
 @pytest.mark.parametrize(

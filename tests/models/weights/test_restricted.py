@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from models.weights.archive import open_pickled
 from models.weights.restricted import (
     ALLOWED,
     STORAGES,
@@ -25,6 +24,7 @@ from models.weights.restricted import (
     Storage,
     Stub,
     TensorRef,
+    open_pickled,
 )
 from models.weights.yolov5 import read_yolov5
 from utils.errors import UserError

@@ -263,8 +263,8 @@ SPOILT: dict[str, tuple[Callable[[Model], Any], str]] = {
         lambda m: setattr(m.model[-1], "stride", torch.tensor([8.0, 32.0])),
         r"strides \(8, 32\), but the rows give \(8, 16\)"),
     "no detector": (lambda m: setattr(m, "model", m.model[:-1]), "expected models.yolo.Detect"),
-    "own child": (lambda m: setattr(m.model[0], "again", m.model[0]), "nested beyond reason"),
-    "no module": (lambda m: operator.setitem(m._modules, "model", {}), "is not a module"),
+    "own child": (lambda m: setattr(m.model[0], "again", m.model[0]), "damaged .RecursionError"),
+    "no module": (lambda m: operator.setitem(m._modules, "model", {}), "odd _modules of a models.yolo.Model"),
 }
 # fmt: on
 
