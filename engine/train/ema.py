@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +21,7 @@ class ModelEma(Generic[M]):
 
     decay(n) = 0.9999 (1 - exp(-n / 2000)) at update n, from 1.  Integer state (batch counters) is
     copied.  The tensors are paired once: the model must stay on its device and in its memory
-    format.  An update is a few operators for the whole model and never waits for the device.
+    format.  An update is one operator by type of tensor, and never waits for the device.
     """
 
     def __init__(self, model: M) -> None:
@@ -34,29 +35,36 @@ class ModelEma(Generic[M]):
             pair[0].append(average)
             pair[1].append(values[name])
         device = next(model.parameters()).device
-        self._updates = torch.zeros((), dtype=torch.float64, device=device)
+        self._calls = 0  # updates, and those of fp16 that were skipped
+        self._skipped = torch.zeros((), dtype=torch.float64, device=device)
 
     @property
     def updates(self) -> int:
         """How many updates went in; waits for the device."""
-        return int(self._updates)
+        return self._calls - int(self._skipped)
 
     @torch.no_grad()
     def update(self, taken: Tensor | None = None) -> None:
         """Average in the model's present state, in place.
 
-        `taken`: a 0-dim tensor; False leaves the average and the number of updates as they are.
+        `taken`, with fp16: a 0-dim bool tensor; False leaves the average and the number of updates
+        as they are.
         """
-        step = torch.ones_like(self._updates) if taken is None else taken.to(self._updates)
-        self._updates += step
-        weight = (1 - DECAY * (1 - torch.exp(self._updates / -RAMP))) * step
+        self._calls += 1
+        weight: float | Tensor = 1 - DECAY * (1 - math.exp(self._calls / -RAMP))
+        if taken is not None:
+            self._skipped += ~taken
+            updates = self._calls - self._skipped
+            weight = (1 - DECAY * (1 - torch.exp(updates / -RAMP))) * taken
         for dtype, (averages, values) in self._pairs.items():
             if not dtype.is_floating_point:
                 torch._foreach_copy_(averages, values)
-                continue
-            difference = torch._foreach_sub(values, averages)
-            torch._foreach_mul_(difference, weight.to(dtype))
-            torch._foreach_add_(averages, difference)
+            elif isinstance(weight, float):
+                torch._foreach_lerp_(averages, values, weight)
+            else:
+                difference = torch._foreach_sub(values, averages)
+                torch._foreach_mul_(difference, weight.to(dtype))
+                torch._foreach_add_(averages, difference)
 
     def tensors(self) -> list[Tensor]:
         """All tensors of the average, for a broadcast."""
@@ -69,4 +77,5 @@ class ModelEma(Generic[M]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; raises RuntimeError when names or shapes differ."""
         self.model.load_state_dict(state["model"])
-        self._updates.fill_(state["updates"])
+        self._calls = state["updates"]
+        self._skipped.zero_()

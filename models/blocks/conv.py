@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.registry import Act, Block, Natural, Positive, Ratio, register, require_multiple
@@ -85,10 +86,20 @@ def fuse(module: nn.Module) -> None:
             part.fuse_()
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """Torch's, but batches are not counted: no result depends on it, and each count is a launch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance, momentum = self.running_mean, self.running_var, self.momentum
+        return F.batch_norm(
+            x, mean, variance, self.weight, self.bias, self.training, momentum or 0.0, self.eps
+        )
+
+
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     """BN with the epsilon and momentum of `row_defaults`; outside of it, YOLOv5's."""
     eps, momentum = _defaults.get()[1]
-    return nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
+    return BatchNorm2d(channels, eps=eps, momentum=momentum)
 
 
 @torch.no_grad()
