@@ -89,6 +89,7 @@ def test_recipes() -> None:
     [
         ("lr: 0.1", "h.yaml:1: unknown hyper-parameter 'lr'; did you mean 'lr"),
         ("lr0: fast", "h.yaml:1: lr0 must be a number from 0 to 10, got 'fast'"),
+        ("box: -1", "box must be a number from 0 to 1e+09, got -1"),
         ("mosaic: 2", "mosaic must be a number from 0 to 1, got 2"),
         ("momentum: .nan", "momentum must be a number from 0 to 0.9999, got nan"),
         ("box: .inf", "box must be a number from 0 to 1e+09, got inf"),

@@ -24,6 +24,7 @@ def test_the_markdown_table_shows_the_results(sample):
     assert first["GFLOPs"] == "1.034"
     assert first["ms/image at 1, p50 / p90"] == "12.50 / 15.00"
     assert first["J/image"] == "not measured"
+    assert [head for head in first if head.startswith("images/s")] == ["images/s at 32"]
     assert ghost["ΔAP [95 %]"] == "-0.045 [-0.055, -0.035]*"
     assert broken["ms/image at 32, p50 / p90"] == "failed"
     assert "GPU memory ran out" in broken["failed"]
@@ -160,6 +161,7 @@ def test_the_report_has_columns_cells_and_fronts_of_the_results(sample):
     assert not any(one["best"] for one in difference)
     assert [path for path in columns if "AP75" in path] == ["accuracy.AP75", "difference.AP75"]
     assert columns["latency.0.p50_ms"]["title"] == "Median latency at batch 1, ms/image"
+    assert columns["cost.neck.macs"]["label"] == "neck MACs"
     fronts = table["fronts"]
     assert set(fronts["accuracy.AP"]["cost.flops"]) == {0, 1}
     assert set(fronts["accuracy.AP"]["cost.intensity"]) == {0, 1}  # higher is better
