@@ -386,9 +386,13 @@ def test_environment_and_settings_are_the_run_s_own(flags, fake, tmp_path):
     with pytest.raises(UserError, match=r"different settings.*cos_lr"):
         compare.main(flags)
     change(folder, "*tiny-seed1*", lambda record: record["training"].clear())  # an older record
+    change(folder, "*wide-seed0*", lambda record: record["training"].pop("cos_lr"))
     fake.sources = {}
     shutil.rmtree(next((folder / "runs").glob("*wide-seed1*")))
     assert compare.main(flags) == 0
+    change(folder, "*tiny-seed0*", lambda record: record["protocol"].update(image_size=96))
+    with pytest.raises(UserError, match=r"this comparison and .* image_size: 64 and 96"):
+        compare.main(flags)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "other images"])
@@ -488,8 +492,10 @@ def test_a_changed_protocol_is_refused(flags):
         compare.main([*flags, "--exist-ok", *changes])
 
 
-def test_two_at_a_time(flags, fake, tmp_path):
-    """Each waits until the other is there."""
+def test_two_at_a_time(flags, fake, tmp_path, monkeypatch):
+    """Each waits until the other is there; they share the threads."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     meeting = (
         "import os, pathlib, sys, time\n"
         "run = pathlib.Path(sys.argv[2])\n"

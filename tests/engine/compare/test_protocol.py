@@ -160,20 +160,13 @@ def test_what_a_lock_says_is_not_obeyed_by_the_terminal(tmp_path, capsys):
     assert line.isprintable()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[1, 2]",
-        '{"protocol": [], "models": {}}',
-        '{"protocol": {"seeds": 1}, "models": {}}',
-        '{"protocol": {"seeds": [[0]]}, "models": {}}',
-    ],
-)
-def test_a_damaged_lock_is_named(tmp_path, text):
+def test_a_damaged_lock_is_named(tmp_path):
     (tmp_path / "exp").mkdir()
-    (tmp_path / "exp" / "protocol.json").write_text(text)
-    with pytest.raises(UserError, match=r"protocol.json: not a protocol"):
-        claim(tmp_path, LOCK)
+    for protocol in ("[]", '{"seeds": 1}', '{"seeds": [[0]]}'):
+        for text in ("[1, 2]", f'{{"protocol": {protocol}, "models": {{}}}}'):
+            (tmp_path / "exp" / "protocol.json").write_text(text)
+            with pytest.raises(UserError, match=r"protocol.json: not a protocol"):
+                claim(tmp_path, LOCK)
 
 
 def test_a_folder_is_locked_before_it_is_looked_at_again(tmp_path, monkeypatch):
