@@ -11,28 +11,34 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
 
-def test_devices_with_two_gpus(two_gpus):
-    assert distributed.select_device("") == torch.device("cuda", 0)
-    assert distributed.select_device("", local_rank=1) == torch.device("cuda", 1)
-    assert distributed.select_device("1") == torch.device("cuda", 1)
-    assert distributed.select_device("cuda:1") == torch.device("cuda", 1)
-    assert distributed.select_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="there are 2"):
-        distributed.select_device("2")
+@pytest.mark.parametrize(
+    ("text", "local_rank", "device"),
+    [
+        ("", 0, "cuda:0"),
+        ("", 1, "cuda:1"),
+        ("1", 0, "cuda:1"),
+        ("cuda:1", 0, "cuda:1"),
+        ("cpu", 0, "cpu"),
+    ],
+)
+def test_devices_with_two_gpus(two_gpus, text, local_rank, device):
+    assert distributed.select_device(text, local_rank=local_rank) == torch.device(device)
 
 
-def test_several_gpus_are_a_matter_for_torchrun(two_gpus):
-    with pytest.raises(UserError, match="torchrun --nproc_per_node 2"):
-        distributed.select_device("0,1")
-
-
-def test_devices_without_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert distributed.select_device("") == torch.device("cpu")
-    with pytest.raises(UserError, match="--device cpu"):
-        distributed.select_device("0")
-    with pytest.raises(UserError, match="expected"):
-        distributed.select_device("gpu")
+@pytest.mark.parametrize(
+    ("gpus", "text", "message"),
+    [
+        (True, "2", "there are 2"),
+        (True, "0,1", "torchrun --nproc_per_node 2"),
+        (False, "0", "--device cpu"),
+        (False, "gpu", "expected"),
+    ],
+)
+def test_devices_that_are_not_there(two_gpus, monkeypatch, gpus, text, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    with pytest.raises(UserError, match=message):
+        distributed.select_device(text)
+    assert gpus or distributed.select_device("") == torch.device("cpu")
 
 
 def test_a_world_of_one_needs_no_group(monkeypatch):
