@@ -19,8 +19,7 @@ from engine.distributed import Distributed
 from engine.train.config import TrainConfig, checkpoint_to_resume
 from engine.train.ema import ModelEma
 from engine.train.model import autocast_type, model_to_train, wrapped
-from engine.train.optimizer import build_optimizer, rate_scales
-from engine.train.schedule import Schedule
+from engine.train.optimizer import Schedule, build_optimizer, rate_scales
 from engine.train.state import StepClock, TrainRun, TrainState
 from models.losses.anchor import AnchorLoss
 from utils.environment import run_environment

@@ -20,8 +20,7 @@ from data.loading.sample import Batch
 from engine.distributed import Distributed
 from engine.train.config import TrainConfig
 from engine.train.ema import ModelEma
-from engine.train.optimizer import load_optimizer, trainable
-from engine.train.schedule import Schedule
+from engine.train.optimizer import Schedule, load_optimizer, trainable
 from models.detector import Detector
 from models.losses.anchor import AnchorLoss
 from utils.errors import FeatherDetError

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from engine.train.optimizer import (
+    Rates,
+    Schedule,
     apply_rates,
     build_optimizer,
     freeze,
@@ -13,7 +15,6 @@ from engine.train.optimizer import (
     trainable,
     update_weights,
 )
-from engine.train.schedule import Rates, Schedule
 from models.builder import build_detector
 from models.yaml.parser import load_spec
 from utils.errors import UserError

@@ -18,7 +18,7 @@ from engine.checkpoint import load_checkpoint, load_detector, save_checkpoint
 from engine.train import loop, step
 from engine.train.config import TrainConfig
 from engine.train.loop import fit
-from engine.train.schedule import Schedule
+from engine.train.optimizer import Schedule
 from engine.train.setup import prepare_run
 from models.builder import build_detector
 from models.yaml.parser import load_spec

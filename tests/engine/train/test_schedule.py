@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from engine.train.schedule import Schedule
+from engine.train.optimizer import Schedule
 from utils.hyp import Hyperparameters
 
 HYP = Hyperparameters()

@@ -15,8 +15,7 @@ from engine.train import step
 from engine.train.config import TrainConfig
 from engine.train.ema import ModelEma
 from engine.train.interrupts import StopRequest
-from engine.train.optimizer import build_optimizer, trainable
-from engine.train.schedule import Schedule
+from engine.train.optimizer import Schedule, build_optimizer, trainable
 from engine.train.state import NonFiniteError, StepClock, TrainState
 from engine.train.step import (
     check_finite,
