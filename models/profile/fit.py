@@ -83,7 +83,6 @@ class Fitted:
     skew: float  # how far the neck is out of step with the backbone, as a logarithm
 
     def text(self, budget: Budget) -> str:
-        """One line for the user."""
         return (
             f"--fit {budget.text(budget.value)} at {budget.image_size} px: "
             f"{budget.text(self.cost)} ({self.cost / budget.value - 1:+.1%}) with backbone width "
@@ -138,7 +137,6 @@ class _Search:
     cause: str = ""  # why the last one could not be built
 
     def done(self) -> bool:
-        """Whether one is within the tolerance."""
         return any(item.error <= TOLERANCE for item in self.found)
 
     def bisect(self, low: float, high: float, backbone: float | None = None) -> tuple[float, float]:
@@ -165,13 +163,13 @@ class _Search:
         """
         in_step = 1.0 if self.follows else backbone
         neck = in_step if neck is None else neck
-        widths = (
-            _rounded(_width(self.draft, ("backbone",)) * backbone),
-            _rounded(_width(self.draft, NECK) * neck),
+        own, neck_own = (
+            float(f"{_width(self.draft, parts) * factor:.3g}")  # so that it reads well
+            for parts, factor in ((("backbone",), backbone), (NECK, neck))
         )
         try:
-            depth = _depth(_resized(self.draft, *widths, depth=1.0).resolve())
-            spec = _resized(self.draft, *widths, depth=depth).resolve()
+            depth = _depth(_resized(self.draft, own, neck_own, depth=1.0).resolve())
+            spec = _resized(self.draft, own, neck_own, depth=depth).resolve()
             size = self.budget.image_size
             profile = profile_spec(spec, image_size=size, classes=self.classes)
         except UserError as error:
@@ -180,7 +178,7 @@ class _Search:
         cost = self.budget.cost(profile)
         distance = abs(cost / self.budget.value - 1)
         skew = abs(math.log(neck / in_step))
-        self.found.append(Fitted(spec, cost, distance, *widths, depth, skew))
+        self.found.append(Fitted(spec, cost, distance, own, neck_own, depth, skew))
         return self.found[-1]
 
 
@@ -230,7 +228,3 @@ def _depth(spec: ModelSpec) -> float:
     ]
     width = sum(ratios) / len(ratios) if ratios else 1.0
     return min(DEPTHS, key=lambda pair: abs(pair[0] - width))[1]
-
-
-def _rounded(width: float) -> float:
-    return float(f"{width:.3g}")  # so that it reads well

@@ -79,7 +79,6 @@ class Leaf:
 
     @property
     def count(self) -> int:
-        """Number of tensors that matter."""
         return sum(key != COUNTER for key in self.tensors)
 
     @property

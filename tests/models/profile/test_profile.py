@@ -1,24 +1,16 @@
-"""Cost of modules by hand and against torch's counter; the row table and the command line."""
+"""Cost of detectors by row, and the command line of the profile."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-import models.blocks  # noqa: F401  fills the registry
 from models.builder import build_detector
 from models.profile.__main__ import main
-from models.profile.cost import count
 from models.profile.counting import ModelProfile, findings, profile, profile_spec
-from models.registry import BLOCKS
 from models.yaml.parser import load_spec
 from utils.errors import UserError
 
@@ -29,94 +21,9 @@ def profile_file(
     return profile_spec(load_spec(name, **parts), image_size=image_size, classes=classes)
 
 
-class Call(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
 @pytest.fixture(scope="module")
 def yolov5l() -> ModelProfile:
     return profile_file("yolov5l")
-
-
-# fmt: off
-BY_HAND: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[int, int]]] = {
-    # 8x8 -> 4x4 with 16 channels of 3x3x3: 256 outputs; BN 2 and SiLU 1 on each
-    "convolution, BN, activation": (
-        lambda: BLOCKS["Conv"](3, 16, 3, 2), (1, 3, 8, 8), (256 * 27, 256 * 3)),
-    # 4x4, 8 channels: 1x1 to 4 (64 outputs), 3x3 to 8 (128 outputs), one addition on 128
-    "residual bottleneck": (
-        lambda: BLOCKS["Bottleneck"](8, 8), (1, 8, 4, 4),
-        (64 * 8 + 128 * 4 * 9, 64 * 3 + 128 * 3 + 128)),
-    # 2 images: max-pool 2x2 of 4 channels 4x4 -> 2x2: 32 outputs of 3 comparisons;
-    # SE: mean of 32 inputs; 1x1 4 -> 1: 2 outputs with bias, ReLU; 1x1 1 -> 4: 8 outputs with
-    # bias, sigmoid; product 32; nearest upsampling to 4x4: 128
-    "pool, squeeze, upsample": (
-        lambda: nn.Sequential(BLOCKS["MaxPool"](4, 2), BLOCKS["SE"](4), BLOCKS["Upsample"](4)),
-        (2, 4, 4, 4), (2 * 4 + 8 * 1, 32 * 3 + 32 + 2 + 2 + 8 + 8 + 32 + 128)),
-    "grouped convolution and linear": (
-        lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False), nn.Flatten(),
-                              nn.Linear(128, 5), nn.Linear(5, 3, bias=False)),
-        (2, 8, 4, 4), (256 * 2 * 9 + 2 * 5 * 128 + 2 * 3 * 5, 2 * 5)),
-    "linear on a sequence": (lambda: nn.Linear(6, 4), (2, 3, 6), (6 * 4 * 6, 24)),
-    "bilinear": (lambda: BLOCKS["Upsample"](2, None, 2, "bilinear"), (1, 2, 3, 3), (0, 72 * 7)),
-    "average pool": (lambda: nn.AvgPool2d(2), (1, 2, 4, 4), (0, 8 * 4)),
-    **{act: (partial(BLOCKS["Conv"], 4, 4, act=act), (1, 4, 4, 4), (64 * 4, 64 * 3))
-       for act in ("SiLU", "ReLU", "LeakyReLU(0.1)", "Hardswish", "Mish")},
-    "chunk and cat": (
-        lambda: Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), (1, 4, 4, 4), (0, 0)),
-    "zero padding": (lambda: BLOCKS["ZeroPad"](4, [1, 1, 1, 1]), (1, 4, 4, 4), (0, 0)),
-    # half = 4 on 4x4: 64 outputs per convolution; 1x1 4, depthwise 9, 1x1 4; BN on 3, SiLU on 2
-    "shuffle unit": (
-        lambda: BLOCKS["ShuffleUnit"](8, 8), (1, 8, 4, 4), (64 * (4 + 9 + 4), 64 * (2 * 3 + 2))),
-}
-# fmt: on
-
-
-@pytest.mark.parametrize(("build", "shape", "expected"), BY_HAND.values(), ids=BY_HAND)
-def test_macs_and_operations_by_hand(
-    build: Callable[[], nn.Module], shape: tuple[int, ...], expected: tuple[int, int]
-) -> None:
-    cost = count(build(), shape)
-    assert (cost.macs, cost.operations) == expected
-
-
-@pytest.mark.parametrize(
-    ("function", "name"),
-    [
-        (lambda x: x.softmax(1), "aten._softmax"),
-        (lambda x: x @ x, "aten.bmm"),
-        (lambda x: F.conv_transpose2d(x, x.new_empty(4, 4, 2, 2)), "aten.convolution"),
-        (lambda x: x.cumsum(1), "aten.cumsum"),
-    ],
-)
-def test_what_is_not_counted_is_named(function: Callable[[Tensor], Tensor], name: str) -> None:
-    cost = count(nn.Sequential(Call(function), nn.ReLU()), (1, 4, 4, 4))
-    assert name in cost.uncounted
-    assert cost.macs == 0
-    assert cost.operations >= 64  # what is known is still counted
-
-
-@pytest.mark.parametrize(
-    ("block", "c_in", "args"),
-    [
-        ("C3Ghost", 24, {"c_out": 16, "n": 2}),
-        ("MixConvBlock", 16, {"c_out": 16, "kernels": [3, 5], "se": 0.5}),
-        ("OSAStage", 24, {"c_out": 16, "n": 3}),
-        ("ShuffleDown", 16, {"c_out": 16}),
-    ],
-)
-def test_macs_equal_torch_flop_counter(block: str, c_in: int, args: dict[str, object]) -> None:
-    module = BLOCKS[block](c_in, **args).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(torch.zeros(2, c_in, 10, 14))
-    assert 2 * count(module, (2, c_in, 10, 14)).macs == counter.get_total_flops()
 
 
 class TestDetector:
