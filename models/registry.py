@@ -51,18 +51,16 @@ def check(name: str, value: Any, annotation: Any) -> None:
 def _fits(value: Any, annotation: Any) -> bool:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        fits = _fits(value, parts[0]) and value in parts[1]
-    elif origin is Literal:
-        fits = any(type(value) is type(part) and value == part for part in parts)
-    elif origin in (Union, types.UnionType):
-        fits = any(_fits(value, part) for part in parts)
-    elif origin in (tuple, Sequence):
-        count = len(parts) if origin is tuple else None
-        fits = isinstance(value, tuple | list) and len(value) == (count or max(len(value), 1))
-        fits = fits and all(_fits(item, parts[0]) for item in value)
-    else:
-        fits = type(value) in ((int, float) if annotation is float else (annotation,))
-    return fits
+        return _fits(value, parts[0]) and value in parts[1]
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin in (tuple, Sequence):
+        sized = isinstance(value, tuple | list) and value
+        counted = sized and (origin is Sequence or len(value) == len(parts))
+        return bool(counted) and all(_fits(item, parts[0]) for item in value)
+    return type(value) in ((int, float) if annotation is float else (annotation,))
 
 
 def _describe(annotation: Any) -> str:
@@ -113,16 +111,18 @@ class Block(nn.Module):
     ignores: ClassVar[tuple[str, ...]] = ()
     channel_args: ClassVar[tuple[str, ...]] = ("c_out",)
     reads_several: ClassVar[bool] = False
+    add: bool = False  # whether the input is added to the output
 
     def __init__(self, c_out: int = 0) -> None:  # 0: torch's own layers do not pass it on
         super().__init__()
         self.c_out = c_out
 
     def forward(self, x: Any) -> Any:
-        """The parts one after another, in the order of their assignment."""
+        """The parts one after another, in the order of their assignment; plus the input if `add`."""
+        y = x
         for part in self.children():
-            x = part(x)
-        return x
+            y = part(y)
+        return x + y if self.add else y
 
     def fuse_(self) -> None:
         """Fold this block's own BN into its own convolution, where one directly follows the other.

@@ -1,7 +1,11 @@
-"""Every shipped model: parameters, GFLOPs and strides against the golden table; all rows are used."""
+"""Every shipped model: parameters, GFLOPs and strides against the golden table; all rows are used.
+
+cfg/ablations: what each backbone costs at 224 px, by the papers' formulas and by hand.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.builder import build_detector
+from models.profile.counting import ModelProfile, Part, profile_spec
 from models.yaml.parser import load_spec
 
 CFG = Path(__file__).resolve().parent.parent / "cfg"
@@ -80,18 +85,70 @@ def test_golden(name: str) -> None:
     assert counter.get_total_flops() / 1e9 == pytest.approx(gflops, abs=0.00051)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("yolov5n")])
-def test_every_parameter_of_the_small_models_learns(name: str) -> None:
-    torch.manual_seed(0)
-    model = build_detector(load_spec(name), classes=2)
-    raw = model(torch.rand(2, 3, 128, 128))
-    sum(y.square().mean() for y in raw).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        assert torch.isfinite(parameter.grad).all(), key
-
-
 @pytest.mark.parametrize("family", ["ghostnet", "vovnet", "shufflenetv2", "mixnet"])
 @pytest.mark.parametrize(("size", "budget"), [("n", 4.5), ("s", 16.5)])
 def test_small_ready_detectors_cost_what_yolov5_does(size: str, budget: float, family: str) -> None:
     assert abs(GOLDEN[f"yolov5{size}-{family}"][1] / budget - 1) <= 0.02
+
+
+# side of the maps, channels in, channels out; the stem first
+VGG = (
+    (224, 3, 64), (224, 64, 64), (112, 64, 128), (112, 128, 128), (56, 128, 256),
+    *[(56, 256, 256)] * 2, (28, 256, 512), *[(28, 512, 512)] * 2, *[(14, 512, 512)] * 3,
+)  # fmt: skip
+OSA = ((56, 128, 64), (28, 128, 80), (14, 256, 96), (7, 384, 112))  # the last: width
+STAGES = ((64, 1), (128, 2), (256, 3), (512, 1), (256, 1), (128, 1), (256, 1), (512, 1))
+
+
+def profiled(name: str) -> ModelProfile:
+    return profile_spec(load_spec(str(CFG / f"{name}.yaml")), image_size=224, classes=80)
+
+
+def backbone(name: str) -> Part:
+    return profiled(f"ablations/{name}").part("backbone")
+
+
+def test_vgg16_is_the_published_network() -> None:
+    by_hand = sum(side * side * 9 * c_in * c_out for side, c_in, c_out in VGG)
+    # torchvision's vgg16_bn.features has 4224 biases of convolutions besides
+    assert backbone("vgg16") == Part(params=14_723_136 - 4_224, macs=by_hand)
+
+
+@pytest.mark.parametrize(("ratio", "cheap"), [(2, 1), (2, 3), (2, 5), (3, 3), (4, 3)])
+def test_ghost_modules_cost_what_the_paper_says(ratio: int, cheap: int) -> None:
+    found = backbone(f"vgg16-ghost-s{ratio}-d{cheap}").macs
+    (side, c_in, c_out), *replaced = VGG
+    expected = side * side * 9 * c_in * c_out
+    for side, c_in, c_out in replaced:
+        # the denominator of r_s in GhostNet, section 3.1, but for rounding m = c_out / s up
+        primary = math.ceil(c_out / ratio)
+        expected += side * side * primary * (9 * c_in + (ratio - 1) * cheap * cheap)
+    assert found == expected
+    # r_s = s c k^2 / (c k^2 + (s - 1) d^2) of each layer; the paper's approximation is s
+    assert backbone("vgg16").macs / found == pytest.approx(ratio, rel=0.05)
+
+
+def test_osa_with_a_1x1_before_each_3x3() -> None:
+    plain, narrow = (backbone(f"vovnet-27-slim{end}").macs for end in ("", "-1x1"))
+    saved = 0
+    for side, c_in, width in OSA:
+        for channels in (c_in, *[width] * 4):
+            half = width // 2
+            saved += side * side * (9 * channels * width - channels * half - 9 * half * width)
+    assert plain - narrow == saved
+    assert plain == pytest.approx(2.176e9, rel=1e-3)  # backbones.md: 2.177 G with the classifier
+
+
+@pytest.mark.parametrize("kernels", [(3,), (5,), (7,), (3, 5, 7), (3, 5, 7, 9)], ids=str)
+def test_mixconv_kernels_cost_their_squares(kernels: tuple[int, ...]) -> None:
+    """Against kernels 3 and 5: what differs is the depthwise convolutions alone."""
+    name = f"ablations/yolov5s-mixconv-{'-'.join(map(str, kernels))}"
+    by_hand = 0
+    for width, repeats in STAGES:
+        channels = int(1.5 * width)
+        for sign, sizes in ((1, kernels), (-1, (3, 5))):
+            share = channels // len(sizes)
+            first = channels - share * (len(sizes) - 1)  # has the remainder
+            weights = [share * size**2 for size in sizes[1:]]
+            by_hand += sign * repeats * (first * sizes[0] ** 2 + sum(weights))
+    assert profiled(name).params - profiled("yolov5s-mixconv").params == by_hand

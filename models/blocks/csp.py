@@ -32,10 +32,6 @@ class Bottleneck(Block):
         self.cv2 = Conv(hidden, c_out, 3, groups=groups)
         self.add = shortcut and c_in == c_out
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.cv2(self.cv1(x))
-        return x + y if self.add else y
-
 
 @register
 class C3(Block):

@@ -83,10 +83,6 @@ class MixConvBlock(Block):
         self.project = Conv(width, c_out, groups=project_groups, act=False)
         self.add = shortcut and stride == 1 and c_in == c_out
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return x + y if self.add else y
-
 
 @register
 class MixStage(Block):

@@ -97,7 +97,3 @@ class InvertedResidual(Block):
             self.se = SE(width, reduced=reduced, act="ReLU", gate="Hardsigmoid")
         self.project = Conv(width, c_out, act=False)
         self.add = shortcut and stride == 1 and c_in == c_out
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return x + y if self.add else y

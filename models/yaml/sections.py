@@ -85,9 +85,10 @@ def named_section(
         else:
             path = find_config(name, FOLDERS[section])
         *variants, base = base_chain(load_yaml(path), FOLDERS[section])
+        for variant in variants:
+            check_keys(variant, EXTENDING_KEYS)
         part = _read_file(base, section, "" if scale is None else str(scale), size)
         for variant in reversed(variants):
-            check_keys(variant, EXTENDING_KEYS)
             part = replace(part, rows=swap_rows(variant, {section: part.rows})[section])
     except UserError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from error

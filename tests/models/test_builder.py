@@ -22,23 +22,16 @@ ROWS = {
 }
 
 
-def test_forward_gives_one_raw_map_per_stride_in_training_and_evaluation() -> None:
-    model = build_detector(load_spec("yolov5n"), classes=4, names=["a", "b", "c", "d"])
-    assert model.stride == (8, 16, 32)
-    assert model.names == ("a", "b", "c", "d")
-    images = torch.rand(2, 3, 64, 96)
-    for mode in (True, False):
-        model.train(mode)
-        raw = model(images)
-        assert [tuple(y.shape) for y in raw] == [(2, 3, 8, 12, 9), (2, 3, 4, 6, 9), (2, 3, 2, 3, 9)]
+def test_names_are_those_given_and_training_gives_raw_maps() -> None:
+    model = build_detector(load_spec("yolov5n"), classes=2, names=["a", "b"])
+    assert model.names == ("a", "b")
+    shapes = [tuple(y.shape) for y in model(torch.rand(2, 3, 64, 96))]  # evaluation: test_contract
+    assert shapes == [(2, 3, 8, 12, 7), (2, 3, 4, 6, 7), (2, 3, 2, 3, 7)]
 
 
 def test_repeats_stack_blocks_that_have_no_inner_number() -> None:
     model = build_detector(parse_spec(ROWS, "t"), classes=1)
     assert model.stride == (8, 16)  # the second row strides twice
-    assert sorted(model.state_dict())[1:4] == [
-        "model.0.bn.num_batches_tracked", "model.0.bn.running_mean", "model.0.bn.running_var",
-    ]  # fmt: skip
     assert "model.1.1.conv.weight" in model.state_dict()
 
 
@@ -47,12 +40,9 @@ def test_first_biases_are_the_priors() -> None:
     model = build_detector(load_spec("yolov5n"), classes=80)
     for convolution, stride in zip(model.head.m, model.stride, strict=True):
         bias = convolution.bias.view(3, 85)
-        assert torch.allclose(
-            bias[:, 4].mean(), torch.tensor(math.log(8 / (640 / stride) ** 2)), atol=0.2
-        )
-        assert torch.allclose(
-            bias[:, 5:].mean(), torch.tensor(math.log(0.6 / (80 - 0.99999))), atol=0.05
-        )
+        objectness, score = math.log(8 / (640 / stride) ** 2), math.log(0.6 / (80 - 0.99999))
+        assert bias[:, 4].mean().item() == pytest.approx(objectness, abs=0.2)
+        assert bias[:, 5:].mean().item() == pytest.approx(score, abs=0.05)
 
 
 def test_anchors_go_to_their_strides_whatever_their_order() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from typing import Any
 
-import onnxruntime
 import pytest
 import timm.layers
 import timm.models.ghostnet as timm_ghost
@@ -191,15 +189,6 @@ class TestYolov5Blocks:
         norm = BLOCKS["Conv"](4, 4).bn
         assert (norm.eps, norm.momentum) == (1e-3, 0.03)
 
-    def test_focus_phases_in_order(self) -> None:
-        focus = BLOCKS["Focus"](1, 4, act=False).eval()
-        with torch.no_grad():
-            focus.conv.conv.weight.copy_(torch.eye(4).view(4, 4, 1, 1))
-            focus.conv.bn.running_var.fill_(1 - 1e-3)
-            out = focus(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))
-        # (row, column) = (0, 0), (1, 0), (0, 1), (1, 1)
-        assert out.flatten().tolist() == [1.0, 3.0, 2.0, 4.0]
-
     def test_sppf_equals_spp(self) -> None:
         x = torch.randn(1, 8, 13, 9)
         spp, sppf = BLOCKS["SPP"](8, 8).eval(), BLOCKS["SPPF"](8, 8).eval()
@@ -236,23 +225,11 @@ class TestYolov5Blocks:
         torch.testing.assert_close(ghost(x)[:, 4:], ghost.cv2(first))
 
 
-class TestDepthwise:
-    def test_dwconv_groups_are_the_greatest_common_divisor(self) -> None:
-        assert BLOCKS["DWConv"](12, 8, 3).conv.groups == 4
-        assert BLOCKS["DWConv"](8, 8, 3).conv.groups == 8
-
-
 class TestShuffle:
     def test_permutation_by_hand(self) -> None:
         x = torch.arange(6.0).view(1, 6, 1, 1)
         assert channel_shuffle(x, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
         assert channel_shuffle(x, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
-
-    def test_exported_form_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        x = torch.randn(2, 12, 3, 5)
-        expected = channel_shuffle(x, 3)
-        monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-        assert torch.equal(channel_shuffle(x, 3), expected)
 
     def test_keeps_channels_last(self) -> None:
         x = torch.randn(2, 8, 3, 5).to(memory_format=torch.channels_last)
@@ -269,10 +246,6 @@ class TestGhost:
         )
         own = BLOCKS["GhostModule"](6, c_out, 3, 2, ratio, cheap, "ReLU")
         assert_equal_to(reference, own, torch.randn(2, 6, 9, 12))
-
-    def test_rounding_of_se(self) -> None:
-        assert [round_channels(value, 4) for value in (30, 5, 18, 168, 1)] == [32, 8, 20, 168, 4]
-        assert round_channels(11, 8) == 16  # 8 would be under 90 %
 
 
 class TestDfc:
@@ -311,21 +284,6 @@ class TestDfc:
             found, expected = gate(x), gate(twice)[..., : size[0], : size[1]]
         torch.testing.assert_close(found, expected)
 
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-    def test_onnx_keeps_the_values_at_any_size(self) -> None:
-        gate, file = DFC(6, 8), io.BytesIO()
-        randomise(gate)
-        calibrate(gate, [torch.randn(4, 6, 16, 16)])
-        torch.onnx.export(
-            gate, (torch.randn(2, 6, 8, 8),), file, dynamo=False, opset_version=17,
-            input_names=["x"], dynamic_axes={"x": {2: "height", 3: "width"}},
-        )  # fmt: skip
-        session = onnxruntime.InferenceSession(file.getvalue())
-        for size in [(7, 9), (2, 3), (13, 2), (8, 8), (21, 27), (40, 64)]:
-            x = torch.randn(2, 6, *size)
-            (found,) = session.run(None, {"x": x.numpy()})
-            torch.testing.assert_close(torch.from_numpy(found), gate(x).detach(), rtol=0, atol=1e-5)
-
 
 class TestOsa:
     @pytest.mark.parametrize(
@@ -342,14 +300,6 @@ class TestOsa:
             c_in, 12, 3, 6, depthwise=depthwise, identity=identity, ese=ese, act="ReLU"
         )
         assert_equal_to(reference, own, torch.randn(2, c_in, 9, 12))
-
-
-class TestMixConv:
-    def test_remainder_goes_to_the_first_part(self) -> None:
-        mix = BLOCKS["MixConv"](10, [3, 5, 7])
-        assert [tuple(conv.weight.shape) for conv in mix.convs] == [
-            (4, 1, 3, 3), (3, 1, 5, 5), (3, 1, 7, 7),
-        ]  # fmt: skip
 
 
 class TestStages:
@@ -387,35 +337,6 @@ class TestStages:
             torch.testing.assert_close(yes(x), no(x) + x)
 
 
-class TestRoute:
-    def test_concat_keeps_the_order(self) -> None:
-        a, b = torch.zeros(1, 2, 2, 2), torch.ones(1, 1, 2, 2)
-        out = BLOCKS["Concat"]([2, 1])([a, b])
-        assert out[0, :, 0, 0].tolist() == [0, 0, 1]
-
-    def test_upsample_nearest_by_value(self) -> None:
-        out = BLOCKS["Upsample"](1, None, 2, "nearest")(torch.tensor([[[[1.0, 2.0]]]]))
-        assert out[0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
-
-    def test_max_pool_ceil_mode(self) -> None:
-        x = torch.arange(16.0).view(1, 1, 4, 4)
-        assert BLOCKS["MaxPool"](1, 3, 2)(x).flatten().tolist() == [10]
-        assert BLOCKS["MaxPool"](1, 3, 2, 0, True)(x).flatten().tolist() == [10, 11, 14, 15]
-
-    def test_zero_pad_sides(self) -> None:
-        out = BLOCKS["ZeroPad"](1, [0, 1, 0, 2])(torch.ones(1, 1, 1, 1))
-        assert out[0, 0].tolist() == [[1, 0], [0, 0], [0, 0]]
-
-
-class TestClassifierEnd:
-    def test_dropout_acts_in_training_alone(self) -> None:
-        torch.manual_seed(0)
-        block = BLOCKS["Linear"](1000, 4, bias=False, dropout=0.5)
-        x = torch.ones(1, 1000)
-        assert not torch.equal(block(x), block(x))
-        assert torch.equal(block.eval()(x), block(x))
-
-
 @pytest.mark.parametrize(
     ("weights", "values", "expected"),
     [
@@ -432,3 +353,44 @@ def test_weighted_sum_by_hand(weights: Any, values: list[float], expected: float
         block.weight.data = torch.tensor(weights, dtype=torch.float32)
     maps = [torch.full((1, 1, 1, 2), float(value)) for value in values]
     assert block(maps).flatten().tolist() == pytest.approx([expected] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("block", "args", "map_", "expected"),
+    [
+        ("Upsample", (None, 2, "nearest"), [[1, 2]], [[1, 1, 2, 2], [1, 1, 2, 2]]),
+        ("MaxPool", (3, 2), [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]], [[10]]),
+        ("MaxPool", (3, 2, 0, True), [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]],
+         [[10, 11], [14, 15]]),
+        ("ZeroPad", ([0, 1, 0, 2],), [[1]], [[1, 0], [0, 0], [0, 0]]),
+        ("GlobalPool", (), [[1, 2], [3, 6]], [[3]]),
+    ],
+)  # fmt: skip
+def test_rows_without_weights_by_hand(block: str, args: Any, map_: Any, expected: Any) -> None:
+    assert BLOCKS[block](1, *args)(torch.tensor([[map_]]).float())[0, 0].tolist() == expected
+
+
+def test_orders_of_channels_by_hand() -> None:
+    ones, zeros = torch.ones(1, 1, 2, 2), torch.zeros(1, 2, 2, 2)
+    assert BLOCKS["Concat"]([2, 1])([zeros, ones])[0, :, 0, 0].tolist() == [0, 0, 1]
+    focus = BLOCKS["Focus"](1, 4, act=False).eval()
+    with torch.no_grad():
+        focus.conv.conv.weight.copy_(torch.eye(4).view(4, 4, 1, 1))
+        focus.conv.bn.running_var.fill_(1 - 1e-3)
+        out = focus(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))
+    # (row, column) = (0, 0), (1, 0), (0, 1), (1, 1)
+    assert out.flatten().tolist() == [1.0, 3.0, 2.0, 4.0]
+
+
+def test_sizes_by_hand() -> None:
+    assert BLOCKS["DWConv"](12, 8, 3).conv.groups == 4  # the greatest common divisor
+    shapes = [tuple(conv.weight.shape) for conv in BLOCKS["MixConv"](10, [3, 5, 7]).convs]
+    assert shapes == [(4, 1, 3, 3), (3, 1, 5, 5), (3, 1, 7, 7)]  # the first has the remainder
+    assert [round_channels(value, 4) for value in (30, 5, 18, 168, 1)] == [32, 8, 20, 168, 4]
+    assert round_channels(11, 8) == 16  # 8 would be under 90 %
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    block, x = BLOCKS["Linear"](1000, 4, bias=False, dropout=0.5), torch.ones(1, 1000)
+    assert not torch.equal(block(x), block(x))
+    assert torch.equal(block.eval()(x), block(x))

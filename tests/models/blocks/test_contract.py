@@ -28,12 +28,8 @@ CFG = Path(__file__).resolve().parents[3] / "cfg"
 CLASSES = 3
 TOLERANCE = 1e-4  # times max(1, largest expected value)
 BF16_FACTOR = 5  # times the error of rounded weights and inputs alone; 3.1 is the most seen
-UNFOLDED = {
-    "BottleneckCSP": 1,
-    "DenseStage": 2,
-    "DenseTransition": 1,
-    "NormAct": 1,
-}  # BN before conv
+# BN that stands before a convolution
+UNFOLDED = {"BottleneckCSP": 1, "DenseStage": 2, "DenseTransition": 1, "NormAct": 1}
 
 
 @dataclass(frozen=True)
@@ -148,9 +144,6 @@ class Network:
     name: str
     detector: bool
 
-    def __str__(self) -> str:
-        return self.name
-
     def build(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         if self.detector:
@@ -171,19 +164,14 @@ QUICK = (
 
 
 def subjects() -> list[Any]:
-    detectors = sorted(path.stem for path in CFG.glob("*.yaml"))
-    backbones = section_names("backbone")
+    detectors, backbones = sorted(p.stem for p in CFG.glob("*.yaml")), section_names("backbone")
     assert set(QUICK) <= set(backbones)
-    networks = [Network(name, True) for name in detectors]
-    networks += [Network(name, False) for name in backbones]
-    return [
-        *(pytest.param(case, id=str(case)) for case in CASES),
-        *(
-            pytest.param(net, id=net.name, marks=[] if quick else [pytest.mark.slow])
-            for net in networks
-            for quick in [net.name in QUICK or net.name.startswith("yolov5n")]
-        ),
-    ]
+    result = [pytest.param(case, id=str(case)) for case in CASES]
+    for name in (*detectors, *backbones):
+        quick = name in QUICK or name.startswith("yolov5n")
+        network = Network(name, name in detectors)
+        result.append(pytest.param(network, id=name, marks=[] if quick else [pytest.mark.slow]))
+    return result
 
 
 @pytest.fixture(scope="module", params=subjects())
@@ -279,8 +267,7 @@ def test_fuse_keeps_the_outputs(net: nn.Module, subject: Case | Network) -> None
     inputs, fused = subject.inputs(), copy.deepcopy(net)
     fuse(fused)
     left, before = (
-        sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
-        for module in (fused, net)
+        sum(isinstance(p, nn.BatchNorm2d) for p in module.modules()) for module in (fused, net)
     )
     if isinstance(subject, Case):
         assert left == UNFOLDED.get(subject.block, 0)  # no convolution right before it
