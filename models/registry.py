@@ -118,7 +118,7 @@ class Block(nn.Module):
         self.c_out = c_out
 
     def forward(self, x: Any) -> Any:
-        """The parts one after another, in the order of their assignment; plus the input if `add`."""
+        """The parts one after another, in the order of assignment; plus the input where `add`."""
         y = x
         for part in self.children():
             y = part(y)

@@ -185,21 +185,18 @@ class TestYolov5Blocks:
         assert found == expected | set(others.split())
         assert set(BLOCKS["Conv2d"](8, 8).state_dict()) == {"weight", "bias"}
 
-    def test_bn_has_yolov5_constants(self) -> None:
-        norm = BLOCKS["Conv"](4, 4).bn
-        assert (norm.eps, norm.momentum) == (1e-3, 0.03)
-
     def test_sppf_equals_spp(self) -> None:
         x = torch.randn(1, 8, 13, 9)
         spp, sppf = BLOCKS["SPP"](8, 8).eval(), BLOCKS["SPPF"](8, 8).eval()
         sppf.load_state_dict(spp.state_dict())
         torch.testing.assert_close(sppf(x), spp(x))
 
-    def test_csp_inner_activation_is_leaky(self) -> None:
+    def test_constants(self) -> None:
         csp = BLOCKS["BottleneckCSP"](8, 8)
         assert isinstance(csp.act, nn.LeakyReLU)
         assert csp.act.negative_slope == 0.1
         assert isinstance(csp.cv1.act, nn.SiLU)
+        assert (csp.cv1.bn.eps, csp.cv1.bn.momentum) == (1e-3, 0.03)
 
     def test_bottleneck_adds_only_where_asked_and_possible(self) -> None:
         x = torch.randn(1, 8, 5, 5)
@@ -241,9 +238,8 @@ class TestShuffle:
 class TestGhost:
     @pytest.mark.parametrize(("c_out", "ratio", "cheap"), [(12, 2, 3), (11, 2, 3), (10, 3, 5)])
     def test_module_equals_timm(self, c_out: int, ratio: int, cheap: int) -> None:
-        reference = timm_ghost.GhostModule(
-            6, c_out, kernel_size=3, ratio=ratio, dw_size=cheap, stride=2
-        )
+        sizes = {"kernel_size": 3, "ratio": ratio, "dw_size": cheap, "stride": 2}
+        reference = timm_ghost.GhostModule(6, c_out, **sizes)
         own = BLOCKS["GhostModule"](6, c_out, 3, 2, ratio, cheap, "ReLU")
         assert_equal_to(reference, own, torch.randn(2, 6, 9, 12))
 
@@ -258,11 +254,8 @@ class TestDfc:
             nn.init.ones_(conv.conv.weight)
             conv.bn = nn.Identity()
         x = torch.zeros(1, 1, 5, 15)
-        x[..., 0, 0], x[..., 4, :], x[..., :, 14] = (
-            4.0,
-            100.0,
-            100.0,
-        )  # the odd row and column: unseen
+        x[..., 0, 0] = 4
+        x[..., 4, :] = x[..., :, 14] = 100  # the odd row and column: unseen
         with torch.no_grad():
             found = gate(x)
         # the mean 1 of the first 2x2 reaches half-size columns 0 to 2 (of 7) in both rows.  Nearest:
@@ -296,9 +289,7 @@ class TestOsa:
             c_in, 6, 12, 3, residual=identity, depthwise=depthwise, attn="ese" if ese else "",
             norm_layer=timm.layers.BatchNormAct2d, act_layer=nn.ReLU,
         )  # fmt: skip
-        own = BLOCKS["OSA"](
-            c_in, 12, 3, 6, depthwise=depthwise, identity=identity, ese=ese, act="ReLU"
-        )
+        own = BLOCKS["OSA"](c_in, 12, 3, 6, 0.0, depthwise, identity, ese, "ReLU")
         assert_equal_to(reference, own, torch.randn(2, c_in, 9, 12))
 
 
