@@ -64,19 +64,3 @@ def test_a_short_run_ends_with_code_0(train_flags, tmp_path):
     assert "mAP50-95" in done.stdout
     assert "box_loss" in done.stderr
     assert (tmp_path / "runs" / "exp" / "weights" / "best.pt").is_file()
-
-
-@pytest.mark.slow
-def test_four_runs_of_one_name_get_four_folders(train_flags, tmp_path):
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "train.py", *train_flags, "--epochs", "1"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for _ in range(4)
-    ]
-    assert [run.wait(timeout=300) for run in runs] == [0] * 4
-    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert folders == ["exp", "exp2", "exp3", "exp4"]
-    assert all((tmp_path / "runs" / name / "results.csv").is_file() for name in folders)

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from engine import distributed
 from engine.checkpoint import load_checkpoint, load_detector
+from engine.distributed import Distributed
 from engine.train import loop, step
 from engine.train.config import TrainConfig
 from engine.train.loop import fit, reproducible
@@ -153,9 +153,8 @@ def test_what_cannot_work_is_refused_and_leaves_no_folder(settings, tmp_path, mo
 
 @pytest.mark.parametrize(("batch", "message"), [(5, "multiple of their number"), (-1, "one GPU")])
 def test_a_batch_that_ranks_cannot_share_is_refused(batch, message):
-    world = distributed.Distributed(torch.device("cpu"), world_size=2)
     with pytest.raises(UserError, match=message):
-        check_world(TrainConfig(batch_size=batch), world)
+        check_world(TrainConfig(batch_size=batch), Distributed(torch.device("cpu"), world_size=2))
 
 
 def test_a_model_without_anchors_gets_those_of_the_data(settings, tiny_model, tmp_path, capsys):
@@ -194,7 +193,7 @@ def test_cudnn_measures_kernels_only_where_sizes_repeat(settings, monkeypatch, m
         seen.append(torch.backends.cudnn.benchmark)
         return SimpleNamespace(config=config)
 
-    world = distributed.Distributed(torch.device("cuda"))
+    world = Distributed(torch.device("cuda"))
     monkeypatch.setattr(loop.distributed, "start", lambda *_, **__: world)
     monkeypatch.setattr(loop, "prepare_run", noted)
     monkeypatch.setattr(loop, "announce", lambda run: None)

@@ -106,8 +106,8 @@ def test_scales_by_row(detector, items, expected):
 
 def test_scales_of_named_rows_and_the_neck(yolov5n):
     scales = rate_scales(yolov5n, ["neck=0.5", "P5=0.25"])
-    found = [scales.get(next(layer.parameters(), None), 1.0) for layer in yolov5n.layers]
-    assert (found[9], found[10], found[0], found[24]) == (0.25, 0.5, 1.0, 1.0)
+    for row, scale in ((9, 0.25), (10, 0.5), (0, 1.0), (24, 1.0)):
+        assert scales.get(next(yolov5n.layers[row].parameters()), 1.0) == scale
 
 
 NO_FACTOR = "expected NAME=FACTOR with a positive factor"
