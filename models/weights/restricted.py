@@ -190,7 +190,7 @@ class Pickled:
         storage or repeats it (a small file that asks for all memory).
         """
         try:
-            return _read_tensor(bytearray(self.read(ref.storage)), ref)
+            return _strided(bytearray(self.read(ref.storage)), ref)
         except Exception as error:
             key = ref.storage.key
             raise UserError(
@@ -198,7 +198,7 @@ class Pickled:
             ) from error
 
 
-def _read_tensor(data: bytearray, ref: TensorRef) -> Tensor:
+def _strided(data: bytearray, ref: TensorRef) -> Tensor:
     size, dtype = ref.storage.size, ref.storage.dtype
     if len(data) != size * dtype.itemsize:
         raise ValueError(f"{len(data)} bytes, expected {size * dtype.itemsize}")
@@ -220,17 +220,9 @@ def open_pickled(path: Path) -> Iterator[Pickled]:
     Any error until then, the caller's included, becomes a UserError that begins with the path;
     'FILE: not a checkpoint: cause' for anything else than a checkpoint.
     """
-    try:
-        if not path.exists():
-            raise UserError(f"{path}: no such file (nothing is downloaded)")
-        if not path.is_file():  # a FIFO would block
-            kind = "a directory" if path.is_dir() else "not a regular file"
-            raise UserError(f"{path}: not a checkpoint: it is {kind}")
-        opened = path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    with opened as file, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         try:
+            file = stack.enter_context(_opened(path))
             start = file.read(64)
             file.seek(0)
             if start.startswith(b"PK\x03\x04"):
@@ -241,12 +233,21 @@ def open_pickled(path: Path) -> Iterator[Pickled]:
                 _refuse(start)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        except OSError as error:  # too many open files, a disk that fails
+        except OSError as error:  # no permission, too many open files, a disk that fails
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
         except Exception as error:
             raise UserError(
                 f"{path}: not a checkpoint: truncated or damaged ({cause_of(error)})"
             ) from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    if not path.exists():
+        raise UserError("no such file (nothing is downloaded)")
+    if not path.is_file():  # a FIFO would block
+        kind = "a directory" if path.is_dir() else "not a regular file"
+        raise UserError(f"not a checkpoint: it is {kind}")
+    return path.open("rb")
 
 
 def _refuse(start: bytes) -> NoReturn:

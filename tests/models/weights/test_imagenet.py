@@ -25,7 +25,7 @@ from models.detector import Detector
 from models.weights.imagenet import IMAGENET, Transfer, plan_transfer
 from models.weights.sources import Source, read_source, source_of_module, source_of_tensors
 from models.yaml.parser import load_spec
-from tests.models.blocks.references import OfficialShuffleNetV2
+from tests.models.blocks.references import OfficialShuffleNetV2, calibrate, make_images, randomise
 from utils.errors import UserError
 
 TOLERANCE = 1e-4  # times max(1, largest value of the reference)
@@ -66,13 +66,8 @@ def detector(backbone: str) -> Detector:
     return build_detector(load_spec("yolov5n", backbone=backbone), classes=2).eval()
 
 
-def sample_images(seed: int, count: int = 2, size: int = 64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = torch.rand(count, 3, 6, 6, generator=generator)
-    noise = 0.1 * torch.randn(count, 3, size, size, generator=generator)
-    return (nn.functional.interpolate(shapes, size=(size, size), mode="bilinear") + noise).clip(
-        0, 1
-    )
+def sample_images(seed: int, count: int = 2) -> Tensor:
+    return make_images(count, (64, 64), seed)
 
 
 def normalised(images: Tensor, values: tuple[tuple[float, ...], ...]) -> Tensor:
@@ -81,21 +76,9 @@ def normalised(images: Tensor, values: tuple[tuple[float, ...], ...]) -> Tensor:
 
 def prepared(net: nn.Module, values: tuple[tuple[float, ...], ...] = IMAGENET) -> nn.Module:
     """Random weights of unit gain, BN calibrated: an untrained net hardly looks at its input."""
-    torch.manual_seed(3)
-    net.eval()
-    norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
-    with torch.no_grad():
-        for part in net.modules():
-            if isinstance(part, nn.Conv2d | nn.Linear):
-                part.weight.normal_(0, part.weight[0].numel() ** -0.5)
-        for norm in norms:
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(0, 0.3)
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        net(normalised(sample_images(1, 6), values))
-    return net.eval()
+    randomise(net)
+    calibrate(net, [normalised(sample_images(1, 6), values)])
+    return net
 
 
 def reference_taps(net: nn.Module, names: tuple[str, ...], images: Tensor) -> list[Tensor]:
