@@ -87,7 +87,7 @@ def hidden_width(channels: int, factor: float) -> int:
     return width
 
 
-def require_multiple(divisor: int, **values: int) -> None:
+def must_divide(divisor: int, **values: int) -> None:
     """ValueError naming the first value that is not a multiple of `divisor`."""
     for name, value in values.items():
         if value % divisor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from models.registry import Act, Block, Natural, Positive, Ratio, register, require_multiple
+from models.registry import Act, Block, Natural, Positive, Ratio, must_divide, register
 from utils.errors import nearest
 
 BN_EPS = 1e-3  # YOLOv5's values; torch's own are 1e-5 and 0.1
@@ -145,7 +145,7 @@ class Conv(Block):
         act: Act = True,
     ) -> None:
         super().__init__(c_out)
-        require_multiple(groups, c_in=c_in, c_out=c_out)
+        must_divide(groups, c_in=c_in, c_out=c_out)
         size = (kernel, kernel) if isinstance(kernel, int) else kernel
         pad = (size[0] // 2, size[1] // 2) if padding is None else (padding, padding)
         self.conv = nn.Conv2d(c_in, c_out, size, stride, pad, groups=groups, bias=False)
@@ -198,7 +198,7 @@ class Conv2d(nn.Conv2d, Block):
         groups: Positive = 1,
         bias: bool = True,
     ) -> None:
-        require_multiple(groups, c_in=c_in, c_out=c_out)
+        must_divide(groups, c_in=c_in, c_out=c_out)
         super().__init__(c_in, c_out, kernel, stride, padding, dilation, groups, bias)
         self.c_out = c_out
 

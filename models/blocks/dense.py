@@ -8,16 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv, batch_norm, make_activation
-from models.registry import (
-    Act,
-    Block,
-    Count,
-    Factor,
-    Positive,
-    hidden_width,
-    register,
-    require_multiple,
-)
+from models.registry import Act, Block, Count, Factor, Positive, hidden_width, must_divide, register
 
 
 class DenseLayer(nn.Module):
@@ -152,7 +143,7 @@ class PeleeStage(Block):
         act: Act = True,
     ) -> None:
         super().__init__(c_out)
-        require_multiple(2, growth=growth)  # shared by two ways
+        must_divide(2, growth=growth)  # shared by two ways
         self.pool: nn.Module = nn.AvgPool2d(2, 2) if stride == 2 else nn.Identity()
         layers = (
             TwoWayDenseLayer(c_in + index * growth, growth // 2, bottleneck, act)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from models.blocks.conv import SE, Conv, DWConv
 from models.blocks.csp import C3
-from models.registry import Act, Block, Odd, Positive, Range, Ratio, register, require_multiple
+from models.registry import Act, Block, Odd, Positive, Range, Ratio, must_divide, register
 from models.spec import round_channels
 
 CHEAP_KERNEL = 5  # YOLOv5's choice; the paper takes 3
@@ -37,7 +37,7 @@ class GhostConv(Block):
         act: Act = True,
     ) -> None:
         super().__init__(c_out)
-        require_multiple(2, c_out=c_out)
+        must_divide(2, c_out=c_out)
         half = c_out // 2
         self.cv1 = Conv(c_in, half, kernel, stride, groups=groups, act=act)
         self.cv2 = Conv(half, half, CHEAP_KERNEL, groups=half, act=act)
@@ -69,7 +69,7 @@ class GhostBottleneck(Block):
         self, c_in: int, c_out: Positive, kernel: Odd = 3, stride: Literal[1, 2] = 1
     ) -> None:
         super().__init__(c_out)
-        require_multiple(4, c_out=c_out)
+        must_divide(4, c_out=c_out)
         if stride == 1 and c_in != c_out:
             raise ValueError(f"stride 1 keeps the width, got c_in {c_in} and c_out {c_out}")
         half = c_out // 2

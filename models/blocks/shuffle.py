@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.conv import Conv, match
-from models.registry import Act, Block, Count, Odd, Positive, register, require_multiple
+from models.registry import Act, Block, Count, Odd, Positive, must_divide, register
 
 GROUPS = 2
 Shuffle = Literal["end", "start"]
@@ -44,7 +44,7 @@ class ShuffleUnit(Block):
         act: Act = True,
     ) -> None:
         super().__init__(c_out)
-        require_multiple(2, c_out=c_out)
+        must_divide(2, c_out=c_out)
         half = c_out // 2
         if c_in != c_out:
             raise ValueError(f"keeps its width, got c_in {c_in} and c_out {c_out}")
@@ -83,7 +83,7 @@ class ShuffleDown(Block):
         act: Act = True,
     ) -> None:
         super().__init__(c_out)
-        require_multiple(2, c_out=c_out)
+        must_divide(2, c_out=c_out)
         half = c_out // 2
         if official_widths and c_in >= c_out:
             raise ValueError(f"official_widths needs c_in < c_out, got {c_in} and {c_out}")

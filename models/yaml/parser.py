@@ -153,17 +153,16 @@ def _with_backbone(draft: Draft, backbone: Section) -> Draft:
     others = [row for key in SECTIONS[1:] for row in draft.rows(key)]
     ends = [part.rows[-1].name for part in (draft.sections["backbone"], backbone)]
     for index, row in enumerate(others):
-        for source in row.sources:
-            if isinstance(source, int) and (source >= 0 or index + source < -1):
+        for source in (item for item in row.sources if isinstance(item, int)):
+            if source >= 0 or index + source < -1:
                 raise UserError(
                     f"--backbone: {row.where} reads rows by number, which another backbone would "
                     "shift; name the rows there, or give a neck as well (--neck pan)"
                 )
-            if isinstance(source, int) and index + source == -1 and ends[0] != ends[1]:
+            if index + source == -1 and ends[0] != ends[1]:
                 raise UserError(
                     f"--backbone: {row.where} reads the end of its backbone ({ends[0]}), the new "
-                    f"one ends in {ends[1]}; give a neck as well, e.g. --neck pan-p6, which makes "
-                    "P6 itself"
+                    f"one ends in {ends[1]}; give a neck as well (--neck pan-p6 makes P6 itself)"
                 )
     return replace(draft, sections={**draft.sections, "backbone": backbone})
 

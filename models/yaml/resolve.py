@@ -33,8 +33,7 @@ def resolve_rows(rows: Sequence[Row], *, depth: float, width: float) -> tuple[li
             if row.name in names:
                 raise UserError(f"{row.where}: row name {row.name!r} is used twice")
             names[row.name] = index
-        own_depth = depth if row.setting.depth is None else row.setting.depth
-        repeats = scale_repeats(row.repeats, own_depth)
+        repeats = scale_repeats(row.repeats, row.setting.depth or depth)
         args: dict[str, Any] = {}
         if row.block == DETECT:
             anchors = anchors_of(row, None)
@@ -137,11 +136,8 @@ def read_anchors(anchors: Any, levels: int, where: str) -> tuple[tuple[float, ..
 
 def merge_detection_rows(layers: list[LayerSpec]) -> list[LayerSpec]:
     """Fold v1's nn.Conv2d detection rows, which its Detect with [] reads, into Detect."""
-    outputs = [
-        index
-        for index, layer in enumerate(layers)
-        if layer.block == "Conv2d" and isinstance(layer.args.get("c_out"), str)
-    ]
+    convs = [index for index, layer in enumerate(layers) if layer.block == "Conv2d"]
+    outputs = [index for index in convs if isinstance(layers[index].args.get("c_out"), str)]
     if not outputs:
         return layers
     kept = [index for index in range(len(layers)) if index not in outputs]

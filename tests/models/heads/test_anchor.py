@@ -1,4 +1,4 @@
-"""The anchor head's decoding, by hand."""
+"""The anchor head's decoding, first biases and anchors, by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
+from models.builder import build_detector
 from models.heads.anchor import Detect
+from models.yaml.parser import load_spec
 
 
 def head(device: torch.device) -> Detect:
@@ -44,3 +46,20 @@ def test_raw_maps_are_the_convolutions_values(device: torch.device) -> None:
 def test_no_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one class, got 0"):
         Detect([4], classes=0, anchors_per_level=3)
+
+
+def test_first_biases_are_the_priors() -> None:
+    torch.manual_seed(0)
+    model = build_detector(load_spec("yolov5n"), classes=80)
+    for convolution, stride in zip(model.head.m, model.stride, strict=True):
+        bias = convolution.bias.view(3, 85)
+        objectness, score = math.log(8 / (640 / stride) ** 2), math.log(0.6 / (80 - 0.99999))
+        assert bias[:, 4].mean().item() == pytest.approx(objectness, abs=0.2)
+        assert bias[:, 5:].mean().item() == pytest.approx(score, abs=0.05)
+
+
+def test_anchors_go_to_their_strides_whatever_their_order() -> None:
+    detect = Detect([4, 4], classes=2, anchors_per_level=2)
+    detect.set_stride((8, 16), ((62, 45, 30, 61), (10, 13, 16, 30)))
+    pixels = detect.anchors * torch.tensor([8, 16]).view(-1, 1, 1)
+    assert pixels.tolist() == [[[10, 13], [16, 30]], [[62, 45], [30, 61]]]
