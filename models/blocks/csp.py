@@ -70,8 +70,7 @@ class BottleneckCSP(Block):
     """The cross-stage partial stage of YOLOv5 v1-v3: cv4(act(bn(cat(cv3 m(cv1 x), cv2 x)))).
 
     (B, c_in, H, W) -> (B, c_out, H, W); cv2 and cv3 are plain 1x1 convolutions, `act` is the inner
-    activation alone.  CSPNet, arXiv:1911.11929.  The BN stands after a concatenation, so fusing
-    leaves it.
+    activation alone.  CSPNet, arXiv:1911.11929.  The BN reads a concatenation: fusing leaves it.
     """
 
     def __init__(

@@ -56,9 +56,8 @@ class DenseStage(Block):
 class DenseTransition(Block):
     """BN, activation, 1x1 to c_in * compression, 2x2 average-pooling.
 
-    (B, c_in, H, W) -> (B, int(c_in * compression), H // 2, W // 2).  The transition layer of
-    DenseNet-C, arXiv:1608.06993, section 3.  The BN stands before the convolution and stays when
-    fusing.
+    (B, c_in, H, W) -> (B, int(c_in * compression), H // 2, W // 2).  DenseNet-C's transition,
+    arXiv:1608.06993, section 3.  The BN stands before the convolution: fusing leaves it.
     """
 
     channel_args = ()
