@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from utils.errors import UserError
 from utils.hyp import Hyperparameters
 from utils.seeding import generator
 
-SHUFFLE = 1  # purpose of a generator, next to (seed, epoch, index) of the samples
+SHUFFLE, GUESTS = 1, 2  # purposes of generators, next to (seed, epoch, index) of the samples
+MIN_GUESTS = 7  # a mosaic of an image and three others, and its mixup partner of four more
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class ValLoader(BatchLoader):
             for start in range(0, len(group), config.batch_size)
         ]
         super().__init__(
-            partial(_letterboxed, store, letterboxes),
+            functools.partial(_letterboxed, store, letterboxes),
             batches,
             workers=config.workers,
             pin_memory=config.pin_memory,
@@ -103,13 +104,17 @@ class ValLoader(BatchLoader):
 
 
 def _letterboxed(
-    store: ImageStore, letterboxes: Sequence[Letterbox], position: int
-) -> tuple[Sample, Letterbox]:
-    return fetch(store, position, letterboxes[position].dst), letterboxes[position]
+    store: ImageStore, letterboxes: Sequence[Letterbox], positions: Sequence[int]
+) -> list[tuple[Sample, Letterbox]]:
+    boxes = [letterboxes[position] for position in positions]
+    return [
+        (to_sample(store, position, store[position], box.dst), box)
+        for position, box in zip(positions, boxes, strict=True)
+    ]
 
 
 class _TrainSampler:
-    """The keys of each batch of this rank; set_epoch's choices are read when iteration begins."""
+    """The key of each batch of this rank; set_epoch's choices are read when iteration begins."""
 
     def __init__(self, shapes: Sequence[tuple[int, int]], config: LoaderConfig) -> None:
         self.epoch = 0
@@ -121,7 +126,7 @@ class _TrainSampler:
     def __len__(self) -> int:
         return math.ceil(len(self._sizes) / (self._config.batch_size * self._config.world_size))
 
-    def __iter__(self) -> Iterator[list[SampleKey]]:
+    def __iter__(self) -> Iterator[BatchKey]:
         config, epoch, mosaic = self._config, self.epoch, self.mosaic and not self._config.rect
         rng = generator(config.seed, epoch, 0, SHUFFLE)
         images = len(self._sizes)
@@ -136,75 +141,101 @@ class _TrainSampler:
         if config.rect:
             batches = [batches[i] for i in rng.permutation(len(batches))]
         shape = (config.image_size, config.image_size)
-        for batch in batches[self.start_step :]:
+        for step in range(self.start_step, len(batches)):
+            batch = batches[step]
             if config.rect:
                 sides = np.ceil(self._sizes[batch].max(0) / config.stride) * config.stride
                 shape = int(sides[0]), int(sides[1])
-            mine = batch[config.rank :: config.world_size]
-            yield [SampleKey(epoch, int(index), mosaic, shape) for index in mine]
+            mine = tuple(batch[config.rank :: config.world_size].tolist())
+            rng = generator(config.seed, epoch, step * config.world_size + config.rank, GUESTS)
+            count = max(MIN_GUESTS, round(2 * math.sqrt(len(mine)))) if mosaic else 0
+            guests = tuple(rng.integers(images, size=count).tolist())
+            yield BatchKey(epoch, mine, guests, mosaic, shape)
 
 
 @dataclass(frozen=True)
-class SampleKey:
-    """Everything that determines one training sample, so that no worker's state does."""
+class BatchKey:
+    """Everything that determines one training batch, so that no worker's state does."""
 
     epoch: int
-    index: int  # in DataIndex.records
+    indices: tuple[int, ...]  # in DataIndex.records: an image of each sample
+    guests: tuple[int, ...]  # further images that its mosaics may have
     mosaic: bool  # whether mosaics are allowed at all
     shape: tuple[int, int]  # (height, width) of the result
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """YOLOv5's training recipe: SampleKey -> Sample.
+    """YOLOv5's training recipe: BatchKey -> samples.
 
-    With probability hyp.mosaic a mosaic of the image and three others at random, with copy-paste,
-    random affine, and with probability hyp.mixup a blend with a second mosaic; otherwise the
-    letterboxed image and the affine.  Then HSV and flips.  All draws come from
-    (seed, epoch, index).
+    With probability hyp.mosaic a mosaic of the image and three others, with copy-paste, random
+    affine, and with probability hyp.mixup a blend with a second mosaic; otherwise the letterboxed
+    image and the affine.  Then HSV and flips.  All draws come from (seed, epoch, index).
+
+    Every file is decoded once per batch: the others are images of the same batch and its guests
+    (YOLOv5 takes any of the set, and decodes four files per sample).
     """
 
     store: ImageStore
     hyp: Hyperparameters
     seed: int
 
-    def __call__(self, key: SampleKey) -> tuple[Sample, Letterbox]:
-        """The augmented sample of key.shape, and no letterbox to speak of: there is no way back.
+    def __call__(self, key: BatchKey) -> list[tuple[Sample, Letterbox]]:
+        """Augmented samples of key.shape; their letterboxes are identities.
 
         Raises UserError when a file has become unreadable.
         """
-        rng = generator(self.seed, key.epoch, key.index)
+        image = functools.cache(self.store.__getitem__)
+
+        @functools.cache
+        def source(index: int, canvas: tuple[int, int] | None = None) -> Sample:
+            return to_sample(self.store, index, image(index), canvas)
+
+        return [
+            (self._sample(key, index, source), Letterbox(key.shape, key.shape))
+            for index in key.indices
+        ]
+
+    def _sample(self, key: BatchKey, index: int, source: Callable[..., Sample]) -> Sample:
+        rng = generator(self.seed, key.epoch, index)
         if key.mosaic and rng.random() < self.hyp.mosaic:
-            sample = self._mosaic(key, key.index, rng)
+            sample = self._mosaic(key, index, source, rng)
             if rng.random() < self.hyp.mixup:
-                second = self._mosaic(key, int(rng.integers(len(self.store.records))), rng)
-                sample = mixup(sample, second, rng)
+                (partner,) = _others(key, index, 1, rng)
+                sample = mixup(sample, self._mosaic(key, partner, source, rng), rng)
         else:
-            plain = fetch(self.store, key.index, key.shape)
-            sample = random_affine(plain, key.shape, rng, self.hyp)
+            sample = random_affine(source(index, key.shape), key.shape, rng, self.hyp)
         sample = hsv(sample, rng, self.hyp)
         if rng.random() < self.hyp.flipud:
             sample = flip(sample, 1)
         if rng.random() < self.hyp.fliplr:
             sample = flip(sample, 0)
-        return sample, Letterbox(key.shape, key.shape)
+        return sample
 
-    def _mosaic(self, key: SampleKey, first: int, rng: np.random.Generator) -> Sample:
-        others = rng.integers(len(self.store.records), size=3)
-        indices = rng.permutation([first, *others])
-        samples = [fetch(self.store, int(index)) for index in indices]
-        canvas = mosaic4(samples, self.store.size, rng)
+    def _mosaic(
+        self, key: BatchKey, first: int, source: Callable[..., Sample], rng: np.random.Generator
+    ) -> Sample:
+        indices = rng.permutation([first, *_others(key, first, 3, rng)]).tolist()
+        canvas = mosaic4([source(index) for index in indices], self.store.size, rng)
         canvas = replace(canvas, image_id=self.store.records[first].image_id)
         canvas = copy_paste(canvas, rng, share=self.hyp.copy_paste)
         return random_affine(canvas, key.shape, rng, self.hyp)
 
 
-def fetch(store: ImageStore, index: int, canvas: tuple[int, int] | None = None) -> Sample:
-    """Record `index` at the store's scale, without its crowd regions.
+def _others(key: BatchKey, index: int, count: int, rng: np.random.Generator) -> list[int]:
+    """`count` images of the batch and its guests but `index`, none twice where there are enough."""
+    others = sorted({*key.indices, *key.guests} - {index}) or [index]
+    return rng.choice(others, count, replace=len(others) < count).tolist()
+
+
+def to_sample(
+    store: ImageStore, index: int, image: np.ndarray, canvas: tuple[int, int] | None = None
+) -> Sample:
+    """Record `index` with its stored `image`, without its crowd regions.
 
     On a grey `canvas` (height, width) if given, in its centre, else without padding.
     """
-    record, geometry, image = store.records[index], store.geometry(index), store[index]
+    record, geometry = store.records[index], store.geometry(index)
     if canvas is not None:
         image = Letterbox(geometry.dst, canvas, store.size).apply(image)
         geometry = replace(geometry, dst=canvas)

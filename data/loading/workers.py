@@ -13,7 +13,7 @@ import signal
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
@@ -32,19 +32,19 @@ TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user as
 REUSED_BYTES = 31 << 20  # under glibc's DEFAULT_MMAP_THRESHOLD_MAX
 TOO_MANY_FILES = "Too many open files"
 
-MakeSample = Callable[[Any], tuple[Sample, Letterbox]]
+MakeBatch = Callable[[Any], Sequence[tuple[Sample, Letterbox]]]
 
 
 class BatchLoader:
     """torch's DataLoader for whole batches, with its failures as one-line errors.
 
-    `keys` has one list per batch; `make` turns a key into a sample, in the workers.
+    `keys` has one item per batch; `make` turns it into samples of one size, in the workers.
     Iterating raises UserError for a file that has become unreadable since the scan and
     FeatherDetError, naming the process, when a worker has died (torch may raise that between two
     batches as well: see dead_workers_named).
     """
 
-    def __init__(self, make: MakeSample, keys: Any, *, workers: int, pin_memory: bool) -> None:
+    def __init__(self, make: MakeBatch, keys: Any, *, workers: int, pin_memory: bool) -> None:
         self._keys = keys
         warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
         self._loader = DataLoader(
@@ -88,13 +88,13 @@ class BatchLoader:
 
 
 class _Batches(Dataset):
-    def __init__(self, make: MakeSample) -> None:
+    def __init__(self, make: MakeBatch) -> None:
         self._make = make
 
-    def __getitem__(self, keys: list[Any]) -> Batch | UserError:
+    def __getitem__(self, key: Any) -> Batch | UserError:
         """The batch, or the error: torch would wrap an exception in a traceback."""
         try:
-            samples, letterboxes = zip(*map(self._make, keys), strict=True)
+            samples, letterboxes = zip(*self._make(key), strict=True)
         except UserError as error:
             return error
         return collate(samples, letterboxes, _memory(len(samples), *samples[0].image.shape))
