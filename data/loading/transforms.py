@@ -20,6 +20,7 @@ from utils.hyp import Hyperparameters
 MIXUP_BETA = 32.0  # Beta(32, 32): shares near one half, YOLOv5's choice
 PASTE_MAX_COVER = 0.3  # a pasted object may hide at most this share of another's box
 HUES = 180  # OpenCV's hue of a byte image counts in steps of 2 degrees
+ROUND_DOWN = -0.498  # added to what OpenCV rounds to the nearest
 
 
 def keep(sample: Sample, mask: np.ndarray) -> Sample:
@@ -113,10 +114,13 @@ def hsv(sample: Sample, rng: np.random.Generator, hyp: Hyperparameters) -> Sampl
     gains = 1 + rng.uniform(-1, 1, 3) * (hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
     if (gains == 1).all():
         return sample
-    steps = np.arange(256, dtype=np.float64)[:, None] * gains
-    steps[:, 0] %= HUES
-    table = steps.clip(0, 255).astype(np.uint8)
-    changed = cv2.LUT(cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV), table[None])
+    image = cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV)
+    if gains[0] * HUES < 256:  # OpenCV takes hues of 180 and more modulo 180
+        changed = cv2.transform(image, np.column_stack((np.diag(gains), [ROUND_DOWN] * 3)))
+    else:  # the same in four times the time
+        steps = np.arange(256, dtype=np.float64)[:, None] * gains
+        steps[:, 0] %= HUES
+        changed = cv2.LUT(image, steps.clip(0, 255).astype(np.uint8)[None])
     return replace(sample, image=cv2.cvtColor(changed, cv2.COLOR_HSV2RGB))
 
 

@@ -171,6 +171,22 @@ def test_hsv_by_hand(colour, hyp, channel, low, high):
     assert high[0] <= max(levels) <= high[1]
 
 
+@pytest.mark.parametrize("amounts", [(0.015, 0.7, 0.4), (0.4, 1.0, 1.0), (1.0, 0.0, 1.0)])
+def test_hsv_is_a_product_per_pixel(amounts):
+    """Rounded down; hue modulo 180; saturation and value at most 255."""
+    hyp = replace(NONE, **dict(zip(("hsv_h", "hsv_s", "hsv_v"), amounts, strict=True)))
+    image = generator(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for seed in range(20):
+        gains = 1 + generator(seed).uniform(-1, 1, 3) * amounts
+        levels = cv2.cvtColor(image, cv2.COLOR_RGB2HSV) * gains
+        levels[..., 0] %= 180
+        expected = cv2.cvtColor(levels.clip(0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB)
+        found = hsv(replace(painted(), image=image), generator(seed), hyp).image
+        difference = np.abs(found.astype(int) - expected)
+        assert (difference > 1).mean() < 0.01  # a step of hue may move another channel by 8
+        assert difference.max() <= 9
+
+
 def test_mixup_blends_and_keeps_all_boxes():
     white = painted(box=(0, 0, 10, 10))
     first = replace(white, image=np.full_like(white.image, 200), image_id="a")

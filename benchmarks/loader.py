@@ -1,0 +1,188 @@
+"""Training images per second that one CPU core loads and augments: `python -m benchmarks.loader`.
+
+The images of a data set are copied --copies times.  What counts is CPU time in one process without
+workers, after a warm-up, as `--cache none` and `--cache ram`.  With --peer, Ultralytics' own loader
+does the same in turn, in the environment of that Python.  Medians; ratios count on a busy machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import torch
+import yaml
+
+from data.index.dataset import load_dataset_config, load_split
+from data.index.records import DataIndex
+from data.loading.loader import LoaderConfig, TrainLoader
+from data.loading.sample import Batch
+from utils.config import option, parse
+from utils.errors import FeatherDetError, run_script
+from utils.hyp import load_hyp
+
+WARM_UP = 4  # batches that the peer makes before the first timing
+PEER = """
+import sys, time
+import cv2, torch
+from ultralytics.cfg import get_cfg
+from ultralytics.data import build_dataloader, build_yolo_dataset
+from ultralytics.data.utils import check_det_dataset
+
+torch.set_num_threads(1)
+cv2.setNumThreads(0)
+file, cache, size, batch, warm_up = sys.argv[1:]
+config = get_cfg(overrides={"imgsz": int(size), "cache": False if cache == "none" else cache})
+data = check_det_dataset(file)
+dataset = build_yolo_dataset(config, data["train"], int(batch), data, mode="train")
+loader = build_dataloader(dataset, int(batch), workers=0, shuffle=True)
+
+def endless():
+    while True:
+        yield from loader
+
+batches = endless()
+for _ in range(int(warm_up)):
+    next(batches)
+print("rate ready", flush=True)
+for line in sys.stdin:
+    start = time.process_time()
+    images = sum(len(next(batches)["img"]) for _ in range(int(line)))
+    print("rate", images / (time.process_time() - start), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class LoaderBenchConfig:
+    """The command line: what to load."""
+
+    data: str = option("coco128", help="data set YAML, by path or name")
+    imgsz: int = option(640, flags=("--img",), help="network size in pixels")
+    batch_size: int = option(64, flags=("--batch",), help="images per batch")
+    copies: int = option(16, min=1, help="copies of each image")
+    batches: int = option(8, min=1, help="batches of one timing")
+    repeats: int = option(3, min=1, help="timings of each kind")
+    peer: str = option("", metavar="PYTHON", help="Python with ultralytics to compare with")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a line for each cache: images per second and the ratio to the peer's."""
+    config = parse(LoaderBenchConfig, argv, prog="benchmarks.loader", description=__doc__ or "")
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    index = load_split(load_dataset_config(config.data), "train")
+    print(f"{config.data} x {config.copies} at {config.imgsz} px, batch {config.batch_size},"
+          " images per second of one core")  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        index, file = copied(index, config.copies, Path(folder))
+        for cache in ("none", "ram"):
+            with ExitStack() as stack:
+                timings = {"own": own(index, config, cache)}
+                if config.peer:
+                    timings["peer"] = peer(file, config, cache, stack)
+                rates: dict[str, list[float]] = {name: [] for name in timings}
+                for _ in range(config.repeats):
+                    for name, timing in timings.items():
+                        rates[name].append(timing())
+            line = f"{cache:5}" + "".join(
+                f"{name} {statistics.median(found):7.1f}  " for name, found in rates.items()
+            )
+            if config.peer:
+                pairs = zip(rates["own"], rates["peer"], strict=True)
+                line += f"ratio {statistics.median(a / b for a, b in pairs):.2f}"
+            print(line, flush=True)
+    return 0
+
+
+def copied(index: DataIndex, copies: int, folder: Path) -> tuple[DataIndex, Path]:
+    """The images `copies` times in `folder`, with YOLO labels, and the YAML file for them."""
+    records = []
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    for number, record in enumerate(index.records * copies):
+        path = folder / "images" / f"{number:06}{record.path.suffix}"
+        shutil.copyfile(record.path, path)
+        x1, y1, x2, y2 = record.boxes.T
+        width, height = record.width, record.height
+        columns = (record.labels, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height,
+                   (x2 - x1) / width, (y2 - y1) / height)  # fmt: skip
+        rows = (" ".join(map(str, row)) + "\n" for row in zip(*columns, strict=True))
+        (folder / "labels" / f"{number:06}.txt").write_text("".join(rows), encoding="utf-8")
+        records.append(replace(record, path=path))
+    file = folder / "data.yaml"
+    content = {"path": str(folder), "train": "images", "val": "images", "names": [*index.names]}
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return replace(index, records=tuple(records)), file
+
+
+def own(index: DataIndex, config: LoaderBenchConfig, cache: str) -> Callable[[], float]:
+    """A timing of this project's loader, which has seen every image once."""
+    loader_config = LoaderConfig(config.imgsz, config.batch_size, 32, 0, seed=0, cache=cache)
+    loader = TrainLoader(index, loader_config, load_hyp("default"))
+
+    def endless() -> Iterator[Batch]:
+        epoch = 0
+        while True:
+            loader.set_epoch(epoch)
+            yield from loader
+            epoch += 1
+
+    batches = endless()
+    for _ in range(len(loader)):
+        next(batches)
+
+    def timing() -> float:
+        start = time.process_time()
+        images = sum(map(len, islice(batches, config.batches)))
+        return images / (time.process_time() - start)
+
+    return timing
+
+
+def peer(
+    file: Path, config: LoaderBenchConfig, cache: str, stack: ExitStack
+) -> Callable[[], float]:
+    """A timing of Ultralytics' loader, in a process of its own that `stack` ends."""
+    sizes = map(str, (config.imgsz, config.batch_size, WARM_UP))
+    child = stack.enter_context(
+        subprocess.Popen(
+            [config.peer, "-c", PEER, str(file), cache, *sizes],
+            env={**os.environ, "YOLO_CONFIG_DIR": str(file.parent), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sys.stderr,
+            text=True,
+        )
+    )
+    to_child, lines = child.stdin, child.stdout
+    assert to_child is not None
+    assert lines is not None
+
+    def answer() -> str:
+        for line in lines:  # others are its own messages
+            if line.startswith("rate "):
+                return line.split()[1]
+        raise FeatherDetError("the peer's process has ended without an answer; see above")
+
+    answer()
+
+    def timing() -> float:
+        print(config.batches, file=to_child, flush=True)
+        return float(answer())
+
+    return timing
+
+
+if __name__ == "__main__":
+    run_script(main)
