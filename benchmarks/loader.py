@@ -14,10 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import cv2
@@ -27,7 +27,6 @@ import yaml
 from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex
 from data.loading.loader import LoaderConfig, TrainLoader
-from data.loading.sample import Batch
 from utils.config import option, parse
 from utils.errors import FeatherDetError, run_script
 from utils.hyp import load_hyp
@@ -131,14 +130,7 @@ def own(index: DataIndex, config: LoaderBenchConfig, cache: str) -> Callable[[],
     loader_config = LoaderConfig(config.imgsz, config.batch_size, 32, 0, seed=0, cache=cache)
     loader = TrainLoader(index, loader_config, load_hyp("default"))
 
-    def endless() -> Iterator[Batch]:
-        epoch = 0
-        while True:
-            loader.set_epoch(epoch)
-            yield from loader
-            epoch += 1
-
-    batches = endless()
+    batches = chain.from_iterable(map(loader.batches, count()))
     for _ in range(len(loader)):
         next(batches)
 

@@ -1,9 +1,10 @@
 """How much of the bare step's speed training keeps: `python -m benchmarks.train`.
 
 End to end: loading, augmentation, copy, forward, loss, backward, optimizer and averaging, as
-train.py does them, over whole epochs.  Bare: forward, sum of the raw maps, backward, with the same
-model, batch and threads, in the faster of the two memory formats, and no loss or optimizer.  Both
-alternate in one process; medians and their ratio are what counts on a shared machine.
+train.py does them, over a whole epoch that follows another.  Bare: forward, sum of the raw maps,
+backward, with the same model, batch and threads, in the faster of the two memory formats, and no
+loss or optimizer.  Both alternate in one process; medians and their ratio are what counts on a
+shared machine.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
-from data.loading.sample import Batch
 from engine import distributed
 from engine.train.config import TrainConfig
 from engine.train.interrupts import StopRequest
@@ -30,6 +30,8 @@ from engine.train.step import to_network, train_epoch
 from models.detector import Detector
 from utils.config import option, parse
 from utils.errors import run_script
+
+PAUSE = 1.0  # seconds in which loading processes finish what they make ahead
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,24 @@ def main(argv: list[str] | None = None) -> int:
         shared = {key: value for key, value in vars(config).items() if key != "repeats"}
         train_config = TrainConfig(**shared, project=folder, noplots=True)
         run = prepare_run(train_config, world, locks)
-        images = to_network(next(_batches(run, 0)).images.to(world.device))
+        images = to_network(next(run.loader.batches(0)).images.to(world.device))
         model = copy.deepcopy(run.state.model)
         formats = (torch.channels_last, torch.contiguous_format)
         for memory_format in formats:  # warm-up, and the choice of the faster one
             _bare(run, model, images, layout=memory_format, steps=2)
         layout = max(formats, key=lambda item: _bare(run, model, images, layout=item, steps=4))
-        end_to_end, bare = [], []
+        end_to_end, first_waits, bare = [], [], []
         for repeat in range(config.repeats + 1):
             steps = len(run.loader)
-            rates = (
-                _end_to_end(run, repeat + 1),
-                _bare(run, model, images, layout=layout, steps=steps),
-            )
+            rate, waited = _end_to_end(run, 2 * repeat)
+            time.sleep(PAUSE)
+            bare_rate = _bare(run, model, images, layout=layout, steps=steps)
             if repeat:  # the first round starts the workers and fills caches
-                end_to_end.append(rates[0])
-                bare.append(rates[1])
+                end_to_end.append(rate)
+                first_waits.append(waited)
+                bare.append(bare_rate)
                 sys.stderr.write(
-                    f"{repeat}: end to end {rates[0]:.2f}, bare {rates[1]:.2f} images/s\n"
+                    f"{repeat}: end to end {rate:.2f}, bare {bare_rate:.2f} images/s\n"
                 )
     ratio = statistics.median(a / b for a, b in zip(end_to_end, bare, strict=True))
     print(f"{config.cfg} at {config.imgsz} px, batch {config.batch_size}, {world.device}, "
@@ -84,22 +86,25 @@ def main(argv: list[str] | None = None) -> int:
     print(f"end to end {statistics.median(end_to_end):.2f} images/s")
     print(f"bare       {statistics.median(bare):.2f} images/s")
     print(f"ratio      {ratio:.3f} (median of {config.repeats} pairs)")
+    print(f"first batch of an epoch after {statistics.median(first_waits):.3f} s")
     return 0
 
 
-def _batches(run: TrainRun, epoch: int) -> Iterator[Batch]:
-    run.loader.set_epoch(epoch)
-    return iter(run.loader)
+def _end_to_end(run: TrainRun, epoch: int) -> tuple[float, float]:
+    """Images per second and seconds until the first batch, of the epoch after `epoch`.
 
-
-def _end_to_end(run: TrainRun, epoch: int) -> float:
-    """Images per second of one epoch as train.py runs it, from asking for the first batch."""
-    run.state.start_epoch(epoch)
-    _wait(run)
-    start = time.perf_counter()
-    train_epoch(run, _batches(run, epoch), StopRequest())
-    _wait(run)
-    return len(run.train.records) / (time.perf_counter() - start)
+    As train.py runs it: what the workers make ahead is made in an epoch of the same kind.
+    """
+    for number in (epoch, epoch + 1):
+        run.state.start_epoch(number)
+        _wait(run)
+        start = time.perf_counter()
+        batches = run.loader.batches(number)
+        first = next(batches)
+        waited = time.perf_counter() - start
+        train_epoch(run, chain([first], batches), StopRequest())
+        _wait(run)
+    return len(run.train.records) / (time.perf_counter() - start), waited
 
 
 def _bare(

@@ -5,23 +5,34 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from data.index.records import DataIndex
 from data.loading.geometry import scale_segments, whole_segments
-from data.loading.sample import Sample
+from data.loading.sample import Batch, Sample
 from data.loading.store import ImageStore
-from data.loading.transforms import copy_paste, flip, hsv, keep, mixup, mosaic4, random_affine
+from data.loading.transforms import (
+    affine,
+    copy_paste,
+    flip,
+    hsv,
+    keep,
+    mixup,
+    mosaic4,
+    random_affine,
+    random_matrix,
+    source_window,
+)
 from data.loading.workers import BatchLoader
 from utils.boxes import Letterbox
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
 from utils.seeding import generator
 
-SHUFFLE, GUESTS = 1, 2  # purposes of generators, next to (seed, epoch, index) of the samples
-MIN_GUESTS = 7  # a mosaic of an image and three others, and its mixup partner of four more
+SHUFFLE, INVITE = 1, 2  # purposes of generators, next to (seed, epoch, index) of the samples
+GUESTS = 8  # images per batch that are drawn for its mosaics: enough for one sample and its mixup
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class LoaderConfig:
 
 
 class TrainLoader(BatchLoader):
-    """Augmented batches, shuffled by (seed, epoch), the same for any number of workers.
+    """A stream of augmented batches, shuffled by (seed, epoch), the same for any number of workers.
 
     Every rank has the same number of batches and, batch by batch, the same number of images: the
     shuffled set is dealt out to the ranks in turn and begins again where the last ranks would
@@ -49,13 +60,25 @@ class TrainLoader(BatchLoader):
     similar aspect on the smallest canvas that holds them all, without mosaic, and only the order
     of the batches is shuffled.  The letterboxes of the batches are identities, since an augmented
     image has no way back to one file.
+
+    Workers go on with the next epoch, up to `epochs`, while the caller is still busy with this one
+    or its validation: two batches each.  From epoch `mosaic_epochs` on there are no mosaics.
     """
 
-    def __init__(self, index: DataIndex, config: LoaderConfig, hyp: Hyperparameters) -> None:
+    def __init__(
+        self,
+        index: DataIndex,
+        config: LoaderConfig,
+        hyp: Hyperparameters,
+        *,
+        epochs: float = math.inf,
+        mosaic_epochs: float = math.inf,
+    ) -> None:
         if not index.records:
             raise UserError("the training set has no usable image")
         store = ImageStore(index.records, config.image_size, cache=config.cache)
-        self._sampler = _TrainSampler(store.shapes, config)
+        self._sampler = _TrainSampler(store.shapes, config, epochs, mosaic_epochs)
+        self._next: tuple[int, int] | None = None  # epoch and step that the stream has next
         super().__init__(
             Augmentation(store, hyp, config.seed),
             self._sampler,
@@ -63,13 +86,21 @@ class TrainLoader(BatchLoader):
             pin_memory=config.pin_memory,
         )
 
-    def set_epoch(self, epoch: int, *, start_step: int = 0, mosaic: bool = True) -> None:
-        """Choose what the next iteration delivers: batches start_step, ... of `epoch`."""
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Batches start_step, ... of `epoch`.
+
+        From the stream where it has just these next, otherwise a new stream begins with them.
+        """
         if not 0 <= start_step <= len(self):
             raise ValueError(f"start_step {start_step} of an epoch of {len(self)} batches")
-        self._sampler.epoch = epoch
-        self._sampler.start_step = start_step
-        self._sampler.mosaic = mosaic
+        for step in range(start_step, len(self)):
+            if self._next != (epoch, step):
+                self._sampler.start = epoch, step
+                self._stream = self._start()
+            self._next = None  # until the stream has delivered
+            batch = next(self._stream)
+            self._next = (epoch, step + 1) if step + 1 < len(self) else (epoch + 1, 0)
+            yield batch
 
 
 class ValLoader(BatchLoader):
@@ -105,29 +136,39 @@ class ValLoader(BatchLoader):
 
 def _letterboxed(
     store: ImageStore, letterboxes: Sequence[Letterbox], positions: Sequence[int]
-) -> list[tuple[Sample, Letterbox]]:
-    boxes = [letterboxes[position] for position in positions]
-    return [
-        (to_sample(store, position, store[position], box.dst), box)
-        for position, box in zip(positions, boxes, strict=True)
-    ]
+) -> Iterator[tuple[Sample, Letterbox]]:
+    for position in positions:
+        letterbox = letterboxes[position]
+        yield to_sample(store, position, store[position], letterbox.dst), letterbox
 
 
 class _TrainSampler:
-    """The key of each batch of this rank; set_epoch's choices are read when iteration begins."""
+    """The key of each batch of this rank, from `start` (epoch, step) to the end of the epochs."""
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], config: LoaderConfig) -> None:
-        self.epoch = 0
-        self.start_step = 0
-        self.mosaic = True
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        config: LoaderConfig,
+        epochs: float,
+        mosaic_epochs: float,
+    ) -> None:
+        self.start = 0, 0
         self._config = config
         self._sizes = np.array(shapes)
+        self._epochs = epochs
+        self._mosaic_epochs = 0 if config.rect else mosaic_epochs
 
     def __len__(self) -> int:
         return math.ceil(len(self._sizes) / (self._config.batch_size * self._config.world_size))
 
     def __iter__(self) -> Iterator[BatchKey]:
-        config, epoch, mosaic = self._config, self.epoch, self.mosaic and not self._config.rect
+        epoch, step = self.start
+        while epoch < self._epochs:
+            yield from self._epoch(epoch, step)
+            epoch, step = epoch + 1, 0
+
+    def _epoch(self, epoch: int, start_step: int) -> Iterator[BatchKey]:
+        config, mosaic = self._config, epoch < self._mosaic_epochs
         rng = generator(config.seed, epoch, 0, SHUFFLE)
         images = len(self._sizes)
         padded = math.ceil(images / config.world_size) * config.world_size
@@ -141,15 +182,14 @@ class _TrainSampler:
         if config.rect:
             batches = [batches[i] for i in rng.permutation(len(batches))]
         shape = (config.image_size, config.image_size)
-        for step in range(self.start_step, len(batches)):
+        for step in range(start_step, len(batches)):
             batch = batches[step]
             if config.rect:
                 sides = np.ceil(self._sizes[batch].max(0) / config.stride) * config.stride
                 shape = int(sides[0]), int(sides[1])
             mine = tuple(batch[config.rank :: config.world_size].tolist())
-            rng = generator(config.seed, epoch, step * config.world_size + config.rank, GUESTS)
-            count = max(MIN_GUESTS, round(2 * math.sqrt(len(mine)))) if mosaic else 0
-            guests = tuple(rng.integers(images, size=count).tolist())
+            rng = generator(config.seed, epoch, step * config.world_size + config.rank, INVITE)
+            guests = tuple(rng.integers(images, size=GUESTS if mosaic else 0).tolist())
             yield BatchKey(epoch, mine, guests, mosaic, shape)
 
 
@@ -162,6 +202,9 @@ class BatchKey:
     guests: tuple[int, ...]  # further images that its mosaics may have
     mosaic: bool  # whether mosaics are allowed at all
     shape: tuple[int, int]  # (height, width) of the result
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 @dataclass(frozen=True)
@@ -179,22 +222,31 @@ class Augmentation:
     store: ImageStore
     hyp: Hyperparameters
     seed: int
+    _recent: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def __call__(self, key: BatchKey) -> list[tuple[Sample, Letterbox]]:
+    def __call__(self, key: BatchKey) -> Iterator[tuple[Sample, Letterbox]]:
         """Augmented samples of key.shape; their letterboxes are identities.
 
         Raises UserError when a file has become unreadable.
         """
-        image = functools.cache(self.store.__getitem__)
 
         @functools.cache
         def source(index: int, canvas: tuple[int, int] | None = None) -> Sample:
-            return to_sample(self.store, index, image(index), canvas)
+            image = self._image(index, len(key) + GUESTS)
+            return to_sample(self.store, index, image, canvas)
 
-        return [
-            (self._sample(key, index, source), Letterbox(key.shape, key.shape))
-            for index in key.indices
-        ]
+        for index in key.indices:
+            yield self._sample(key, index, source), Letterbox(key.shape, key.shape)
+
+    def _image(self, index: int, limit: int) -> np.ndarray:
+        """The image from the store; the last `limit` ones are kept."""
+        image = self._recent.pop(index, None)
+        if image is None:
+            if len(self._recent) >= limit:  # its memory is taken for the new one
+                del self._recent[next(iter(self._recent))]
+            image = self.store[index]
+        self._recent[index] = image
+        return image
 
     def _sample(self, key: BatchKey, index: int, source: Callable[..., Sample]) -> Sample:
         rng = generator(self.seed, key.epoch, index)
@@ -215,11 +267,15 @@ class Augmentation:
     def _mosaic(
         self, key: BatchKey, first: int, source: Callable[..., Sample], rng: np.random.Generator
     ) -> Sample:
+        size, side = self.store.size, 2 * self.store.size
         indices = rng.permutation([first, *_others(key, first, 3, rng)]).tolist()
-        canvas = mosaic4([source(index) for index in indices], self.store.size, rng)
+        matrix = random_matrix((side, side), key.shape, rng, self.hyp)
+        whole = self.hyp.copy_paste or self.hyp.perspective
+        seen = None if whole else source_window(matrix, key.shape)
+        canvas = mosaic4([source(index) for index in indices], size, rng, seen)
         canvas = replace(canvas, image_id=self.store.records[first].image_id)
         canvas = copy_paste(canvas, rng, share=self.hyp.copy_paste)
-        return random_affine(canvas, key.shape, rng, self.hyp)
+        return affine(canvas, matrix, key.shape)
 
 
 def _others(key: BatchKey, index: int, count: int, rng: np.random.Generator) -> list[int]:

@@ -83,22 +83,21 @@ def _received(images: Tensor | np.ndarray, targets: Sequence[np.ndarray], *rest:
     return Batch(images, Targets(*map(torch.from_numpy, targets)), *rest)
 
 
-def collate(samples: Sequence[Sample], letterboxes: Sequence[Letterbox], images: Tensor) -> Batch:
+def collate(rows: Sequence[tuple[Sample, Letterbox]], images: Tensor) -> Batch:
     """Samples of one size -> a batch, (B, 3, H, W), channels last in the memory of `images`.
 
-    `images` is an empty (B, H, W, 3) uint8 tensor.
+    `images` (B, H, W, 3) uint8 has the pixels of the samples.
     """
-    np.stack([sample.image for sample in samples], out=images.numpy())
-    counts = torch.tensor([len(sample.labels) for sample in samples])
-    labels = np.concatenate([sample.labels for sample in samples])
-    boxes = np.concatenate([sample.boxes for sample in samples])
+    counts = torch.tensor([len(sample.labels) for sample, _ in rows])
+    labels = np.concatenate([sample.labels for sample, _ in rows])
+    boxes = np.concatenate([sample.boxes for sample, _ in rows])
     return Batch(
         images=images.permute(0, 3, 1, 2),
         targets=Targets(
-            image_index=torch.arange(len(samples)).repeat_interleave(counts),
+            image_index=torch.arange(len(rows)).repeat_interleave(counts),
             labels=torch.from_numpy(labels.astype(np.int64)),
             boxes=torch.from_numpy(boxes.astype(np.float32)),
         ),
-        letterboxes=tuple(letterboxes),
-        image_ids=tuple(sample.image_id for sample in samples),
+        letterboxes=tuple(letterbox for _, letterbox in rows),
+        image_ids=tuple(sample.image_id for sample, _ in rows),
     )

@@ -34,12 +34,16 @@ def keep(sample: Sample, mask: np.ndarray) -> Sample:
 def random_affine(
     sample: Sample, size: tuple[int, int], rng: np.random.Generator, hyp: Hyperparameters
 ) -> Sample:
-    """Rotate, scale, shear, tilt and shift about the centre, into (height, width) `size`.
+    """Rotate, scale, shear, tilt and shift about the centre, into (height, width) `size`."""
+    return affine(sample, random_matrix(sample.size, size, rng, hyp), size)
 
-    Boxes are clipped and those that fail `geometry.candidates` are dropped, also where all
-    amounts are zero; the pixels then are an exact copy (of the centre, where sizes differ).
+
+def affine(sample: Sample, matrix: np.ndarray, size: tuple[int, int]) -> Sample:
+    """The sample through `matrix` (3, 3) from source to target pixels, into (height, width) `size`.
+
+    Boxes are clipped and those that fail `geometry.candidates` are dropped, also where nothing
+    moves; the pixels then are an exact copy (of the centre, where sizes differ).
     """
-    matrix = random_matrix(sample.size, size, rng, hyp)
     image, matrix = warp(sample.image, matrix, size)
     boxes, segments = transform(sample.boxes, sample.segments, matrix, size)
     area_scale = float(abs(np.linalg.det(matrix[:2, :2])))
@@ -90,6 +94,15 @@ def warp(
     if flat:
         return cv2.warpAffine(image, pixels[:2], size[::-1], borderValue=grey), matrix
     return cv2.warpPerspective(image, pixels, size[::-1], borderValue=grey), matrix
+
+
+def source_window(matrix: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """x1, y1, x2, y2 round all source pixels that `warp` looks at, without perspective."""
+    corners = np.array([[0, 0, 1], [size[1], 0, 1], [0, size[0], 1], [size[1], size[0], 1]])
+    points = corners @ np.linalg.inv(matrix).T[:, :2]
+    x1, y1 = (np.floor(points.min(0)) - 2).astype(int).tolist()
+    x2, y2 = (np.ceil(points.max(0)) + 2).astype(int).tolist()
+    return x1, y1, x2, y2
 
 
 def _crop_and_resize(
@@ -181,24 +194,34 @@ def copy_paste(sample: Sample, rng: np.random.Generator, *, share: float) -> Sam
     return replace(sample, image=image, boxes=boxes, labels=labels, segments=segments)
 
 
-def mosaic4(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> Sample:
+def mosaic4(
+    samples: Sequence[Sample],
+    size: int,
+    rng: np.random.Generator,
+    seen: tuple[int, int, int, int] | None = None,
+) -> Sample:
     """Four samples round a random centre of a grey canvas of twice `size` (arXiv:2004.10934, 3.4).
 
     The samples have their final scale (long side `size`, as a rule).  The centre
     is uniform in [size / 2, 3 size / 2] in both axes; the samples touch it with one corner each,
     top left, top right, bottom left, bottom right, and are cut at the canvas.  Boxes and polygons
     are clipped with them.  The result has the image_id of the first sample.
+
+    Only the pixels inside `seen` (x1, y1, x2, y2; None: all) are drawn, the others are undefined.
     """
     side = 2 * size
     centre_x, centre_y = (int(v) for v in rng.integers(size // 2, side - size // 2 + 1, 2))
-    canvas = np.full((side, side, 3), GREY, dtype=np.uint8)
+    canvas = np.empty((side, side, 3), dtype=np.uint8)
+    x1, y1, x2, y2 = (min(max(v, 0), side) for v in seen or (0, 0, side, side))
+    drawn = canvas[y1:y2, x1:x2]
+    drawn[:] = GREY
     boxes: list[np.ndarray] = []
     segments: list[np.ndarray | None] = []
     for corner, sample in enumerate(samples):
         height, width = sample.size
         left = centre_x - width if corner % 2 == 0 else centre_x
         top = centre_y - height if corner < 2 else centre_y
-        _lay(canvas, sample.image, left, top)
+        _lay(drawn, sample.image, left - x1, top - y1)
         boxes.append(sample.boxes + np.array([left, top, left, top], dtype=np.float32))
         segments += scale_segments(sample.segments, (1, 1), (left, top))
     cut, outlines = transform(np.concatenate(boxes), tuple(segments), np.eye(3), (side, side))

@@ -13,7 +13,8 @@ import signal
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
@@ -32,13 +33,34 @@ TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user as
 REUSED_BYTES = 31 << 20  # under glibc's DEFAULT_MMAP_THRESHOLD_MAX
 TOO_MANY_FILES = "Too many open files"
 
-MakeBatch = Callable[[Any], Sequence[tuple[Sample, Letterbox]]]
+MakeBatch = Callable[[Any], Iterable[tuple[Sample, Letterbox]]]
+
+
+@contextlib.contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """Turn the RuntimeError that torch raises for a lost worker into a FeatherDetError.
+
+    torch raises it wherever the program is when the signal comes.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if TOO_MANY_FILES in str(error):
+            raise UserError(f"{TOO_MANY_FILES}: try ulimit -n 4096 or fewer --workers") from error
+        dead = DEAD_WORKER.search(str(error))
+        if dead is None:
+            raise
+        raise FeatherDetError(
+            f"a process that loads images has died: {dead[0]}; fewer --workers, more memory or more"
+            " shared memory (/dev/shm) may help"
+        ) from error
 
 
 class BatchLoader:
     """torch's DataLoader for whole batches, with its failures as one-line errors.
 
-    `keys` has one item per batch; `make` turns it into samples of one size, in the workers.
+    `keys` has one item per batch, with a length; `make` turns it into as many samples of one size,
+    in the workers.
     Iterating raises UserError for a file that has become unreadable since the scan and
     FeatherDetError, naming the process, when a worker has died (torch may raise that between two
     batches as well: see dead_workers_named).
@@ -46,6 +68,7 @@ class BatchLoader:
 
     def __init__(self, make: MakeBatch, keys: Any, *, workers: int, pin_memory: bool) -> None:
         self._keys = keys
+        self._started: Iterator[Batch] | None = None
         warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
         self._loader = DataLoader(
             _Batches(make),
@@ -61,14 +84,17 @@ class BatchLoader:
         """Batches of a whole epoch on this rank."""
         return len(self._keys)
 
-    def __iter__(self) -> Iterator[Batch]:
-        with dead_workers_named():
-            for item in self._start():
-                if isinstance(item, UserError):
-                    raise item
-                yield item
+    def start(self) -> None:
+        """Let the workers make the first batches of the next iteration: two each."""
+        if self._loader.num_workers and self._started is None:
+            self._started = self._start()
 
-    def _start(self) -> Iterator[Batch | UserError]:
+    def __iter__(self) -> Iterator[Batch]:
+        batches, self._started = self._started or self._start(), None
+        return batches
+
+    @dead_workers_named()
+    def _start(self) -> Iterator[Batch]:
         """Begin an iteration; without worker processes where the system cannot start them."""
         if self._loader.num_workers:
             try:
@@ -83,8 +109,16 @@ class BatchLoader:
                 )
             else:
                 _workers().update(batches._workers)  # type: ignore[attr-defined]  # of torch's iterator
-                return batches
-        return iter(self._loader)
+                return _delivered(batches)
+        return _delivered(iter(self._loader))
+
+
+def _delivered(items: Iterator[Batch | UserError]) -> Iterator[Batch]:
+    with dead_workers_named():
+        for item in items:
+            if isinstance(item, UserError):
+                raise item
+            yield item
 
 
 class _Batches(Dataset):
@@ -93,11 +127,18 @@ class _Batches(Dataset):
 
     def __getitem__(self, key: Any) -> Batch | UserError:
         """The batch, or the error: torch would wrap an exception in a traceback."""
+        rows: list[tuple[Sample, Letterbox]] = []
         try:
-            samples, letterboxes = zip(*self._make(key), strict=True)
+            for sample, letterbox in self._make(key):
+                if not rows:
+                    images = _memory(len(key), *sample.image.shape)
+                    pixels = images.numpy()
+                # the sample's own memory is used again for the next one
+                pixels[len(rows)] = sample.image
+                rows.append((replace(sample, image=pixels[len(rows)]), letterbox))
         except UserError as error:
             return error
-        return collate(samples, letterboxes, _memory(len(samples), *samples[0].image.shape))
+        return collate(rows, images)
 
 
 def _memory(*shape: int) -> Tensor:
@@ -106,7 +147,7 @@ def _memory(*shape: int) -> Tensor:
         with contextlib.suppress(RuntimeError):  # full, read-only or missing
             empty = torch.empty(0, dtype=torch.uint8)  # the rest as torch's default_collate
             return empty.set_(empty.untyped_storage()._new_shared(math.prod(shape))).view(shape)
-    return torch.empty(shape, dtype=torch.uint8)
+    return torch.from_numpy(np.empty(shape, np.uint8))  # NumPy asks for large pages
 
 
 @functools.cache
@@ -144,23 +185,3 @@ def _start_worker(number: int) -> None:
 def _cannot_send(error: Exception, batch: object) -> NoReturn:
     warn(f"loader process {os.getpid()}: a batch cannot be sent: {cause_of(error)}")
     os._exit(1)
-
-
-@contextlib.contextmanager
-def dead_workers_named() -> Iterator[None]:
-    """Turn the RuntimeError that torch raises for a lost worker into a FeatherDetError.
-
-    torch raises it wherever the program is when the signal comes.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if TOO_MANY_FILES in str(error):
-            raise UserError(f"{TOO_MANY_FILES}: try ulimit -n 4096 or fewer --workers") from error
-        dead = DEAD_WORKER.search(str(error))
-        if dead is None:
-            raise
-        raise FeatherDetError(
-            f"a process that loads images has died: {dead[0]}; fewer --workers, more memory or more"
-            " shared memory (/dev/shm) may help"
-        ) from error

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 import torch.utils.deterministic
 
+from data.loading.sample import Batch
 from data.loading.workers import dead_workers_named
 from engine import distributed
 from engine.checkpoint import load_checkpoint, strip_checkpoint
@@ -30,6 +31,7 @@ from utils.errors import FeatherDetError, TerminatedError, UserError
 from utils.files import write_text
 from utils.terminal import say, warn
 
+VAL_AHEAD = 16  # steps before the end of an epoch at which its validation images are first loaded
 Log = Callable[[Mapping[str, float]], None]  # writes a row of results.csv elsewhere
 
 
@@ -116,17 +118,17 @@ def _epoch(run: TrainRun, request: StopRequest, log: Log) -> None:
     run.clock.start()
     if run.world.is_main:
         warn(console_header())
-    if state.batches < len(run.loader):
-        mosaic = state.epoch < config.epochs - config.close_mosaic
-        run.loader.set_epoch(state.epoch, start_step=state.batches, mosaic=mosaic)
-        if not train_epoch(run, iter(run.loader), request):
-            _save_and_stop(run, request, together=True)
+    validate = not config.noval or state.epoch == config.epochs - 1
+    if state.batches < len(run.loader) and not train_epoch(
+        run, _batches(run, validate=validate), request
+    ):
+        _save_and_stop(run, request, together=True)
     seconds = time.perf_counter() - started
     metrics = None
     try:
         with request.may_abort():
             distributed.broadcast_tensors(state.ema.tensors())  # the statistics are rank 0's
-            if not config.noval or state.epoch == config.epochs - 1:
+            if validate:
                 metrics = _evaluate(run, losses=True)
     except (KeyboardInterrupt, TerminatedError, FeatherDetError):
         if request.signal:
@@ -140,6 +142,14 @@ def _epoch(run: TrainRun, request: StopRequest, log: Log) -> None:
         row["data_wait_share"] = run.clock.waited / seconds
     row["val_seconds"] = time.perf_counter() - started - seconds
     _close_epoch(run, distributed.broadcast_object(row), metrics, log)
+
+
+def _batches(run: TrainRun, *, validate: bool) -> Iterator[Batch]:
+    """The epoch's remaining batches; with its last ones the loading for validation begins."""
+    for batch in run.loader.batches(run.state.epoch, run.state.batches):
+        if validate and len(run.loader) - run.state.batches <= VAL_AHEAD:
+            run.val_loader.start()
+        yield batch
 
 
 def _evaluate(

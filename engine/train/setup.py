@@ -65,7 +65,8 @@ def prepare_run(
         cache=config.cache,
         pin_memory=world.device.type == "cuda",
     )
-    loader = TrainLoader(train, common, hyp)
+    mosaic_epochs = config.epochs - config.close_mosaic
+    loader = TrainLoader(train, common, hyp, epochs=config.epochs, mosaic_epochs=mosaic_epochs)
     schedule = Schedule(
         hyp,
         epochs=config.epochs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from data.index.records import DataIndex
-from data.loading.loader import TrainLoader
-from data.loading.sample import Batch
+from data.loading.loader import TrainLoader, ValLoader
 from engine.distributed import Distributed
 from engine.train.config import TrainConfig
 from engine.train.ema import ModelEma
@@ -152,7 +151,7 @@ class TrainRun:
     train: DataIndex
     val: DataIndex
     loader: TrainLoader
-    val_loader: Iterable[Batch]
+    val_loader: ValLoader
     forward: Callable[[Tensor], list[Tensor]]  # the model, perhaps compiled or distributed
     # in this context a backward pass leaves its gradients on their rank
     no_sync: Callable[[], AbstractContextManager[None]]

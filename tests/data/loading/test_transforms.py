@@ -10,6 +10,7 @@ import pytest
 
 from data.loading.sample import Sample
 from data.loading.transforms import (
+    affine,
     copy_paste,
     flip,
     hsv,
@@ -18,6 +19,7 @@ from data.loading.transforms import (
     mosaic4,
     random_affine,
     random_matrix,
+    source_window,
     warp,
 )
 from utils.hyp import Hyperparameters, load_hyp
@@ -268,6 +270,22 @@ def test_mosaic_has_four_tiles_that_meet_at_a_centre_of_the_right_range():
     assert np.min(centres) >= SIZE // 2
     assert np.max(centres) <= 3 * SIZE // 2
     assert np.max(centres) >= 3 * SIZE // 2 - 3
+
+
+@pytest.mark.parametrize("degrees", [0.0, 20.0])
+def test_what_a_warp_does_not_see_need_not_be_drawn(degrees):
+    hyp = replace(NONE, degrees=degrees, scale=0.9, translate=0.6, shear=degrees / 2)
+    for seed in range(30):
+        matrix = random_matrix((2 * SIZE, 2 * SIZE), (SIZE, SIZE), generator(seed), hyp)
+        seen = source_window(matrix, (SIZE, SIZE))
+        four = [tile(n) for n in range(4)]
+        whole = affine(mosaic4(four, SIZE, generator(seed)), matrix, (SIZE, SIZE))
+        window = mosaic4(four, SIZE, generator(seed), seen)
+        window.image[: max(seen[1], 0)] = window.image[max(seen[3], 0) :] = 7
+        window.image[:, : max(seen[0], 0)] = window.image[:, max(seen[2], 0) :] = 7
+        part = affine(window, matrix, (SIZE, SIZE))
+        np.testing.assert_array_equal(whole.image, part.image)
+        np.testing.assert_array_equal(whole.boxes, part.boxes)
 
 
 def test_mosaic_is_grey_elsewhere_and_takes_images_without_boxes():

@@ -29,16 +29,16 @@ config = LoaderConfig(image_size=320, batch_size=4, stride=32, workers={workers}
 loader = TrainLoader(index, config, Hyperparameters())
 """
 SUM = """
-batches = [*loader, *ValLoader(index, config)]
+batches = [*loader.batches(0), *ValLoader(index, config)]
 print(sum(batch.images.sum(dtype=int).item() for batch in batches), flush=True)
 """
 KILL = """
-next(iter(loader))
+next(loader.batches(0))
 victim = loader._loader._iterator._workers[1].pid
 os.kill(victim, signal.SIGKILL)
 try:
-    for _ in range(3):
-        list(loader)
+    for epoch in range(3):
+        list(loader.batches(epoch))
 except Exception as error:
     print(victim, type(error).__name__, str(error).strip())
 """
