@@ -15,6 +15,10 @@ from utils.config import check_range
 
 MAX_CANDIDATES = 30_000  # by score, before suppression; YOLOv5's limit
 PORTION = 1_000  # candidates suppressed at once
+# Pixels between the classes, more than any box has: each class is suppressed in a region of its
+# own, in float64, where coordinates stay exact to 1e-7 pixels.  torchvision's batched_nms shifts in
+# float32, which blurs high classes by hundredths of a pixel.
+CLASS_SHIFT = 2**20
 
 
 @dataclass(frozen=True)
@@ -35,57 +39,57 @@ class NmsConfig:
 
 
 @torch.no_grad()
-def nms(boxes: Tensor, scores: Tensor, config: NmsConfig) -> list[Detections]:
-    """Suppress overlapping boxes class by class -> one `Detections` per image, network pixels.
+def nms(
+    image: Tensor, boxes: Tensor, scores: Tensor, config: NmsConfig, *, images: int
+) -> list[Detections]:
+    """Suppress overlapping boxes class by class -> `Detections` of each of `images` images.
 
-    `boxes` (B, N, 4) xyxy network pixels and `scores` (B, N, classes) in [0, 1] are what a head
-    decodes.  Every (box, class) pair over `conf` is a candidate (with `multi_label` off only the
-    best class of a box); at most 30,000 by score enter, at most `max_det` leave, best first.
-    Nothing depends on the clock, the device or the other images of the batch.
+    `image` (M,), `boxes` (M, 4) xyxy network pixels and `scores` (M, classes) in [0, 1] are what a
+    head decodes, in float32.  Every (box, class) pair over `conf` is a candidate (with
+    `multi_label` off only the best class of a box); of an image at most 30,000 by score enter, at
+    most `max_det` leave, best first.  Nothing depends on the clock, the device or the other images
+    of the batch.
     """
+    if config.multi_label:
+        row, label = (scores > config.conf).nonzero(as_tuple=True)
+        score = scores[row, label]
+    else:
+        score, label = scores.max(1)
+        row = (score > config.conf).nonzero().squeeze(1)
+        score, label = score[row], label[row]
+    if config.classes is not None:
+        wanted = torch.isin(label, torch.tensor(config.classes, device=label.device))
+        row, score, label = row[wanted], score[wanted], label[wanted]
+    # by image, then best first: floats in [0, 1] are ordered like the integers of the same bits
+    order = (image[row] * 2**32 - score.view(torch.int32)).argsort(stable=True)
+    row, score, label = row[order], score[order], label[order]
+    box, counts = boxes[row], image[row].bincount(minlength=images).tolist()
+    apart = box.double() if config.agnostic else box.double() + (label * CLASS_SHIFT)[:, None]
     found = []
-    for corners, values in zip(boxes, scores, strict=True):
-        rows = torch.nonzero(values.amax(1) > config.conf).squeeze(1)
-        box, score = corners[rows].float(), values[rows].float()
-        if config.multi_label and score.shape[1] > 1:
-            row, label = torch.nonzero(score > config.conf, as_tuple=True)
-            box, score = box[row], score[row, label]
-        else:
-            score, label = score.max(1) if len(rows) else (score.sum(1), rows)
-        if config.classes is not None:
-            wanted = torch.isin(label, torch.tensor(config.classes, device=label.device))
-            box, score, label = box[wanted], score[wanted], label[wanted]
-        order = score.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
-        box, score, label = box[order], score[order], label[order]
-        groups = torch.zeros_like(label) if config.agnostic else label
-        kept = _suppress(box, score, groups, config)
-        found.append(Detections(box[kept], score[kept], label[kept]))
+    for item in zip(*(x.split(counts) for x in (box, score, label, apart)), strict=True):
+        kept = _suppress(item[3][:MAX_CANDIDATES], item[1].double(), config)
+        found.append(Detections(*(column[kept] for column in item[:3])))
     return found
 
 
-def non_finite(boxes: Tensor, scores: Tensor) -> list[int]:
+def non_finite(image: Tensor, boxes: Tensor, scores: Tensor) -> list[int]:
     """The images of a decoded batch with a box or score that is not finite."""
-    sums = boxes.sum((1, 2)) + scores.sum((1, 2))
-    return [row for row, finite in enumerate(sums.isfinite().tolist()) if not finite]
+    finite = (boxes.sum(1) + scores.sum(1)).isfinite()
+    return image[~finite].unique().tolist()
 
 
-def _suppress(boxes: Tensor, score: Tensor, groups: Tensor, config: NmsConfig) -> Tensor:
+def _suppress(boxes: Tensor, score: Tensor, config: NmsConfig) -> Tensor:
     """Indices kept of candidates sorted by score, best first, at most `max_det`.
 
-    Each group is moved to a region of its own, in float64: torchvision's batched_nms moves in
-    float32, which blurs high classes by whole hundredths of a pixel, and only up to a number of
-    boxes that is another one on each device.  A worse box never decides on a better one, so the
-    candidates are taken in portions: those kept so far and the next ones, until `max_det` are kept.
+    A worse box never decides on a better one, so the candidates are taken in portions: those kept
+    so far and the next ones, until `max_det` are kept.
     """
-    apart, score = boxes.double(), score.double()
-    if len(boxes):
-        apart = apart + (groups * (apart.max() - apart.min() + 1))[:, None]
     iou = float(np.float32(config.iou))  # what the CUDA kernel compares with
-    indices = torch.arange(len(score), device=score.device)
+    indices = torch.arange(len(boxes), device=score.device)
     kept = indices[:0]
     for portion in indices.split(PORTION):
         rows = torch.cat((kept, portion))
-        kept = rows[torchvision.ops.nms(apart[rows], score[rows], iou)]
+        kept = rows[torchvision.ops.nms(boxes[rows], score[rows], iou)]
         if len(kept) >= config.max_det:
             break
     return kept[: config.max_det]

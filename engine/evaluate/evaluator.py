@@ -43,9 +43,10 @@ def evaluate(
 ) -> DetectionMetrics:
     """Detect on `batches` (together all images of `index`) and compare with its boxes.
 
-    The input gets the type of the model's weights (float16 after `Detector.to_half`).  Under
-    torch.distributed each rank passes its own share; all ranks return the same metrics, each image
-    counted once, and only rank 0 detections and curves.  The model is in eval mode afterwards.
+    The input gets the type of the model's weights (float16 after `Detector.to_half`); the network
+    obeys torch.autocast.  Under torch.distributed each rank passes its own share; all ranks return
+    the same metrics, each image counted once, and only rank 0 detections and curves.  The model is
+    in eval mode afterwards.
     `images` collects drawings of the first batches.
     Raises UserError for weights or outputs that are not finite and for unequal class counts.
     """
@@ -136,24 +137,23 @@ def _detect(
         images = there.images.to(weight_type).div_(255)
         watch.mark()
         raw = model(images)
-        boxes, scores = model.head.decode(raw)
+        decoded = model.head.decode(raw, config.conf)
         if config.augment:
-            boxes, scores = decode_augmented(model, images, boxes, scores)
+            decoded = decode_augmented(model, images, decoded, config.conf)
         watch.mark()
         rows = [numbers[image_id] for image_id in batch.image_ids]
-        for bad in non_finite(boxes, scores):
+        for bad in non_finite(*decoded):
             path = records[rows[bad]].path
             cure = "" if weight_type == torch.float32 else "; try without --half"
             raise UserError(f"{path}: the model's outputs are not finite{cure}")
+        image, boxes, scores = decoded
         if config.single_cls:
-            scores = scores.amax(2, keepdim=True)
-        found = Detections.to_cpu(nms(boxes, scores, suppression))
+            scores = scores.amax(1, keepdim=True)
+        found = Detections.to_cpu(nms(image, boxes, scores, suppression, images=len(batch)))
         for item, geometry, number in zip(found, batch.letterboxes, rows, strict=True):
             corners = geometry.to_image(item.boxes).numpy()
-            image = np.full(len(item), number)
-            parts.append(
-                BoxTable.detections(image, item.labels.numpy(), corners, item.scores.numpy())
-            )
+            labels, values = item.labels.numpy(), item.scores.numpy()
+            parts.append(BoxTable.detections(np.full(len(item), number), labels, corners, values))
         watch.mark()
         images_seen += len(batch)
         if loss is not None:

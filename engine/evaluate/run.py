@@ -15,7 +15,7 @@ from data.loading.workers import dead_workers_named
 from engine import distributed
 from engine.checkpoint import load_detector
 from engine.distributed import Distributed
-from engine.evaluate.config import ValConfig
+from engine.evaluate.config import SPEED_CONF, ValConfig
 from engine.evaluate.evaluator import check, evaluate
 from engine.evaluate.metrics import DetectionMetrics, save_labels, save_metrics, save_predictions
 from engine.evaluate.plots import BatchImages, plot_study, save_plots
@@ -160,7 +160,8 @@ def warm_up(model: Detector, size: int, batch_size: int) -> None:
     like = next(model.parameters())
     images = torch.zeros(batch_size, 3, size, size, device=like.device, dtype=like.dtype)
     for _ in range(WARM_UPS):
-        model.head.decode(model(images.contiguous(memory_format=torch.channels_last)))
+        raw = model(images.contiguous(memory_format=torch.channels_last))
+        model.head.decode(raw, SPEED_CONF)
 
 
 def network_size(size: int, stride: int) -> int:

@@ -16,15 +16,15 @@ VIEWS = ((0.83, True), (0.67, False))
 
 
 def decode_augmented(
-    model: Detector, images: Tensor, boxes: Tensor, scores: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Add the other views' boxes and scores to those of the plain pass, (B, N, 4) and (B, N, C).
+    model: Detector, images: Tensor, plain: tuple[Tensor, Tensor, Tensor], conf: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add what the other views decode to over `conf` to what the plain pass does (`Detect.decode`).
 
     `images` (B, 3, H, W) in [0, 1]; boxes come back in their pixels, to be merged by one NMS.
     """
     height, width = images.shape[2:]
     stride = model.max_stride
-    all_boxes, all_scores = [boxes], [scores]
+    decoded = [plain]
     for scale, mirrored in VIEWS:
         inner = (max(int(height * scale), 1), max(int(width * scale), 1))
         outer = [math.ceil(side * scale / stride) * stride for side in (height, width)]
@@ -32,12 +32,13 @@ def decode_augmented(
             images.flip(3) if mirrored else images, size=inner, mode="bilinear", align_corners=False
         )
         padding = (0, outer[1] - inner[1], 0, outer[0] - inner[0])
-        found, seen = model.head.decode(model(F.pad(view, padding, value=GREY / 255)))
+        raw = model(F.pad(view, padding, value=GREY / 255))
+        image, boxes, scores = model.head.decode(raw, conf)
         x, y = width / inner[1], height / inner[0]
-        found = found * found.new_tensor((x, y, x, y))
+        boxes = boxes * boxes.new_tensor((x, y, x, y))
         if mirrored:
-            left, top, right, bottom = found.unbind(-1)
-            found = torch.stack((width - right, top, width - left, bottom), -1)
-        all_boxes.append(found)
-        all_scores.append(seen)
-    return torch.cat(all_boxes, 1), torch.cat(all_scores, 1)
+            left, top, right, bottom = boxes.unbind(-1)
+            boxes = torch.stack((width - right, top, width - left, bottom), -1)
+        decoded.append((image, boxes, scores))
+    image, boxes, scores = (torch.cat(parts) for parts in zip(*decoded, strict=True))
+    return image, boxes, scores

@@ -204,16 +204,18 @@ class Predictor:
         pixels = torch.from_numpy(canvases).to(self.device)  # as bytes: a quarter of the floats
         batch = pixels.permute(0, 3, 1, 2).to(next(self.model.parameters()).dtype).div_(255)
         watch.mark()
-        decoded = self.model.head.decode(self.model(batch))
+        conf = self.nms.conf
+        decoded = self.model.head.decode(self.model(batch), conf)
         if self._augment:
-            decoded = decode_augmented(self.model, batch, *decoded)
+            decoded = decode_augmented(self.model, batch, decoded, conf)
         watch.mark()
         for bad in non_finite(*decoded):
             cure = "" if batch.dtype == torch.float32 else "; try without --half"
             raise UserError(f"{titles[bad]}: the model's outputs are not finite{cure}")
+        found = Detections.to_cpu(nms(*decoded, self.nms, images=len(images)))
         found = [
             replace(item, boxes=box.to_image(item.boxes))
-            for item, box in zip(Detections.to_cpu(nms(*decoded, self.nms)), boxes, strict=True)
+            for item, box in zip(found, boxes, strict=True)
         ]
         watch.mark()
         return found, Speed(*(1000 * value / len(images) for value in watch.seconds()))

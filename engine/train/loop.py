@@ -155,17 +155,21 @@ def _batches(run: TrainRun, *, validate: bool) -> Iterator[Batch]:
 def _evaluate(
     run: TrainRun, *, losses: bool = False, images: BatchImages | None = None
 ) -> DetectionMetrics:
-    """The averaged weights on the validation images."""
-    config, model = run.config, run.state.ema.model
-    return evaluate(
-        model,
-        run.val_loader,
-        run.val,
-        config=EvalConfig(single_cls=config.single_cls),
-        device=run.world.device,
-        loss=AnchorLoss(model, run.hyp, image_size=config.imgsz) if losses else None,
-        images=images,
-    )
+    """The averaged weights on the validation images; with losses, in the type of the run.
+
+    The final metrics, without losses, are float32's, as val.py's are.
+    """
+    config, model, device = run.config, run.state.ema.model, run.world.device
+    with torch.autocast(device.type, run.autocast, enabled=losses and run.autocast is not None):
+        return evaluate(
+            model,
+            run.val_loader,
+            run.val,
+            config=EvalConfig(single_cls=config.single_cls),
+            device=device,
+            loss=AnchorLoss(model, run.hyp, image_size=config.imgsz) if losses else None,
+            images=images,
+        )
 
 
 def _row(run: TrainRun, metrics: DetectionMetrics | None) -> dict[str, float]:

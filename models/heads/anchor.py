@@ -34,10 +34,17 @@ class Detect(nn.Module):
         self.register_buffer("anchors", torch.zeros(len(c_in), anchors_per_level, 2))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """One feature map per level -> one raw map per level."""
-        raw = []
+        """One feature map per level -> one raw map per level.
+
+        In evaluation they have the type of the weights: autocast would round the scores to ties.
+        """
+        raw, dtype = [], next(self.m.parameters()).dtype
         for convolution, feature in zip(self.m, maps, strict=True):
-            y = convolution(feature)
+            if self.training or feature.dtype == dtype:
+                y = convolution(feature)
+            else:
+                with torch.autocast(feature.device.type, enabled=False):
+                    y = convolution(feature.to(dtype))
             batch, _, height, width = y.shape
             y = y.view(batch, self.anchors_per_level, self.outputs, height, width)
             raw.append(y.permute(0, 1, 3, 4, 2))
@@ -72,24 +79,21 @@ class Detect(nn.Module):
         stride = torch.tensor(self.stride, dtype=torch.float32, device="cpu").view(-1, 1, 1)
         self.anchors.copy_(ordered / stride)
 
-    def decode(self, raw: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Raw maps -> boxes (B, N, 4), xyxy network pixels, and scores (B, N, classes), in float32.
+    def decode(self, raw: Sequence[Tensor], conf: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw maps -> what may score over `conf`: the cells whose objectness does, of all images.
 
+        Image (M,) of each, box (M, 4) in xyxy network pixels, scores (M, classes); float32.
         score = objectness * class,
         centre = (2 sigmoid(t_xy) - 0.5 + cell) * stride, size = (2 sigmoid(t_wh))^2 * anchor.
         """
-        boxes, scores = [], []
+        images, boxes, scores = [], [], []
         for level, y in enumerate(raw):
-            batch, _, height, width, _ = y.shape
-            stride = self.stride[level]
-            y = y.float().sigmoid()
-            sides = (torch.arange(n, device=y.device, dtype=y.dtype) for n in (height, width))
-            rows, columns = torch.meshgrid(*sides, indexing="ij")
-            cells = torch.stack((columns, rows), -1)  # (height, width, 2)
-            centre = (y[..., 0:2] * 2 - 0.5 + cells) * stride
-            half = (y[..., 2:4] * 2).square() * (self.anchors[level] * (stride / 2)).view(
-                1, -1, 1, 1, 2
-            )
-            boxes.append(torch.cat((centre - half, centre + half), -1).reshape(batch, -1, 4))
-            scores.append((y[..., 5:] * y[..., 4:5]).reshape(batch, -1, self.classes))
-        return torch.cat(boxes, 1), torch.cat(scores, 1)
+            low = y[..., 4].float().sigmoid() <= conf  # not so for NaN, which must be noticed
+            image, anchor, row, column = low.logical_not().nonzero(as_tuple=True)
+            y, stride = y[image, anchor, row, column].float().sigmoid(), self.stride[level]
+            centre = (y[:, 0:2] * 2 - 0.5 + torch.stack((column, row), 1)) * stride
+            half = (y[:, 2:4] * 2).square() * (self.anchors[level] * (stride / 2))[anchor]
+            images.append(image)
+            boxes.append(torch.cat((centre - half, centre + half), 1))
+            scores.append(y[:, 5:] * y[:, 4:5])
+        return torch.cat(images), torch.cat(boxes), torch.cat(scores)

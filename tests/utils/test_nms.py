@@ -31,10 +31,13 @@ SCORES = [[0.9, 0.1], [0.8, 0.7], [0.05, 0.6]]
 def test_rules_and_options(
     options: dict, expected: list[tuple[float, int]], device: torch.device
 ) -> None:
-    """Of two images, which do not touch each other."""
-    boxes = torch.tensor([BOXES, BOXES], device=device)
-    scores = torch.tensor([SCORES, [[0.0, 0.0]] * 3], device=device)
-    found, none = nms(boxes, scores, NmsConfig(**{"conf": 0.25, "iou": 0.5, **options}))
+    """Of images that do not touch each other: two equal ones, whose boxes alternate, and none."""
+    image = torch.tensor([0, 2] * 3, device=device)
+    boxes = torch.tensor(BOXES, device=device).repeat_interleave(2, 0)
+    scores = torch.tensor(SCORES, device=device).repeat_interleave(2, 0)
+    config = NmsConfig(**{"conf": 0.25, "iou": 0.5, **options})
+    found, none, same = nms(image, boxes, scores, config, images=3)
+    assert all(map(torch.equal, vars(found).values(), vars(same).values()))
     rows = zip(found.scores.tolist(), found.labels.tolist(), strict=True)
     assert [(round(score, 3), label) for score, label in rows] == expected
     assert (len(none), none.boxes.shape) == (0, (0, 4))
@@ -69,16 +72,18 @@ def test_the_same_as_a_plain_loop(
     scores = torch.zeros(150, 80)
     scores[:, 74:] = torch.rand(150, 6, generator=rng)
     config = NmsConfig(conf=0.3, iou=0.6, max_det=max_det)
-    found = nms(boxes[None].to(device), scores[None].to(device), config)[0]
+    image = torch.zeros(150, dtype=torch.int64, device=device)
+    found = nms(image, boxes.to(device), scores.to(device), config, images=1)[0]
     expected = by_a_plain_loop(boxes, scores, config)
     assert found.labels.tolist() == [label for _, label in expected]
     assert torch.equal(found.boxes.cpu(), boxes[[box for box, _ in expected]])
 
 
 def test_non_finite_outputs_are_found_by_image(device: torch.device) -> None:
-    boxes, scores = torch.ones(4, 5, 4, device=device), torch.ones(4, 5, 2, device=device)
-    boxes[1, 2, 3], scores[3, 0, 1] = torch.inf, torch.nan
-    assert non_finite(boxes, scores) == [1, 3]
+    image = torch.arange(4, device=device).repeat(5)
+    boxes, scores = torch.ones(20, 4, device=device), torch.ones(20, 2, device=device)
+    boxes[5, 3], scores[11, 1], scores[3, 0] = torch.inf, torch.nan, torch.nan
+    assert non_finite(image, boxes, scores) == [1, 3]
 
 
 @pytest.mark.parametrize("values", [{"conf": 1.5}, {"iou": -0.1}, {"max_det": 0}])

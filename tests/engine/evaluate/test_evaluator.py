@@ -13,8 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex, ImageRecord
 from data.loading.loader import LoaderConfig, ValLoader
+from engine.checkpoint import load_detector
 from engine.evaluate.config import EvalConfig
 from engine.evaluate.evaluator import evaluate
 from engine.evaluate.metrics import DetectionMetrics, save_labels, save_metrics, save_predictions
@@ -65,7 +67,7 @@ class Finder(nn.Module):
         self.batches.append(images)
         return [images]
 
-    def decode(self, raw: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def decode(self, raw: list[Tensor], conf: float) -> tuple[Tensor, Tensor, Tensor]:
         images = raw[0]
         boxes = images.new_zeros(len(images), 2, 4)
         scores = images.new_zeros(len(images), 2, 2)
@@ -76,7 +78,9 @@ class Finder(nn.Module):
                     box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
                     boxes[number, label] = torch.stack(box).float()
                     scores[number, label, label] = 0.9 - number / 100
-        return boxes * self.broken[0], scores * self.broken[1]
+        number = torch.arange(len(images), device=images.device).repeat_interleave(2)
+        boxes, scores = (item.flatten(0, 1).float() for item in (boxes, scores))
+        return number, boxes * self.broken[0], scores * self.broken[1]
 
 
 def make_index(
@@ -201,15 +205,16 @@ class TestMetrics:
 def test_augmented_views_come_back_to_their_positions(index):
     model = Finder().eval()
     images = next(iter(loader(index))).images.float() / 255
-    plain_boxes, plain_scores = model.decode([images])
-    all_boxes, all_scores = decode_augmented(model, images, plain_boxes, plain_scores)
-    assert all_boxes.shape == (4, 6, 4)
+    plain = model.decode([images], 0.0)
+    decoded = decode_augmented(model, images, plain, 0.0)
+    assert decoded[1].shape == (3 * 8, 4)
     assert [tuple(batch.shape) for batch in model.batches] == [(4, 3, 64, 64)] * 2  # padded
+    seen = plain[2].amax(1) > 0
     for view in (1, 2):
-        boxes, scores = (item[:, 2 * view : 2 * view + 2] for item in (all_boxes, all_scores))
-        torch.testing.assert_close(scores, plain_scores)
-        seen = plain_scores.amax(-1) > 0
-        torch.testing.assert_close(boxes[seen], plain_boxes[seen], atol=2.5, rtol=0)
+        image, boxes, scores = (item[8 * view : 8 * view + 8] for item in decoded)
+        assert torch.equal(image, plain[0])
+        torch.testing.assert_close(scores, plain[2])
+        torch.testing.assert_close(boxes[seen], plain[1][seen], atol=2.5, rtol=0)
 
 
 class TestModel:
@@ -365,6 +370,23 @@ def test_two_ranks(index, tmp_path):
         assert answer[4].endswith("1/1.png: the model's outputs are not finite")
     assert answers[0][2:4] == [alone.detections.image.tolist(), False]
     assert answers[1][2:4] == [[], True]  # rank 0 alone has them
+
+
+def test_bf16_autocast_keeps_ap(shared, tmp_path, monkeypatch):
+    """The network in bfloat16, the head's 1x1 in float32: a genuine checkpoint's AP stays."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = {"images": "val2017", "annotations": "annotations/instances_val2017.json"}
+    path = tmp_path / "coco_tiny.yaml"
+    path.write_text(json.dumps({"path": str(shared / "datasets" / "coco_tiny"), "val": source}))
+    index = load_split(load_dataset_config(str(path)), "val")
+    model = load_detector(str(shared / "weights" / "yolov5n.pt"), device=CPU, fuse=False)
+    full = evaluate_on(CPU, index, model=model, batches=loader(index, image_size=320))
+    with torch.autocast("cpu", torch.bfloat16):
+        raw = model(torch.zeros(1, 3, 64, 64))
+        mixed = evaluate_on(CPU, index, model=model, batches=loader(index, image_size=320))
+    assert {level.dtype for level in raw} == {torch.float32}
+    assert mixed.map == pytest.approx(full.map, abs=0.001)
+    assert mixed.map != full.map
 
 
 @pytest.mark.gpu

@@ -44,9 +44,11 @@ def answer(predictor: Predictor, boxes: list, scores: list) -> list[torch.Tensor
     """Make the head answer this for every image; returns the batches it is asked about."""
     seen: list[torch.Tensor] = []
 
-    def decode(raw: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        size = len(raw[0])
-        return torch.tensor([boxes] * size), torch.tensor([scores] * size)
+    def decode(raw: list[torch.Tensor], conf: float) -> tuple[torch.Tensor, ...]:
+        images, device = len(raw[0]), raw[0].device
+        image = torch.arange(images).repeat_interleave(len(boxes))
+        answer = (image, torch.tensor(boxes * images), torch.tensor(scores * images))
+        return tuple(item.to(device) for item in answer)
 
     predictor.model.forward = lambda images: seen.append(images.cpu()) or [images]
     predictor.model.head.decode = decode
@@ -136,7 +138,7 @@ def test_the_given_model_is_left_alone_and_fusing_keeps_the_answer(detector):
     image = noise(64, 64)
     with torch.no_grad():
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
-        expected = detector.head.decode(detector(pixels))[1].amax()
+        expected = detector.head.decode(detector(pixels), 0.0)[2].amax()
     assert torch.allclose(predictor(image).detections.scores[0], expected, atol=1e-4)
 
 

@@ -20,19 +20,37 @@ def head(device: torch.device) -> Detect:
 
 def test_decode_by_hand(device: torch.device) -> None:
     detect = head(device)
-    raw = [torch.full((1, 2, 4, 5, 7), -9.0), torch.full((1, 2, 2, 3, 7), -9.0)]
+    raw = [torch.full((2, 2, 4, 5, 7), -9.0), torch.full((2, 2, 2, 3, 7), -9.0)]
     # level 1, anchor 1, row 1, column 2: t = 0 is the middle of the ranges
-    raw[1][0, 1, 1, 2] = torch.tensor(
+    raw[1][1, 1, 1, 2] = torch.tensor(
         [0.0, math.log(3), 0.0, math.log(3), 0.0, math.log(3), -math.log(3)]
     )
-    boxes, scores = detect.decode(raw)
-    assert boxes.shape == (1, 2 * 20 + 2 * 6, 4)
-    index = 40 + 6 + 1 * 3 + 2
+    raw = [level.to(device) for level in raw]
+    image, boxes, scores = detect.decode(raw, 0.49)
     # centre: x = (2*.5 - .5 + 2)*16 = 40, y = (2*.75 - .5 + 1)*16 = 32
     # size: w = (2*.5)^2*100 = 100, h = (2*.75)^2*90 = 202.5
     expected = torch.tensor([40 - 50, 32 - 101.25, 40 + 50, 32 + 101.25])
-    assert torch.allclose(boxes[0, index], expected)
-    assert torch.allclose(scores[0, index], torch.tensor([0.5 * 0.75, 0.5 * 0.25]))
+    assert image.tolist() == [1]
+    assert torch.allclose(boxes[0].cpu(), expected)
+    assert torch.allclose(scores[0].cpu(), torch.tensor([0.5 * 0.75, 0.5 * 0.25]))
+
+
+def test_decode_keeps_the_cells_whose_objectness_is_over_conf_or_not_a_number(
+    device: torch.device,
+) -> None:
+    """In the order of levels, images, anchors, rows, columns."""
+    raw = [torch.full((2, 2, 4, 5, 7), 9.0), torch.full((2, 2, 2, 3, 7), 9.0)]
+    raw = [level.to(device) for level in raw]
+    image, boxes, scores = head(device).decode(raw, 0.5)
+    assert image.tolist() == [0] * 40 + [1] * 40 + [0] * 12 + [1] * 12
+    centre = (boxes[:, :2] + boxes[:, 2:]).cpu() / 2
+    x, y = (float(torch.tensor(9.0).sigmoid() * 2 - 0.5 + cell) * 8 for cell in (3, 1))
+    assert centre[40 + 20 + 5 + 3].tolist() == pytest.approx([x, y])
+    raw[0][..., 4], raw[1][..., 4] = -9, 0
+    raw[0][1, 0, 3, 2, 4] = torch.nan
+    image, boxes, scores = head(device).decode(raw, 0.5)
+    assert image.tolist() == [1]
+    assert not scores.isfinite().any()
 
 
 def test_raw_maps_are_the_convolutions_values(device: torch.device) -> None:
