@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SECTIONS = ("backbone", "neck", "head")
+CLASSIFIER = "classifier"  # the section of rows after a backbone that make it one
 IMAGE = -1  # the source of row 0
 IMAGE_CHANNELS = 3
 DETECT = "Detect"  # the block of the last row of a detector

@@ -2,7 +2,7 @@
 
 1. `load_yaml`: text to plain data that knows its lines.
 2. `_read`: the file and all it extends, base first; sections included (`sections`) and their rows
-   read (`rows`), then blocks swapped (`swap`).  The result is a Draft.
+   read, then blocks swapped (`rows`).  The result is a Draft.
 3. `Draft.resolve`: rows with absolute numbers, scaled repeats and widths (`resolve`).
 
 Nothing in a file is ever run.
@@ -20,9 +20,8 @@ from models import blocks  # noqa: F401  importing blocks fills the registry
 from models.blocks.conv import activation
 from models.spec import DETECT, SECTIONS, GraphSpec, ModelSpec, read_normalisation
 from models.yaml.resolve import anchors_of, merge_detection_rows, read_anchors, resolve_rows
-from models.yaml.rows import Row, check_keys, checked
+from models.yaml.rows import Row, base_chain, check_keys, checked, swap_rows
 from models.yaml.sections import Section, multiple, named_section, read_section
-from models.yaml.swap import base_chain, swap_rows
 from utils.errors import UserError
 from utils.files import find_config
 from utils.yamlio import Document, load_yaml

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from models import registry
-from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, TAP, LayerSpec, scale_repeats
-from models.yaml.rows import CLASSIFIER, DETECTION_CHANNELS, Row, bind_arguments
+from models.spec import CLASSIFIER, DETECT, IMAGE, IMAGE_CHANNELS, TAP, LayerSpec, scale_repeats
+from models.yaml.rows import DETECTION_CHANNELS, Row, bind_arguments
 from utils.errors import UserError, nearest
 
 MAX_ANCHORS = 64  # per level; YOLOv5 has 3

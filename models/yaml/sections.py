@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from models.registry import Positive, Range
-from models.yaml.rows import CLASSIFIER, Row, Setting, check_keys, checked, read_rows
-from models.yaml.swap import base_chain, swap_rows
+from models.spec import CLASSIFIER
+from models.yaml.rows import Row, Setting, base_chain, check_keys, checked, read_rows, swap_rows
 from utils.errors import UserError, nearest
 from utils.files import ROOT, find_config
 from utils.yamlio import Document, load_yaml

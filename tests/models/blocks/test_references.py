@@ -15,9 +15,8 @@ import torchvision
 from torch import Tensor, nn
 
 from models.blocks.conv import SE
-from models.blocks.dense import DenseLayer, PeleeStage
+from models.blocks.dense import OSA, DenseLayer, PeleeStage
 from models.blocks.ghost import DFC
-from models.blocks.osa import OSA
 from models.blocks.residual import ResidualBasic, ResidualBottleneck
 from models.blocks.shuffle import ShuffleUnit
 from models.builder import build_classifier
