@@ -1,8 +1,9 @@
 """Training images per second that one CPU core loads and augments: `python -m benchmarks.loader`.
 
 The images of a data set are copied --copies times.  What counts is CPU time in one process without
-workers, after a warm-up, as `--cache none` and `--cache ram`.  With --peer, Ultralytics' own loader
-does the same in turn, in the environment of that Python.  Medians; ratios count on a busy machine.
+workers, after a warm-up, as `--cache none` (of a set over 1 GiB) and `--cache ram`.  With --peer,
+Ultralytics' own loader does the same in turn, in the environment of that Python.  Medians; ratios
+count on a busy machine.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -153,7 +153,6 @@ def peer(
             env={**os.environ, "YOLO_CONFIG_DIR": str(file.parent), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=sys.stderr,
             text=True,
         )
     )
