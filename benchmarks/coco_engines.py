@@ -10,18 +10,18 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from engine.evaluate.box_table import BoxTable, to_xywh
-from engine.evaluate.coco import coco_metrics
+from engine.evaluate.coco import coco_metrics, from_tables
+from engine.evaluate.matching import BoxTable
 from utils.config import option, parse
 from utils.errors import run_script
 
@@ -70,68 +70,26 @@ def ours(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
     return list(result.twelve.values())
 
 
-def by_pycocotools(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
-    """The twelve metrics by the reference."""
-    reference = COCO()
-    reference.dataset, results = as_json(load, truth, found)
-    reference.createIndex()
-    evaluation = COCOeval(reference, reference.loadRes(results), "bbox")
+def by_pycocotools(
+    load: Load, truth: BoxTable, found: BoxTable, interface: tuple[Any, Any] = (COCO, COCOeval)
+) -> list[float]:
+    """The twelve metrics by the reference, or by another engine with its two classes."""
+    evaluation = from_tables(found, truth, load.images, load.classes, *interface)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    return list(evaluation.stats)
-
-
-def by_faster_coco_eval(load: Load, truth: BoxTable, found: BoxTable) -> list[float]:
-    """The twelve metrics by faster-coco-eval (not among this project's requirements)."""
-    import faster_coco_eval as other
-
-    dataset, results = as_json(load, truth, found)
-    reference = other.COCO(dataset)
-    evaluation = other.COCOeval_faster(reference, reference.loadRes(results), "bbox")
-    evaluation.run()
     return list(evaluation.stats[:12])
 
 
-def as_json(
-    load: Load, truth: BoxTable, found: BoxTable
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the engines with pycocotools' interface want; ids from 1."""
-    columns = (truth.image, truth.labels, to_xywh(truth.boxes), truth.areas, truth.crowd)
-    annotations = [
-        {
-            "id": number,
-            "image_id": image + 1,
-            "category_id": label + 1,
-            "bbox": box,
-            "area": area,
-            "iscrowd": int(crowd),
-        }
-        for number, (image, label, box, area, crowd) in enumerate(
-            zip(*(column.tolist() for column in columns), strict=True), 1
-        )
-    ]
-    detected = (found.image, found.labels, to_xywh(found.boxes), found.scores.astype(float))
-    results = [
-        {"image_id": image + 1, "category_id": label + 1, "bbox": box, "score": score}
-        for image, label, box, score in zip(*(c.tolist() for c in detected), strict=True)
-    ]
-    head = {
-        "images": [
-            {"id": number + 1, "height": 640, "width": 640} for number in range(load.images)
-        ],
-        "categories": [{"id": n + 1, "name": str(n)} for n in range(load.classes)],
-    }
-    return {**head, "annotations": annotations}, results
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Time the engines one after another on one load."""
     load = parse(Load, argv, prog="benchmarks.coco_engines", description=__doc__ or "")
     truth, found = made_up(load)
     engines: dict[str, Callable[[Load, BoxTable, BoxTable], list[float]]] = {"featherdet": ours}
     if importlib.util.find_spec("faster_coco_eval") is not None:
-        engines["faster-coco-eval"] = by_faster_coco_eval
+        other = importlib.import_module("faster_coco_eval")
+        interface = other.COCO, other.COCOeval_faster
+        engines["faster-coco-eval"] = partial(by_pycocotools, interface=interface)
     engines["pycocotools"] = by_pycocotools
     first: list[float] = []
     for name, engine in engines.items():
@@ -141,10 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         seconds = time.perf_counter() - start
         first = first or metrics
         difference = float(np.abs(np.subtract(metrics, first)).max())
-        sys.stdout.write(
-            f"{name:20} {seconds:8.2f} s   AP {metrics[0]:.4f}   differs by {difference:.1e}\n"
-        )
-    return 0
+        print(f"{name:20} {seconds:8.2f} s   AP {metrics[0]:.4f}   differs by {difference:.1e}")
 
 
 if __name__ == "__main__":

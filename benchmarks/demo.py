@@ -46,12 +46,11 @@ def report(folder: Path) -> str:
     return text
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Print the report of the folder in `argv`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
     parser.add_argument("runs", type=Path, help="the folder that `make demo` writes into")
     say(report(parser.parse_args(argv).runs))
-    return 0
 
 
 if __name__ == "__main__":

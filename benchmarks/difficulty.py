@@ -48,7 +48,7 @@ def by_size(annotations: Path, predictions: Path) -> dict[str, tuple[int, float]
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.difficulty", description=__doc__)
     parser.add_argument("predictions", type=Path, help="predictions.json of val.py --save-json")
@@ -60,7 +60,6 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{predictions}: not predictions for {annotations}: {error}") from error
     for name, (count, value) in bands.items():
         print(f"{name:12} {count:4} boxes   AP50 {value:.3f}")
-    return 0
 
 
 if __name__ == "__main__":

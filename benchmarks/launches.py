@@ -7,7 +7,6 @@ forward and backward; cuDNN and fused kernels start less than is counted here, s
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,13 +88,12 @@ def count(config: LaunchConfig) -> dict[str, int]:
     return counts
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     config = parse(LaunchConfig, argv, prog="benchmarks.launches", description=__doc__ or "")
     counts = count(config)
     for name, number in {**counts, "step": sum(counts.values())}.items():
-        sys.stdout.write(f"{name:10} {number:6}\n")
-    return 0
+        print(f"{name:10} {number:6}")
 
 
 if __name__ == "__main__":

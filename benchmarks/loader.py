@@ -75,7 +75,7 @@ class LoaderBenchConfig:
     peer: str = option("", metavar="PYTHON", help="Python with ultralytics to compare with")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Print a line for each cache: images per second and the ratio to the peer's."""
     config = parse(LoaderBenchConfig, argv, prog="benchmarks.loader", description=__doc__ or "")
     torch.set_num_threads(1)
@@ -101,7 +101,6 @@ def main(argv: list[str] | None = None) -> int:
                 pairs = zip(rates["own"], rates["peer"], strict=True)
                 line += f"ratio {statistics.median(a / b for a, b in pairs):.2f}"
             print(line, flush=True)
-    return 0
 
 
 def copied(index: DataIndex, copies: int, folder: Path) -> tuple[DataIndex, Path]:

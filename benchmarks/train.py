@@ -21,6 +21,7 @@ from itertools import chain
 import torch
 
 from engine import distributed
+from engine.measure.bench import synchronize
 from engine.train.config import TrainConfig
 from engine.train.interrupts import StopRequest
 from engine.train.loop import reproducible
@@ -48,7 +49,7 @@ class BenchConfig:
     repeats: int = option(5, help="timings of each kind")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Print both rates and their ratio."""
     config = parse(BenchConfig, argv, prog="benchmarks.train", description=__doc__ or "")
     world = distributed.start(config.device)
@@ -87,7 +88,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f"bare       {statistics.median(bare):.2f} images/s")
     print(f"ratio      {ratio:.3f} (median of {config.repeats} pairs)")
     print(f"first batch of an epoch after {statistics.median(first_waits):.3f} s")
-    return 0
 
 
 def _end_to_end(run: TrainRun, epoch: int) -> tuple[float, float]:
@@ -97,13 +97,13 @@ def _end_to_end(run: TrainRun, epoch: int) -> tuple[float, float]:
     """
     for number in (epoch, epoch + 1):
         run.state.start_epoch(number)
-        _wait(run)
+        synchronize(run.world.device)
         start = time.perf_counter()
         batches = run.loader.batches(number)
         first = next(batches)
         waited = time.perf_counter() - start
         train_epoch(run, chain([first], batches), StopRequest())
-        _wait(run)
+        synchronize(run.world.device)
     return len(run.train.records) / (time.perf_counter() - start), waited
 
 
@@ -119,20 +119,15 @@ def _bare(
     model.to(memory_format=layout)
     images = images.contiguous(memory_format=layout)
     autocast = run.autocast
-    _wait(run)
+    synchronize(run.world.device)
     start = time.perf_counter()
     for _ in range(steps):
         with torch.autocast(run.world.device.type, autocast, enabled=autocast is not None):
             total = torch.stack([y.float().sum() for y in model(images)]).sum()
         total.backward()
         model.zero_grad(set_to_none=True)
-    _wait(run)
+    synchronize(run.world.device)
     return steps * len(images) / (time.perf_counter() - start)
-
-
-def _wait(run: TrainRun) -> None:
-    if run.world.device.type == "cuda":
-        torch.cuda.synchronize(run.world.device)
 
 
 if __name__ == "__main__":

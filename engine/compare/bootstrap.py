@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.evaluate.box_table import BoxTable
-from engine.evaluate.matching import coco_order, match
+from engine.evaluate.matching import BoxTable, coco_order, match
 from utils.seeding import generator
 
 IOUS = np.linspace(0.5, 0.95, 10)  # COCO's thresholds, with COCO's last digits

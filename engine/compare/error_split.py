@@ -14,8 +14,7 @@ from statistics import fmean
 import numpy as np
 
 from engine.compare.bootstrap import interpolated_ap
-from engine.evaluate.box_table import BoxTable
-from engine.evaluate.matching import Pairs, coco_order, match, overlaps
+from engine.evaluate.matching import BoxTable, Pairs, coco_order, match, overlaps
 
 FOREGROUND = 0.5  # t_f of the paper
 BACKGROUND = 0.1  # t_b

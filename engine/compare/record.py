@@ -25,8 +25,7 @@ import numpy as np
 
 from engine.compare.protocol import Protocol
 from engine.compare.schema import ACCURACY, Model, construct
-from engine.evaluate.box_table import BoxTable
-from engine.evaluate.matching import coco_order
+from engine.evaluate.matching import BoxTable, coco_order
 from models.spec import ModelSpec
 from utils.config import MAX_PIXELS
 from utils.errors import UserError

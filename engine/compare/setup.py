@@ -25,7 +25,7 @@ from engine.compare.protocol import (
 from engine.compare.record import FOLDER, Record, model_id, records_in
 from engine.compare.schema import Run
 from engine.distributed import select_device
-from engine.evaluate.box_table import BoxTable
+from engine.evaluate.matching import BoxTable
 from engine.evaluate.metrics import by_id, truth_of
 from engine.train.config import TrainConfig
 from models.profile.counting import profile_spec

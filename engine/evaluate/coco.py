@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.evaluate.box_table import BoxTable, to_xywh
-from engine.evaluate.matching import MAX_DETECTIONS
+from engine.evaluate.matching import MAX_DETECTIONS, BoxTable, to_xywh
 
 try:
     import hotcoco
@@ -96,12 +95,19 @@ def _hotcoco(detections: BoxTable, truth: BoxTable, images: int, classes: int) -
     return hotcoco.COCOeval(reference, reference.load_res(rows), "bbox")
 
 
-def _pycocotools(detections: BoxTable, truth: BoxTable, images: int, classes: int) -> Any:
+def _pycocotools(*tables_and_sizes: Any) -> Any:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    return from_tables(*tables_and_sizes, COCO, COCOeval)
+
+
+def from_tables(
+    detections: BoxTable, truth: BoxTable, images: int, classes: int, coco: Any, evaluation: Any
+) -> Any:
+    """An `evaluation` of two `coco`, classes with the interface of pycocotools."""
     keys = ("image_id", "category_id", "bbox", "area", "iscrowd", "score")
-    tables = (COCO(), COCO())
+    tables = (coco(), coco())
     for table, item in zip(tables, (truth, detections), strict=True):
         boxes = to_xywh(item.boxes)
         areas = truth.areas if item is truth else boxes[:, 2:].prod(1)
@@ -115,7 +121,7 @@ def _pycocotools(detections: BoxTable, truth: BoxTable, images: int, classes: in
             ],
         }
         table.createIndex()
-    return COCOeval(*tables, "bbox")
+    return evaluation(*tables, "bbox")
 
 
 def twelve_lines(twelve: dict[str, float]) -> str:

@@ -16,8 +16,8 @@ from data.index.records import DataIndex, ImageRecord
 from data.loading.sample import Batch
 from engine.checkpoint import require_finite
 from engine.distributed import broadcast_object, is_active, is_main
-from engine.evaluate.box_table import BoxTable
 from engine.evaluate.config import EvalConfig
+from engine.evaluate.matching import BoxTable
 from engine.evaluate.metrics import DetectionMetrics, Shard, by_id, metrics_of
 from engine.evaluate.plots import BatchImages
 from engine.evaluate.tta import decode_augmented

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from data.index.records import DataIndex, ImageRecord
-from engine.evaluate.box_table import BoxTable, to_xywh
 from engine.evaluate.coco import coco_metrics, twelve_lines
-from engine.evaluate.matching import Curves, confidence_curves
+from engine.evaluate.matching import BoxTable, Curves, confidence_curves, to_xywh
 from engine.measure.bench import Speed
 from utils.boxes import yolo_rows
 from utils.files import write_text, writing

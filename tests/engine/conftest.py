@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from engine.evaluate.box_table import BoxTable, to_xywh
+from engine.evaluate.matching import BoxTable, to_xywh
 
 
 def evaluated(

@@ -21,7 +21,7 @@ import numpy as np
 
 from engine.compare.protocol import Splits
 from engine.compare.report.tables import ModelRuns
-from engine.evaluate.box_table import BoxTable
+from engine.evaluate.matching import BoxTable
 from engine.evaluate.metrics import by_id, truth_of
 from utils.images import ImageError, read_image
 

@@ -25,7 +25,7 @@ from engine.compare.schema import (
     Spread,
     Training,
 )
-from engine.evaluate.box_table import BoxTable
+from engine.evaluate.matching import BoxTable
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from engine.compare.bootstrap import IOUS, RECALLS, difference, draw, interpolated_ap, weighted_ap
-from engine.evaluate.box_table import BoxTable
 from engine.evaluate.coco import coco_metrics
+from engine.evaluate.matching import BoxTable
 from tests.engine.evaluate.test_coco import CASES, random_case
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from engine.compare.error_split import KINDS, SPECIAL, ErrorSplit, diagnose, split_errors
-from engine.evaluate.box_table import BoxTable
 from engine.evaluate.coco import coco_metrics
+from engine.evaluate.matching import BoxTable
 
 HALF = 51 / 101  # AP of one box of two found, without a false positive
 BOX = (0, 0, 100, 100)

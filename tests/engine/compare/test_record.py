@@ -20,9 +20,8 @@ from engine.compare.record import (
     save_record,
 )
 from engine.compare.schema import Model
-from engine.evaluate.box_table import BoxTable
 from engine.evaluate.coco import coco_metrics
-from engine.evaluate.matching import coco_order
+from engine.evaluate.matching import BoxTable, coco_order
 from models.spec import ModelSpec
 from models.yaml.parser import load_spec
 from tests.engine.evaluate.test_coco import random_case

@@ -15,7 +15,7 @@ import pytest
 from engine.compare.report.columns import at
 from engine.compare.report.page import ASSETS, MAX_SIDE, SCRIPTS, example, page
 from engine.compare.report.text import complete
-from engine.evaluate.box_table import BoxTable
+from engine.evaluate.matching import BoxTable
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- $heading ${title} & \u2028 é"
 POLICY = "Content-Security-Policy"

@@ -34,8 +34,8 @@ from engine.compare.schema import (
     Spread,
     construct,
 )
-from engine.evaluate.box_table import BoxTable
 from engine.evaluate.coco import coco_metrics
+from engine.evaluate.matching import BoxTable
 from engine.measure.latency import LatencyConfig
 from engine.measure.roofline import PEAK_SIZES, PeakSizes
 from engine.train.config import TrainConfig

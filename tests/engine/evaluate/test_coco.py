@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from engine.evaluate import coco
-from engine.evaluate.box_table import BoxTable, to_xywh
 from engine.evaluate.coco import METRICS, CocoMetrics, coco_metrics, twelve_lines
+from engine.evaluate.matching import BoxTable, to_xywh
 
 
 def random_case(

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from engine.evaluate import matching
-from engine.evaluate.box_table import BoxTable
-from engine.evaluate.matching import confidence_curves, confusion_matrix, match, overlaps
+from engine.evaluate.matching import BoxTable, confidence_curves, confusion_matrix, match, overlaps
 
 AT_HALF = np.array([0.5])
 

@@ -9,7 +9,7 @@ import pytest
 
 from engine.compare.report import page as report
 from engine.compare.report.text import complete
-from engine.evaluate.box_table import BoxTable
+from engine.evaluate.matching import BoxTable
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
