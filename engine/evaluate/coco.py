@@ -95,11 +95,11 @@ def _hotcoco(detections: BoxTable, truth: BoxTable, images: int, classes: int) -
     return hotcoco.COCOeval(reference, reference.load_res(rows), "bbox")
 
 
-def _pycocotools(*tables_and_sizes: Any) -> Any:
+def _pycocotools(detections: BoxTable, truth: BoxTable, images: int, classes: int) -> Any:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    return from_tables(*tables_and_sizes, COCO, COCOeval)
+    return from_tables(detections, truth, images, classes, COCO, COCOeval)
 
 
 def from_tables(
