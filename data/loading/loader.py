@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from data.loading.transforms import (
     keep,
     mixup,
     mosaic4,
+    mosaic_centre,
     random_affine,
     random_matrix,
     source_window,
@@ -31,8 +32,7 @@ from utils.errors import UserError
 from utils.hyp import Hyperparameters
 from utils.seeding import generator
 
-SHUFFLE, INVITE = 1, 2  # purposes of generators, next to (seed, epoch, index) of the samples
-GUESTS = 8  # images per batch that are drawn for its mosaics: enough for one sample and its mixup
+SHUFFLE = 1  # purpose of a generator, next to (seed, epoch, index) of the samples
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _letterboxed(
 ) -> Iterator[tuple[Sample, Letterbox]]:
     for position in positions:
         letterbox = letterboxes[position]
-        yield to_sample(store, position, store[position], letterbox.dst), letterbox
+        yield to_sample(store, position, letterbox.dst), letterbox
 
 
 class _TrainSampler:
@@ -188,9 +188,7 @@ class _TrainSampler:
                 sides = np.ceil(self._sizes[batch].max(0) / config.stride) * config.stride
                 shape = int(sides[0]), int(sides[1])
             mine = tuple(batch[config.rank :: config.world_size].tolist())
-            rng = generator(config.seed, epoch, step * config.world_size + config.rank, INVITE)
-            guests = tuple(rng.integers(images, size=GUESTS if mosaic else 0).tolist())
-            yield BatchKey(epoch, mine, guests, mosaic, shape)
+            yield BatchKey(epoch, mine, mosaic, shape)
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,6 @@ class BatchKey:
 
     epoch: int
     indices: tuple[int, ...]  # in DataIndex.records: an image of each sample
-    guests: tuple[int, ...]  # further images that its mosaics may have
     mosaic: bool  # whether mosaics are allowed at all
     shape: tuple[int, int]  # (height, width) of the result
 
@@ -211,52 +208,34 @@ class BatchKey:
 class Augmentation:
     """YOLOv5's training recipe: BatchKey -> samples.
 
-    With probability hyp.mosaic a mosaic of the image and three others, with copy-paste, random
-    affine, and with probability hyp.mixup a blend with a second mosaic; otherwise the letterboxed
-    image and the affine.  Then HSV and flips.  All draws come from (seed, epoch, index).
-
-    Every file is decoded once per batch: the others are images of the same batch and its guests
-    (YOLOv5 takes any of the set, and decodes four files per sample).
+    With probability hyp.mosaic a mosaic of the image and three others at random, with copy-paste,
+    random affine, and with probability hyp.mixup a blend with a second mosaic; otherwise the
+    letterboxed image and the affine.  Then HSV and flips.  All draws come from
+    (seed, epoch, index).
     """
 
     store: ImageStore
     hyp: Hyperparameters
     seed: int
-    _recent: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __call__(self, key: BatchKey) -> Iterator[tuple[Sample, Letterbox]]:
         """Augmented samples of key.shape; their letterboxes are identities.
 
         Raises UserError when a file has become unreadable.
         """
-
-        @functools.cache
-        def source(index: int, canvas: tuple[int, int] | None = None) -> Sample:
-            image = self._image(index, len(key) + GUESTS)
-            return to_sample(self.store, index, image, canvas)
-
         for index in key.indices:
-            yield self._sample(key, index, source), Letterbox(key.shape, key.shape)
+            yield self._sample(key, index), Letterbox(key.shape, key.shape)
 
-    def _image(self, index: int, limit: int) -> np.ndarray:
-        """The image from the store; the last `limit` ones are kept."""
-        image = self._recent.pop(index, None)
-        if image is None:
-            if len(self._recent) >= limit:  # its memory is taken for the new one
-                del self._recent[next(iter(self._recent))]
-            image = self.store[index]
-        self._recent[index] = image
-        return image
-
-    def _sample(self, key: BatchKey, index: int, source: Callable[..., Sample]) -> Sample:
+    def _sample(self, key: BatchKey, index: int) -> Sample:
         rng = generator(self.seed, key.epoch, index)
         if key.mosaic and rng.random() < self.hyp.mosaic:
-            sample = self._mosaic(key, index, source, rng)
+            sample = self._mosaic(key, index, rng)
             if rng.random() < self.hyp.mixup:
-                (partner,) = _others(key, index, 1, rng)
-                sample = mixup(sample, self._mosaic(key, partner, source, rng), rng)
+                partner = int(rng.integers(len(self.store.records)))
+                sample = mixup(sample, self._mosaic(key, partner, rng), rng)
         else:
-            sample = random_affine(source(index, key.shape), key.shape, rng, self.hyp)
+            sample = to_sample(self.store, index, key.shape)
+            sample = random_affine(sample, key.shape, rng, self.hyp)
         sample = hsv(sample, rng, self.hyp)
         if rng.random() < self.hyp.flipud:
             sample = flip(sample, 1)
@@ -264,34 +243,27 @@ class Augmentation:
             sample = flip(sample, 0)
         return sample
 
-    def _mosaic(
-        self, key: BatchKey, first: int, source: Callable[..., Sample], rng: np.random.Generator
-    ) -> Sample:
-        size, side = self.store.size, 2 * self.store.size
-        indices = rng.permutation([first, *_others(key, first, 3, rng)]).tolist()
-        matrix = random_matrix((side, side), key.shape, rng, self.hyp)
-        whole = self.hyp.copy_paste or self.hyp.perspective
-        seen = None if whole else source_window(matrix, key.shape)
-        canvas = mosaic4([source(index) for index in indices], size, rng, seen)
+    def _mosaic(self, key: BatchKey, first: int, rng: np.random.Generator) -> Sample:
+        size, sides = self.store.size, (2 * self.store.size,) * 2
+        others = rng.integers(len(self.store.records), size=3)
+        samples = [to_sample(self.store, i) for i in rng.permutation([first, *others]).tolist()]
+        centre = mosaic_centre(size, rng)
+        if self.hyp.copy_paste or self.hyp.perspective:
+            canvas = copy_paste(mosaic4(samples, size, centre), rng, share=self.hyp.copy_paste)
+            matrix = random_matrix(sides, key.shape, rng, self.hyp)
+        else:
+            matrix = random_matrix(sides, key.shape, rng, self.hyp)
+            canvas = mosaic4(samples, size, centre, source_window(matrix, key.shape))
         canvas = replace(canvas, image_id=self.store.records[first].image_id)
-        canvas = copy_paste(canvas, rng, share=self.hyp.copy_paste)
         return affine(canvas, matrix, key.shape)
 
 
-def _others(key: BatchKey, index: int, count: int, rng: np.random.Generator) -> list[int]:
-    """`count` images of the batch and its guests but `index`, none twice where there are enough."""
-    others = sorted({*key.indices, *key.guests} - {index}) or [index]
-    return rng.choice(others, count, replace=len(others) < count).tolist()
-
-
-def to_sample(
-    store: ImageStore, index: int, image: np.ndarray, canvas: tuple[int, int] | None = None
-) -> Sample:
-    """Record `index` with its stored `image`, without its crowd regions.
+def to_sample(store: ImageStore, index: int, canvas: tuple[int, int] | None = None) -> Sample:
+    """Record `index` at the store's scale, without its crowd regions.
 
     On a grey `canvas` (height, width) if given, in its centre, else without padding.
     """
-    record, geometry = store.records[index], store.geometry(index)
+    record, geometry, image = store.records[index], store.geometry(index), store[index]
     if canvas is not None:
         image = Letterbox(geometry.dst, canvas, store.size).apply(image)
         geometry = replace(geometry, dst=canvas)

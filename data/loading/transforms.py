@@ -194,23 +194,29 @@ def copy_paste(sample: Sample, rng: np.random.Generator, *, share: float) -> Sam
     return replace(sample, image=image, boxes=boxes, labels=labels, segments=segments)
 
 
+def mosaic_centre(size: int, rng: np.random.Generator) -> tuple[int, int]:
+    """(x, y) where the samples of a mosaic meet, uniform in [size / 2, 3 size / 2] in both axes."""
+    x, y = (int(v) for v in rng.integers(size // 2, 2 * size - size // 2 + 1, 2))
+    return x, y
+
+
 def mosaic4(
     samples: Sequence[Sample],
     size: int,
-    rng: np.random.Generator,
+    centre: tuple[int, int],
     seen: tuple[int, int, int, int] | None = None,
 ) -> Sample:
-    """Four samples round a random centre of a grey canvas of twice `size` (arXiv:2004.10934, 3.4).
+    """Four samples round the (x, y) `centre` of a grey canvas of twice `size`.
 
-    The samples have their final scale (long side `size`, as a rule).  The centre
-    is uniform in [size / 2, 3 size / 2] in both axes; the samples touch it with one corner each,
-    top left, top right, bottom left, bottom right, and are cut at the canvas.  Boxes and polygons
-    are clipped with them.  The result has the image_id of the first sample.
+    arXiv:2004.10934, section 3.4.  The samples have their final scale (long side `size`, as a
+    rule).  They touch the centre with one corner each, top left, top right, bottom left, bottom
+    right, and are cut at the canvas.  Boxes and polygons are clipped with them.  The result has the
+    image_id of the first sample.
 
     Only the pixels inside `seen` (x1, y1, x2, y2; None: all) are drawn, the others are undefined.
     """
     side = 2 * size
-    centre_x, centre_y = (int(v) for v in rng.integers(size // 2, side - size // 2 + 1, 2))
+    centre_x, centre_y = centre
     canvas = np.empty((side, side, 3), dtype=np.uint8)
     x1, y1, x2, y2 = (min(max(v, 0), side) for v in seen or (0, 0, side, side))
     drawn = canvas[y1:y2, x1:x2]

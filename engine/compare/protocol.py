@@ -28,7 +28,6 @@ from utils.terminal import warn
 FILE = "protocol.json"
 SEEDS = "seeds"  # the key that may grow
 VERSIONS = "versions"
-AUGMENTATION = 2  # version of the recipe's mosaics, stated where it has any; 1: of the whole set
 NOT_LOCKED = ("device", "commit")  # of the environment; the device has a field of its own
 SHOWN = 6  # differences in a message
 Protocol = dict[str, Any]
@@ -74,8 +73,6 @@ def make_protocol(config: CompareConfig, splits: Splits | None, device: torch.de
         training = {name: getattr(config, name) for name in names}
         hyp = recipe(asdict(load_hyp(config.hyp)))
         protocol["training"] = {**training, "patience": 0, "hyp": hyp}  # all epochs: equal budgets
-        if hyp["mosaic"]:
-            protocol["training"]["augmentation"] = AUGMENTATION
         protocol["evaluation"]["weights"] = "best by fitness on val"
         protocol[SEEDS] = list(config.seeds)
     protocol[VERSIONS] = {k: v for k, v in environment.items() if k not in NOT_LOCKED}

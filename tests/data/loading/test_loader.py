@@ -13,7 +13,6 @@ import torch
 from data.index.records import DataIndex
 from data.loading.loader import LoaderConfig, TrainLoader, ValLoader, to_sample
 from data.loading.store import ImageStore
-from data.loading.transforms import mosaic4
 from utils.boxes import Letterbox
 from utils.errors import UserError
 from utils.hyp import Hyperparameters, load_hyp
@@ -148,7 +147,7 @@ def test_polygons_follow_their_boxes_onto_the_canvas(make_index, canvas):
     index = make_index()
     store = ImageStore(index.records, 64)
     for i, record in enumerate(index.records):
-        sample = to_sample(store, i, store[i], canvas)
+        sample = to_sample(store, i, canvas)
         geometry = Letterbox((record.height, record.width), canvas or store.shapes[i], 64)
         assert sample.size == geometry.dst
         np.testing.assert_array_equal(sample.boxes, geometry.to_network(record.boxes[:2]))
@@ -170,56 +169,6 @@ def test_mosaic_off_means_no_mosaic(make_index):
     assert not torch.equal(epoch_of(with_some, 2)[0].images, off[0].images)
     rect, plain = (TrainLoader(index, config(rect=True), hyp) for hyp in (ALL, never))
     assert_equal(epoch_of(rect, 2), epoch_of(plain, 2))
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "images", "mixup", "limit"),
-    [
-        (1, 24, 0.0, 4),  # an image and three guests
-        (16, 96, 0.0, 1.5),
-        (16, 96, 1.0, 1.5),
-        (64, 256, 0.0, 1.125),
-        (64, 8, 0.0, 1),  # the whole set is one batch
-    ],
-)
-def test_every_file_is_decoded_once_per_batch(
-    make_index, monkeypatch, batch_size, images, mixup, limit
-):
-    """Mosaics are of the batch's own images and a few guests."""
-    index, decoded, seen = make_index(images), [], set()
-    monkeypatch.setattr("data.loading.store.SMALL_SET", 0)
-    monkeypatch.setattr(ImageStore, "__getitem__", counted(ImageStore.__getitem__, decoded))
-    loader = TrainLoader(index, config(batch_size=batch_size), replace(ALL, mixup=mixup))
-    for batch in loader.batches(0):
-        assert len(set(decoded)) == len(decoded) <= limit * len(batch)
-        seen |= set(decoded)
-        decoded.clear()
-    assert seen == set(range(images))
-
-
-def counted(read, positions):
-    def reading(store, position):
-        positions.append(position)
-        return read(store, position)
-
-    return reading
-
-
-@pytest.mark.parametrize("count", [1, 2, 4, 40])
-def test_a_mosaic_has_four_images_where_there_are_four(make_index, monkeypatch, count):
-    seen = []
-
-    def mosaic(samples, *rest):
-        seen.append([sample.image_id for sample in samples])
-        return mosaic4(samples, *rest)
-
-    monkeypatch.setattr("data.loading.loader.mosaic4", mosaic)
-    batches = epoch_of(TrainLoader(make_index(count), config(batch_size=8), ALL))
-    own = {image_id for batch in batches for image_id in batch.image_ids}
-    assert {len(set(four)) for four in seen} == {min(4, count)}
-    if count == 40:
-        assert len(seen) > count  # some have a partner of mixup
-        assert {four.index(one) for four in seen for one in own if one in four} == {0, 1, 2, 3}
 
 
 GEOMETRIC = ("degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr")

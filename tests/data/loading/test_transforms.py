@@ -17,6 +17,7 @@ from data.loading.transforms import (
     keep,
     mixup,
     mosaic4,
+    mosaic_centre,
     random_affine,
     random_matrix,
     source_window,
@@ -252,7 +253,7 @@ def tile(number, height=48, width=64, box=(8, 6, 30, 30)):
 def test_mosaic_has_four_tiles_that_meet_at_a_centre_of_the_right_range():
     centres = []
     for seed in range(200):
-        canvas = mosaic4([tile(n) for n in range(4)], SIZE, generator(seed))
+        canvas = mosaic4([tile(n) for n in range(4)], SIZE, mosaic_centre(SIZE, generator(seed)))
         assert canvas.size == (2 * SIZE, 2 * SIZE)
         assert canvas.image_id == "image 0"
         shade = canvas.image[..., 1]
@@ -279,8 +280,10 @@ def test_what_a_warp_does_not_see_need_not_be_drawn(degrees):
         matrix = random_matrix((2 * SIZE, 2 * SIZE), (SIZE, SIZE), generator(seed), hyp)
         seen = source_window(matrix, (SIZE, SIZE))
         four = [tile(n) for n in range(4)]
-        whole = affine(mosaic4(four, SIZE, generator(seed)), matrix, (SIZE, SIZE))
-        window = mosaic4(four, SIZE, generator(seed), seen)
+        whole = affine(
+            mosaic4(four, SIZE, mosaic_centre(SIZE, generator(seed))), matrix, (SIZE, SIZE)
+        )
+        window = mosaic4(four, SIZE, mosaic_centre(SIZE, generator(seed)), seen)
         window.image[: max(seen[1], 0)] = window.image[max(seen[3], 0) :] = 7
         window.image[:, : max(seen[0], 0)] = window.image[:, max(seen[2], 0) :] = 7
         part = affine(window, matrix, (SIZE, SIZE))
@@ -292,6 +295,6 @@ def test_mosaic_is_grey_elsewhere_and_takes_images_without_boxes():
     small = [tile(n, 12, 16, (2, 2, 9, 9)) for n in range(4)]
     for n in (0, 1, 3):
         small[n] = keep(small[n], np.array([False]))
-    canvas = mosaic4(small, SIZE, generator(3))
+    canvas = mosaic4(small, SIZE, mosaic_centre(SIZE, generator(3)))
     assert (canvas.image == 114).all(2).sum() == (2 * SIZE) ** 2 - 4 * 12 * 16
     assert canvas.labels.tolist() == [2]

@@ -5,7 +5,6 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -203,9 +202,6 @@ def test_the_protocol_of_each_kind(rectangles):
     assert (protocol["training"]["epochs"], protocol["training"]["patience"]) == (3, 0)
     assert protocol["training"]["hyp"]["mosaic"] == 0.0
     assert protocol["training"]["hyp"]["min_updates"] == 1000
-    assert "augmentation" not in protocol["training"]
-    mosaics = make_protocol(replace(config, hyp="default"), splits, CPU)
-    assert mosaics["training"]["augmentation"] == 2
     assert protocol["evaluation"]["conf"] == 0.001
     packages = {"torch", "torchvision", "numpy", "opencv", "pillow", "hotcoco", "pycocotools"}
     assert set(protocol["versions"]) == {"python", *packages}
