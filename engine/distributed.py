@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.environment import keep_freed_memory
 from utils.errors import FeatherDetError, UserError
 
 T = TypeVar("T")
@@ -74,12 +75,14 @@ def select_device(text: str = "", *, local_rank: int = 0, world_size: int = 1) -
 def start(device: str = "", *, timeout: float = 1800.0) -> Distributed:
     """Choose the device and join torchrun's process group, if its environment is there.
 
+    Freed memory stays with the process (`keep_freed_memory`).
     `timeout` in seconds bounds every collective: a rank that stays away longer ends the run.
     """
     world_size = _environment("WORLD_SIZE", 1, minimum=1)
     rank = _environment("RANK", 0, maximum=world_size - 1)
     local_rank = _environment("LOCAL_RANK", 0, maximum=world_size - 1)
     chosen = select_device(device, local_rank=local_rank, world_size=world_size)
+    keep_freed_memory()
     cuda = chosen.type == "cuda"
     if cuda:
         torch.cuda.set_device(chosen)

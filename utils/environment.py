@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
 import subprocess
 from importlib import metadata
@@ -11,6 +12,7 @@ import torch
 
 from utils.files import ROOT
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python")
 
 
@@ -40,6 +42,18 @@ def run_environment(device: torch.device) -> dict[str, str | None]:
         "device": device_name(device),
         "commit": _commit(),
     }
+
+
+def keep_freed_memory() -> None:
+    """From now on freed memory serves the next tensors of this process, with glibc.
+
+    Its default gives large tensors back to the system at once, and each new one is paged in again:
+    a good part of a CPU's time in val.py.  The peak of the memory grows by about a fifth.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _version(*distributions: str) -> str | None:
