@@ -6,7 +6,6 @@ import io
 import math
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +23,6 @@ from utils.files import write_bytes
 FORMAT = "featherdet-1"
 SCALARS = (str, int, float)
 LISTED = 8  # names shown of a longer list
-
-
-@dataclass(frozen=True)
-class TransferReport:
-    """What became of every tensor when weights went into another model; names are keys."""
-
-    source: str
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]  # in the model, not in the file: keep their start values
-    unfit: tuple[str, ...]  # in both, with another shape, class count or stride: likewise
-    unused: tuple[str, ...]  # in the file, not in the model
-    settings: tuple[str, ...] = ()  # what the model took over besides tensors
-
-    def text(self) -> str:
-        """One line of counts, then the names that were not loaded."""
-        total = len(self.loaded) + len(self.missing) + len(self.unfit)
-        lines = [f"{self.source}: {len(self.loaded)} of the model's {total} tensors loaded"]
-        for what, names in (
-            ("not in the file", self.missing),
-            ("of another shape", self.unfit),
-            ("in the file but not in the model", self.unused),
-        ):
-            if names:
-                more = ", ..." if len(names) > LISTED else ""
-                lines.append(f"  {len(names)} {what}: {', '.join(names[:LISTED])}{more}")
-        lines += [f"  {text}" for text in self.settings]
-        return "\n".join(lines)
 
 
 def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
@@ -118,11 +90,12 @@ def load_detector(
     return model.to(device).to(memory_format=torch.channels_last).eval()
 
 
-def transfer(model: Detector, weights: str | Path) -> TransferReport:
+def transfer(model: Detector, weights: str | Path) -> str:
     """Load into `model` what fits by name and shape from a FeatherDet or YOLOv5 checkpoint.
 
     The detection convolutions fit only with as many classes and anchors, the anchors only with the
-    same strides.  Raises UserError for a file of neither kind, or with non-finite weights.
+    same strides.  Returns the counts of tensors, the names of those not loaded, and the settings
+    taken over, as text.  Raises UserError for a file of neither kind, or non-finite weights.
     """
     path = Path(weights)
     content = _own_content(path)
@@ -148,18 +121,21 @@ def transfer(model: Detector, weights: str | Path) -> TransferReport:
         if fits:
             fitting[name] = value
     model.load_state_dict(fitting, strict=False)
-    stem = all(name in fitting for name in own if name.startswith("model.0."))
-    return TransferReport(
-        settings=_take_settings(model, donor) if stem else (),
-        source=str(weights),
-        loaded=tuple(fitting),
-        missing=tuple(name for name in own if name not in state),
-        unfit=tuple(name for name in own if name in state and name not in fitting),
-        unused=tuple(name for name in state if name not in own),
-    )
+    lines = [f"{weights}: {len(fitting)} of the model's {len(own)} tensors loaded"]
+    for what, names in (
+        ("not in the file", [name for name in own if name not in state]),
+        ("of another shape", [name for name in own if name in state and name not in fitting]),
+        ("in the file but not in the model", [name for name in state if name not in own]),
+    ):
+        if names:
+            more = ", ..." if len(names) > LISTED else ""
+            lines.append(f"  {len(names)} {what}: {', '.join(names[:LISTED])}{more}")
+    if all(name in fitting for name in own if name.startswith("model.0.")):
+        lines += [f"  {text}" for text in _take_settings(model, donor)]
+    return "\n".join(lines)
 
 
-def _take_settings(model: Detector, donor: Detector | None) -> tuple[str, ...]:
+def _take_settings(model: Detector, donor: Detector | None) -> list[str]:
     """Give `model` the settings its stem's weights were trained with; the changes as text."""
     changed = []
     normalisation = donor.spec.normalisation if donor else None
@@ -172,7 +148,7 @@ def _take_settings(model: Detector, donor: Detector | None) -> tuple[str, ...]:
     if donor and donor.backbone_epsilon != model.backbone_epsilon:
         model.set_backbone_epsilon(donor.backbone_epsilon)
         changed.append(f"BatchNorm of the backbone: epsilon {donor.backbone_epsilon:g}")
-    return tuple(changed)
+    return changed
 
 
 def model_payload(model: Detector) -> dict[str, Any]:

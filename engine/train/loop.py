@@ -24,7 +24,7 @@ from engine.train.files import LOSSES, METRICS, announce, csv_text, plot_results
 from engine.train.interrupts import StopRequest, stop_requests
 from engine.train.setup import prepare_run
 from engine.train.state import TrainRun
-from engine.train.step import console_header, train_epoch
+from engine.train.step import CONSOLE_HEADER, train_epoch
 from models.losses.anchor import AnchorLoss
 from utils.config import changed
 from utils.errors import FeatherDetError, TerminatedError, UserError
@@ -117,7 +117,7 @@ def _epoch(run: TrainRun, request: StopRequest, log: Log) -> None:
     started = time.perf_counter()
     run.clock.start()
     if run.world.is_main:
-        warn(console_header())
+        warn(CONSOLE_HEADER)
     validate = not config.noval or state.epoch == config.epochs - 1
     if state.batches < len(run.loader) and not train_epoch(
         run, _batches(run, validate=validate), request

@@ -61,7 +61,7 @@ def model_to_train(
         spec = _model_spec(config, classes=classes)
         model = build_detector(spec, classes=classes, names=train.names)
         if config.weights:
-            say_main(transfer(model, config.weights).text())
+            say_main(transfer(model, config.weights))
         if config.backbone_weights:
             with distributed.main_first():  # which may download
                 source = read_source(config.backbone_weights)
@@ -77,7 +77,19 @@ def model_to_train(
         config = replace(config, imgsz=size)
     model.to(world.device).to(memory_format=torch.channels_last).train()
     if saved is None and (not config.noautoanchor or isinstance(model.spec.anchors, int)):
-        _set_anchors(model, train, config, hyp)
+        head = model.head
+        stride = torch.tensor(head.stride, dtype=torch.float32).view(-1, 1, 1)
+        pixels = (head.anchors.cpu() * stride).reshape(-1, 2).double().numpy()
+        found, text = fit_anchors(
+            box_sizes(train.records, size),
+            None if isinstance(model.spec.anchors, int) else pixels,
+            len(pixels),
+            threshold=hyp.anchor_t,
+            seed=config.seed,
+        )
+        if found is not pixels:
+            head.set_anchors(torch.from_numpy(found.reshape(head.anchors.shape)))
+        say_main(text)
     freeze(model, config.freeze)
     if config.batch_size == -1:
         loss = AnchorLoss(model, hyp, image_size=size)
@@ -108,25 +120,6 @@ def _model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
     fitted = fit(draft, budget, classes=classes)
     say_main(fitted.text(budget))
     return fitted.spec
-
-
-def _set_anchors(
-    model: Detector, train: DataIndex, config: TrainConfig, hyp: Hyperparameters
-) -> None:
-    """AutoAnchor on the training boxes at network size; see engine.train.autoanchor."""
-    head = model.head
-    stride = torch.tensor(head.stride, dtype=torch.float32).view(-1, 1, 1)
-    pixels = (head.anchors.cpu() * stride).reshape(-1, 2).double().numpy()
-    found, text = fit_anchors(
-        box_sizes(train.records, config.imgsz),
-        None if isinstance(model.spec.anchors, int) else pixels,
-        len(pixels),
-        threshold=hyp.anchor_t,
-        seed=config.seed,
-    )
-    if found is not pixels:
-        head.set_anchors(torch.from_numpy(found.reshape(head.anchors.shape)))
-    say_main(text)
 
 
 def autocast_type(config: TrainConfig, device: torch.device) -> torch.dtype | None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.index.dataset import load_dataset_config, load_split
-from data.index.records import DataIndex
 from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
 from engine import distributed
 from engine.checkpoint import detector_of, load_checkpoint
@@ -26,7 +27,6 @@ from utils.environment import run_environment
 from utils.errors import UserError, cause_of
 from utils.files import TEMPORARY, locked, new_run_dir
 from utils.hyp import Hyperparameters, load_hyp
-from utils.seeding import seed_everything
 from utils.terminal import warn_main
 
 
@@ -48,8 +48,21 @@ def prepare_run(
             _lock(folder, locks)
         saved, config, hyp = _resumed(path, config, given)
     check_world(config, world)
-    seed_everything(config.seed)
-    train, val = _load_data(config)
+    random.seed(config.seed)
+    np.random.seed(config.seed)  # noqa: NPY002  third-party code may draw from the global state
+    torch.manual_seed(config.seed)
+    with distributed.main_first():  # rank 0 leaves the cache to the others
+        dataset = load_dataset_config(config.data)
+        train, val = (
+            load_split(dataset, split, single_cls=config.single_cls) for split in ("train", "val")
+        )
+    if train.names != val.names:
+        raise UserError(
+            f"{config.data}: train and val disagree about the classes:"
+            f" {', '.join(train.names)} and {', '.join(val.names)}"
+        )
+    if not train.boxes:
+        raise UserError(f"{config.data}: no training image has a box; nothing can be learned")
     model, config = model_to_train(
         config, hyp, world, train=train, saved=None if saved is None else detector_of(saved, path)
     )
@@ -65,8 +78,9 @@ def prepare_run(
         cache=config.cache,
         pin_memory=world.device.type == "cuda",
     )
-    mosaic_epochs = config.epochs - config.close_mosaic
-    loader = TrainLoader(train, common, hyp, epochs=config.epochs, mosaic_epochs=mosaic_epochs)
+    loader = TrainLoader(
+        train, common, hyp, epochs=config.epochs, mosaic_epochs=config.epochs - config.close_mosaic
+    )
     schedule = Schedule(
         hyp,
         epochs=config.epochs,
@@ -173,23 +187,6 @@ def _resumed(
     if config.epochs < done:
         raise UserError(f"--epochs {config.epochs}: {done} epochs of the run are done already")
     return saved, replace(config, resume=str(path)), hyp
-
-
-def _load_data(config: TrainConfig) -> tuple[DataIndex, DataIndex]:
-    """Both splits; rank 0 reads first and leaves the cache to the others."""
-    with distributed.main_first():
-        dataset = load_dataset_config(config.data)
-        train, val = (
-            load_split(dataset, split, single_cls=config.single_cls) for split in ("train", "val")
-        )
-    if train.names != val.names:
-        raise UserError(
-            f"{config.data}: train and val disagree about the classes:"
-            f" {', '.join(train.names)} and {', '.join(val.names)}"
-        )
-    if not train.boxes:
-        raise UserError(f"{config.data}: no training image has a box; nothing can be learned")
-    return train, val
 
 
 def _restore(
