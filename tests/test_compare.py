@@ -19,9 +19,9 @@ import compare
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.compare import comparison
 from engine.compare import runs as compare_runs
+from engine.compare.plan import state_of
 from engine.compare.record import records_in
-from engine.compare.runs import state_of
-from engine.compare.schema import LatencyAt
+from engine.measure.latency import Latency
 from engine.measure.roofline import PEAK_SIZES, PeakSizes
 from engine.train.config import TrainConfig
 from engine.train.loop import fit
@@ -311,7 +311,7 @@ def test_profile_only_needs_no_data(common, models, tmp_path, monkeypatch, capsy
 
     def out_of_memory(*args, **more):
         measurement, (row, other) = measure(*args, **more)
-        latency = [row.latency[0], LatencyAt(2, "no memory")]
+        latency = [row.latency[0], Latency(2, "no memory")]
         return measurement, [replace(row, latency=latency), other]
 
     monkeypatch.setattr(comparison, "measure", out_of_memory)

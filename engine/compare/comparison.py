@@ -9,12 +9,13 @@ from typing import Any
 
 from engine.compare.config import CompareConfig
 from engine.compare.costs import measure, with_speedup
+from engine.compare.plan import HALF, epochs_done, state_of
 from engine.compare.protocol import comparison_folder, locked_folder
 from engine.compare.report.page import examples, page
 from engine.compare.report.plots import write_plots
 from engine.compare.report.tables import ModelRuns, rows
 from engine.compare.report.text import complete, console, csv_table, markdown
-from engine.compare.runs import HALF, epochs_done, run_all, state_of
+from engine.compare.runs import run_all
 from engine.compare.schema import FAILED, PARTLY, Results
 from engine.compare.setup import Comparison, plan_comparison
 from engine.distributed import select_device

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from engine.compare.plan import ModelEntry
-from engine.compare.schema import (
-    BlockTime,
-    Cost,
-    Energy,
-    LatencyAt,
-    Layer,
-    Measurement,
-    Row,
-    SpeedUp,
-    SpeedUpAt,
-)
+from engine.compare.schema import Cost, Layer, Measurement, Row
 from engine.measure.bench import prepare, sample_images
 from engine.measure.energy import measure_energy
 from engine.measure.latency import FAULTS, Candidate, Latency, LatencyConfig, measure_latency
@@ -31,14 +20,6 @@ from utils.errors import cause_of
 from utils.terminal import warn
 
 ENERGY_SECONDS = 5.0  # of each model
-T = TypeVar("T")
-
-
-def _taken(kind: type[T], source: Any, **more: Any) -> T:
-    """A dataclass by the attributes of `source` that have its fields' names; others in `more`."""
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    values = {name: getattr(source, name) for name in names if hasattr(source, name)}
-    return kind(**{**values, **more})
 
 
 def computed_cost(entry: ModelEntry) -> Cost | None:
@@ -111,7 +92,7 @@ def measure(
         warn(f"the peak of {device} is not measured: {cause_of(error)}")
         peak = None
     measured = [
-        replace(row, latency=[_latency(latencies[row.name, n], n) for n in config.batches])
+        replace(row, latency=[latencies[row.name, n] for n in config.batches])
         if row.name in candidates
         else row
         for row in rows
@@ -132,11 +113,7 @@ def measure(
     return measurement, measured
 
 
-def _latency(found: Latency | str, batch: int) -> LatencyAt:
-    return LatencyAt(batch, found) if isinstance(found, str) else _taken(LatencyAt, found)
-
-
-def common_batch(latencies: Sequence[Sequence[LatencyAt]]) -> int | None:
+def common_batch(latencies: Sequence[Sequence[Latency]]) -> int | None:
     """The largest batch size that all models run at, except those that run at none."""
     working = [{at.batch for at in latency if at.cause is None} for latency in latencies]
     able = [batches for batches in working if batches]
@@ -153,7 +130,9 @@ def _with_details(
         assert isinstance(model, Detector)
         if peak is not None:
             timed = roofline(model, sample_images(1, item.image_size, device, like=model), peak)
-            blocks = [_taken(BlockTime, one, rows=list(one.rows)) for one in by_block(timed)]
+            blocks = [
+                {**vars(one), "rows": list(one.rows), "bound": one.bound} for one in by_block(timed)
+            ]
             layers = [
                 replace(layer, predicted=time.predicted, measured=time.measured, bound=time.bound)
                 for layer, time in zip(row.cost.layers, timed, strict=True)
@@ -168,8 +147,7 @@ def _with_details(
                     device=device,
                     seconds=ENERGY_SECONDS,
                 )
-            if energy is not None:
-                row = replace(row, energy=_taken(Energy, energy, batch=batch))
+            row = replace(row, energy=energy)
     except FAULTS as error:
         notes = [*row.model.notes, f"not measured: {cause_of(error)}"]
         return replace(row, model=replace(row.model, notes=notes))
@@ -191,8 +169,9 @@ def with_speedup(table: Sequence[Row], baseline: str) -> list[Row]:
         speedup = None
         if row is not base and row.cost is not None:
             latency = [
-                SpeedUpAt(at.batch, factor(times.get(at.batch), at.p50_ms)) for at in row.latency
+                {"batch": at.batch, "factor": factor(times.get(at.batch), at.p50_ms)}
+                for at in row.latency
             ]
-            speedup = SpeedUp(factor(base.cost.flops, row.cost.flops), latency)
+            speedup = {"flops": factor(base.cost.flops, row.cost.flops), "latency": latency}
         result.append(replace(row, speedup=speedup))
     return result

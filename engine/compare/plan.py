@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from engine.checkpoint import load_detector
+from engine.checkpoint import load_checkpoint, load_detector
 from engine.compare.config import TRAIN, CompareConfig
 from engine.compare.protocol import Protocol, Splits, of_a_run
 from engine.compare.record import ID_LENGTH, model_id, run_id
@@ -23,6 +23,7 @@ from models.yaml.parser import load_draft
 from utils.errors import UserError
 from utils.files import ROOT
 
+NEW, HALF, TRAINED = "to do", "half done", "trained, to be evaluated"
 TRAINING_PASSES = 3  # a step costs about three forwards: one, and twice as much backwards
 
 
@@ -181,3 +182,24 @@ def run_flags(config: CompareConfig, model: ModelEntry, seed: int) -> list[str]:
         if getattr(config, name) != getattr(defaults, name):
             flags += [f"--{name}", str(getattr(config, name))]
     return flags
+
+
+def state_of(folder: Path) -> str:
+    """NEW, HALF (last.pt has a state to resume) or TRAINED, by a run's folder.
+
+    A damaged last.pt is NEW: the run begins again.
+    """
+    try:
+        saved = load_checkpoint(folder / "weights" / "last.pt")
+    except UserError:
+        return NEW
+    return TRAINED if saved.get("train_state") is None else HALF
+
+
+def epochs_done(folder: Path) -> int:
+    """Complete epochs, by the lines of results.csv in a run's folder."""
+    try:
+        text = (folder / "results.csv").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return max(len(text.splitlines()) - 1, 0)

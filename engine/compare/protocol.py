@@ -31,6 +31,8 @@ VERSIONS = "versions"
 NOT_LOCKED = ("device", "commit")  # of the environment; the device has a field of its own
 SHOWN = 6  # differences in a message
 Protocol = dict[str, Any]
+# {'protocol': ..., 'models': `record.model_id` by row; '' of one that could not be built: any}
+Lock = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -146,14 +148,6 @@ def require_equal(protocols: Mapping[str, Protocol]) -> Protocol:
     return of_a_run(protocol)
 
 
-@dataclass(frozen=True)
-class Lock:
-    """What a comparison's folder is locked to: the protocol, and its rows' models by name."""
-
-    protocol: Protocol
-    models: dict[str, str]  # `record.model_id` of each; '' of one that could not be built: any
-
-
 def read_lock(folder: Path) -> Lock | None:
     """What a comparison's folder is locked to; None without a lock. UserError for another file."""
     path = folder / FILE
@@ -162,7 +156,7 @@ def read_lock(folder: Path) -> Lock | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         set(content["protocol"].get(SEEDS) or ())  # to be compared
-        return Lock(dict(content["protocol"]), dict(content["models"]))
+        return {"protocol": content["protocol"], "models": dict(content["models"])}
     except Exception as error:
         raise UserError(f"{path}: not a protocol: {error}") from error
 
@@ -172,14 +166,14 @@ def conflict(present: Lock, wanted: Lock) -> list[str]:
 
     More seeds and more rows are no conflict; fewer would leave finished runs out of the table.
     """
-    differing = protocol_differences(present.protocol, wanted.protocol)
-    before, after = (lock.protocol.get(SEEDS) or [] for lock in (present, wanted))
+    differing = protocol_differences(present["protocol"], wanted["protocol"])
+    before, after = (lock["protocol"].get(SEEDS) or [] for lock in (present, wanted))
     if not set(before) <= set(after):
         differing.append(f"{SEEDS}: {before} and {after}")
-    for name, model in present.models.items():
-        if name not in wanted.models:
+    for name, model in present["models"].items():
+        if name not in wanted["models"]:
             differing.append(f"row {name}: only the folder has it")
-        elif model and wanted.models[name] and wanted.models[name] != model:
+        elif model and wanted["models"][name] not in {"", model}:
             differing.append(f"row {name}: another model of that name")
     return differing
 
@@ -193,10 +187,9 @@ def locked_folder(config: CompareConfig, lock: Lock) -> Iterator[Path]:
         with locked(folder):
             present = read_lock(folder)  # again: another process may have been quicker
             if present is None or not conflict(present, lock):
-                known = {} if present is None else present.models  # some cannot be built now
-                models = {name: own or known.get(name, "") for name, own in lock.models.items()}
-                plain = {"protocol": lock.protocol, "models": models}
-                write_text(folder / FILE, json.dumps(plain, indent=2) + "\n")
+                known = {} if present is None else present["models"]  # some cannot be built now
+                models = {name: own or known.get(name, "") for name, own in lock["models"].items()}
+                write_text(folder / FILE, json.dumps({**lock, "models": models}, indent=2) + "\n")
                 yield folder
                 return
 

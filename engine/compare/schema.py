@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from engine.compare.bootstrap import Difference
 from engine.compare.error_split import ErrorSplit
+from engine.measure.energy import Energy
+from engine.measure.latency import Latency
 from utils.terminal import printable
 
 FORMAT = "featherdet-compare-1"
@@ -134,63 +136,6 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class LatencyAt:
-    """Measured at one batch size; the numbers are None where it failed."""
-
-    batch: int
-    cause: str | None = None  # of a failure
-    p50_ms: float | None = None  # of one image
-    p90_ms: float | None = None
-    least_ms: float | None = None
-    images_per_second: float | None = None
-    gflops_per_second: float | None = None
-    memory_bytes: int | None = None
-    memory_source: str | None = None
-
-
-@dataclass(frozen=True)
-class BlockTime:
-    """All rows of one kind of block at batch 1: why fewer FLOPs were not faster."""
-
-    block: str
-    rows: list[int]
-    flops: int
-    bytes: int
-    kernels: int
-    predicted: float  # seconds
-    compute_bound: float  # the part of `predicted` in compute-bound kernels
-    launch: float  # to start the kernels at all
-    measured: float
-    bound: str
-
-
-@dataclass(frozen=True)
-class Energy:
-    """By the device's own counter."""
-
-    joules_per_image: float
-    watts: float
-    batch: int
-    source: str
-
-
-@dataclass(frozen=True)
-class SpeedUpAt:
-    """Measured at one batch size; None where one of the two failed."""
-
-    batch: int
-    factor: float | None
-
-
-@dataclass(frozen=True)
-class SpeedUp:
-    """The baseline's cost divided by the row's own: above 1 where the row is faster."""
-
-    flops: float | None  # computed from FLOPs; None: a row without any
-    latency: list[SpeedUpAt]  # by the p50, one for each of Row.latency
-
-
-@dataclass(frozen=True)
 class Row:
     """One model of the table."""
 
@@ -206,10 +151,14 @@ class Row:
     difference: dict[str, Difference] | None = None  # keys AP, AP50, AP75; None for the baseline
     errors: ErrorSplit | None = None  # mean over seeds
     training: Training | None = None
-    latency: list[LatencyAt] = field(default_factory=list)  # for each of measurement.batches
-    blocks: list[BlockTime] | None = None  # longest measured first
+    latency: list[Latency] = field(default_factory=list)  # for each of measurement.batches
+    # roofline.Times of each kind of block at batch 1, with `bound`; longest measured first
+    blocks: list[dict[str, Any]] | None = None
     energy: Energy | None = None
-    speedup: SpeedUp | None = None  # None for the baseline, and where either has no model
+    # The baseline's cost divided by the row's own: 'flops', None for a row without any, and
+    # 'latency', by the p50: 'batch' and 'factor', None where one of the two failed, for each of
+    # Row.latency.  None for the baseline, and where either has no model.
+    speedup: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

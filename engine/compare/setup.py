@@ -58,7 +58,8 @@ class Comparison:
     @property
     def lock(self) -> Lock:
         """What its folder is locked to."""
-        return Lock(self.protocol, {model.name: model.model_id for model in self.models})
+        models = {model.name: model.model_id for model in self.models}
+        return {"protocol": self.protocol, "models": models}
 
     def run_folder(self, run: RunPlan) -> Path:
         """What train.py writes to."""

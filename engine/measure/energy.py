@@ -28,10 +28,11 @@ MICRO, MILLI = 1e-6, 1e-3
 
 @dataclass(frozen=True)
 class Energy:
-    """What running a model took."""
+    """What running a model took, by the device's own counter."""
 
     joules_per_image: float
     watts: float  # mean
+    batch: int
     source: str
 
 
@@ -124,4 +125,4 @@ def measure_energy(
     joules = meter.joules() - before
     if not joules > 0:
         return None
-    return Energy(joules / (steps * images), joules / (now - begun), meter.source)
+    return Energy(joules / (steps * images), joules / (now - begun), images, meter.source)

@@ -53,52 +53,37 @@ class LatencyConfig:
 
 @dataclass(frozen=True)
 class Latency:
-    """One model at one batch size; `durations` are the seconds of each forward pass of a batch."""
+    """One model at one batch size; the numbers are None where it failed."""
 
     batch: int
-    durations: Sequence[float]
-    flops: int  # of one image, 2 * MACs
-    memory_bytes: int  # weights, images and peak activations
-    memory_source: str  # MEASURED or MODELLED
+    cause: str | None = None  # of a failure
+    p50_ms: float | None = None  # of one image
+    p90_ms: float | None = None
+    least_ms: float | None = None  # of the fastest pass, which a busy machine affects least
+    images_per_second: float | None = None  # by the median
+    # computation efficiency, GFLOPs times images/s (VoVNet, arXiv:1904.09730, section 4.1)
+    gflops_per_second: float | None = None
+    memory_bytes: int | None = None  # weights, images and peak activations
+    memory_source: str | None = None  # MEASURED or MODELLED
 
-    def percentile(self, percentage: float) -> float:
-        """Milliseconds of one image, which so many of a hundred forward passes stay under."""
-        return float(np.percentile(self.durations, percentage)) * 1000 / self.batch
-
-    @property
-    def p50_ms(self) -> float:
-        return self.percentile(50)
-
-    @property
-    def p90_ms(self) -> float:
-        return self.percentile(90)
-
-    @property
-    def least_ms(self) -> float:
-        """The fastest pass, which a busy machine affects least."""
-        return self.percentile(0)
-
-    @property
-    def images_per_second(self) -> float:
-        """By the median."""
-        return 1000 / self.p50_ms
-
-    @property
-    def gflops_per_second(self) -> float:
-        """Computation efficiency, GFLOPs times images/s (VoVNet, arXiv:1904.09730, section 4.1)."""
-        return self.flops * self.images_per_second / 1e9
+    @staticmethod
+    def of(batch: int, durations: Sequence[float], flops: int, *memory: Any) -> Latency:
+        """By the seconds of each forward pass of a batch, and the FLOPs of one image."""
+        p50, p90, least = map(float, np.percentile(durations, (50, 90, 0)) * 1000 / batch)
+        rate = 1000 / p50
+        return Latency(batch, None, p50, p90, least, rate, flops * rate / 1e9, *memory)
 
 
 @torch.inference_mode()
 def measure_latency(
     candidates: Sequence[Candidate], config: LatencyConfig, *, device: torch.device
-) -> tuple[dict[tuple[str, int], Latency | str], dict[str, Any]]:
+) -> tuple[dict[tuple[str, int], Latency], dict[str, Any]]:
     """Time all candidates on `device`, interleaved, at each batch size.
 
-    Returns the latency by name and batch size, or the cause why a candidate could not run there
-    (out of memory, say), which does not end the rest; and the settings, as plain values for JSON.
+    Returns the latency by name and batch size, and the settings, as plain values for JSON.  A
+    candidate that cannot run there (out of memory, say) does not end the rest.
     """
-    results: dict[tuple[str, int], Latency | str] = {}
+    results: dict[tuple[str, int], Latency] = {}
     runs = [_Run(item, device) for item in candidates]
     for batch in config.batches:
         for run in runs:
@@ -128,29 +113,31 @@ class _Run:
         self.candidate = candidate
         self.cause = ""
         self.durations: Sequence[float] = ()
+        self._batch = 0
         self._device = device
         self._model: Any = None
         self._images = torch.empty(0)
 
     def start(self, batch: int, warm_up: int) -> None:
         """Prepare the model, make the images and warm up: allocators and libraries settle."""
-        self.cause, self.durations = "", ()
-        self._attempt(lambda: self._prepare(batch))
+        self.cause, self.durations, self._batch = "", (), batch
+        self._attempt(self._prepare)
         for _ in range(warm_up):
             self()
 
-    def _prepare(self, batch: int) -> None:
+    def _prepare(self) -> None:
         size, device = self.candidate.image_size, self._device
         self._model = self._model or prepare(self.candidate.model, device)
-        self._images = sample_images(batch, size, device, like=self._model)
+        self._images = sample_images(self._batch, size, device, like=self._model)
 
     def __call__(self) -> None:
         self._attempt(lambda: self._model(self._images))
 
-    def result(self) -> Latency | str:
-        """The latency, or the cause of a failure."""
+    def result(self) -> Latency:
         cost = self._attempt(self._cost)
-        return self.cause if cost is None else Latency(len(self._images), self.durations, *cost)
+        if cost is None:
+            return Latency(self._batch, self.cause)
+        return Latency.of(self._batch, self.durations, *cost)
 
     def _attempt(self, step: Callable[[], T]) -> T | None:
         """What `step` returns, None for a failure, which leaves its memory to the other models."""

@@ -31,11 +31,7 @@ COMPUTED = (
     ("activation_bytes", "Activations", "activations MB", "Peak memory", "MB", ".1f"),
     ("intensity", "Intensity", "FLOP/B", "Arithmetic intensity", "FLOP/B", ".1f"),
 )
-SECTION = (
-    ("params", "params", "", "", "M", ".3f"),
-    ("macs", "MACs", "", "", "G", ".3f"),
-    ("flops", "FLOPs", "", "", "G", ".3f"),
-)
+SECTION = (("params", "params", "", "", "M", ".3f"), *COMPUTED[1:3])
 GUIDELINES = (
     ("unequal_widths", "G1 widths", "", "G1: access by unequal widths, 1 is best", "", ".3f"),
     ("groups", "G2 groups", "", "G2: access by group convolutions, 1 is best", "", ".3f"),
@@ -136,7 +132,7 @@ def columns_of(results: Plain) -> list[Column]:
     found = [*_accuracy(rows), *_columns("Computed cost", "cost", "", COMPUTED)]
     for part in ("backbone", "neck", "head"):
         some = _columns("Cost by section", f"cost.{part}", f"{part} ", SECTION)
-        found += [replace(column, label=f"{part} {column.label}") for column in some]
+        found += [replace(column, label=f"{part} {column.label}", head="") for column in some]
     found += _columns("Guidelines G1 to G4", "cost", "", GUIDELINES)
     if measurement and measurement["batches"]:
         found += _measured(rows, measurement["batches"])

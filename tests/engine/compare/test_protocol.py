@@ -12,7 +12,6 @@ import torch
 from engine.compare import protocol as compare_protocol
 from engine.compare.config import EVALUATE, PROFILE, TABLE, TRAIN, CompareConfig
 from engine.compare.protocol import (
-    Lock,
     comparison_folder,
     conflict,
     differences,
@@ -51,8 +50,15 @@ def changed(**fields):
     return result
 
 
-LOCK = Lock(PROTOCOL, MODELS)
-LARGER, LONGER = Lock(changed(image_size=96), MODELS), Lock(changed(training__epochs=9), MODELS)
+def lock_of(protocol, models):
+    return {"protocol": protocol, "models": models}
+
+
+LOCK = lock_of(PROTOCOL, MODELS)
+LARGER, LONGER = (
+    lock_of(changed(image_size=96), MODELS),
+    lock_of(changed(training__epochs=9), MODELS),
+)
 
 
 def parsed(*words):
@@ -90,7 +96,7 @@ def test_versions_that_older_records_do_not_state_are_no_difference():
     new = changed(versions={"torch": "2", "numpy": "1", "opencv": "5", "tf32": "off"})
     assert require_equal({"old": old, "new": {**new, "seeds": [7]}}) == of_a_run(new)
     assert "seeds" not in of_a_run(new)
-    assert conflict(Lock(new, MODELS), Lock(old, MODELS)) == []
+    assert conflict(lock_of(new, MODELS), lock_of(old, MODELS)) == []
     other = changed(versions={"torch": "2", "numpy": "1", "opencv": "4", "tf32": "off"})
     with pytest.raises(UserError, match=r"versions.opencv: 5 and 4"):
         require_equal({"old": old, "new": new, "other": other})
@@ -125,14 +131,14 @@ def test_the_protocol_has_the_libraries_and_settings_of_cuda(monkeypatch):
     ],
 )
 def test_a_folder_is_continued_by_the_same_or_a_larger_comparison(protocol, models, reasons):
-    assert conflict(LOCK, Lock(protocol, models)) == reasons
+    assert conflict(LOCK, lock_of(protocol, models)) == reasons
 
 
 def test_a_model_that_could_not_be_built_may_be_repaired(tmp_path):
     """And one that is broken for a while is still held to what it was."""
     for two in ("", "bb", "", "bb", "", "xx"):
         folder = "exp2" if two == "xx" else "exp"
-        assert claim(tmp_path, Lock(PROTOCOL, {**MODELS, "two": two})) == tmp_path / folder
+        assert claim(tmp_path, lock_of(PROTOCOL, {**MODELS, "two": two})) == tmp_path / folder
 
 
 def test_the_same_comparison_finds_its_folder_again(tmp_path, capsys):
@@ -153,7 +159,7 @@ def test_the_same_comparison_finds_its_folder_again(tmp_path, capsys):
 
 
 def test_what_a_lock_says_is_not_obeyed_by_the_terminal(tmp_path, capsys):
-    claim(tmp_path, Lock(changed(kind="a\x1b[2J\nb"), {"c\x1b[2J\nd": "aa"}))
+    claim(tmp_path, lock_of(changed(kind="a\x1b[2J\nb"), {"c\x1b[2J\nd": "aa"}))
     assert claim(tmp_path, LOCK) == tmp_path / "exp2"
     (line,) = capsys.readouterr().err.splitlines()
     assert "kind: a [2J b and train; row c [2J d: only the folder has it" in line

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.compare.evaluation import read_curves
 from engine.compare.record import (
     Record,
     model_id,
@@ -19,6 +18,7 @@ from engine.compare.record import (
     run_id,
     save_record,
 )
+from engine.compare.runs import read_curves
 from engine.compare.schema import Model
 from engine.evaluate.coco import coco_metrics
 from engine.evaluate.matching import BoxTable, coco_order

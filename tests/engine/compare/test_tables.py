@@ -26,17 +26,14 @@ from engine.compare.schema import (
     FAILED,
     PARTLY,
     PROFILED,
-    LatencyAt,
     Results,
     Run,
-    SpeedUp,
-    SpeedUpAt,
     Spread,
     construct,
 )
 from engine.evaluate.coco import coco_metrics
 from engine.evaluate.matching import BoxTable
-from engine.measure.latency import LatencyConfig
+from engine.measure.latency import Latency, LatencyConfig
 from engine.measure.roofline import PEAK_SIZES, PeakSizes
 from engine.train.config import TrainConfig
 from tests.engine.compare.test_bootstrap import known
@@ -176,7 +173,7 @@ def test_spread_by_hand():
     [([{1, 32}, {1, 32}], 32), ([{1, 32}, {1}, set()], 1), ([set()], None), ([{1}, {32}], None)],
 )
 def test_energy_is_of_one_batch_that_all_run_at(working, batch):
-    sizes = [[LatencyAt(n, None if n in able else "x") for n in (1, 32)] for able in working]
+    sizes = [[Latency(n, None if n in able else "x") for n in (1, 32)] for able in working]
     assert common_batch(sizes) == batch
 
 
@@ -294,7 +291,7 @@ def test_models_are_measured_side_by_side(tiny_model, measured, tmp_path):
     small, large = made
     assert small.latency[0].memory_bytes < large.latency[0].memory_bytes  # not of the clock
     total = sum(layer.measured for layer in small.cost.layers)
-    assert sum(block.measured for block in small.blocks) == pytest.approx(total)
+    assert sum(block["measured"] for block in small.blocks) == pytest.approx(total)
     plain = json.loads(json.dumps(asdict(results_of(made, small.name, measurement))))
     assert asdict(construct(Results, plain)) == plain
     if small.energy is None:
@@ -320,11 +317,12 @@ def promised(sample):
 
 
 def test_speedups_by_hand(promised):
-    both = SpeedUp(3.0, [SpeedUpAt(1, 1.2), SpeedUpAt(32, None)])
-    assert [row.speedup for row in promised.rows] == [None, both, None, SpeedUp(None, [])]
+    at = [{"batch": 1, "factor": 1.2}, {"batch": 32, "factor": None}]
+    found, empty = {"flops": 3.0, "latency": at}, {"flops": None, "latency": []}
+    assert [row.speedup for row in promised.rows] == [None, found, None, empty]
     turned = with_speedup(promised.rows[:2], "other")
-    assert turned[0].speedup.flops == pytest.approx(1 / 3)
-    assert turned[0].speedup.latency[0].factor == pytest.approx(10 / 12)
+    assert turned[0].speedup["flops"] == pytest.approx(1 / 3)
+    assert turned[0].speedup["latency"][0]["factor"] == pytest.approx(10 / 12)
 
 
 def test_the_speedup_is_in_both_tables(promised):

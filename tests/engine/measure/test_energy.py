@@ -151,4 +151,4 @@ def test_joules_per_image(monkeypatch, watts, step, seconds, steps, reads):
     if not watts:
         assert found is None
         return
-    assert found == Energy(watts * step / 4, watts, "fake")
+    assert found == Energy(watts * step / 4, watts, 4, "fake")
