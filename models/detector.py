@@ -23,6 +23,9 @@ class RowGraph(nn.Module):
     A map is kept only until the last row that reads it has run.
     """
 
+    mean: Tensor | None
+    std: Tensor | None
+
     def __init__(self, spec: GraphSpec, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.model = nn.ModuleList(layers)  # named so for YOLOv5's keys: model.<row>.<part>
@@ -36,6 +39,10 @@ class RowGraph(nn.Module):
             tuple(source for source in set(layer.sources) if last_read[source] == index)
             for index, layer in enumerate(spec.layers)
         ]
+        self.register_buffer("mean", None, persistent=False)  # the spec keeps them
+        self.register_buffer("std", None, persistent=False)
+        if spec.normalisation is not None:
+            self.set_normalisation(*spec.normalisation)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -55,8 +62,10 @@ class RowGraph(nn.Module):
 
     def _run(self, images: Tensor, kept: dict[int, Tensor]) -> Any:
         """Run all rows; maps of the rows in `kept` are put there."""
-        outputs: dict[int, Any] = {IMAGE: self._normalised(images)}
         result: Any = images
+        if self.mean is not None and self.std is not None:
+            result = (images - self.mean) / self.std
+        outputs: dict[int, Any] = {IMAGE: result}
         for index, (layer, spec) in enumerate(zip(self.model, self.spec.layers, strict=True)):
             inputs = [outputs[source] for source in spec.sources]
             result = layer(inputs if self._reads_list[index] else inputs[0])
@@ -67,8 +76,13 @@ class RowGraph(nn.Module):
                 del outputs[source]
         return result
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        return images
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Normalise images by these from now on, per channel; the spec records it."""
+        self.spec = replace(self.spec, normalisation=(tuple(mean), tuple(std)))
+        like = next(self.parameters())
+        for name, values in (("mean", mean), ("std", std)):
+            tensor = torch.tensor(values, dtype=like.dtype, device=like.device)
+            setattr(self, name, tensor.view(1, -1, 1, 1))
 
     def fuse(self: G) -> G:
         """Fold every BatchNorm into its convolution, in place; for inference only."""
@@ -84,18 +98,12 @@ class Detector(RowGraph):
     """
 
     spec: ModelSpec
-    mean: Tensor | None
-    std: Tensor | None
 
     def __init__(
         self, spec: ModelSpec, layers: Sequence[nn.Module], *, names: Sequence[str]
     ) -> None:
         super().__init__(spec, layers)
         self.names = tuple(names)
-        self.register_buffer("mean", None, persistent=False)  # the spec keeps them
-        self.register_buffer("std", None, persistent=False)
-        if spec.normalisation is not None:
-            self.set_normalisation(*spec.normalisation)
 
     @property
     def head(self) -> Detect:
@@ -119,14 +127,6 @@ class Detector(RowGraph):
         """Epsilon of the BN of the backbone's first row."""
         return (self.spec.layers[0].norm or (BN_EPS, BN_MOMENTUM))[0]
 
-    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Normalise images by these from now on, per channel; the spec records it."""
-        self.spec = replace(self.spec, normalisation=(tuple(mean), tuple(std)))
-        like = next(self.parameters())
-        for name, values in (("mean", mean), ("std", std)):
-            tensor = torch.tensor(values, dtype=like.dtype, device=like.device)
-            setattr(self, name, tensor.view(1, -1, 1, 1))
-
     def set_backbone_epsilon(self, epsilon: float) -> None:
         """Give all BN of the backbone this epsilon, in the modules and in the spec."""
         layers = list(self.spec.layers)
@@ -146,8 +146,3 @@ class Detector(RowGraph):
         self.half()
         self.head.anchors = anchors
         return self
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        if self.mean is None or self.std is None:
-            return images
-        return (images - self.mean) / self.std

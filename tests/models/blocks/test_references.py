@@ -15,9 +15,9 @@ import torchvision
 from torch import Tensor, nn
 
 from models.blocks.conv import SE
+from models.blocks.csp import ResidualBasic, ResidualBottleneck
 from models.blocks.dense import OSA, DenseLayer, PeleeStage
 from models.blocks.ghost import DFC
-from models.blocks.residual import ResidualBasic, ResidualBottleneck
 from models.blocks.shuffle import ShuffleUnit
 from models.builder import build_classifier
 from models.profile.cost import count, parameters
