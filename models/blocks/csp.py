@@ -122,19 +122,23 @@ class SPP(Block):
 
 
 @register
-class SPPF(SPP):
+class SPPF(Block):
     """SPP with three equal max-pools one after another: the same values as SPP(5, 9, 13) for 5.
 
     (B, c_in, H, W) -> (B, c_out, H, W).  After arXiv:1406.4729.
     """
 
     def __init__(self, c_in: int, c_out: Positive, kernel: Odd = 5) -> None:
-        super().__init__(c_in, c_out, (kernel,) * 3)
+        super().__init__(c_out)
+        hidden = hidden_width(c_in, 0.5)
+        self.cv1 = Conv(c_in, hidden, 1)
+        self.cv2 = Conv(4 * hidden, c_out, 1)
+        self.m = nn.MaxPool2d(kernel, 1, kernel // 2)  # one module, as in genuine checkpoints
 
     def forward(self, x: Tensor) -> Tensor:
         maps = [self.cv1(x)]
-        for pool in self.m:
-            maps.append(pool(maps[-1]))
+        for _ in range(3):
+            maps.append(self.m(maps[-1]))
         return self.cv2(torch.cat(maps, 1))
 
 
