@@ -29,7 +29,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real data sets and weights that lie beside the project and are not part of it."""
+    """Real data sets and weights that lie next to the project and are not part of it."""
     folder = ROOT.parent / "shared"
     if not (folder / "datasets").is_dir():
         pytest.skip("../shared (real data sets, genuine weights) is not on this machine")

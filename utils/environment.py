@@ -47,8 +47,7 @@ def run_environment(device: torch.device) -> dict[str, str | None]:
 def keep_freed_memory() -> None:
     """From now on freed memory serves the next tensors of this process, with glibc.
 
-    Its default gives large tensors back to the system at once, and each new one is paged in again:
-    a good part of a CPU's time in val.py.  The peak of the memory grows by about a fifth.
+    Its default gives large tensors back to the system at once, and each new one is paged in again.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

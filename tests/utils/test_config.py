@@ -1,4 +1,4 @@
-"""Dataclasses as command lines, and the small utilities beside them."""
+"""Dataclasses as command lines, and small utilities."""
 
 from __future__ import annotations
 
