@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -20,15 +20,20 @@ TEMPORARY = ".*.tmp"  # what a killed process leaves of a file it was writing
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file atomically: no reader, kill or power cut ever leaves half of it.
+    """`write_file` of this content."""
+    write_file(path, lambda file: file.write(content))
+
+
+def write_file(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Write a file by `fill`, atomically: no reader, kill or power cut ever leaves half of it.
 
     UserError names the file when writing fails; the previous one then stays as it was.
     """
     # a name of its own: two processes that write the same file do not mix
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
+        with temporary.open("x+b") as file:
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import re
@@ -41,6 +42,7 @@ _PLAIN = {"JPEG": {"L", "RGB"}, "PNG": {"L", "RGB", "RGBA"}}  # modes cv2 reads 
 _EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 _ORIENTATION = 0x0112
 _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # for cv2, by orientation; 5 to 8 after transposing
+_TRANSPOSED = {5, 6, 7, 8}
 _BITS_PER_SAMPLE = 258
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _REDUCED = {size: getattr(cv2, f"IMREAD_REDUCED_COLOR_{size}") for size in (2, 4, 8)}
@@ -106,12 +108,34 @@ def decode_image(data: bytes, *, reduce: int = 1) -> np.ndarray:
         if _has_16_bits(data, kind, header):
             return _upright(_read_16_bits(data), data, kind, header)
         if header.mode in _PLAIN.get(kind, ()) and "transparency" not in header.info:
-            return _upright(_read_plain(data, kind, header, reduce), data, kind, header)
+            reduced = kind == "JPEG" and reduce > 1
+            flags = _REDUCED[reduce] if reduced else cv2.IMREAD_COLOR_RGB
+            image = _read_plain(data, kind, header, flags)
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if reduced else image
+            return _upright(image, data, kind, header)
         return _read_by_pillow(header)
     except ImageError:
         raise
     except Exception as error:
         raise ImageError(f"corrupt {kind} data: {getattr(error, 'err', error)}") from error
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Height and width of `decode_image(data)`, with its errors.
+
+    Of a plain JPEG all bits are read, since only they tell whether it is whole, but few pixels are
+    computed.
+    """
+    with contextlib.suppress(Exception):  # decode_image names the cause
+        header = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+        width, height = header.size
+        if width * height <= MAX_PIXELS and header.mode in _PLAIN["JPEG"]:
+            small = _read_plain(data, "JPEG", header, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+            if small.shape == (-(-height // 8), -(-width // 8)):
+                turned = _orientation(data, "JPEG", header) in _TRANSPOSED
+                return (width, height) if turned else (height, width)
+    height, width = decode_image(data).shape[:2]
+    return height, width
 
 
 def _not_an_image(data: bytes) -> str:
@@ -143,18 +167,16 @@ def _read_16_bits(data: bytes) -> np.ndarray:
     return np.ascontiguousarray(image[..., 2::-1])
 
 
-def _read_plain(data: bytes, kind: str, header: ImageFile, reduce: int) -> np.ndarray:
+def _read_plain(data: bytes, kind: str, header: ImageFile, flags: int) -> np.ndarray:
     # Older OpenCV fills what is missing with grey. Pillow's parser has stopped at the first pixels,
     # so that a thumbnail's end in the header does not count.
     start = header.fp.tell() if header.fp else 0
     if data.rfind(_END_MARKERS[kind], start) < 0:
         raise ImageError(f"{kind} data is truncated (no end marker)")
-    reduced = kind == "JPEG" and reduce > 1
-    flags = _REDUCED[reduce] if reduced else cv2.IMREAD_COLOR_RGB
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise ImageError(f"corrupt {kind} data")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if reduced else image
+    return image
 
 
 def _read_by_pillow(header: ImageFile) -> np.ndarray:
@@ -167,14 +189,18 @@ def _read_by_pillow(header: ImageFile) -> np.ndarray:
 
 
 def _upright(image: np.ndarray, data: bytes, kind: str, header: ImageFile) -> np.ndarray:
-    """Undo the camera's orientation (Exif 2.3, tag 0x0112), where it can be read."""
-    late = kind == "PNG" and b"eXIf" in data  # this chunk may follow the pixels
-    if kind == "TIFF" or not (late or _EXIF_KEYS & header.info.keys()):
-        return image  # OpenCV has applied the tag of a TIFF itself
-    try:
-        orientation = header.getexif().get(_ORIENTATION, 1)
-    except Exception:
-        return image
-    if orientation in {5, 6, 7, 8}:
+    orientation = _orientation(data, kind, header)
+    if orientation in _TRANSPOSED:
         image = cv2.transpose(image)
     return cv2.flip(image, _FLIPS[orientation]) if orientation in _FLIPS else image
+
+
+def _orientation(data: bytes, kind: str, header: ImageFile) -> Any:
+    """The camera's (Exif 2.3, tag 0x0112) that is yet to be undone; 1 where it cannot be read."""
+    late = kind == "PNG" and b"eXIf" in data  # this chunk may follow the pixels
+    if kind == "TIFF" or not (late or _EXIF_KEYS & header.info.keys()):
+        return 1  # OpenCV has applied the tag of a TIFF itself
+    try:
+        return header.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1

@@ -1,7 +1,8 @@
 """The results of a scan, kept for the next start: arrays and JSON in one file, never code.
 
-Everything is keyed by content: labels by a hash of the label files' bytes, an image by its size,
-time and the hash of its two ends. A file that is not complete, for whatever reason, is replaced.
+A file whose size and times (of writing and of any change) are as before is not opened. Else labels
+are keyed by a hash of their bytes, an image by its size, time and a hash of its two ends. A cache
+that is not complete, for whatever reason, is replaced.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from data.index.records import Entry, ImageCheck, Labels, Parsed, Problem
+from data.index.columns import Entries, ImageChecks, Texts
+from data.index.records import Labels, Parsed, Problem
 from utils.errors import UserError
-from utils.files import write_bytes
+from utils.files import write_file
 from utils.images import cause_of
 from utils.terminal import warn_main
 
-FORMAT = "featherdet-scan-3"  # a file of another format is replaced
+FORMAT = "featherdet-scan-4"  # a file of another format is replaced
 SUFFIX = ".scan"  # a digest of the rest, then an .npz
 _DIGEST = 32  # bytes
+_TEXTS = ("paths", "ids", "label_files")  # of Entries
 
 
 def cache_file(name: str, key: str) -> Path:
@@ -39,48 +40,65 @@ def cache_file(name: str, key: str) -> Path:
     return folder / "featherdet" / f"{name}-{digest}{SUFFIX}"
 
 
-def load_cache(file: Path) -> tuple[Parsed | None, dict[str, ImageCheck]]:
-    """Labels, and checks by path. A missing file is empty; so is a bad one, with a warning."""
+def load_cache(file: Path) -> tuple[Parsed | None, ImageChecks]:
+    """Labels and checks. A missing file has none; nor has a bad one, with a warning."""
     if not os.path.isfile(file):  # noqa: PTH113  Path.is_file raises without permission
-        return None, {}
+        return None, ImageChecks.of(np.zeros((0, 3), np.int64))
     try:
-        return _unpack(file.read_bytes())
+        with file.open("rb") as stream:
+            return _unpack(stream)
     except Exception as error:
         cause = cause_of(file, error)
         warn_main(f"warning: {file}: not a usable scan cache ({cause}); it is replaced")
-        return None, {}
+        return None, ImageChecks.of(np.zeros((0, 3), np.int64))
 
 
-def _unpack(content: bytes) -> tuple[Parsed, dict[str, ImageCheck]]:
-    if content[:_DIGEST] != _digest(content[_DIGEST:]):
+def _unpack(stream: IO[bytes]) -> tuple[Parsed, ImageChecks]:
+    if stream.read(_DIGEST) != _digest_of_rest(stream):
         raise ValueError("damaged, or of another version")
-    with np.load(BytesIO(content[_DIGEST:]), allow_pickle=False) as columns:
+    stream.seek(_DIGEST)
+    with np.load(stream, allow_pickle=False) as columns:
         arrays = dict(columns)
     texts = json.loads(arrays.pop("texts").tobytes())
+
+    def part(name: str) -> dict[str, Any]:
+        return {key.removeprefix(name): arrays[key] for key in arrays if key.startswith(name)}
+
+    texts_of: dict[str, Any] = {name: Texts(**part(f"{name}.")) for name in _TEXTS}
     parsed = Parsed(
-        entries=tuple(
-            Entry(Path(path), image_id, size and tuple(size), label_file and Path(label_file))
-            for path, image_id, size, label_file in texts["entries"]
-        ),
-        labels=Labels(**arrays),
+        entries=Entries(**texts_of, **part("entries.")),
+        labels=Labels(**part("labels.")),
         names=tuple(texts["names"]),
         category_ids=tuple(texts["category_ids"]),
         problems=tuple(Problem(*item) for item in texts["problems"]),
         annotations=texts["annotations"] and Path(texts["annotations"]),
-        digest=texts["digest"],
+        stamp=texts["stamp"],
     )
-    return parsed, {path: ImageCheck(*item) for path, item in texts["checks"].items()}
+    return parsed, ImageChecks(**part("checks."), causes=dict(texts["causes"]))
 
 
-def save_cache(file: Path, parsed: Parsed, checks: Mapping[str, ImageCheck]) -> None:
+def save_cache(file: Path, parsed: Parsed, checks: ImageChecks) -> None:
     """Write a cache file; one warning where that is not possible."""
-    texts = {**vars(parsed), "labels": None, "checks": checks}
-    text = np.frombuffer(json.dumps(texts, default=_plain).encode(), np.uint8)
+    entries = vars(parsed.entries)
+    objects = {name: vars(entries[name]) for name in _TEXTS}
+    objects["entries"] = {name: entries[name] for name in entries.keys() - {*_TEXTS}}
+    objects["labels"], objects["checks"] = vars(parsed.labels), {**vars(checks)}
+    causes = [*objects["checks"].pop("causes").items()]
+    texts = {**vars(parsed), "entries": None, "labels": None, "causes": causes}
+    arrays = {f"{name}.{key}": v for name, part in objects.items() for key, v in part.items()}
+    arrays["texts"] = np.frombuffer(json.dumps(texts, default=_plain).encode(), np.uint8)
+
+    def fill(stream: IO[bytes]) -> None:
+        stream.write(bytes(_DIGEST))
+        np.savez(stream, allow_pickle=False, **arrays)
+        stream.seek(_DIGEST)
+        digest = _digest_of_rest(stream)
+        stream.seek(0)
+        stream.write(digest)
+
     try:
-        stream = BytesIO()
-        np.savez(stream, allow_pickle=False, texts=text, **vars(parsed.labels))
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, _digest(stream.getvalue()) + stream.getvalue())
+        write_file(file, fill)
     except (OSError, UserError) as error:
         cause = cause_of(file, error)
         warn_main(f"warning: no scan cache, every start scans again: {file.parent}: {cause}")
@@ -90,5 +108,8 @@ def _plain(value: Any) -> str | list[Any]:
     return str(value) if isinstance(value, Path) else list(vars(value).values())
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(FORMAT.encode() + content, digest_size=_DIGEST).digest()
+def _digest_of_rest(stream: IO[bytes]) -> bytes:
+    digest = hashlib.blake2b(FORMAT.encode(), digest_size=_DIGEST)
+    for chunk in iter(lambda: stream.read(1 << 20), b""):
+        digest.update(chunk)
+    return digest.digest()

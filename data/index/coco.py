@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import math
@@ -17,7 +16,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.index.records import NOTE, SKIPPED_IMAGE, SKIPPED_ROW, Entry, Labels, Parsed, Problem, Row
+from data.index.columns import Entries, Texts, stamp_of
+from data.index.records import (
+    NOTE,
+    SKIPPED_IMAGE,
+    SKIPPED_ROW,
+    Labels,
+    Parsed,
+    Problem,
+    Row,
+)
 from utils.errors import UserError
 from utils.images import ImageError, read_bytes
 
@@ -41,19 +49,14 @@ def read_coco(
 ) -> Parsed:
     """Read a COCO JSON file. `names`, when the YAML gives them, must be those of the file.
 
-    `known` is returned when it was read from the same bytes. Annotations that cannot be used are
+    `known` is returned when the file has not changed since. Annotations that cannot be used are
     listed in `problems`. Raises UserError when the file as a whole cannot be.
     """
     if not os.path.isdir(source.images):  # noqa: PTH112  Path.is_dir raises without permission
         raise UserError(f"{source.where}: no such folder of images: {source.images}")
-    try:
-        content = read_bytes(source.annotations, limit=_MAX_BYTES)
-    except ImageError as error:
-        raise UserError(f"{source.where}: {source.annotations}: {error}") from error
-    digest = hashlib.blake2b(content, digest_size=16)
-    digest.update(f"{source.images}\n{source.annotations}".encode("utf-8", "surrogateescape"))
-    if known is None or known.digest != digest.hexdigest():
-        known = _parse(source, content, digest.hexdigest())
+    stamp = stamp_of(source.images, Texts.of([str(source.annotations)]))
+    if known is None or not stamp or known.stamp != stamp:
+        known = _read(source, stamp)
     if names is not None and names != known.names:
         pairs = itertools.zip_longest(names, known.names)
         i, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
@@ -64,10 +67,12 @@ def read_coco(
     return known
 
 
-def _parse(source: CocoSource, content: bytes, digest: str) -> Parsed:
+def _read(source: CocoSource, stamp: str) -> Parsed:
     path = source.annotations
     try:
-        data = json.loads(content.decode("utf-8-sig"))
+        data = json.loads(read_bytes(path, limit=_MAX_BYTES).decode("utf-8-sig"))
+    except ImageError as error:
+        raise UserError(f"{source.where}: {path}: {error}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:
@@ -81,8 +86,9 @@ def _parse(source: CocoSource, content: bytes, digest: str) -> Parsed:
             raise UserError(f"{path}: {key!r} {kind}; expected a list (COCO instances)")
     names = _categories(path, data["categories"])
     entries, problems = _entries(source, data["images"])
-    index = {entry.image_id: i for i, entry in enumerate(entries)}
+    index = {number: i for i, number in enumerate(entries)}
     classes = {number: i for i, number in enumerate(names)}
+    paths = [path for path, _ in entries.values()]
     rows = []
     for position, annotation in enumerate(data["annotations"]):
         item = annotation if isinstance(annotation, dict) else {}
@@ -90,17 +96,23 @@ def _parse(source: CocoSource, content: bytes, digest: str) -> Parsed:
         try:
             rows.append(_row(item, image, _find(classes, item.get("category_id"))))
         except ValueError as error:
-            name = "" if image is None else f" ({entries[image].path.name})"
+            name = "" if image is None else f" ({paths[image].name})"
             where = f"{path}: annotation {item.get('id', f'at position {position}')}{name}"
             problems.append(Problem(where, str(error), SKIPPED_ROW, image))
     return Parsed(
-        entries=tuple(entries),
+        entries=Entries(
+            paths=Texts.of(map(str, paths)),
+            ids=Texts.of(str(int(n)) if isinstance(n, int) else n for n in entries),
+            numeric=np.array([isinstance(number, int) for number in entries], bool),
+            sizes=np.array([size for _, size in entries.values()], np.int64).reshape(-1, 2),
+            label_files=Texts.of(()),
+        ),
         labels=Labels.of(rows),
         names=tuple(names.values()),
         category_ids=tuple(names),
         problems=tuple(problems),
         annotations=path,
-        digest=digest,
+        stamp=stamp,
     )
 
 
@@ -123,9 +135,11 @@ def _categories(path: Path, items: list[Any]) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _entries(source: CocoSource, items: list[Any]) -> tuple[list[Entry], list[Problem]]:
-    """Images in file order, and those that cannot be used."""
-    entries: dict[int | str, Entry] = {}
+def _entries(
+    source: CocoSource, items: list[Any]
+) -> tuple[dict[int | str, tuple[Path, tuple[int, int]]], list[Problem]]:
+    """Path and size of each image by its id, in file order, and those that cannot be used."""
+    entries: dict[int | str, tuple[Path, tuple[int, int]]] = {}
     problems = []
     for position, item in enumerate(items):
         image = item if isinstance(item, dict) else {}
@@ -136,17 +150,17 @@ def _entries(source: CocoSource, items: list[Any]) -> tuple[list[Entry], list[Pr
         elif "\0" in name:
             problems.append(Problem(where, "a zero byte in 'file_name'"))
         elif number in entries:
-            same = entries[number].path == source.images / name
+            same = entries[number][0] == source.images / name
             cause = f"id {number!r} ({name}) appears twice"
             problems.append(Problem(where, cause, NOTE if same else SKIPPED_IMAGE))
         else:
             size: tuple[Any, Any] = (image.get("height"), image.get("width"))
-            usable = all(type(side) is int and side > 0 for side in size)
-            entries[number] = Entry(source.images / name, number, size if usable else None)
+            usable = all(type(side) is int and 0 < side < _FAR for side in size)
+            entries[number] = source.images / name, size if usable else (0, 0)
             if not usable and size != (None, None):
                 cause = f"height and width {size} are not numbers of pixels"
                 problems.append(Problem(where, cause, NOTE))
-    return list(entries.values()), problems
+    return entries, problems
 
 
 def _find(table: Mapping[Any, int], key: Any) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from data.index.cache import cache_file, load_cache, save_cache
 from data.index.coco import MAX_CLASSES, CocoSource, read_coco
+from data.index.columns import Texts
 from data.index.records import SKIPPED_IMAGE, DataIndex, build_index
 from data.index.scan import report_problems, scan_images
 from data.index.yolo import YoloSource, read_yolo
@@ -88,13 +89,11 @@ def load_split(config: DatasetConfig, split: str, *, single_cls: bool = False) -
     else:
         assert config.names is not None  # load_dataset_config has seen to it
         parsed = read_yolo(source, config.names, known=known)
-    found = scan_images(parsed.entries, known_checks)
-    index = build_index(parsed, found, single_cls=single_cls)
-    # what could not even be read has no hash: it is not kept, and looked at each time
-    pairs = zip(parsed.entries, found, strict=True)
-    checks = {str(entry.path): check for entry, check in pairs if check.edges}
+    paths = parsed.entries.paths
+    checks = scan_images(paths, known.entries.paths if known else Texts.of(()), known_checks)
     if parsed is not known or checks != known_checks:
         save_cache(file, parsed, checks)
+    index = build_index(parsed, checks, single_cls=single_cls)
     report_problems(index.problems, file.with_suffix(".txt"))
     where, skipped = f"{config.file}: {split}", index.skipped()
     total = skipped + len(index.records)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data.index.columns import Entries, ImageChecks, ImageRecord, Records
+
 CLIP_TOLERANCE = 0.1  # pixels; what rounding in label files causes is not counted as clipping
 
 SKIPPED_IMAGE = "image"
 SKIPPED_ROW = "row"
 NOTE = "note"  # reported, but nothing was left out
+_AT_ONCE = 65_536  # boxes
+# Of the golden ratio; odd, so that no multiple loses a bit of the column
+_MULTIPLES = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, 8, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -36,31 +42,19 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class ImageRecord:
-    """One image file and its N boxes."""
-
-    path: Path
-    height: int  # as decoded, EXIF orientation applied
-    width: int
-    image_id: int | str  # the data set's own
-    boxes: np.ndarray  # (N, 4) float32, xyxy pixels, inside the image, area > 0
-    labels: np.ndarray  # (N,) int64, index into DataIndex.names
-    crowd: np.ndarray  # (N,) bool: ignore regions of the evaluation, never training targets
-    areas: np.ndarray  # (N,) float32: COCO's 'area' where given, else the box's
-    segments: tuple[np.ndarray | None, ...]  # per box (P, 2) float32 pixels, or None
-
-
-@dataclass(frozen=True)
 class DataIndex:
     """A scanned split: everything about it but the pixels."""
 
-    records: tuple[ImageRecord, ...]
+    records: Sequence[ImageRecord]
     names: tuple[str, ...]
     category_ids: tuple[int, ...]  # the data set's own id of class i
     problems: tuple[Problem, ...]
     fingerprint: str  # of names, labels and image contents; equal data have equal fingerprints
     clipped: int = 0  # boxes cut at the image's edge
     duplicates: int = 0  # repeated boxes that were removed
+    boxes: int = 0  # that are trained on; crowd regions not counted
+    crowds: int = 0  # crowd regions
+    backgrounds: int = 0  # images without any annotation
 
     def __len__(self) -> int:
         return len(self.records)
@@ -68,21 +62,6 @@ class DataIndex:
     def skipped(self, kind: str = SKIPPED_IMAGE) -> int:
         """How many images (or, with SKIPPED_ROW, boxes) were left out."""
         return sum(problem.kind == kind for problem in self.problems)
-
-    @property
-    def boxes(self) -> int:
-        """Boxes that are trained on; crowd regions not counted."""
-        return sum(len(record.labels) for record in self.records) - self.crowds
-
-    @property
-    def crowds(self) -> int:
-        """Crowd regions."""
-        return sum(int(record.crowd.sum()) for record in self.records)
-
-    @property
-    def backgrounds(self) -> int:
-        """Images without any annotation."""
-        return sum(not len(record.labels) for record in self.records)
 
     def describe(self) -> str:
         """The scan line: what there is, and what was left out or changed."""
@@ -92,16 +71,6 @@ class DataIndex:
             f"{self.skipped()} images, {self.skipped(SKIPPED_ROW)} boxes; "
             f"{self.clipped} boxes clipped, {self.duplicates} duplicates removed"
         )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An image that a split names, before its file has been opened."""
-
-    path: Path
-    image_id: int | str
-    size: tuple[int, int] | None = None  # height, width as a COCO JSON claims them
-    label_file: Path | None = None  # of YOLO
 
 
 class Row(NamedTuple):
@@ -145,73 +114,71 @@ class Labels:
             starts=np.cumsum([0, *lengths], dtype=np.int64),
         )
 
+    @staticmethod
+    def concatenate(parts: Iterable[Labels]) -> Labels:
+        """The rows of all parts."""
+        columns = [vars(part) for part in (Labels.of(()), *parts)]
+        lengths = np.concatenate([np.diff(part.pop("starts")) for part in columns])
+        # A part's column goes as soon as it has been joined, or there would be two of everything
+        joined = {
+            name: np.concatenate([part.pop(name) for part in columns]) for name in [*columns[0]]
+        }
+        return Labels(**joined, starts=np.append(0, np.cumsum(lengths)))
+
 
 @dataclass(frozen=True)
 class Parsed:
     """The content of a split's label files; images have not been opened."""
 
-    entries: tuple[Entry, ...]
+    entries: Entries
     labels: Labels
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
     problems: tuple[Problem, ...]
     annotations: Path | None  # the COCO JSON; None for YOLO, whose boxes are fractions
-    digest: str  # of the bytes all this was read from
+    stamp: str  # of the files' names, sizes and times; '' where they may change unnoticed
 
 
-@dataclass(frozen=True)
-class ImageCheck:
-    """An image file's identity, and its size or why it cannot be used."""
-
-    size: int  # bytes
-    mtime_ns: int
-    edges: str  # hash of the first and the last bytes
-    height: int = 0  # 0: cannot be used
-    width: int = 0
-    cause: str | None = None  # what is wrong with it
-
-
-def build_index(
-    parsed: Parsed, checks: Sequence[ImageCheck], *, single_cls: bool = False
-) -> DataIndex:
+def build_index(parsed: Parsed, checks: ImageChecks, *, single_cls: bool = False) -> DataIndex:
     """Bring labels and image sizes together: pixels, clipping, duplicates, one record an image.
 
     Boxes with nothing left inside the image are rejected. An image whose annotations were all
     rejected is skipped: it shows objects, so it must not be trained as background.
     """
-    labels = parsed.labels
+    labels, paths = parsed.labels, parsed.entries.paths
     if single_cls:
         labels = replace(labels, classes=np.zeros_like(labels.classes))
-    sizes = np.array([(check.width, check.height) for check in checks], np.float64).reshape(-1, 2)
-    limits = np.tile(sizes[labels.image], 2)
-    pixels = labels.boxes * limits if parsed.annotations is None else labels.boxes
-    clipped = np.clip(pixels, 0, limits)
-    boxes = clipped.astype(np.float32)
+    boxes = np.empty(labels.boxes.shape, np.float32)
+    beyond = np.empty(len(boxes), bool)
+    for start in range(0, len(boxes), _AT_ONCE):  # in float64 and all at once they are large
+        some = slice(start, start + _AT_ONCE)
+        pixels, limits = _pixels(parsed, checks, some)
+        boxes[some] = clipped = np.clip(pixels, 0, limits)
+        beyond[some] = (np.abs(clipped - pixels) > CLIP_TOLERANCE).any(1)
     unreadable = {p.image for p in parsed.problems if p.kind == SKIPPED_IMAGE}  # label files
-    usable = np.array([c.height > 0 and i not in unreadable for i, c in enumerate(checks)], bool)
+    usable = checks.sizes[:, 0] > 0
+    usable[[i for i in unreadable if i is not None]] = False
     inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
     candidates = np.flatnonzero(usable[labels.image] & inside)
-    # Of equal boxes the first stays; the others by image, and then in the order of the file
-    columns = (labels.image, boxes.view(np.int32), labels.crowd, labels.classes)
-    _, first = np.unique(np.column_stack(columns)[candidates], axis=0, return_index=True)
-    rows = candidates[first]
-    rows = rows[np.lexsort((rows, labels.image[rows]))]
+    rows = candidates[_first_of_equals(labels, boxes, candidates)]
+    rows = rows[np.argsort(labels.image[rows], kind="stable")]
     problems = [*parsed.problems, *_image_problems(parsed, checks, unreadable)]
     for row in np.flatnonzero(usable[labels.image] & ~inside).tolist():
-        entry, source = parsed.entries[labels.image[row]], labels.sources[row]
-        where = f"{parsed.annotations}: annotation {source} ({entry.path.name})"
+        image, source = int(labels.image[row]), labels.sources[row]
+        where = f"{parsed.annotations}: annotation {source} ({Path(paths[image]).name})"
         if parsed.annotations is None:
-            where = f"{entry.label_file}:{source}"
-        corners = ", ".join(f"{value:.1f}" for value in pixels[row])
+            where = f"{parsed.entries.label_files[image]}:{source}"
+        corners = ", ".join(f"{value:.1f}" for value in _pixels(parsed, checks, row)[0])
         cause = f"box ({corners}) has no area inside the image"
-        problems.append(Problem(where, cause, SKIPPED_ROW, int(labels.image[row])))
+        problems.append(Problem(where, cause, SKIPPED_ROW, image))
     rejected = Counter(p.image for p in problems if p.kind == SKIPPED_ROW and p.image is not None)
-    for i in sorted(rejected.keys() - set(labels.image[rows].tolist())):
-        if usable[i]:
+    counts = np.bincount(labels.image[rows], minlength=len(paths))
+    for i in sorted(rejected):
+        if usable[i] and not counts[i]:
             cause = f"none of its {rejected[i]} annotations is usable"
-            problems.append(Problem(str(parsed.entries[i].path), cause))
+            problems.append(Problem(paths[i], cause))
             usable[i] = False
-    beyond = (np.abs(clipped - pixels) > CLIP_TOLERANCE).any(1)
+    crowds = int(labels.crowd[rows].sum())
     return DataIndex(
         records=_records(parsed, checks, labels=labels, boxes=boxes, rows=rows, usable=usable),
         names=("object",) if single_cls else parsed.names,
@@ -220,23 +187,53 @@ def build_index(
         fingerprint=_fingerprint(parsed, checks, single_cls),
         clipped=int(beyond[rows].sum()),
         duplicates=len(candidates) - len(rows),
+        boxes=len(rows) - crowds,
+        crowds=crowds,
+        backgrounds=int((usable & (counts == 0)).sum()),
     )
 
 
+def _pixels(
+    parsed: Parsed, checks: ImageChecks, rows: slice | int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes in pixels of float64, unclipped, and the sides of their images in the same form."""
+    limits = checks.sizes[parsed.labels.image[rows]][..., [1, 0, 1, 0]].astype(np.float64)
+    boxes = parsed.labels.boxes[rows]
+    return boxes * limits if parsed.annotations is None else boxes, limits
+
+
+def _first_of_equals(labels: Labels, boxes: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """(candidates,) bool: no earlier candidate has the same image, box, class and crowd."""
+    columns = (labels.image, *boxes.view(np.int32).T, labels.crowd, labels.classes)
+    # To sort whole rows is slow: only those can be equal that have equal sums of odd multiples
+    sums = np.zeros(len(candidates), np.uint64)
+    for column, multiple in zip(columns, _MULTIPLES, strict=True):
+        sums += column[candidates].astype(np.int64).view(np.uint64) * multiple
+    ordered = np.sort(sums)
+    suspects = np.flatnonzero(np.isin(sums, ordered[1:][ordered[1:] == ordered[:-1]]))
+    table = np.column_stack([column[candidates[suspects]] for column in columns])
+    _, first = np.unique(table, axis=0, return_index=True)
+    chosen = np.ones(len(candidates), bool)
+    chosen[np.delete(suspects, first)] = False
+    return chosen
+
+
 def _image_problems(
-    parsed: Parsed, checks: Sequence[ImageCheck], unreadable: Container[int | None]
+    parsed: Parsed, checks: ImageChecks, unreadable: Container[int | None]
 ) -> Iterator[Problem]:
-    for i, (entry, check) in enumerate(zip(parsed.entries, checks, strict=True)):
-        where = str(entry.path)
+    claims = parsed.entries.sizes
+    differs = (claims != checks.sizes).any(1) & (claims[:, 0] > 0)
+    for i in sorted({*checks.causes, *np.flatnonzero(differs).tolist()}):
+        where, check = parsed.entries.paths[i], checks[i]
         if not check.height:
             kind = NOTE if i in unreadable else SKIPPED_IMAGE  # skipped once is enough
             yield Problem(where, str(check.cause), kind)
             continue
         if check.cause is not None:
             yield Problem(where, f"{check.cause}; used as decoded", NOTE)
-        if entry.size is not None and entry.size != (check.height, check.width):
+        if differs[i]:
             cause = (
-                f"is {check.width}x{check.height} pixels, but {entry.size[1]}x{entry.size[0]} in "
+                f"is {check.width}x{check.height} pixels, but {claims[i, 1]}x{claims[i, 0]} in "
                 f"{parsed.annotations}; boxes are used unchanged"
             )
             yield Problem(where, cause, NOTE)
@@ -244,49 +241,48 @@ def _image_problems(
 
 def _records(
     parsed: Parsed,
-    checks: Sequence[ImageCheck],
+    checks: ImageChecks,
     *,
     labels: Labels,
     boxes: np.ndarray,
     rows: np.ndarray,
     usable: np.ndarray,
-) -> tuple[ImageRecord, ...]:
-    boxes, classes, crowd = boxes[rows], labels.classes[rows], labels.crowd[rows]
-    areas = np.where(
-        np.isnan(labels.areas[rows]), (boxes[:, 2:] - boxes[:, :2]).prod(1), labels.areas[rows]
-    ).astype(np.float32)
-    sizes = np.array([(check.width, check.height) for check in checks], "f4").reshape(-1, 2)
-    limits = np.repeat(sizes[labels.image], np.diff(labels.starts), axis=0)
+) -> Records:
+    entries, chosen = parsed.entries, np.flatnonzero(usable)
+    every = len(rows) == len(boxes) and (rows[1:] > rows[:-1]).all()
+    taken = slice(None) if every else rows  # a view, not a copy
+    boxes, areas = boxes[taken], labels.areas[taken].astype(np.float32)
+    np.copyto(areas, (boxes[:, 2:] - boxes[:, :2]).prod(1), where=np.isnan(areas))
+    limits = np.repeat(labels.image, np.diff(labels.starts))
+    limits = checks.sizes[:, ::-1].astype(np.float32)[limits]
     points = labels.points * limits if parsed.annotations is None else labels.points
-    points = np.clip(points, 0, limits)
-    ends = zip(labels.starts[rows].tolist(), labels.starts[rows + 1].tolist(), strict=True)
-    segments = [points[a:b] if b > a else None for a, b in ends]
-    bounds = np.searchsorted(labels.image[rows], np.arange(len(checks) + 1)).tolist()
-    return tuple(
-        ImageRecord(
-            path=entry.path,
-            height=check.height,
-            width=check.width,
-            image_id=entry.image_id,
-            boxes=boxes[a:b],
-            labels=classes[a:b],
-            crowd=crowd[a:b],
-            areas=areas[a:b],
-            segments=tuple(segments[a:b]),
-        )
-        for entry, check, a, b, used in zip(
-            parsed.entries, checks, bounds, bounds[1:], usable.tolist(), strict=False
-        )
-        if used
+    return Records(
+        paths=entries.paths.take(chosen),
+        ids=entries.ids.take(chosen),
+        numeric=entries.numeric[chosen],
+        sizes=checks.sizes[chosen],
+        starts=np.searchsorted(labels.image[taken], np.append(chosen, len(usable))),
+        boxes=boxes,
+        labels=labels.classes[taken],
+        crowd=labels.crowd[taken],
+        areas=areas,
+        points=np.clip(points, 0, limits),
+        begins=labels.starts[:-1][taken],
+        ends=labels.starts[1:][taken],
     )
 
 
-def _fingerprint(parsed: Parsed, checks: Sequence[ImageCheck], single_cls: bool) -> str:
+def _fingerprint(parsed: Parsed, checks: ImageChecks, single_cls: bool) -> str:
     digest = hashlib.blake2b(f"{parsed.names}{single_cls}".encode(), digest_size=16)
     labels = parsed.labels
     for column in (labels.image, labels.classes, labels.boxes, labels.crowd, labels.areas):
-        digest.update(column.tobytes())
-    digest.update(labels.points.tobytes())
-    for entry, check in zip(parsed.entries, checks, strict=True):
-        digest.update(f"{entry.image_id}:{check.size}:{check.edges}\n".encode("utf-8", "replace"))
+        digest.update(column.data)
+    digest.update(labels.points.data)
+    sizes, edges = checks.states[:, 0].tolist(), map(bytes, checks.edges)
+    lines = (
+        f"{image_id}:{size}:{ends.hex() if any(ends) else ''}\n"
+        for image_id, size, ends in zip(parsed.entries.ids, sizes, edges, strict=True)
+    )
+    for some in iter(lambda: "".join(itertools.islice(lines, _AT_ONCE)), ""):
+        digest.update(some.encode("utf-8", "replace"))
     return digest.hexdigest()

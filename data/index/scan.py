@@ -8,17 +8,19 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from tqdm import tqdm
 
-from data.index.records import Entry, ImageCheck, Problem
-from utils.images import ImageError, cause_of, decode_image, image_format, read_bytes
+from data.index.columns import ImageCheck, ImageChecks, Texts, file_states
+from data.index.records import Problem
+from utils.images import ImageError, cause_of, image_format, image_size, read_bytes
 from utils.terminal import is_main_rank, warn_main
 
 INCOMPLETE = "remature end"  # in complaints about an image whose rest was filled with grey
@@ -28,6 +30,7 @@ _COMPLAINT = re.compile(rb"(?:Corrupt JPEG data|Premature end of JPEG file)[^\n]
 _STDERR = 2  # file descriptor
 _EDGE = 64 << 10  # bytes hashed at either end of a file to know it again
 _MAX_THREADS = 16
+_AT_ONCE = 64  # images that a thread takes at a time
 
 
 class DecoderLog:
@@ -73,17 +76,40 @@ class DecoderLog:
         return found[0].decode().strip() if found else None
 
 
-def scan_images(entries: Sequence[Entry], known: Mapping[str, ImageCheck]) -> list[ImageCheck]:
-    """One check for each entry, in order; `known` ones (by path) are not decoded again.
+def scan_images(paths: Texts, known_paths: Texts, known: ImageChecks) -> ImageChecks:
+    """One check for each path; `known` ones whose file has not changed are not read again.
 
-    Every other image is decoded as a whole, in threads (OpenCV and Pillow release the lock).  What
-    libjpeg complained about meanwhile is decoded once more, alone, to learn which image it is.
+    Every other image is decoded, in threads (OpenCV and Pillow release the lock).  What libjpeg
+    complained about meanwhile is decoded once more, alone, to learn which image it is.
     """
+    checks = ImageChecks.of(file_states(paths))
+    old = np.arange(len(paths))
+    if known_paths != paths:
+        places = {path: i for i, path in enumerate(known_paths)}
+        old = np.array([places.get(path, -1) for path in paths], np.int64)
+    kept = np.flatnonzero((old >= 0) & (checks.states[:, 2] > 0))
+    kept = kept[(checks.states[kept] == known.states[old[kept]]).all(1)]
+    checks.edges[kept], checks.sizes[kept] = known.edges[old[kept]], known.sizes[old[kept]]
+    now = np.full(len(known_paths), -1)
+    now[old[kept]] = kept
+    checks.causes.update({int(now[i]): text for i, text in known.causes.items() if now[i] >= 0})
+    _look_at(np.delete(np.arange(len(paths)), kept), paths, checks, known, old)
+    return checks
 
-    def check(entry: Entry) -> tuple[ImageCheck, bool]:
-        before, kept = log.size(), known.get(str(entry.path))
-        found = check_image(entry.path, kept)
-        return found, found is not kept and log.size() != before
+
+def _look_at(
+    todo: np.ndarray, paths: Texts, checks: ImageChecks, known: ImageChecks, old: np.ndarray
+) -> None:
+    """Check the images `todo`; image i is number old[i] in `known`, or -1."""
+
+    def check(some: Sequence[int]) -> list[tuple[int, ImageCheck, bool]]:
+        results = []
+        for i in some:
+            printed = log.size()
+            kept = known[int(old[i])] if old[i] >= 0 else None
+            found = check_image(Path(paths[i]), kept)
+            results.append((i, found, found is not kept and log.size() != printed))
+        return results
 
     def check_alone(path: Path) -> ImageCheck:
         before = log.size()
@@ -94,21 +120,28 @@ def scan_images(entries: Sequence[Entry], known: Mapping[str, ImageCheck]) -> li
         usable = replace(found, cause=complaint)
         return replace(usable, height=0, width=0) if INCOMPLETE in complaint else usable
 
+    chunks = [todo[start : start + _AT_ONCE].tolist() for start in range(0, len(todo), _AT_ONCE)]
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     with DecoderLog() as log, ThreadPoolExecutor(threads) as pool:
         bar = tqdm(
-            pool.map(check, entries),
-            total=len(entries),
+            total=len(paths),
+            initial=len(paths) - len(todo),
             desc="scan",
             unit="img",
             dynamic_ncols=True,
             disable=not is_main_rank(),
             file=log.stderr,
         )
-        return [
-            check_alone(entry.path) if suspect else found
-            for entry, (found, suspect) in zip(entries, list(bar), strict=True)
-        ]
+        suspects = []
+        for some in pool.map(check, chunks):
+            for i, found, suspect in some:
+                checks[i] = found
+                if suspect:
+                    suspects.append(i)
+            bar.update(len(some))
+        bar.close()
+        for i in suspects:
+            checks[i] = check_alone(Path(paths[i]))
 
 
 def check_image(path: Path, known: ImageCheck | None = None) -> ImageCheck:
@@ -130,7 +163,7 @@ def check_image(path: Path, known: ImageCheck | None = None) -> ImageCheck:
     if image_format(data) == "GIF":
         return replace(found, cause="GIF; not an image format that is read")
     try:
-        height, width = decode_image(data).shape[:2]
+        height, width = image_size(data)
     except ImageError as error:
         return replace(found, cause=str(error))
     if min(height, width) < MIN_SIDE:

@@ -113,7 +113,7 @@ class ValLoader(BatchLoader):
     def __init__(self, index: DataIndex, config: LoaderConfig) -> None:
         size = config.image_size
         store = ImageStore(index.records, size, cache=config.cache, area=True)
-        sources = [(record.height, record.width) for record in index.records]
+        sources = [(height, width) for height, width in store.records.sizes.tolist()]
         if config.rect:
             letterboxes = [Letterbox.rect(source, size, config.stride) for source in sources]
         else:
@@ -147,14 +147,14 @@ class _TrainSampler:
 
     def __init__(
         self,
-        shapes: Sequence[tuple[int, int]],
+        shapes: np.ndarray,
         config: LoaderConfig,
         epochs: float,
         mosaic_epochs: float,
     ) -> None:
         self.start = 0, 0
         self._config = config
-        self._sizes = np.array(shapes)
+        self._sizes = shapes
         self._epochs = epochs
         self._mosaic_epochs = 0 if config.rect else mosaic_epochs
 

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from data.index.columns import Records
 from data.index.records import DataIndex
 from data.loading.sample import Batch
 from utils.drawing import color, draw_boxes, grid, write_image
@@ -28,11 +29,9 @@ def plot_labels(index: DataIndex, path: Path) -> None:
     of widths and heights; all relative to the images' sides.
     Raises UserError when the file cannot be written.
     """
-    parts = []
-    for record in index.records:
-        shares = record.boxes / np.array([record.width, record.height] * 2, dtype=np.float32)
-        parts.append(np.column_stack((shares, record.labels))[~record.crowd])
-    table = np.concatenate([np.empty((0, 5)), *parts])
+    records = Records.of(index.records)
+    shares = records.boxes / records.sides()[:, [1, 0, 1, 0]].astype(np.float32)
+    table = np.column_stack((shares, records.labels))[~records.crowd]
     boxes, labels, names = table[:, :4], table[:, 4].astype(int), index.names
     figure = Figure(figsize=(10, 10), layout="constrained")
     FigureCanvasAgg(figure)

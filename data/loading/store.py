@@ -6,17 +6,14 @@ import contextlib
 import hashlib
 import os
 import secrets
-import tempfile
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from data.index.cache import cache_file
-from data.index.records import ImageRecord
+from data.index.columns import ImageRecord, Records, SharedBytes
 from utils.boxes import Letterbox
 from utils.config import local_ranks
 from utils.errors import UserError
@@ -43,9 +40,10 @@ class ImageStore:
     def __init__(
         self, records: Sequence[ImageRecord], size: int, *, cache: str = "none", area: bool = False
     ) -> None:
-        self.records = records
+        self.records = Records.of(records)
         self.size = size
-        self.shapes = [self.geometry(position).dst for position in range(len(records))]
+        shapes = [self.geometry(position).dst for position in range(len(records))]
+        self.shapes = np.array(shapes, np.int32).reshape(-1, 2)
         self._area = area
         home = cache_file("images", "").parent / "images"  # next to the scans
         self._folder = home / f"{size}{'-area' if area else ''}" if cache == "disk" else None
@@ -65,12 +63,12 @@ class ImageStore:
 
     def geometry(self, position: int) -> Letterbox:
         """The scale from record `position`'s image to the stored one (no padding)."""
-        record = self.records[position]
-        whole = Letterbox((record.height, record.width), (self.size, self.size))
+        height, width = self.records.sizes[position].tolist()
+        whole = Letterbox((height, width), (self.size, self.size))
         return Letterbox(whole.src, whole.size, self.size)
 
     def _read(self, position: int) -> np.ndarray:
-        record, (height, width) = self.records[position], self.shapes[position]
+        record, (height, width) = self.records[position], self.shapes[position].tolist()
         source = (record.height, record.width)
         fits = [n for n in (8, 4, 2) if max(source) >= n * self.size and not self._area]
         reduce = fits[0] if fits else 1
@@ -110,7 +108,7 @@ class ImageStore:
         file = folder / f"{key}.npy"
         with contextlib.suppress(Exception):  # not there yet, or damaged
             kept: np.ndarray = np.load(file, allow_pickle=False)
-            if kept.shape == (*self.shapes[position], 3) and kept.dtype == np.uint8:
+            if kept.shape == (*self.shapes[position].tolist(), 3) and kept.dtype == np.uint8:
                 kept.setflags(write=False)
                 return kept
         image = self._read(position)
@@ -137,29 +135,15 @@ class SharedImages:
     the same bytes, and the flag last.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
-        self._shapes = list(shapes)
-        sizes = [height * width * 3 for height, width in shapes]
+    def __init__(self, shapes: np.ndarray) -> None:
+        self._shapes = shapes  # (N, 2)
+        sizes = shapes.prod(1, dtype=np.int64) * 3
         self._starts = np.cumsum([len(shapes), *sizes])
-        if hasattr(os, "memfd_create"):
-            descriptor = os.memfd_create("images")
-            self._file = f"/proc/{os.getpid()}/fd/{descriptor}"
-        else:
-            descriptor, self._file = tempfile.mkstemp(prefix="images-")
-        os.ftruncate(descriptor, int(self._starts[-1]))
-        self._bytes = np.memmap(self._file, dtype=np.uint8, mode="r+")
-        weakref.finalize(self, _drop_file, self._file, descriptor, os.getpid())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bytes": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._bytes = np.memmap(self._file, dtype=np.uint8, mode="r+")
+        self._block = SharedBytes(int(self._starts[-1]))
 
     def get(self, position: int) -> np.ndarray | None:
         """The image, read-only, or None before its first `put`."""
-        if not self._bytes[position]:
+        if not self._block.array[position]:
             return None
         image = self._view(position)
         image.setflags(write=False)
@@ -168,11 +152,11 @@ class SharedImages:
     def put(self, position: int, image: np.ndarray) -> None:
         """Keep a copy of `image`."""
         self._view(position)[:] = image
-        self._bytes[position] = 1
+        self._block.array[position] = 1
 
     def _view(self, position: int) -> np.ndarray:
         start, stop = self._starts[position], self._starts[position + 1]
-        return np.asarray(self._bytes[start:stop]).reshape(*self._shapes[position], 3)
+        return np.asarray(self._block.array[start:stop]).reshape(*self._shapes[position], 3)
 
 
 def free_memory() -> int:
@@ -190,9 +174,9 @@ def free_memory() -> int:
     return min(free)
 
 
-def _fits(shapes: Sequence[tuple[int, int]], *, asked: bool) -> bool:
+def _fits(shapes: np.ndarray, *, asked: bool) -> bool:
     """Whether to keep images of these shapes in memory."""
-    needed = sum(height * width * 3 for height, width in shapes) * local_ranks()
+    needed = int(shapes.prod(1, dtype=np.int64).sum()) * 3 * local_ranks()
     free = free_memory()
     if not asked:
         return needed <= min(SMALL_SET, SMALL_SHARE * free)
@@ -203,10 +187,3 @@ def _fits(shapes: Sequence[tuple[int, int]], *, asked: bool) -> bool:
         )
         return False
     return True
-
-
-def _drop_file(path: str, descriptor: int, owner: int) -> None:
-    if os.getpid() != owner:
-        return
-    os.close(descriptor)
-    Path(path).unlink(missing_ok=True)

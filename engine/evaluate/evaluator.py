@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from data.index.records import DataIndex, ImageRecord
+from data.index.columns import ImageRecord
+from data.index.records import DataIndex
 from data.loading.sample import Batch
 from engine.checkpoint import require_finite
 from engine.distributed import broadcast_object, is_active, is_main

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from data.index.records import DataIndex, ImageRecord
+from data.index.columns import ImageRecord
+from data.index.records import DataIndex
 from engine.evaluate.coco import coco_metrics, twelve_lines
 from engine.evaluate.matching import BoxTable, Curves, confidence_curves, to_xywh
 from engine.measure.bench import Speed

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from data.index.records import ImageRecord
+from data.index.columns import ImageRecord, Records
 from utils.errors import UserError
 from utils.seeding import generator
 
@@ -22,13 +22,10 @@ MIN_SIDE = 2.0  # pixels; the augmentation drops smaller boxes anyway
 
 def box_sizes(records: Sequence[ImageRecord], image_size: int) -> np.ndarray:
     """(M, 2) sizes of the boxes in pixels of the network; no crowds, no sides under 2 px."""
-    scaled = [np.zeros((0, 2))]
-    for record in records:
-        boxes = record.boxes[~record.crowd]
-        scaled.append(
-            (boxes[:, 2:] - boxes[:, :2]) * (image_size / max(record.height, record.width))
-        )
-    sizes = np.concatenate(scaled)
+    columns = Records.of(records)
+    scales = (image_size / columns.sides().max(1, keepdims=True)).astype(np.float32)
+    sizes = (columns.boxes[:, 2:] - columns.boxes[:, :2]) * scales
+    sizes = sizes[~columns.crowd].astype(np.float64)
     return sizes[(sizes >= MIN_SIDE).all(1)]
 
 

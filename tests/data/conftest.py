@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from data.index.columns import ImageRecord
 from data.index.dataset import load_dataset_config, load_split
-from data.index.records import ImageRecord
 
 
 @pytest.fixture(autouse=True)

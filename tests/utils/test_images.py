@@ -5,14 +5,16 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from utils.images import ImageError, decode_image, image_format, read_image
+from utils.images import ImageError, decode_image, image_format, image_size, read_image
 
 GENERATOR = np.random.default_rng(0)
 PIXELS = cv2.resize(GENERATOR.integers(0, 255, (6, 8, 3), np.uint8), (80, 60))
@@ -92,6 +94,37 @@ def test_every_mode_and_orientation_equals_pillow(name: str) -> None:
     sideways = name.endswith(("5", "6", "7", "8", "after its pixels"))
     assert image.shape == ((80, 60, 3) if sideways else (60, 80, 3))
     np.testing.assert_array_equal(image, reference(FILES[name]))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_size_without_the_pixels(name: str) -> None:
+    assert image_size(FILES[name]) == decode_image(FILES[name]).shape[:2]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_damage_is_seen_without_the_pixels(
+    progressive: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What libjpeg prints, or the error, is that of the whole image."""
+    whole = encode(RGB.resize((203, 157)), "JPEG", progressive=progressive)
+    start = whole.index(b"\xff\xda") + 14
+    complaints = set()
+
+    def outcome(read: Callable[[bytes], Any], data: bytes) -> tuple[object, object]:
+        try:
+            found: object = np.shape(read(data))[:2] if read is decode_image else read(data)
+        except ImageError as error:
+            found = str(error)
+        return found, sorted(set(capfd.readouterr().err.splitlines()))
+
+    for i in range(80):
+        at, length = GENERATOR.integers(start, len(whole) - 100), GENERATOR.integers(1, 90)
+        middle = (b"", b"\0" * length, GENERATOR.bytes(length))[i % 3]
+        data = whole[:at] + middle + whole[at + length if i % 2 else -2 :]
+        expected = outcome(decode_image, data)
+        assert outcome(image_size, data) == expected, i
+        complaints.update(expected[1])
+    assert any("Corrupt JPEG data" in line for line in complaints), complaints
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])

@@ -1,5 +1,6 @@
 import os
 import pickle
+import time
 from io import BytesIO
 
 import numpy as np
@@ -17,28 +18,61 @@ def kept(cache_home):
     return file
 
 
+@pytest.fixture
+def settled(monkeypatch):
+    """The files of the test count as written long ago."""
+    monkeypatch.setattr("data.index.columns._SETTLED", -1 << 60)
+
+
+@pytest.mark.parametrize("age", ["just written", "settled"])
 def test_second_start_equals_the_first_and_reads_nothing_anew(
-    scan, yolo_set, coco_set, monkeypatch
+    scan, yolo_set, coco_set, monkeypatch, age, request
 ):
+    names = ["scan.image_size"]
+    if age == "settled":
+        request.getfixturevalue("settled")
+        names += ["rows._content", "coco._read", "scan._hash_ends", "dataset.save_cache"]
     yolo = yolo_set({"a.jpg": BOX + POLYGON, "b.jpg": None, "c.jpg": BOX + "9 1 1 1 1\n"})
     (yolo.parent / "set" / "images" / "train" / "gone.jpg").symlink_to("nothing")
     crowd = {**ITEM, "iscrowd": 1, "segmentation": {"counts": "x", "size": [1, 1]}}
     polygon = {**ITEM, "category_id": 2, "segmentation": [[1, 2, 4, 2, 4, 6]]}
     coco = coco_set([ITEM, crowd, polygon, {**ITEM, "bbox": []}])
     first = [repr(scan(file)) for file in (yolo, coco)]
-    for name in ("yolo.split_rows", "coco._parse", "scan.decode_image", "dataset.save_cache"):
+    for name in names:
         monkeypatch.setattr(f"data.index.{name}", None)
     assert [repr(scan(file)) for file in (yolo, coco)] == first
 
 
+def test_a_missing_label_that_becomes_a_dangling_link_is_noticed(scan, yolo_set, settled):
+    file = yolo_set({"a.jpg": BOX, "b.jpg": None})
+    assert scan(file).backgrounds == 1
+    (file.parent / "set" / "labels" / "train" / "b.txt").symlink_to("nothing")
+    assert "dangling" in scan(file).problems[0].cause
+
+
+def test_a_settled_image_that_keeps_size_and_time_is_noticed(scan, yolo_set, settled):
+    file = yolo_set({"a.jpg": BOX, "b.jpg": BOX})
+    before, path = scan(file), file.parent / "set" / "images" / "train" / "a.jpg"
+    status, content = path.stat(), path.read_bytes()
+    time.sleep(0.02)  # the system's clock ticks every 10 ms at most
+    path.write_bytes(content[:-2] + b"xx")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = scan(file)
+    assert (len(before), len(after)) == (2, 1)
+    assert "truncated" in after.problems[0].cause
+
+
 @pytest.mark.parametrize("kind", ["label", "JSON"])
-def test_an_edit_that_keeps_size_and_time_is_noticed(scan, yolo_set, coco_set, tmp_path, kind):
+def test_an_edit_that_keeps_size_and_time_is_noticed(
+    scan, yolo_set, coco_set, tmp_path, kind, settled
+):
     yolo, coco = yolo_set({"a.jpg": POLYGON, "b.jpg": BOX}), coco_set([ITEM])
     file, path, old, new = {
         "label": (yolo, tmp_path / "set" / "labels" / "train" / "a.txt", ".5 .75", ".5 .50"),
         "JSON": (coco, tmp_path / "coco" / "ann.json", "[1, 2, 3, 4]", "[1, 2, 3, 5]"),
     }[kind]
     before, status = scan(file), path.stat()
+    time.sleep(0.02)  # the system's clock ticks every 10 ms at most
     path.write_text(path.read_text().replace(old, new))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     after = scan(file)
@@ -87,12 +121,12 @@ def archive(**arrays):
 
 
 def signed(content):
-    return cache._digest(content) + content
+    return cache._digest_of_rest(BytesIO(content)) + content
 
 
 def changed(whole):
     with np.load(BytesIO(whole[32:]), allow_pickle=False) as arrays:
-        return whole[:32] + archive(**{**arrays, "image": arrays["image"] + 99})
+        return whole[:32] + archive(**{**arrays, "labels.image": arrays["labels.image"] + 99})
 
 
 BAD = {
@@ -154,3 +188,12 @@ def test_the_cache_lies_in_the_users_folder(scan, yolo_set, cache_home, tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(cache.cache_file("x", "y")).startswith("/home/somebody/.cache/featherdet/x-")
+
+
+def test_records_of_spawned_workers_lie_in_one_block(scan, yolo_set):
+    records = scan(yolo_set({"1.jpg": BOX + POLYGON, "b.jpg": None, "c.jpg": BOX})).records
+    first, second = (pickle.loads(pickle.dumps(records)) for _ in range(2))
+    assert repr(first) == repr(second) == repr(records)
+    assert repr(pickle.loads(pickle.dumps(first))) == repr(records)
+    first.labels[0] = 99
+    assert second.labels[0] == 99

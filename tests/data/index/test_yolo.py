@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 
-from data.index.yolo import MAX_ROWS, split_rows
+from data.index.columns import Entries, Texts
+from data.index.records import Labels, Row
+from data.index.rows import MAX_ROWS, _plain_rows, parse_row, read_rows, split_rows
 from utils.errors import UserError
+from utils.images import ImageError
 
 BOX = "0 0.5 0.5 0.25 0.5\n"  # of a 64x48 image: 24 12 40 36
 
@@ -203,3 +206,38 @@ def test_paths_that_are_no_splits(scan, tmp_path, value, cause, yaml_file):
     with pytest.raises(UserError) as error:
         scan(yaml_file(f"names: [a]\ntrain: {value}\n"))
     assert cause.format(tmp_path / value) in str(error.value)
+
+
+def test_labels_in_bulk_equal_those_line_by_line():
+    """Boxes and polygons of many files at once, to the last bit; odd files among them as alone."""
+    rng = np.random.default_rng(0)
+    contents = []
+    for _ in range(60):
+        lines = []
+        for _ in range(rng.integers(0, 5)):
+            size, points = rng.uniform(0.01, 0.4, 2), rng.uniform(0, 1, 2 * rng.integers(3, 9))
+            box = [*rng.uniform(0.2, 0.8, 2), *size]
+            numbers = box if rng.random() < 0.5 else points
+            lines.append(f"{rng.integers(0, 3)} " + " ".join(f"{v:.7g}" for v in numbers))
+        contents.append(rng.choice(["\n", "\r\n", "\n\n"]).join(lines).encode())
+    count = len(contents)
+    texts = Texts.of(map(str, range(count)))
+    entries = Entries(texts, texts, np.ones(count, bool), np.zeros((count, 2), int), texts)
+    names, problems = ("a", "b", "c"), []
+    bulk = _plain_rows(range(count), contents, 3)
+    rows = [
+        Row(i, *parse_row(columns, 3)[:2], number, parse_row(columns, 3)[2])
+        for i, content in enumerate(contents)
+        for number, columns in split_rows(content)
+    ]
+    assert len(rows) > 80
+    for name, column in vars(Labels.of(rows)).items():
+        np.testing.assert_array_equal(getattr(bulk, name), column, name)
+        assert getattr(bulk, name).dtype == column.dtype
+    odd = {7: b"0 .5 .5 .1 .1\n0 1.2.3 .5 .1 -\n", 30: ImageError("locked"), 31: b"9 .5 .5 1 1"}
+    mixed = [odd.get(i, content) for i, content in enumerate(contents)]
+    found = read_rows(range(count), entries, names, problems, mixed)
+    for name, column in vars(Labels.of([r for r in rows if r.image not in odd])).items():
+        if name not in {"points", "starts"}:
+            np.testing.assert_array_equal(getattr(found, name)[found.image != 7], column, name)
+    assert [(p.where, p.image) for p in problems] == [("7:2", 7), ("30", 30), ("31:1", 31)]

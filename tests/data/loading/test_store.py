@@ -143,7 +143,7 @@ def test_a_disk_cache_that_cannot_be_written_warns_once(tmp_path, monkeypatch, c
 
 
 def test_shared_images_are_shared_with_a_pickled_copy_and_vanish():
-    images = SharedImages([(2, 3), (4, 5)])
+    images = SharedImages(np.array([(2, 3), (4, 5)]))
     copy = pickle.loads(pickle.dumps(images))  # what spawning a worker does
     assert images.get(1) is None
     copy.put(1, np.full((4, 5, 3), 7, np.uint8))
@@ -151,7 +151,7 @@ def test_shared_images_are_shared_with_a_pickled_copy_and_vanish():
     assert images.get(0) is None
     with pytest.raises(ValueError, match="read-only"):
         images.get(1)[0] = 1
-    path = Path(images._file)
+    path = Path(images._block.file)
     assert path.exists()
     del images
     assert not path.exists()

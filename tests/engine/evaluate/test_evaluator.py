@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data.index.columns import ImageRecord
 from data.index.dataset import load_dataset_config, load_split
-from data.index.records import DataIndex, ImageRecord
+from data.index.records import DataIndex
 from data.loading.loader import LoaderConfig, ValLoader
 from engine.checkpoint import load_detector
 from engine.evaluate.config import EvalConfig

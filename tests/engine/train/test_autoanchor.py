@@ -1,8 +1,9 @@
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data.index.columns import ImageRecord
 from engine.train.autoanchor import (
     best_possible_recall,
     best_ratios,
@@ -35,7 +36,8 @@ def test_ratio_and_recall_by_hand():
 def test_sizes_are_at_network_size_without_the_tiny_and_the_crowds():
     boxes = np.array([[0, 0, 100, 50], [0, 0, 3, 100], [0, 0, 80, 80]], dtype=np.float32)
     crowd = np.array([False, False, True])
-    record = SimpleNamespace(boxes=boxes, crowd=crowd, height=200, width=400)
+    areas, classes = np.ones(3, np.float32), np.zeros(3, np.int64)
+    record = ImageRecord(Path("a.jpg"), 200, 400, "a", boxes, classes, crowd, areas, (None,) * 3)
     np.testing.assert_allclose(box_sizes([record], 200), [[50, 25]])
     assert box_sizes([], 320).shape == (0, 2)
 
