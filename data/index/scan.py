@@ -28,7 +28,7 @@ MIN_SIDE = 10  # pixels; on less there is nothing to detect
 SHOWN = 10  # problems written to stderr; the report file has all
 _COMPLAINT = re.compile(rb"(?:Corrupt JPEG data|Premature end of JPEG file)[^\n]*\n?")
 _STDERR = 2  # file descriptor
-_EDGE = 64 << 10  # bytes hashed at either end of a file to know it again
+_EDGE = 16 << 10  # bytes hashed at either end of a file to know it again
 _MAX_THREADS = 16
 _AT_ONCE = 64  # images that a thread takes at a time
 

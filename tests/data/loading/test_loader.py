@@ -148,7 +148,7 @@ def test_polygons_follow_their_boxes_onto_the_canvas(make_index, canvas):
     store = ImageStore(index.records, 64)
     for i, record in enumerate(index.records):
         sample = to_sample(store, i, canvas)
-        geometry = Letterbox((record.height, record.width), canvas or store.shapes[i], 64)
+        geometry = Letterbox((record.height, record.width), canvas or store.geometry(i).dst, 64)
         assert sample.size == geometry.dst
         np.testing.assert_array_equal(sample.boxes, geometry.to_network(record.boxes[:2]))
         outline, none = sample.segments
