@@ -108,7 +108,7 @@ def copied(index: DataIndex, copies: int, folder: Path) -> tuple[DataIndex, Path
     records = []
     for name in ("images", "labels"):
         (folder / name).mkdir()
-    for number, record in enumerate(index.records * copies):
+    for number, record in enumerate([*index.records] * copies):
         path = folder / "images" / f"{number:06}{record.path.suffix}"
         shutil.copyfile(record.path, path)
         x1, y1, x2, y2 = record.boxes.T
