@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.environment import keep_freed_memory
+from utils.environment import keep_freed_memory, use_threads
 from utils.errors import FeatherDetError, UserError
 
 T = TypeVar("T")
@@ -72,10 +72,10 @@ def select_device(text: str = "", *, local_rank: int = 0, world_size: int = 1) -
     return torch.device("cuda", chosen)
 
 
-def start(device: str = "", *, timeout: float = 1800.0) -> Distributed:
+def start(device: str = "", *, timeout: float = 1800.0, threads: int = 0) -> Distributed:
     """Choose the device and join torchrun's process group, if its environment is there.
 
-    Freed memory stays with the process (`keep_freed_memory`).
+    Freed memory stays with the process (`keep_freed_memory`), `threads` is for `use_threads`.
     `timeout` in seconds bounds every collective: a rank that stays away longer ends the run.
     """
     world_size = _environment("WORLD_SIZE", 1, minimum=1)
@@ -83,6 +83,7 @@ def start(device: str = "", *, timeout: float = 1800.0) -> Distributed:
     local_rank = _environment("LOCAL_RANK", 0, maximum=world_size - 1)
     chosen = select_device(device, local_rank=local_rank, world_size=world_size)
     keep_freed_memory()
+    use_threads(threads)
     cuda = chosen.type == "cuda"
     if cuda:
         torch.cuda.set_device(chosen)

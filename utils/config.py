@@ -16,7 +16,7 @@ from utils.errors import UserError, nearest
 
 C = TypeVar("C")
 MAX_PIXELS = 16_384  # of a side of a network's input
-MAX_WORKERS = 256  # loading processes
+MAX_WORKERS = 256  # loading processes, computing threads
 
 
 def option(
@@ -35,6 +35,16 @@ def option(
     """
     metadata = {"flags": flags, "bounds": (min, max), "argument": {"help": help, **argument}}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def threads_option() -> Any:
+    """The field of `--threads`, for `utils.environment.use_threads`."""
+    return option(
+        0,
+        min=0,
+        max=MAX_WORKERS,
+        help="computing threads of torch and OpenCV; 0: one for each core, or OMP_NUM_THREADS",
+    )
 
 
 def local_ranks() -> int:

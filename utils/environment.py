@@ -8,6 +8,7 @@ import platform
 import subprocess
 from importlib import metadata
 
+import cv2
 import torch
 
 from utils.files import ROOT
@@ -53,6 +54,13 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def use_threads(count: int) -> None:
+    """Compute on a CPU with `count` threads in torch and OpenCV; 0 leaves both as they are."""
+    if count:
+        torch.set_num_threads(count)
+        cv2.setNumThreads(count)
 
 
 def _version(*distributions: str) -> str | None:

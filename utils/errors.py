@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import re
 import signal
 import sys
@@ -13,6 +14,8 @@ from typing import NoReturn
 
 from utils.terminal import warn
 
+# How long an OpenMP thread that waits keeps its core busy: GNU's (torch on Linux) and LLVM's.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 DEAD_WORKER = re.compile(r"worker \(pid.*")  # in torch's RuntimeError about a loader process
 
 
@@ -67,12 +70,23 @@ def _terminate(signum: int, _: object) -> NoReturn:
     raise TerminatedError(signum)
 
 
+def wait_briefly() -> None:
+    """Let OpenMP's waiting threads sleep soon, for processes that import torch after this.
+
+    By default they keep their cores busy for longer than a time slice, and computing threads that
+    lost a core to another program wait for it.  What the user has set himself stays.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ.update(GOMP_SPINCOUNT="10000", KMP_BLOCKTIME="1")
+
+
 def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     """Run `main(argv)`, print one line for an error, exit with the documented code.
 
     Exit codes: 0 done, 1 internal error, 2 user error, 3 partly done, 4 source lost, 130 SIGINT,
     129 SIGHUP, 143 SIGTERM.  `--debug` anywhere on the command line adds the traceback.
     """
+    wait_briefly()
     argv = sys.argv[1:]
     debug = "--debug" in argv
     argv = [item for item in argv if item != "--debug"]

@@ -21,6 +21,7 @@ from engine.compare.setup import Comparison, plan_comparison
 from engine.distributed import select_device
 from engine.measure.latency import LatencyConfig
 from engine.train.interrupts import stop_requests
+from utils.environment import use_threads
 from utils.errors import PartlyDoneError, TerminatedError
 from utils.files import write_text
 from utils.terminal import say, warn
@@ -36,6 +37,7 @@ def compare(config: CompareConfig) -> Path | None:
     has failed rows, TerminatedError or KeyboardInterrupt after a signal, with all finished runs
     kept and the running ones saved.
     """
+    use_threads(config.threads)
     with stop_requests() as request:
         with request.may_abort():
             plan = plan_comparison(config)

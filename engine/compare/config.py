@@ -16,6 +16,7 @@ from utils.config import (
     default_workers,
     flag,
     option,
+    threads_option,
 )
 
 TRAIN, EVALUATE, PROFILE, TABLE = "train", "evaluate", "profile", "table"  # what is compared
@@ -74,6 +75,7 @@ class CompareConfig:
         default_workers(), min=0, max=MAX_WORKERS, help="loading processes of each run; 0: none"
     )
     device: str = option("", help="cpu, a GPU number, or several: 0,1,3; '': CUDA if present")
+    threads: int = threads_option()
     jobs: int = option(
         1, min=1, max=2**31, help="runs at the same time: one GPU each, or shares of the CPU"
     )

@@ -170,8 +170,7 @@ def _start(plan: Comparison, run: RunPlan, device: str) -> _Job:
     log.parent.mkdir(exist_ok=True)
     plan.run_folder(run).parent.mkdir(exist_ok=True)
     environment = {**os.environ, "TQDM_MININTERVAL": LOG_EVERY}
-    threads = plan.protocol["device"]["threads"]
-    if threads is not None:
+    if threads := plan.protocol["device"]["threads"] or plan.config.threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     command = training_command(plan, run, device)
     with log.open("ab") as file:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.config import MAX_PIXELS, MAX_WORKERS, check_options, default_workers, option
+from utils.config import (
+    MAX_PIXELS,
+    MAX_WORKERS,
+    check_options,
+    default_workers,
+    option,
+    threads_option,
+)
 
 TASKS = ("val", "train", "test", "speed", "study")
 STUDY_SIZES = tuple(range(256, 1537, 128))
@@ -36,6 +43,7 @@ class ValConfig:
     )
     rect: bool = option(False, help="keep each image's shape instead of padding to a square")
     device: str = option("", help="cpu or a GPU number; '': CUDA if present")
+    threads: int = threads_option()
     conf_thres: float = option(0.001, flags=("--conf",), min=0, max=1, help="confidence threshold")
     iou_thres: float = option(
         0.6, flags=("--iou",), min=0, max=1, help="IoU threshold of non-maximum suppression"

@@ -36,7 +36,7 @@ def run(config: ValConfig) -> None:
     Works under torchrun, too: each rank takes its share, rank 0 prints and writes.
     Raises UserError for what cannot be read or does not fit together.
     """
-    world = distributed.start(config.device)
+    world = distributed.start(config.device, threads=config.threads)
     try:
         validation = Validation(config, world)
         settings = ", ".join(f"{key}={value}" for key, value in changed(config).items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.config import MAX_PIXELS, check_options, option
+from utils.config import MAX_PIXELS, check_options, option, threads_option
 
 MAX_DETECTIONS = 30_000  # as many candidates enter suppression at most
 
@@ -31,6 +31,7 @@ class DetectConfig:
         1000, min=1, max=MAX_DETECTIONS, help="maximum number of detections per image"
     )
     device: str = option("", help="cpu or a GPU number; '': CUDA if present")
+    threads: int = threads_option()
     view_img: bool = option(False, help="show the results in a window (q or Escape ends the run)")
     save_txt: bool = option(False, help="write labels/*.txt, YOLO's format")
     save_conf: bool = option(False, help="append the confidence to the rows of --save-txt")

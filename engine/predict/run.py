@@ -9,7 +9,7 @@ from engine.predict.config import DetectConfig
 from engine.predict.console import Console, require_display, show_window
 from engine.predict.outputs import Outputs
 from engine.predict.predictor import Predictor
-from utils.environment import keep_freed_memory
+from utils.environment import keep_freed_memory, use_threads
 from utils.errors import PartlyDoneError, UserError
 from utils.nms import NmsConfig
 
@@ -17,6 +17,7 @@ from utils.nms import NmsConfig
 def run(config: DetectConfig) -> None:
     """Detect as `config` asks; UserError, PartlyDoneError or SourceLostError where that fails."""
     keep_freed_memory()
+    use_threads(config.threads)
     if config.view_img:
         require_display()
     console = Console(stride=config.vid_stride)

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config import MAX_PIXELS, MAX_WORKERS, check_options, default_workers, flag, option
+from utils.config import (
+    MAX_PIXELS,
+    MAX_WORKERS,
+    check_options,
+    default_workers,
+    flag,
+    option,
+    threads_option,
+)
 from utils.errors import UserError
 
 NEWEST = "newest"
@@ -17,8 +25,8 @@ OPTIMIZERS = ("SGD", "Adam", "AdamW")
 DEFAULT_TIMEOUT = 1800.0  # seconds; a scan or a final evaluation on rank 0 must fit in it
 # What --resume may change: where the data are, how to compute, when to stop and save.
 FREE_ON_RESUME = (
-    "resume", "data", "device", "workers", "cache", "profile", "noplots", "ddp_timeout", "epochs",
-    "patience", "nosave", "noval", "save_period", "exist_ok",
+    "resume", "data", "device", "threads", "workers", "cache", "profile", "noplots", "ddp_timeout",
+    "epochs", "patience", "nosave", "noval", "save_period", "exist_ok",
 )  # fmt: skip
 
 
@@ -76,6 +84,7 @@ class TrainConfig:
         "none", choices=CACHES, const="ram", help="keep decoded images in memory or on disk"
     )
     device: str = option("", help="cpu or a GPU number; '': CUDA if present")
+    threads: int = threads_option()
     multi_scale: bool = option(False, help="vary the image size of each batch by up to half")
     single_cls: bool = option(False, help="treat all classes as one")
     optimizer: str = option(

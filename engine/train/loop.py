@@ -44,7 +44,7 @@ def fit(config: TrainConfig, given: Collection[str] | None = None) -> DetectionM
     number, TerminatedError or KeyboardInterrupt after a signal, when last.pt holds the state to
     resume from.
     """
-    world = distributed.start(config.device, timeout=config.ddp_timeout)
+    world = distributed.start(config.device, timeout=config.ddp_timeout, threads=config.threads)
     try:
         with dead_workers_named(), stop_requests() as request, ExitStack() as locks:
             with request.may_abort():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from utils.config import check_options, default_workers, option, parse, parse_given
-from utils.errors import UserError, nearest
+from utils.errors import WAITING, UserError, nearest
 from utils.files import find_config, new_run_dir
 from utils.hyp import Hyperparameters, load_hyp
 from utils.seeding import generator
@@ -190,6 +190,17 @@ def test_exit_codes_and_one_line(root: Path, body: str, code: int, text: str) ->
     assert done.stderr.startswith(text)
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == (1 if text else 0)
+
+
+def test_openmp_waits_briefly_unless_the_user_says_how_long(root: Path, monkeypatch) -> None:
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    body = f"print(*(os.environ.get(name) for name in {WAITING}))"
+    assert script(root, body).stdout == "None 10000 1\n"
+    for position, name in enumerate(WAITING):
+        words = ["None"] * 3
+        words[position] = "7"
+        assert script(root, body, **{name: "7"}).stdout.split() == words
 
 
 def test_a_closed_stdout_is_no_error_and_a_terminal_that_is_not_utf8_shows_escapes(root) -> None:

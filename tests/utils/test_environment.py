@@ -4,7 +4,11 @@ import platform
 import subprocess
 import sys
 
+import cv2
 import pytest
+import torch
+
+from utils.environment import use_threads
 
 FAULTS = """
 import resource
@@ -28,3 +32,13 @@ def test_freed_memory_serves_the_next_tensor(root):
     faults = list(map(int, done.stdout.split()))
     assert faults[0] > 16
     assert max(faults[10:]) < faults[0] / 10
+
+
+def test_threads_of_torch_and_opencv(monkeypatch):
+    counts = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    monkeypatch.setattr(cv2, "setNumThreads", counts.append)
+    use_threads(0)
+    assert counts == []
+    use_threads(3)
+    assert counts == [3, 3]
