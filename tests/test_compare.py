@@ -307,6 +307,11 @@ def test_profile_only_needs_no_data(common, models, tmp_path, monkeypatch, capsy
     assert tiny["blocks"]
     assert tiny["accuracy"] is None
     assert results["protocol"]["kind"] == "profile"
+    assert results["protocol"]["latency"] == {"dtype": "fp32", "graph": False}
+    assert compare.main([*words, "--latency-dtype", "bf16", "--latency-batches", "1"]) == 0
+    second = results_in(tmp_path / "runs" / "exp2")  # of another type: another table
+    assert second["measurement"]["settings"]["dtype"] == "bf16"
+    assert "bf16, eager, models in turn" in (tmp_path / "runs/exp2/table.md").read_text()
     measure = comparison.measure
 
     def out_of_memory(*args, **more):
@@ -475,6 +480,8 @@ def test_the_table_is_there_before_anything_is_measured(flags, fake, tmp_path, m
         (("--hyp", "defalt"), "default"),
         (("--records", "nowhere"), "no such folder"),
         (("--device", "7"), "--device 7"),
+        (("--latency-graph",), "--latency-graph .*on a CPU leave it out"),
+        (("--latency-dtype", "fp16"), "--latency-dtype fp16: .*use bf16 or fp32"),
     ],
 )
 def test_mistakes_end_it_before_anything_is_written(flags, fake, tmp_path, change, message):

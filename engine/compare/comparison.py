@@ -117,7 +117,12 @@ def _conclude(plan: Comparison, *, changed: bool) -> Results:
     if changed or not (folder / RESULTS).is_file():
         _write(results, folder)  # what was trained is in the table in any case
     say("measuring latency ...")
-    timing = LatencyConfig(batches=config.latency_batches, seconds=config.latency_seconds)
+    timing = LatencyConfig(
+        batches=config.latency_batches,
+        seconds=config.latency_seconds,
+        dtype=config.latency_dtype,
+        graph=config.latency_graph,
+    )
     device = select_device(plan.devices[0])
     measurement, made = measure(made, plan.models, device=device, config=timing)
     made = with_speedup(made, plan.baseline)

@@ -94,6 +94,14 @@ class CompareConfig:
     latency_seconds: float = option(
         60.0, help="seconds for all models at each batch size (5 to 50 rounds)"
     )
+    latency_dtype: str = option(
+        "fp32",
+        choices=("fp32", "fp16", "bf16"),
+        help="type of weights and images when latency, energy and rows are measured",
+    )
+    latency_graph: bool = option(
+        False, help="time CUDA graphs: small batches then measure the GPU, not Python"
+    )
     project: str = option("runs/compare", help="folder of the comparisons")
     name: str = option(
         "exp", help="folder of this comparison; the same command continues, another gets a number"

@@ -10,7 +10,7 @@ import torch
 
 from engine.compare.plan import ModelEntry
 from engine.compare.schema import Cost, Layer, Measurement, Row
-from engine.measure.bench import prepare, sample_images
+from engine.measure.bench import NCHW, TYPES, forward_step, prepare, sample_images
 from engine.measure.energy import measure_energy
 from engine.measure.latency import FAULTS, Candidate, Latency, LatencyConfig, measure_latency
 from engine.measure.roofline import DevicePeak, by_block, measure_peak, roofline
@@ -87,7 +87,7 @@ def measure(
     }
     latencies, settings = measure_latency(list(candidates.values()), config, device=device)
     try:
-        peak = measure_peak(device)
+        peak = measure_peak(device, TYPES[config.dtype])
     except FAULTS as error:
         warn(f"the peak of {device} is not measured: {cause_of(error)}")
         peak = None
@@ -100,7 +100,8 @@ def measure(
     batch = common_batch([row.latency for row in measured])
     for index, row in enumerate(measured):
         if any(at.cause is None for at in row.latency):
-            measured[index] = _with_details(row, candidates[row.name], peak, device, batch)
+            item = candidates[row.name]
+            measured[index] = _with_details(row, item, peak, device, batch=batch, config=config)
     sources = [row.energy.source for row in measured if row.energy is not None]
     measurement = Measurement(
         device=settings["device"],
@@ -121,15 +122,28 @@ def common_batch(latencies: Sequence[Sequence[Latency]]) -> int | None:
 
 
 def _with_details(
-    row: Row, item: Candidate, peak: DevicePeak | None, device: torch.device, batch: int | None
+    row: Row,
+    item: Candidate,
+    peak: DevicePeak | None,
+    device: torch.device,
+    *,
+    batch: int | None,
+    config: LatencyConfig,
 ) -> Row:
-    """A row with the times of its layers and blocks, and the energy at a batch size."""
+    """A row with the times of its layers and blocks, eager, and the energy at a batch size.
+
+    In the layout that was faster at the smallest batch, and at that batch size.
+    """
     assert row.cost is not None
+    layouts = {at.batch: at.layout or NCHW for at in row.latency if at.cause is None}
+    dtype = TYPES[config.dtype]
     try:
-        model = prepare(item.model, device)
-        assert isinstance(model, Detector)
         if peak is not None:
-            timed = roofline(model, sample_images(1, item.image_size, device, like=model), peak)
+            layout = layouts[min(layouts)]
+            model = prepare(item.model, device, dtype=dtype, layout=layout)
+            assert isinstance(model, Detector)
+            images = sample_images(1, item.image_size, device, like=model, layout=layout)
+            timed = roofline(model, images, peak)
             blocks = [
                 {**vars(one), "rows": list(one.rows), "bound": one.bound} for one in by_block(timed)
             ]
@@ -139,14 +153,12 @@ def _with_details(
             ]
             row = replace(row, cost=replace(row.cost, layers=layers), blocks=blocks)
         if batch is not None:
-            images = sample_images(batch, item.image_size, device, like=model)
+            layout = layouts[batch]
+            ready = prepare(item.model, device, dtype=dtype, layout=layout)
+            images = sample_images(batch, item.image_size, device, like=ready, layout=layout)
             with torch.inference_mode():
-                energy = measure_energy(
-                    lambda: model(images),
-                    images=batch,
-                    device=device,
-                    seconds=ENERGY_SECONDS,
-                )
+                step = forward_step(ready, images, graph=config.graph)
+                energy = measure_energy(step, images=batch, device=device, seconds=ENERGY_SECONDS)
             row = replace(row, energy=energy)
     except FAULTS as error:
         notes = [*row.model.notes, f"not measured: {cause_of(error)}"]

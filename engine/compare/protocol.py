@@ -17,7 +17,7 @@ import torch
 
 from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex
-from engine.compare.config import TRAIN, CompareConfig
+from engine.compare.config import PROFILE, TRAIN, CompareConfig
 from engine.evaluate.config import EvalConfig
 from utils.environment import run_environment
 from utils.errors import UserError
@@ -28,6 +28,8 @@ from utils.terminal import warn
 FILE = "protocol.json"
 SEEDS = "seeds"  # the key that may grow
 VERSIONS = "versions"
+LATENCY = "latency"  # how times are taken, of the table and not of a run
+EAGER = {"dtype": "fp32", "graph": False}  # what a protocol without LATENCY means
 NOT_LOCKED = ("device", "commit")  # of the environment; the device has a field of its own
 SHOWN = 6  # differences in a message
 Protocol = dict[str, Any]
@@ -79,7 +81,12 @@ def make_protocol(config: CompareConfig, splits: Splits | None, device: torch.de
         protocol[SEEDS] = list(config.seeds)
     protocol[VERSIONS] = {k: v for k, v in environment.items() if k not in NOT_LOCKED}
     protocol["device"] = {"name": environment["device"], "threads": threads}
-    return protocol
+    return {**protocol, LATENCY: latency_settings(config)}
+
+
+def latency_settings(config: CompareConfig) -> dict[str, Any]:
+    """How the table's times are taken."""
+    return {"dtype": config.latency_dtype, "graph": config.latency_graph}
 
 
 def recipe(hyp: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,8 +95,8 @@ def recipe(hyp: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_a_run(protocol: Protocol) -> Protocol:
-    """What one run has in common with the others: all but the list of seeds."""
-    return {key: value for key, value in protocol.items() if key != SEEDS}
+    """What one run has in common with the others: all but the seeds and how times are taken."""
+    return {key: value for key, value in protocol.items() if key not in {SEEDS, LATENCY}}
 
 
 def differences(first: Any, second: Any, name: str = "") -> list[str]:
@@ -165,8 +172,12 @@ def conflict(present: Lock, wanted: Lock) -> list[str]:
     """Why a folder cannot be continued: the differing fields, models and missing rows.
 
     More seeds and more rows are no conflict; fewer would leave finished runs out of the table.
+    How times are taken is one where they are all there is.
     """
     differing = protocol_differences(present["protocol"], wanted["protocol"])
+    if wanted["protocol"]["kind"] == PROFILE:
+        before, after = (lock["protocol"].get(LATENCY, EAGER) for lock in (present, wanted))
+        differing += differences(before, after, LATENCY)
     before, after = (lock["protocol"].get(SEEDS) or [] for lock in (present, wanted))
     if not set(before) <= set(after):
         differing.append(f"{SEEDS}: {before} and {after}")

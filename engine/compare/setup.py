@@ -11,11 +11,13 @@ import torch
 from engine.compare.config import PROFILE, TABLE, CompareConfig, repeated
 from engine.compare.plan import ModelEntry, RunPlan, model_entries, runs
 from engine.compare.protocol import (
+    LATENCY,
     SEEDS,
     Lock,
     Protocol,
     Splits,
     differences,
+    latency_settings,
     listed,
     load_splits,
     make_protocol,
@@ -136,10 +138,20 @@ def plan_comparison(config: CompareConfig) -> Comparison:
 
 
 def run_devices(config: CompareConfig) -> tuple[str, ...]:
-    """--device of each run at a time. UserError where --jobs asks for more GPUs than there are."""
+    """--device of each run at a time.
+
+    UserError where --jobs asks for more GPUs than there are, and for timing a CPU cannot do.
+    """
     named = [part.strip() for part in config.device.split(",") if part.strip()] or [""]
     first = select_device(named[0])
     if first.type == "cpu":
+        if config.latency_graph:
+            raise UserError("--latency-graph captures CUDA graphs; on a CPU leave it out")
+        if config.latency_dtype == "fp16":
+            raise UserError(
+                "--latency-dtype fp16: torch's float16 is many times slower than float32 on a CPU;"
+                " use bf16 or fp32"
+            )
         return ("cpu",) * config.jobs
     if named == [""]:
         named = [str(number) for number in range(torch.cuda.device_count())]
@@ -185,6 +197,7 @@ def _of_records(
     seeds = sorted({item.seed for item in found if item.seed is not None})
     if seeds:
         protocol[SEEDS] = seeds
+    protocol[LATENCY] = latency_settings(config)
     models: dict[str, ModelEntry] = {}
     for item in found:
         models.setdefault(item.model_id, _entry(item))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,19 +14,58 @@ from torch import Tensor, nn
 from models.blocks.conv import fuse
 from models.spec import IMAGE_CHANNELS
 
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+NCHW = "NCHW"
+LAYOUTS = {NCHW: torch.contiguous_format, "channels last": torch.channels_last}
 
-def prepare(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy for inference on `device`, BN folded into the convolutions; the original stays."""
+
+def prepare(
+    model: nn.Module,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+    layout: str = NCHW,
+) -> nn.Module:
+    """A copy for inference on `device`, BN folded into the convolutions; the original stays.
+
+    layout: the weights' order in memory, a key of LAYOUTS.
+    """
     ready = copy.deepcopy(model).to(device).eval()
     fuse(ready)
-    return ready
+    return ready.to(dtype).to(memory_format=LAYOUTS[layout])
 
 
-def sample_images(batch: int, image_size: int, device: torch.device, *, like: nn.Module) -> Tensor:
+def sample_images(
+    batch: int, image_size: int, device: torch.device, *, like: nn.Module, layout: str = NCHW
+) -> Tensor:
     """(batch, 3, S, S) noise in [0, 1), the same each time, in the type of the model's weights."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, IMAGE_CHANNELS, image_size, image_size, generator=generator)
-    return images.to(device, next(like.parameters()).dtype)
+    images = images.to(device, next(like.parameters()).dtype)
+    return images.contiguous(memory_format=LAYOUTS[layout])
+
+
+def forward_step(
+    model: nn.Module, images: Tensor, *, graph: bool, pool: Any = None
+) -> Callable[[], Any]:
+    """One forward pass as a function: eager or, with `graph`, the replay of a CUDA graph.
+
+    A replay starts all kernels by one call.  `pool` is memory that graphs share which do not run
+    at the same time; what an earlier one returned is lost.
+    """
+    if not graph:
+        return lambda: model(images)
+    device = images.device
+    with torch.cuda.device(device), torch.inference_mode():
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):  # libraries must settle outside of a capture
+            model(images)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured, pool=pool):
+            model(images)
+    return captured.replay
 
 
 def synchronize(device: torch.device) -> None:

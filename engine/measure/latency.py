@@ -2,22 +2,26 @@
 
 Each round goes through all models, beginning with the next one, so that a falling clock, a warming
 cache or the load of other processes affects all alike.  The network alone is timed, from images on
-the device to raw maps: decoding and suppression are the same for all.
+the device to raw maps: decoding and suppression are the same for all.  Every model takes part in
+both memory layouts, and the faster one counts at each batch size.
 """
 
 from __future__ import annotations
 
 import gc
+import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from engine.measure.bench import prepare, sample_images, synchronize
+from engine.measure.bench import LAYOUTS, TYPES, forward_step, prepare, sample_images, synchronize
 from models.profile.cost import count
 from utils.environment import device_name
 from utils.errors import cause_of
@@ -49,6 +53,8 @@ class LatencyConfig:
     warm_up: int = 3  # forward passes of each model before the rounds
     rounds: int = 50
     seconds: float = 60.0
+    dtype: str = "fp32"  # of weights and images, a key of TYPES
+    graph: bool = False  # replay a CUDA graph: the time of the device without Python's
 
 
 @dataclass(frozen=True)
@@ -65,13 +71,15 @@ class Latency:
     gflops_per_second: float | None = None
     memory_bytes: int | None = None  # weights, images and peak activations
     memory_source: str | None = None  # MEASURED or MODELLED
+    layout: str | None = None  # the faster one of LAYOUTS
+    other_p50_ms: float | None = None  # in the slower one; None where it failed
 
     @staticmethod
-    def of(batch: int, durations: Sequence[float], flops: int, *memory: Any) -> Latency:
-        """By the seconds of each forward pass of a batch, and the FLOPs of one image."""
+    def of(batch: int, durations: Sequence[float], flops: int, *more: Any) -> Latency:
+        """By the seconds of each forward pass of a batch, the FLOPs of one image, and the rest."""
         p50, p90, least = map(float, np.percentile(durations, (50, 90, 0)) * 1000 / batch)
         rate = 1000 / p50
-        return Latency(batch, None, p50, p90, least, rate, flops * rate / 1e9, *memory)
+        return Latency(batch, None, p50, p90, least, rate, flops * rate / 1e9, *more)
 
 
 @torch.inference_mode()
@@ -84,19 +92,25 @@ def measure_latency(
     candidate that cannot run there (out of memory, say) does not end the rest.
     """
     results: dict[tuple[str, int], Latency] = {}
-    runs = [_Run(item, device) for item in candidates]
+    pool = torch.cuda.graph_pool_handle() if config.graph else None
+    runs = [[_Run(item, x, config, device, pool) for x in LAYOUTS] for item in candidates]
     for batch in config.batches:
-        for run in runs:
-            run.start(batch, config.warm_up)
-        able = [run for run in runs if not run.cause]
+        for run in chain(*runs):
+            run.start(batch)
+        able = [run for run in chain(*runs) if not run.cause]
         for run, durations in zip(able, interleave(able, config, device=device), strict=True):
             run.durations = durations
-        results.update({(run.candidate.name, batch): run.result() for run in runs})
+        for pair in runs:
+            faster, slower = sorted(pair, key=_Run.median)
+            found = faster.result()
+            if not (found.cause or slower.cause):
+                found = replace(found, other_p50_ms=1000 * slower.median() / batch)
+            results[faster.candidate.name, batch] = found
     settings = {
         **vars(config),
         "batches": list(config.batches),
         "fused": True,
-        "channels_last": False,
+        "layouts": list(LAYOUTS),
         "device": device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
     }
@@ -104,40 +118,57 @@ def measure_latency(
 
 
 class _Run:
-    """A model with its images; calling it is one forward pass.
+    """A model in one layout, with its images; calling it is one forward pass.
 
     `cause` is that of a failure at this batch size, after which it does nothing.
     """
 
-    def __init__(self, candidate: Candidate, device: torch.device) -> None:
+    def __init__(
+        self,
+        candidate: Candidate,
+        layout: str,
+        config: LatencyConfig,
+        device: torch.device,
+        pool: Any,
+    ) -> None:
         self.candidate = candidate
         self.cause = ""
         self.durations: Sequence[float] = ()
+        self._layout, self._config, self._device, self._pool = layout, config, device, pool
         self._batch = 0
-        self._device = device
         self._model: Any = None
         self._images = torch.empty(0)
+        self._step: Callable[[], Any] = tuple
 
-    def start(self, batch: int, warm_up: int) -> None:
+    def start(self, batch: int) -> None:
         """Prepare the model, make the images and warm up: allocators and libraries settle."""
         self.cause, self.durations, self._batch = "", (), batch
         self._attempt(self._prepare)
-        for _ in range(warm_up):
+        for _ in range(self._config.warm_up):
             self()
 
     def _prepare(self) -> None:
-        size, device = self.candidate.image_size, self._device
-        self._model = self._model or prepare(self.candidate.model, device)
-        self._images = sample_images(self._batch, size, device, like=self._model)
+        size, device, layout = self.candidate.image_size, self._device, self._layout
+        dtype, graph = TYPES[self._config.dtype], self._config.graph
+        self._step = tuple  # its graph's memory serves the next one
+        if self._model is None:
+            self._model = prepare(self.candidate.model, device, dtype=dtype, layout=layout)
+        images = sample_images(self._batch, size, device, like=self._model, layout=layout)
+        self._images = images
+        self._step = forward_step(self._model, images, graph=graph, pool=self._pool)
 
     def __call__(self) -> None:
-        self._attempt(lambda: self._model(self._images))
+        self._attempt(self._step)
+
+    def median(self) -> float:
+        """Seconds of a forward pass; infinite after a failure."""
+        return math.inf if self.cause else statistics.median(self.durations)
 
     def result(self) -> Latency:
         cost = self._attempt(self._cost)
         if cost is None:
             return Latency(self._batch, self.cause)
-        return Latency.of(self._batch, self.durations, *cost)
+        return Latency.of(self._batch, self.durations, *cost, self._layout)
 
     def _attempt(self, step: Callable[[], T]) -> T | None:
         """What `step` returns, None for a failure, which leaves its memory to the other models."""

@@ -66,8 +66,8 @@ class DevicePeak:
 
 
 @torch.inference_mode()
-def measure_peak(device: torch.device) -> DevicePeak:
-    """The best of several repeats in float32, with torch's present settings (threads, TF32).
+def measure_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> DevicePeak:
+    """The best of several repeats in this type, with torch's present settings (threads, TF32).
 
     Peak FLOP/s is the better of the matmul and the convolution, bandwidth counts a copy's reads
     and writes.
@@ -85,10 +85,10 @@ def measure_peak(device: torch.device) -> DevicePeak:
             durations.append(time.perf_counter() - start)
         return min(durations)
 
-    a, b = torch.randn(2, side, side, device=device)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     matmul = 2 * side**3 / best(lambda: a @ b)
-    image = torch.randn(1, 256, pixels, pixels, device=device)
-    layer = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(device)
+    image = torch.randn(1, 256, pixels, pixels, device=device, dtype=dtype)
+    layer = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(device, dtype)
     convolution = 2 * 9 * 256 * image.numel() / best(lambda: layer(image))
     source = torch.ones(copy_bytes // 4, device=device)
     target = torch.zeros_like(source)

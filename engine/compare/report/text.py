@@ -124,7 +124,8 @@ def csv_table(results: Plain) -> str:
                 more = ("low", "high", "significant") if column.kind == DIFFERENCE else ("sd",)
                 line |= {f"{column.csv} {key}": at(row, f"{column.path}.{key}") for key in more}
         for one in row["latency"]:
-            line |= {f"batch {one['batch']} {key}": one[key] for key in ("cause", "memory_source")}
+            for key in ("cause", "memory_source", "layout", "other_p50_ms"):
+                line[f"batch {one['batch']} {key}"] = one[key]
         if row["latency"] and row["energy"] is None:
             line["joules_per_image"] = NOT_MEASURED
         line["cause"] = row["cause"] or ""
@@ -165,7 +166,10 @@ def notes(results: Plain) -> list[str]:
             f"Speed-up: FLOPs, and median time, of {baseline} divided by those of the row."
         )
     if here:
-        lines.append(f"Times on {here}, models in turn, BN folded, without decoding and NMS.")
+        lines.append(
+            f"Times on {here}, {_timing(results)}, models in turn, BN folded, without decoding and"
+            f" NMS. Memory layout, the faster one: {_layouts(results)}."
+        )
     if elsewhere:
         lines.append(f"The runs were made on another device: {elsewhere}.")
     commits, made = _commits(results)
@@ -207,6 +211,23 @@ def _devices(results: Plain) -> tuple[str, str]:
     return here, "" if there == here else there
 
 
+def _timing(results: Plain) -> str:
+    """'fp16, CUDA graphs'."""
+    settings = results["measurement"]["settings"]
+    return f"{settings['dtype']}, {'CUDA graphs' if settings['graph'] else 'eager'}"
+
+
+def _layouts(results: Plain) -> str:
+    """The layout that most times were taken in, and the times that were taken in the other."""
+    found: dict[str, list[str]] = {}
+    for row in results["rows"]:
+        for one in row["latency"]:
+            if one["cause"] is None:
+                found.setdefault(one["layout"], []).append(f"{row['name']} at {one['batch']}")
+    usual, *others = sorted(found, key=lambda layout: -len(found[layout])) or [NOTHING]
+    return "; ".join([usual, *(f"{layout} for {', '.join(found[layout])}" for layout in others)])
+
+
 def lead(results: Plain) -> str:
     """The report's first sentence."""
     protocol, baseline = results["protocol"], results["baseline"]
@@ -239,6 +260,7 @@ def summary(results: Plain) -> list[dict[str, str]]:
     if measured:
         device, elsewhere = _devices(results)
         items.append(("Device", device, f"runs on {elsewhere}" if elsewhere else ""))
+        items.append(("Timing", _timing(results), _layouts(results)))
     if commits := _commits(results)[0]:
         warnings = [f"warning: {len(commits)} commits in one table"] * (len(commits) > 1)
         warnings += ["warning: uncommitted changes"] * any(one.endswith(DIRTY) for one in commits)

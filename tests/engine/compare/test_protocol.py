@@ -134,6 +134,18 @@ def test_a_folder_is_continued_by_the_same_or_a_larger_comparison(protocol, mode
     assert conflict(LOCK, lock_of(protocol, models)) == reasons
 
 
+def test_how_times_are_taken_parts_tables_of_costs_alone():
+    half = {"latency": {"dtype": "fp16", "graph": True}}
+    runs = lock_of(changed(**half), MODELS)
+    assert conflict(LOCK, runs) == []  # what was trained is there, and is timed anew
+    assert of_a_run(runs["protocol"]) == of_a_run(PROTOCOL)
+    costs = lock_of(changed(kind=PROFILE), MODELS)
+    eager = lock_of(changed(kind=PROFILE, latency={"dtype": "fp32", "graph": False}), MODELS)
+    assert conflict(costs, eager) == []
+    found = conflict(costs, lock_of(changed(kind=PROFILE, **half), MODELS))
+    assert found == ["latency.dtype: fp32 and fp16", "latency.graph: false and true"]
+
+
 def test_a_model_that_could_not_be_built_may_be_repaired(tmp_path):
     """And one that is broken for a while is still held to what it was."""
     for two in ("", "bb", "", "bb", "", "xx"):

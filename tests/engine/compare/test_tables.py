@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.compare import costs
 from engine.compare.bootstrap import difference, draw, weighted_ap
@@ -249,10 +250,10 @@ def measured(monkeypatch):
     monkeypatch.setitem(PEAK_SIZES, "cpu", small)
     monkeypatch.setattr(costs, "ENERGY_SECONDS", 0.01)
 
-    def measured(*files):
+    def measured(*files, dtype="fp32"):
         found = model_entries(CompareConfig(cfg=tuple(map(str, files)), imgsz=64), classes=3)
         made = rows([ModelRuns(item) for item in found], truth=NOTHING, baseline="")
-        config = LatencyConfig(batches=(1, 2), warm_up=1, rounds=5)
+        config = LatencyConfig(batches=(1, 2), warm_up=1, rounds=5, dtype=dtype)
         return measure(made, found, device=CPU, config=config)
 
     return measured
@@ -275,6 +276,44 @@ def test_what_cannot_be_measured_of_one_model_is_noted(
         assert cause in capsys.readouterr().err
     else:
         assert row.model.notes[-1] == cause
+
+
+def test_energy_and_rows_are_taken_as_latency_is(tiny_model, measured, monkeypatch):
+    """In its type, and in the layout that was faster at the same batch size."""
+    layouts = {1: "channels last", 2: "NCHW"}
+    timed, seen = costs.measure_latency, []
+
+    def chosen(*args, **more):
+        results, settings = timed(*args, **more)
+        return {k: replace(one, layout=layouts[k[1]]) for k, one in results.items()}, settings
+
+    def roofline(model, images, peak):
+        seen.append(images)
+        return rows_of(model, images, peak)
+
+    def energy(step, **more):
+        with ShapesOf() as shapes:
+            step()
+        seen.append(shapes.first)
+
+    class ShapesOf(TorchDispatchMode):
+        first = None
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if self.first is None and args and isinstance(args[0], torch.Tensor):
+                self.first = args[0]
+            return func(*args, **(kwargs or {}))
+
+    rows_of = costs.roofline
+    for name, fake in (("measure_latency", chosen), ("roofline", roofline)):
+        monkeypatch.setattr(costs, name, fake)
+    monkeypatch.setattr(costs, "measure_energy", energy)
+    measurement, (row,) = measured(tiny_model, dtype="bf16")
+    assert [(len(x), x.dtype) for x in seen] == [(1, torch.bfloat16), (2, torch.bfloat16)]
+    last = [x.is_contiguous(memory_format=torch.channels_last) for x in seen]
+    assert last == [True, False]
+    assert measurement.settings["dtype"] == "bf16"
+    assert 2 * sum(block["bytes"] for block in row.blocks) == row.cost.bytes  # in float32
 
 
 def test_models_are_measured_side_by_side(tiny_model, measured, tmp_path):

@@ -57,6 +57,22 @@ def test_where_the_runs_were_made_is_stated_if_not_here(sample):
     assert "another device: cpu (x86_64), torch threads: 7." in markdown(sample)
 
 
+def test_how_times_were_taken_is_stated(sample):
+    measured = "fp32, eager, models in turn"
+    layouts = "the faster one: channels last; NCHW for yolov5n-ghost at 1."
+    assert measured in markdown(sample)
+    assert layouts in markdown(sample)
+    sample["measurement"]["settings"].update(dtype="fp16", graph=True)
+    for row in sample["rows"]:
+        for one in row["latency"]:
+            one["layout"] = "NCHW"
+    text = markdown(sample)
+    assert "fp16, CUDA graphs, models in turn" in text
+    assert "the faster one: NCHW." in text
+    item = {"name": "Timing", "value": "fp16, CUDA graphs", "detail": "NCHW"}
+    assert item in complete(sample)["summary"]
+
+
 def test_names_of_others_stay_text(sample):
     sample["rows"][0]["name"] = "=1+<b>&`|\x1b[2J"
     sample["rows"][1]["name"] = "-ghost"
@@ -111,6 +127,7 @@ def test_csv_has_every_number_with_all_digits(sample):
     assert float(lines[1]["delta AP"]) == sample["rows"][1]["difference"]["AP"]["delta"]
     assert lines[2]["AP"] == ""
     assert lines[2]["batch 32 cause"] == "RuntimeError: out of memory"
+    assert [line["batch 32 layout"] for line in lines] == ["channels last"] * 2 + [""]
 
 
 def test_the_console_table_is_aligned(sample):

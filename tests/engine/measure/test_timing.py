@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from engine.measure import roofline as room
-from engine.measure.bench import Stopwatch, prepare, sample_images
+from engine.measure.bench import (
+    LAYOUTS,
+    TYPES,
+    Stopwatch,
+    forward_step,
+    prepare,
+    sample_images,
+)
 from engine.measure.latency import (
     MEASURED,
     MIN_ROUNDS,
@@ -92,6 +101,26 @@ class Waits(nn.Module):
         return self.conv(images)
 
 
+class Prefers(nn.Module):
+    """Takes 1 s in one memory layout and 2 s in the other; batches of 4 prefer the other one."""
+
+    def __init__(self, clock: FakeClock, layout: str, seen: set[torch.dtype]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.clock, self.layout, self.seen = clock, layout, seen
+
+    def __deepcopy__(self, memo):
+        return Prefers(self.clock, self.layout, self.seen)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not images.is_meta:
+            self.seen |= {images.dtype, self.conv.weight.dtype}
+            order = {images.is_contiguous(memory_format=f) for f in (LAYOUTS[self.layout],)}
+            assert order == {self.conv.weight.is_contiguous(memory_format=LAYOUTS[self.layout])}
+            self.clock.now += 1 if order == {len(images) != 4} else 2
+        return self.conv(images)
+
+
 class TestStopwatch:
     def test_stages_are_summed_over_rounds_without_the_time_between(self, clock):
         watch = Stopwatch(CPU, stages=2)
@@ -160,10 +189,95 @@ class TestLatency:
         assert flops == pytest.approx([2 * 64 * 9, 2 * 256 * 9])
         assert a.memory_source == MODELLED
         assert a.memory_bytes == 4 * (12 + 4 * 64 * (3 + 3))  # weights, bias; images and result
-        assert clock.now == pytest.approx((1 + 7) * 0.75 * (1 + 4))
+        assert clock.now == pytest.approx(2 * (1 + 7) * 0.75 * (1 + 4))  # both layouts
         assert settings == json.loads(json.dumps(settings))
         assert settings["device"].startswith("cpu")
         assert settings["threads"] == torch.get_num_threads()
+
+    def test_the_faster_layout_counts_for_each_model_and_batch(self, clock):
+        seen: set[torch.dtype] = set()
+        models = [Candidate(name, Prefers(clock, name, seen), 8) for name in LAYOUTS]
+        config = LatencyConfig(batches=(1, 4), rounds=5, warm_up=1, dtype="bf16")
+        results, settings = measure_latency(models, config, device=CPU)
+        nchw, last = LAYOUTS
+        assert [one.layout for one in results.values()] == [nchw, last, last, nchw]
+        assert [one.p50_ms for one in results.values()] == [1000, 1000, 250, 250]
+        assert [one.other_p50_ms for one in results.values()] == [2000, 2000, 500, 500]
+        assert seen == {torch.bfloat16}
+        assert (settings["dtype"], settings["graph"]) == ("bf16", False)
+        assert results[nchw, 1].memory_bytes == 2 * (84 + 3 * 64 + 3 * 36)
+
+    def test_a_graph_is_captured_once_and_replayed(self, monkeypatch):
+        """What torch.cuda is asked for, in order; every run shares one pool."""
+        calls: list[str] = []
+
+        class Graph:
+            def replay(self) -> None:
+                calls.append("replay")
+
+        class Stream:
+            def __init__(self, *_: object) -> None:
+                pass
+
+            def wait_stream(self, other: Stream) -> None:
+                calls.append("wait")
+
+        @contextlib.contextmanager
+        def noted(*args: object, pool: object = None) -> Iterator[None]:
+            calls.append(f"capture in {pool}" if pool else "")
+            yield
+            calls.append("end" if pool else "")
+
+        class Counts(nn.Module):
+            def forward(self, images: Tensor) -> Tensor:
+                calls.append("forward")
+                return images
+
+        for name, fake in (
+            ("device", noted),
+            ("stream", noted),
+            ("graph", noted),
+            ("Stream", Stream),
+            ("CUDAGraph", Graph),
+            ("current_stream", Stream),
+        ):
+            monkeypatch.setattr(torch.cuda, name, fake)
+        step = forward_step(Counts(), torch.rand(1, 3, 8, 8), graph=True, pool="pool")
+        step()
+        step()
+        done = [call for call in calls if call]
+        assert done[:3] == ["wait", "forward", "wait"]
+        assert done[3:] == ["capture in pool", "forward", "end", "replay", "replay"]
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.parametrize("dtype", TYPES)
+    def test_graphs_are_no_slower_than_python_at_batch_1(self, dtype):
+        device = torch.device("cuda", 0)
+        models = [Candidate("n", build_detector(load_spec("yolov5n"), classes=3), 320)]
+        found = [
+            measure_latency(models, LatencyConfig(dtype=dtype, graph=graph), device=device)[0]
+            for graph in (False, True)
+        ]
+        eager, graph = (one["n", 1] for one in found)
+        assert eager.cause is graph.cause is None
+        assert graph.p50_ms < eager.p50_ms
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_a_graph_computes_what_the_model_does(self):
+        device = torch.device("cuda", 0)
+        model = prepare(build_detector(load_spec("yolov5n-ghost"), classes=3), device)
+        images = sample_images(2, 128, device, like=model)
+        kept: list[Tensor] = []
+        layer = model.layers[-1]
+        layer.register_forward_hook(lambda _, __, raw: kept.append(raw[0]))
+        step = forward_step(model, images, graph=True)
+        images.uniform_()
+        step()
+        with torch.inference_mode():
+            expected = model(images)[0]
+        assert torch.allclose(kept[1], expected, atol=1e-2, rtol=1e-2)
 
     @pytest.mark.parametrize(
         ("broken", "cause"),
