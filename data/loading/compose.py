@@ -121,22 +121,20 @@ def inverse_of(matrix: np.ndarray, size: tuple[int, int], *, ud: bool, lr: bool)
     return inverse
 
 
-def compose(
-    images: Tensor, plan: Plan, size: tuple[int, int], dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """(R, S, S, 3) uint8 RGB -> (B, 3, *size) of `dtype` in [0, 1], channels last in memory.
+def compose(images: Tensor, plan: Plan, size: tuple[int, int]) -> Tensor:
+    """(R, S, S, 3) uint8 RGB -> (B, 3, *size) uint8, channels last in memory.
 
     Nothing waits for the device and all shapes are static.  Under torch.compile the batch is one
     piece (fullgraph holds), else it is composed in pieces of about CHUNK pixels.
     """
     samples = max(CHUNK // (plan.slots.shape[1] * size[0] * size[1]), 1)
     if torch.compiler.is_compiling() or len(plan) <= samples:
-        return _compose(images, plan, size, dtype)
+        return _compose(images, plan, size)
     pieces = [plan[start : start + samples] for start in range(0, len(plan), samples)]
-    return torch.cat([_compose(images, piece, size, dtype) for piece in pieces])
+    return torch.cat([_compose(images, piece, size) for piece in pieces])
 
 
-def _compose(images: Tensor, plan: Plan, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+def _compose(images: Tensor, plan: Plan, size: tuple[int, int]) -> Tensor:
     position, steps = _positions(plan, size)
     cells = position.floor()
     # weights of the right (lower) neighbour, (B, M, 2, H, W)
@@ -152,7 +150,7 @@ def _compose(images: Tensor, plan: Plan, size: tuple[int, int], dtype: torch.dty
         image = (image * weight + levels[:, 1] * (1 - weight)).round()
     same = (plan.gains == 1).all(1)[:, None, None, None]
     image = torch.where(same, image, _scale_hsv(image, plan.gains))
-    return (image / 255).to(dtype).permute(0, 3, 1, 2)
+    return image.to(torch.uint8).permute(0, 3, 1, 2)
 
 
 def _positions(plan: Plan, size: tuple[int, int]) -> tuple[Tensor, tuple[Tensor, ...]]:

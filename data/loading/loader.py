@@ -10,29 +10,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.index.records import DataIndex
-from data.loading.geometry import scale_segments, whole_segments
-from data.loading.sample import Batch, Sample
+from data.loading.augment import Augmentation, BatchKey, to_sample
+from data.loading.sample import Batch
 from data.loading.store import ImageStore
-from data.loading.transforms import (
-    affine,
-    copy_paste,
-    flip,
-    hsv,
-    keep,
-    mixup,
-    mosaic4,
-    mosaic_centre,
-    random_affine,
-    random_matrix,
-    source_window,
-)
-from data.loading.workers import BatchLoader
+from data.loading.workers import BatchLoader, stack
 from utils.boxes import Letterbox
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
 from utils.seeding import generator
 
 SHUFFLE = 1  # purpose of a generator, next to (seed, epoch, index) of the samples
+POOL = 256  # samples; a mosaic takes images of these last ones, so that each is decoded once
 
 
 @dataclass(frozen=True)
@@ -47,8 +35,10 @@ class LoaderConfig:
     rank: int = 0
     world_size: int = 1
     rect: bool = False
-    cache: str = "none"  # or ram, disk: see ImageStore
+    cache: str = "none"  # or auto, ram, disk, device: see choose_cache
     pin_memory: bool = False
+    on_device: bool = False  # batches are for a DeviceImages, see augment
+    device_memory: int = 0  # bytes that it may take for all training images
 
 
 class TrainLoader(BatchLoader):
@@ -61,8 +51,14 @@ class TrainLoader(BatchLoader):
     of the batches is shuffled.  The letterboxes of the batches are identities, since an augmented
     image has no way back to one file.
 
+    Mosaics take images of the last POOL samples of this rank, or of the whole set where it has no
+    more.  These are shared between workers, so that each image is decoded about once per epoch.
+
     Workers go on with the next epoch, up to `epochs`, while the caller is still busy with this one
     or its validation: two batches each.  From epoch `mosaic_epochs` on there are no mosaics.
+
+    With `config.on_device` the batches are for a DeviceImages of `slots` images; some have no
+    sample, only images for later ones.
     """
 
     def __init__(
@@ -76,11 +72,28 @@ class TrainLoader(BatchLoader):
     ) -> None:
         if not index.records:
             raise UserError("the training set has no usable image")
-        store = ImageStore(index.records, config.image_size, cache=config.cache)
-        self._sampler = _TrainSampler(store.shapes, config, epochs, mosaic_epochs)
+        images = len(index.records)
+        pool = max(POOL, config.batch_size)
+        if config.rect or math.ceil(images / config.world_size) <= pool:
+            pool = images
+        # batches in the making must not fill a slot that another of them still reads
+        ahead = 0 if config.on_device else 2 * config.workers
+        slots = images if pool == images else pool + ahead * config.batch_size
+        store = ImageStore(
+            index.records,
+            config.image_size,
+            cache=config.cache,
+            recent=0 if config.on_device or config.rect else slots,
+            device_memory=config.device_memory,
+        )
+        self.cache_line = store.cache_line
+        self.slots = images if store.cache == "device" else slots
+        self._sampler = _TrainSampler(store.shapes, config, pool=pool, slots=self.slots)
+        self._sampler.epochs = epochs
+        self._sampler.mosaic_epochs = 0 if config.rect else mosaic_epochs
         self._next: tuple[int, int] | None = None  # epoch and step that the stream has next
         super().__init__(
-            Augmentation(store, hyp, config.seed),
+            Augmentation(store, hyp, config.seed, on_device=config.on_device),
             self._sampler,
             workers=config.workers,
             pin_memory=config.pin_memory,
@@ -93,13 +106,15 @@ class TrainLoader(BatchLoader):
         """
         if not 0 <= start_step <= len(self):
             raise ValueError(f"start_step {start_step} of an epoch of {len(self)} batches")
-        for step in range(start_step, len(self)):
+        step = start_step
+        while step < len(self):
             if self._next != (epoch, step):
                 self._sampler.start = epoch, step
                 self._stream = self._start()
             self._next = None  # until the stream has delivered
             batch = next(self._stream)
-            self._next = (epoch, step + 1) if step + 1 < len(self) else (epoch + 1, 0)
+            step += len(batch) > 0
+            self._next = (epoch, step) if step < len(self) else (epoch + 1, 0)
             yield batch
 
 
@@ -112,7 +127,8 @@ class ValLoader(BatchLoader):
 
     def __init__(self, index: DataIndex, config: LoaderConfig) -> None:
         size = config.image_size
-        store = ImageStore(index.records, size, cache=config.cache, area=True)
+        cache = "auto" if config.cache == "device" else config.cache
+        store = ImageStore(index.records, size, cache=cache, area=True)
         sources = [(height, width) for height, width in store.records.sizes.tolist()]
         if config.rect:
             letterboxes = [Letterbox.rect(source, size, config.stride) for source in sources]
@@ -136,143 +152,86 @@ class ValLoader(BatchLoader):
 
 def _letterboxed(
     store: ImageStore, letterboxes: Sequence[Letterbox], positions: Sequence[int]
-) -> Iterator[tuple[Sample, Letterbox]]:
-    for position in positions:
-        letterbox = letterboxes[position]
-        yield to_sample(store, position, letterbox.dst), letterbox
+) -> Batch:
+    rows = ((to_sample(store, i, letterboxes[i].dst, store[i]), letterboxes[i]) for i in positions)
+    return stack(rows, len(positions))
 
 
 class _TrainSampler:
-    """The key of each batch of this rank, from `start` (epoch, step) to the end of the epochs."""
+    """The key of each batch of this rank, from `start` (epoch, step) to the end of the epochs.
 
-    def __init__(
-        self,
-        shapes: np.ndarray,
-        config: LoaderConfig,
-        epochs: float,
-        mosaic_epochs: float,
-    ) -> None:
+    Mosaics take images of the last `pool` samples, or of the whole set if it has no more.  `slots`
+    says how many of the last images are kept, each sample's at the next slot; those of a whole set
+    have their own numbers.
+    """
+
+    def __init__(self, shapes: np.ndarray, config: LoaderConfig, *, pool: int, slots: int) -> None:
         self.start = 0, 0
-        self._config = config
+        self.epochs = self.mosaic_epochs = math.inf
         self._sizes = shapes
-        self._epochs = epochs
-        self._mosaic_epochs = 0 if config.rect else mosaic_epochs
+        self._config = config
+        self._pool, self._slots = pool, slots
+        self._share = math.ceil(len(shapes) / config.world_size)  # images of this rank
 
     def __len__(self) -> int:
-        return math.ceil(len(self._sizes) / (self._config.batch_size * self._config.world_size))
+        return math.ceil(self._share / self._config.batch_size)
 
     def __iter__(self) -> Iterator[BatchKey]:
-        epoch, step = self.start
-        while epoch < self._epochs:
-            yield from self._epoch(epoch, step)
+        keys = self._keys()
+        return self._with_images(keys) if self._config.on_device else keys
+
+    def _keys(self) -> Iterator[BatchKey]:
+        (epoch, step), every = self.start, range(len(self._sizes))
+        recent = np.empty(0, np.int64)  # images of the last samples
+        if self._pool < len(every):
+            before = [*(self._batches(epoch - 1) if epoch else ()), *self._batches(epoch)[:step]]
+            recent = np.concatenate([recent, *(images for images, _ in before)])
+        end = epoch * self._share + step * self._config.batch_size  # samples up to there
+        while epoch < self.epochs:
+            mosaic = epoch < self.mosaic_epochs
+            for images, shape in self._batches(epoch)[step:]:
+                if self._pool == len(every):
+                    yield BatchKey(epoch, images.tolist(), every, every, mosaic, shape)
+                    continue
+                recent = np.append(recent, images)[-self._pool :]
+                end += len(images)
+                slots = np.arange(end - len(recent), end) % self._slots
+                if self._slots == len(every):
+                    slots = recent
+                samples = range(len(recent) - len(images), len(recent))
+                yield BatchKey(epoch, samples, recent.tolist(), slots.tolist(), mosaic, shape)
             epoch, step = epoch + 1, 0
 
-    def _epoch(self, epoch: int, start_step: int) -> Iterator[BatchKey]:
-        config, mosaic = self._config, epoch < self._mosaic_epochs
+    def _with_images(self, keys: Iterator[BatchKey]) -> Iterator[BatchKey]:
+        """Name the images that the device lacks; before a batch that needs many come others."""
+        kept: dict[int, int] = {}  # slot: image
+        size = self._config.batch_size
+        for key in keys:
+            pairs = zip(key.slots, key.pool, strict=True)
+            new = [i for i, (slot, image) in enumerate(pairs) if kept.get(slot) != image]
+            kept.update((key.slots[i], key.pool[i]) for i in new)
+            while len(new) > size:
+                yield replace(key, samples=(), new=new[:size])
+                new = new[size:]
+            yield replace(key, new=new)
+
+    def _batches(self, epoch: int) -> list[tuple[np.ndarray, tuple[int, int]]]:
+        """The images of each batch, and the (height, width) of the result."""
+        config = self._config
         rng = generator(config.seed, epoch, 0, SHUFFLE)
-        images = len(self._sizes)
-        padded = math.ceil(images / config.world_size) * config.world_size
         step = config.batch_size * config.world_size
+        padded = self._share * config.world_size
         if config.rect:
             by_aspect = np.argsort(self._sizes[:, 0] / self._sizes[:, 1], kind="stable")
-            order = np.pad(by_aspect, (0, padded - images), mode="edge")
+            order = np.pad(by_aspect, (0, padded - len(by_aspect)), mode="edge")
         else:
-            order = np.resize(rng.permutation(images), padded)
+            order = np.resize(rng.permutation(len(self._sizes)), padded)
         batches = [order[start : start + step] for start in range(0, padded, step)]
+        shapes = [(config.image_size, config.image_size)] * len(batches)
         if config.rect:
             batches = [batches[i] for i in rng.permutation(len(batches))]
-        shape = (config.image_size, config.image_size)
-        for step in range(start_step, len(batches)):
-            batch = batches[step]
-            if config.rect:
+            for number, batch in enumerate(batches):
                 sides = np.ceil(self._sizes[batch].max(0) / config.stride) * config.stride
-                shape = int(sides[0]), int(sides[1])
-            mine = tuple(batch[config.rank :: config.world_size].tolist())
-            yield BatchKey(epoch, mine, mosaic, shape)
-
-
-@dataclass(frozen=True)
-class BatchKey:
-    """Everything that determines one training batch, so that no worker's state does."""
-
-    epoch: int
-    indices: tuple[int, ...]  # in DataIndex.records: an image of each sample
-    mosaic: bool  # whether mosaics are allowed at all
-    shape: tuple[int, int]  # (height, width) of the result
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """YOLOv5's training recipe: BatchKey -> samples.
-
-    With probability hyp.mosaic a mosaic of the image and three others at random, with copy-paste,
-    random affine, and with probability hyp.mixup a blend with a second mosaic; otherwise the
-    letterboxed image and the affine.  Then HSV and flips.  All draws come from
-    (seed, epoch, index).
-    """
-
-    store: ImageStore
-    hyp: Hyperparameters
-    seed: int
-
-    def __call__(self, key: BatchKey) -> Iterator[tuple[Sample, Letterbox]]:
-        """Augmented samples of key.shape; their letterboxes are identities.
-
-        Raises UserError when a file has become unreadable.
-        """
-        for index in key.indices:
-            yield self._sample(key, index), Letterbox(key.shape, key.shape)
-
-    def _sample(self, key: BatchKey, index: int) -> Sample:
-        rng = generator(self.seed, key.epoch, index)
-        if key.mosaic and rng.random() < self.hyp.mosaic:
-            sample = self._mosaic(key, index, rng)
-            if rng.random() < self.hyp.mixup:
-                partner = int(rng.integers(len(self.store.records)))
-                sample = mixup(sample, self._mosaic(key, partner, rng), rng)
-        else:
-            sample = to_sample(self.store, index, key.shape)
-            sample = random_affine(sample, key.shape, rng, self.hyp)
-        sample = hsv(sample, rng, self.hyp)
-        if rng.random() < self.hyp.flipud:
-            sample = flip(sample, 1)
-        if rng.random() < self.hyp.fliplr:
-            sample = flip(sample, 0)
-        return sample
-
-    def _mosaic(self, key: BatchKey, first: int, rng: np.random.Generator) -> Sample:
-        size, sides = self.store.size, (2 * self.store.size,) * 2
-        others = rng.integers(len(self.store.records), size=3)
-        samples = [to_sample(self.store, i) for i in rng.permutation([first, *others]).tolist()]
-        centre = mosaic_centre(size, rng)
-        if self.hyp.copy_paste or self.hyp.perspective:
-            canvas = copy_paste(mosaic4(samples, size, centre), rng, share=self.hyp.copy_paste)
-            matrix = random_matrix(sides, key.shape, rng, self.hyp)
-        else:
-            matrix = random_matrix(sides, key.shape, rng, self.hyp)
-            canvas = mosaic4(samples, size, centre, source_window(matrix, key.shape))
-        canvas = replace(canvas, image_id=self.store.records[first].image_id)
-        return affine(canvas, matrix, key.shape)
-
-
-def to_sample(store: ImageStore, index: int, canvas: tuple[int, int] | None = None) -> Sample:
-    """Record `index` at the store's scale, without its crowd regions.
-
-    On a grey `canvas` (height, width) if given, in its centre, else without padding.
-    """
-    record, geometry, image = store.records[index], store.geometry(index), store[index]
-    if canvas is not None:
-        image = Letterbox(geometry.dst, canvas, store.size).apply(image)
-        geometry = replace(geometry, dst=canvas)
-    outlines = whole_segments(record.boxes, record.segments)
-    whole = Sample(
-        image=image,
-        boxes=geometry.to_network(record.boxes),
-        labels=record.labels,
-        image_id=record.image_id,
-        segments=scale_segments(outlines, geometry.scale_xy, geometry.offset),
-    )
-    return keep(whole, ~record.crowd)
+                shapes[number] = int(sides[0]), int(sides[1])
+        mine = (batch[config.rank :: config.world_size] for batch in batches)
+        return list(zip(mine, shapes, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.loading.compose import Plan
 from utils.boxes import Letterbox, Targets
 from utils.terminal import warn_once
 
@@ -36,30 +37,34 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one size; bytes until they are on the device."""
+    """Images of one size; bytes until they are on the device.
+
+    With a plan the images are sources for this and later batches, each at the top left of a square
+    and to be kept at its slot, and the plan says how to compose those of the batch.
+    """
 
     images: Tensor  # (B, 3, H, W) uint8 RGB
     targets: Targets
     letterboxes: tuple[Letterbox, ...]
     image_ids: tuple[int | str, ...]
+    plan: Plan | None = None
+    slots: Tensor | None = None  # (B,) int64, with a plan
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; the copy is asynchronous when the memory is pinned."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.targets.to(device),
-            self.letterboxes,
-            self.image_ids,
-        )
+        return self._each(lambda part: part.to(device, non_blocking=True), self.targets.to(device))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by torch's DataLoader)."""
-        return Batch(
-            self.images.pin_memory(), self.targets.pin_memory(), self.letterboxes, self.image_ids
-        )
+        return self._each(Tensor.pin_memory, self.targets.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor], targets: Targets) -> Batch:
+        plan = None if self.plan is None else Plan(*map(change, vars(self.plan).values()))
+        slots = None if self.slots is None else change(self.slots)
+        return Batch(change(self.images), targets, self.letterboxes, self.image_ids, plan, slots)
 
     def __len__(self) -> int:
-        return self.images.shape[0]
+        return len(self.images if self.plan is None else self.plan)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What a worker sends: shared memory of the images where it has room, the rest as bytes.
@@ -67,20 +72,37 @@ class Batch:
         Each tensor would take a file descriptor.
         """
         images = self.images.permute(0, 2, 3, 1)
-        targets = [item.numpy() for item in vars(self.targets).values()]
         sent = images if images.is_shared() else images.numpy()
-        return _received, (sent, targets, self.letterboxes, self.image_ids)
+        parts = [
+            None if part is None else [item.numpy() for item in vars(part).values()]
+            for part in (self.targets, self.plan)
+        ]
+        slots = None if self.slots is None else self.slots.numpy()
+        return _received, (sent, *parts, slots, self.letterboxes, self.image_ids)
 
 
-def _received(images: Tensor | np.ndarray, targets: Sequence[np.ndarray], *rest: Any) -> Batch:
+def _received(
+    images: Tensor | np.ndarray,
+    targets: Sequence[np.ndarray],
+    plan: Sequence[np.ndarray] | None,
+    slots: np.ndarray | None,
+    letterboxes: tuple[Letterbox, ...],
+    image_ids: tuple[int | str, ...],
+) -> Batch:
     """The batch, in the process that asked for it."""
-    if isinstance(images, np.ndarray):
+    if isinstance(images, np.ndarray) and len(images):
         warn_once(
             "warning: no room for a batch in /dev/shm: batches go through pipes, which is slower;"
             " docker run --shm-size 1g, a smaller batch or fewer --workers may help"
         )
-    images = torch.as_tensor(images).permute(0, 3, 1, 2)
-    return Batch(images, Targets(*map(torch.from_numpy, targets)), *rest)
+    return Batch(
+        torch.as_tensor(images).permute(0, 3, 1, 2),
+        Targets(*map(torch.from_numpy, targets)),
+        letterboxes,
+        image_ids,
+        None if plan is None else Plan(*map(torch.from_numpy, plan)),
+        None if slots is None else torch.from_numpy(slots),
+    )
 
 
 def collate(rows: Sequence[tuple[Sample, Letterbox]], images: Tensor) -> Batch:
@@ -88,15 +110,15 @@ def collate(rows: Sequence[tuple[Sample, Letterbox]], images: Tensor) -> Batch:
 
     `images` (B, H, W, 3) uint8 has the pixels of the samples.
     """
-    counts = torch.tensor([len(sample.labels) for sample, _ in rows])
-    labels = np.concatenate([sample.labels for sample, _ in rows])
-    boxes = np.concatenate([sample.boxes for sample, _ in rows])
+    counts = torch.tensor([len(sample.labels) for sample, _ in rows], dtype=torch.int64)
+    labels = np.concatenate([np.empty(0, np.int64), *(sample.labels for sample, _ in rows)])
+    boxes = np.concatenate([np.empty((0, 4), np.float32), *(sample.boxes for sample, _ in rows)])
     return Batch(
         images=images.permute(0, 3, 1, 2),
         targets=Targets(
             image_index=torch.arange(len(rows)).repeat_interleave(counts),
-            labels=torch.from_numpy(labels.astype(np.int64)),
-            boxes=torch.from_numpy(boxes.astype(np.float32)),
+            labels=torch.from_numpy(labels),
+            boxes=torch.from_numpy(boxes),
         ),
         letterboxes=tuple(letterbox for _, letterbox in rows),
         image_ids=tuple(sample.image_id for sample, _ in rows),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,9 +22,9 @@ from utils.errors import UserError
 from utils.images import ImageError, read_image
 from utils.terminal import warn
 
-SMALL_SET = 1 << 30  # a set of at most this many bytes is kept in memory without a request,
-SMALL_SHARE = 0.25  # unless that is more than this share of the free memory
-FREE_SHARE = 0.8  # `ram` leaves the rest of the free memory to the network
+FREE_SHARE = 0.8  # --cache ram leaves the rest of the free memory to the network,
+AUTO_SHARE = 0.4  # --cache auto leaves more,
+DISK_SHARE, DISK_LIMIT = 0.1, 20 << 30  # and of the disk it takes this share, and so many bytes
 FORMAT = 1  # of the files in the disk cache
 
 
@@ -30,36 +32,66 @@ class ImageStore:
     """Images scaled to long side `size`, by their index in `records`: (H, W, 3) uint8 RGB.
 
     Enlarged bilinearly; shrunk by area averages with `area`, else bilinearly from the JPEG at the
-    smallest of 1/2, 1/4, 1/8 that is still large enough.  `cache`: 'ram' keeps all images once
-    they are read, in memory shared with worker processes (where it does not fit, a warning, and
-    they are read each time); 'disk' keeps .npy files in the user's cache folder; 'none' does as
-    'ram' for small sets only.  Every rank on this machine keeps a set of its own.  The arrays are
+    smallest of 1/2, 1/4, 1/8 that is still large enough.  `cache` as in `choose_cache`:
+    'ram' keeps all images once they are read, in memory shared with worker processes; 'disk' keeps
+    .npy files in the user's cache folder; else they are read each time, and `recent` gives some
+    memory for those in use.  Every rank on this machine keeps a set of its own.  The arrays are
     read-only.
     """
 
     def __init__(
-        self, records: Sequence[ImageRecord], size: int, *, cache: str = "none", area: bool = False
+        self,
+        records: Sequence[ImageRecord],
+        size: int,
+        *,
+        cache: str = "none",
+        area: bool = False,
+        recent: int = 0,
+        device_memory: int = 0,
     ) -> None:
         self.records = Records.of(records)
         self.size = size
         shapes = [self.geometry(position).dst for position in range(len(records))]
         self.shapes = np.array(shapes, np.int32).reshape(-1, 2)
+        self.cache, self.cache_line = choose_cache(cache, self.shapes, size, device_memory)
         self._area = area
         home = cache_file("images", "").parent / "images"  # next to the scans
-        self._folder = home / f"{size}{'-area' if area else ''}" if cache == "disk" else None
-        fits = cache != "disk" and _fits(self.shapes, asked=cache == "ram")
-        self._shared = SharedImages(self.shapes) if fits else None
+        self._folder = home / f"{size}{'-area' if area else ''}" if self.cache == "disk" else None
+        self._all = SharedImages(image_bytes(self.shapes)) if self.cache == "ram" else None
+        largest = image_bytes(self.shapes).max(initial=0)
+        fits = (
+            self.cache == "none" and recent * largest * local_ranks() <= AUTO_SHARE * free_memory()
+        )
+        self._recent = SharedImages(np.full(recent, largest)) if fits and recent else None
 
     def __getitem__(self, position: int) -> np.ndarray:
         """The image of record `position`. Raises UserError when its file has become unreadable."""
         if self._folder is not None:
             return self._from_disk(self._folder, position)
-        image = self._shared.get(position) if self._shared is not None else None
+        return self._kept(self._all, position, position)
+
+    def recent(self, position: int, slot: int) -> np.ndarray:
+        """The image of record `position`, which is among the recent ones, at `slot`, for a while.
+
+        At one slot there must not be two images at a time.
+        """
+        if self._recent is None:
+            return self[position]
+        return self._kept(self._recent, position, slot)
+
+    def _kept(self, images: SharedImages | None, position: int, slot: int) -> np.ndarray:
+        if images is None:
+            return self._read(position)
+        image = images.get(slot, position, self.shape(position))
         if image is None:
             image = self._read(position)
-            if self._shared is not None:
-                self._shared.put(position, image)
+            images.put(slot, position, image)
         return image
+
+    def shape(self, position: int) -> tuple[int, int]:
+        """(height, width) of the stored image."""
+        height, width = self.shapes[position].tolist()
+        return height, width
 
     def geometry(self, position: int) -> Letterbox:
         """The scale from record `position`'s image to the stored one (no padding)."""
@@ -129,34 +161,45 @@ class ImageStore:
 
 
 class SharedImages:
-    """Bytes of all images in one block that forked and spawned processes share.
+    """Slots of `sizes` bytes for images, in one block that forked and spawned processes share.
 
-    A flag per image marks it as complete.  Two processes may write the same image; they write
-    the same bytes, and the flag last.
+    The number of a slot's image marks it as complete.  Two processes may put the same image; they
+    write the same bytes, and the number last.
     """
 
-    def __init__(self, shapes: np.ndarray) -> None:
-        self._shapes = shapes  # (N, 2)
-        sizes = shapes.prod(1, dtype=np.int64) * 3
-        self._starts = np.cumsum([len(shapes), *sizes])
+    def __init__(self, sizes: np.ndarray) -> None:
+        self._starts = np.cumsum([8 * len(sizes), *sizes])
         self._block = SharedBytes(int(self._starts[-1]))
 
-    def get(self, position: int) -> np.ndarray | None:
-        """The image, read-only, or None before its first `put`."""
-        if not self._block.array[position]:
+    def get(self, slot: int, number: int, shape: tuple[int, int]) -> np.ndarray | None:
+        """Image `number` of (height, width) `shape`, read-only, or None where it is not there."""
+        if self._mark(slot)[0] != number + 1:
             return None
-        image = self._view(position)
+        image = self._view(slot, shape)
         image.setflags(write=False)
         return image
 
-    def put(self, position: int, image: np.ndarray) -> None:
-        """Keep a copy of `image`."""
-        self._view(position)[:] = image
-        self._block.array[position] = 1
+    def put(self, slot: int, number: int, image: np.ndarray) -> None:
+        """Keep a copy of `image` instead of the one at the slot."""
+        mark = self._mark(slot)
+        if mark[0] != number + 1:
+            mark[0] = 0
+            self._view(slot, image.shape[:2])[:] = image
+            mark[0] = number + 1
 
-    def _view(self, position: int) -> np.ndarray:
-        start, stop = self._starts[position], self._starts[position + 1]
-        return np.asarray(self._block.array[start:stop]).reshape(*self._shapes[position], 3)
+    def _mark(self, slot: int) -> np.ndarray:
+        return np.asarray(self._block.array[8 * slot : 8 * slot + 8]).view(np.int64)
+
+    def _view(self, slot: int, shape: tuple[int, int]) -> np.ndarray:
+        start = self._starts[slot]
+        return np.asarray(self._block.array[start : start + math.prod(shape) * 3]).reshape(
+            *shape, 3
+        )
+
+
+def image_bytes(shapes: np.ndarray) -> np.ndarray:
+    """(N,) int64 bytes of images of `shapes` (N, 2)."""
+    return shapes.prod(1, dtype=np.int64) * 3
 
 
 def free_memory() -> int:
@@ -174,16 +217,37 @@ def free_memory() -> int:
     return min(free)
 
 
-def _fits(shapes: np.ndarray, *, asked: bool) -> bool:
-    """Whether to keep images of these shapes in memory."""
-    needed = int(shapes.prod(1, dtype=np.int64).sum()) * 3 * local_ranks()
-    free = free_memory()
-    if not asked:
-        return needed <= min(SMALL_SET, SMALL_SHARE * free)
-    if needed > FREE_SHARE * free:
-        warn(
-            f"warning: --cache ram needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free;"
-            " continuing without the cache (--cache disk may help)"
-        )
-        return False
-    return True
+def choose_cache(asked: str, shapes: np.ndarray, size: int, device_memory: int) -> tuple[str, str]:
+    """Where images of `shapes` (N, 2) are kept, and a line that states it with the amounts.
+
+    `asked` is auto, none, ram, disk or device; 'auto' takes the first of device (which stores
+    squares of `size` pixels in up to `device_memory` bytes), ram and disk in which they fit, else
+    none.  Where 'ram' or 'device' is asked for and too small, a warning, and the next best.
+    """
+    needed = int(image_bytes(shapes).sum()) * local_ranks()
+    squares, free = 3 * size * size * len(shapes), free_memory()
+    home = cache_file("images", "").parent
+    disk = shutil.disk_usage(next(path for path in home.parents if path.is_dir())).free
+    fits = {
+        "device": squares <= device_memory,
+        "ram": needed <= (FREE_SHARE if asked == "ram" else AUTO_SHARE) * free,
+        "disk": needed <= min(DISK_SHARE * disk, DISK_LIMIT),
+        "none": True,
+    }
+    amounts = {
+        "device": f"{gib(squares)} of {gib(device_memory)} GiB for images on the device",
+        "ram": f"{gib(needed)} GiB in memory, {gib(free)} GiB are free",
+        "disk": f"{gib(needed)} GiB as files in {home}, {gib(disk)} GiB are free",
+        "none": f"{gib(needed)} GiB are decoded in every epoch",
+    }
+    choice = asked
+    if asked == "auto" or not (fits[asked] or asked == "disk"):
+        choice = next(name for name, enough in fits.items() if enough and name != asked)
+    if choice != asked != "auto":
+        warn(f"warning: --cache {asked} needs {amounts[asked]}; continuing with --cache {choice}")
+    return choice, f"cache: {choice} ({amounts[choice]})"
+
+
+def gib(size: int) -> str:
+    """Bytes as GiB, for a text."""
+    return f"{size / 2**30:.1f}"

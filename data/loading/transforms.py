@@ -17,7 +17,7 @@ from data.loading.sample import Sample
 from utils.boxes import GREY
 from utils.hyp import Hyperparameters
 
-MIXUP_BETA = 32.0  # Beta(32, 32): shares near one half, YOLOv5's choice
+MIXUP_BETA = 32.0  # shares of mixup come from Beta(32, 32): near one half, YOLOv5's choice
 PASTE_MAX_COVER = 0.3  # a pasted object may hide at most this share of another's box
 HUES = 180  # OpenCV's hue of a byte image counts in steps of 2 degrees
 ROUND_DOWN = -0.498  # added to what OpenCV rounds to the nearest
@@ -31,20 +31,13 @@ def keep(sample: Sample, mask: np.ndarray) -> Sample:
     return replace(sample, boxes=sample.boxes[mask], labels=sample.labels[mask], segments=segments)
 
 
-def random_affine(
-    sample: Sample, size: tuple[int, int], rng: np.random.Generator, hyp: Hyperparameters
-) -> Sample:
-    """Rotate, scale, shear, tilt and shift about the centre, into (height, width) `size`."""
-    return affine(sample, random_matrix(sample.size, size, rng, hyp), size)
-
-
 def affine(sample: Sample, matrix: np.ndarray, size: tuple[int, int]) -> Sample:
     """The sample through `matrix` (3, 3) from source to target pixels, into (height, width) `size`.
 
     Boxes are clipped and those that fail `geometry.candidates` are dropped, also where nothing
     moves; the pixels then are an exact copy (of the centre, where sizes differ).
     """
-    image, matrix = warp(sample.image, matrix, size)
+    image = grey(size) if is_grey(sample.image) else warp(sample.image, matrix, size)
     boxes, segments = transform(sample.boxes, sample.segments, matrix, size)
     area_scale = float(abs(np.linalg.det(matrix[:2, :2])))
     moved = replace(sample, image=image, boxes=boxes, segments=segments)
@@ -60,7 +53,9 @@ def random_matrix(
     """(3, 3) float64 from source to target pixels, sizes (height, width).
 
     About the source's centre: perspective, then rotation and scale, then shear; the centre then
-    lands at the target's centre +- translate times its side.
+    lands at the target's centre +- translate times its side.  A matrix that only scales and shifts
+    is moved a little so that what it looks at are whole source pixels: cropping and resizing costs
+    a quarter of a warp.
     """
     tilt_x, tilt_y = rng.uniform(-1, 1, 2) * hyp.perspective
     angle = math.radians(rng.uniform(-1, 1) * hyp.degrees)
@@ -73,27 +68,34 @@ def random_matrix(
     rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
     shear = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
     shift = np.array([[1, 0, shift_x * target[1]], [0, 1, shift_y * target[0]], [0, 0, 1]])
-    return shift @ shear @ rotation @ perspective @ centre
+    matrix = shift @ shear @ rotation @ perspective @ centre
+    if not is_axis_aligned(matrix):
+        return matrix
+    left, top, columns, rows = _window(matrix, target)
+    sx, sy = target[1] / columns, target[0] / rows
+    return np.array([[sx, 0, -left * sx], [0, sy, -top * sy], [0, 0, 1]])
 
 
-def warp(
-    image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def _window(matrix: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """left, top, columns, rows of the source pixels that an axis-aligned matrix looks at."""
+    columns, rows = max(round(size[1] / matrix[0, 0]), 1), max(round(size[0] / matrix[1, 1]), 1)
+    return round(-matrix[0, 2] / matrix[0, 0]), round(-matrix[1, 2] / matrix[1, 1]), columns, rows
+
+
+def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) uint8 through `matrix` into (height, width) `size`, bilinear, grey outside.
 
-    Returns the image and the matrix that was used.  Where the matrix only scales and shifts, the
-    window it looks at is rounded to whole source pixels (and the matrix with it): cropping and
-    resizing costs a quarter of a warp.
+    A matrix that only scales and shifts is taken as `random_matrix` rounds it.
     """
     if is_axis_aligned(matrix):
         return _crop_and_resize(image, matrix, size)
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV's pixel centres are whole
     pixels = np.linalg.inv(half) @ matrix @ half
     flat = not (matrix[2, 0] or matrix[2, 1])
-    grey = (GREY, GREY, GREY)
+    border = (GREY, GREY, GREY)
     if flat:
-        return cv2.warpAffine(image, pixels[:2], size[::-1], borderValue=grey), matrix
-    return cv2.warpPerspective(image, pixels, size[::-1], borderValue=grey), matrix
+        return cv2.warpAffine(image, pixels[:2], size[::-1], borderValue=border)
+    return cv2.warpPerspective(image, pixels, size[::-1], borderValue=border)
 
 
 def source_window(matrix: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -105,27 +107,26 @@ def source_window(matrix: np.ndarray, size: tuple[int, int]) -> tuple[int, int, 
     return x1, y1, x2, y2
 
 
-def _crop_and_resize(
-    image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    height, width = size
-    columns, rows = max(round(width / matrix[0, 0]), 1), max(round(height / matrix[1, 1]), 1)
-    left, top = round(-matrix[0, 2] / matrix[0, 0]), round(-matrix[1, 2] / matrix[1, 1])
+def _crop_and_resize(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    left, top, columns, rows = _window(matrix, size)
     right, bottom = max(left + columns, 0), max(top + rows, 0)
     window = image[max(top, 0) : bottom, max(left, 0) : right]
     if window.shape[:2] != (rows, columns):
         window = np.full((rows, columns, 3), GREY, dtype=np.uint8)
         _lay(window, image, -left, -top)
     if (rows, columns) != size:
-        window = cv2.resize(window, (width, height), interpolation=cv2.INTER_LINEAR)
-    sx, sy = width / columns, height / rows
-    return window, np.array([[sx, 0, -left * sx], [0, sy, -top * sy], [0, 0, 1]])
+        window = cv2.resize(window, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return window
 
 
-def hsv(sample: Sample, rng: np.random.Generator, hyp: Hyperparameters) -> Sample:
-    """Scale hue, saturation and value by 1 +- (hsv_h, hsv_s, hsv_v); hue wraps, others saturate."""
-    gains = 1 + rng.uniform(-1, 1, 3) * (hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
-    if (gains == 1).all():
+def hsv_gains(rng: np.random.Generator, hyp: Hyperparameters) -> np.ndarray:
+    """(3,) float64: 1 +- (hsv_h, hsv_s, hsv_v)."""
+    return 1 + rng.uniform(-1, 1, 3) * (hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
+
+
+def hsv(sample: Sample, gains: np.ndarray) -> Sample:
+    """Multiply hue, saturation and value by `gains` (3,); hue wraps, the others saturate."""
+    if (gains == 1).all() or is_grey(sample.image):
         return sample
     image = cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV)
     if gains[0] * HUES < 256:  # OpenCV takes hues of 180 and more modulo 180
@@ -143,17 +144,20 @@ def flip(sample: Sample, axis: int) -> Sample:
     boxes = sample.boxes.copy()
     boxes[:, [axis, axis + 2]] = side - sample.boxes[:, [axis + 2, axis]]
     segments = scale_segments(sample.segments, 1 - 2 * unit, side * unit)
-    return replace(sample, image=cv2.flip(sample.image, 1 - axis), boxes=boxes, segments=segments)
+    image = sample.image if is_grey(sample.image) else cv2.flip(sample.image, 1 - axis)
+    return replace(sample, image=image, boxes=boxes, segments=segments)
 
 
-def mixup(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
-    """Blend two samples of one size with a share from Beta(32, 32); all boxes of both.
+def mixup(first: Sample, second: Sample, share: float) -> Sample:
+    """`share` of the first sample and the rest of the second, of the same size; all boxes of both.
 
     arXiv:1710.09412, with hard labels as detectors use it.  Keeps the first's image_id.
     """
-    share = rng.beta(MIXUP_BETA, MIXUP_BETA)
+    image = first.image
+    if not is_grey(image):
+        image = cv2.addWeighted(image, share, second.image, 1 - share, 0)
     return Sample(
-        image=cv2.addWeighted(first.image, share, second.image, 1 - share, 0),
+        image=image,
         boxes=np.concatenate((first.boxes, second.boxes)),
         labels=np.concatenate((first.labels, second.labels)),
         image_id=first.image_id,
@@ -215,19 +219,18 @@ def mosaic4(
 
     Only the pixels inside `seen` (x1, y1, x2, y2; None: all) are drawn, the others are undefined.
     """
-    side = 2 * size
-    centre_x, centre_y = centre
-    canvas = np.empty((side, side, 3), dtype=np.uint8)
-    x1, y1, x2, y2 = (min(max(v, 0), side) for v in seen or (0, 0, side, side))
-    drawn = canvas[y1:y2, x1:x2]
-    drawn[:] = GREY
+    side, places = 2 * size, tile_corners([sample.size for sample in samples], centre)
     boxes: list[np.ndarray] = []
     segments: list[np.ndarray | None] = []
-    for corner, sample in enumerate(samples):
-        height, width = sample.size
-        left = centre_x - width if corner % 2 == 0 else centre_x
-        top = centre_y - height if corner < 2 else centre_y
-        _lay(drawn, sample.image, left - x1, top - y1)
+    canvas = grey((side, side))
+    if not all(is_grey(sample.image) for sample in samples):
+        canvas = np.empty((side, side, 3), dtype=np.uint8)
+        x1, y1, x2, y2 = (min(max(v, 0), side) for v in seen or (0, 0, side, side))
+        drawn = canvas[y1:y2, x1:x2]
+        drawn[:] = GREY
+        for sample, (left, top) in zip(samples, places, strict=True):
+            _lay(drawn, sample.image, left - x1, top - y1)
+    for sample, (left, top) in zip(samples, places, strict=True):
         boxes.append(sample.boxes + np.array([left, top, left, top], dtype=np.float32))
         segments += scale_segments(sample.segments, (1, 1), (left, top))
     cut, outlines = transform(np.concatenate(boxes), tuple(segments), np.eye(3), (side, side))
@@ -239,6 +242,30 @@ def mosaic4(
         segments=outlines,
     )
     return keep(whole, np.all(cut[:, 2:] > cut[:, :2], axis=1))
+
+
+def tile_corners(
+    sizes: Sequence[tuple[int, int]], centre: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """(left, top) on the canvas of each tile of a mosaic, from its (height, width)."""
+    x, y = centre
+    return [
+        (x - width * (corner % 2 == 0), y - height * (corner < 2))
+        for corner, (height, width) in enumerate(sizes)
+    ]
+
+
+def grey(size: tuple[int, int]) -> np.ndarray:
+    """A grey image of (height, width) `size` that takes no memory and no time.
+
+    Through all transforms here a grey image stays one, so that boxes can be had without pixels.
+    """
+    return np.broadcast_to(np.uint8(GREY), (*size, 3))
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """Whether the image is one of `grey`."""
+    return image.strides[0] == 0
 
 
 def _lay(canvas: np.ndarray, image: np.ndarray, left: int, top: int) -> None:

@@ -33,34 +33,45 @@ TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user as
 REUSED_BYTES = 31 << 20  # under glibc's DEFAULT_MMAP_THRESHOLD_MAX
 TOO_MANY_FILES = "Too many open files"
 
-MakeBatch = Callable[[Any], Iterable[tuple[Sample, Letterbox]]]
+MakeBatch = Callable[[Any], Batch]
 
 
 @contextlib.contextmanager
 def dead_workers_named() -> Iterator[None]:
-    """Turn the RuntimeError that torch raises for a lost worker into a FeatherDetError.
+    """Turn the error that torch raises for a lost worker into a FeatherDetError.
 
     torch raises it wherever the program is when the signal comes.
     """
     try:
         yield
+    except (EOFError, ConnectionError) as error:
+        # the worker died while it handed over a batch, and torch did not see it yet
+        for worker in _workers():
+            worker.join(0.1)
+        dead = [str(worker.pid) for worker in _workers() if worker.exitcode is not None]
+        if not dead:
+            raise
+        raise _lost(f"worker (pid(s) {', '.join(dead)}) exited unexpectedly") from error
     except RuntimeError as error:
         if TOO_MANY_FILES in str(error):
             raise UserError(f"{TOO_MANY_FILES}: try ulimit -n 4096 or fewer --workers") from error
-        dead = DEAD_WORKER.search(str(error))
-        if dead is None:
+        found = DEAD_WORKER.search(str(error))
+        if found is None:
             raise
-        raise FeatherDetError(
-            f"a process that loads images has died: {dead[0]}; fewer --workers, more memory or more"
-            " shared memory (/dev/shm) may help"
-        ) from error
+        raise _lost(found[0]) from error
+
+
+def _lost(cause: str) -> FeatherDetError:
+    return FeatherDetError(
+        f"a process that loads images has died: {cause}; fewer --workers, more memory or more"
+        " shared memory (/dev/shm) may help"
+    )
 
 
 class BatchLoader:
     """torch's DataLoader for whole batches, with its failures as one-line errors.
 
-    `keys` has one item per batch, with a length; `make` turns it into as many samples of one size,
-    in the workers.
+    `keys` has one item per batch; `make` turns it into the batch, in the workers.
     Iterating raises UserError for a file that has become unreadable since the scan and
     FeatherDetError, naming the process, when a worker has died (torch may raise that between two
     batches as well: see dead_workers_named).
@@ -127,23 +138,28 @@ class _Batches(Dataset):
 
     def __getitem__(self, key: Any) -> Batch | UserError:
         """The batch, or the error: torch would wrap an exception in a traceback."""
-        rows: list[tuple[Sample, Letterbox]] = []
         try:
-            for sample, letterbox in self._make(key):
-                if not rows:
-                    images = _memory(len(key), *sample.image.shape)
-                    pixels = images.numpy()
-                # the sample's own memory is used again for the next one
-                pixels[len(rows)] = sample.image
-                rows.append((replace(sample, image=pixels[len(rows)]), letterbox))
+            return self._make(key)
         except UserError as error:
             return error
-        return collate(rows, images)
 
 
-def _memory(*shape: int) -> Tensor:
+def stack(rows: Iterable[tuple[Sample, Letterbox]], count: int) -> Batch:
+    """A batch of `count` samples of one size."""
+    kept: list[tuple[Sample, Letterbox]] = []
+    for sample, letterbox in rows:
+        if not kept:
+            images = batch_memory(count, *sample.image.shape)
+            pixels = images.numpy()
+        # the sample's own memory is used again for the next one
+        pixels[len(kept)] = sample.image
+        kept.append((replace(sample, image=pixels[len(kept)]), letterbox))
+    return collate(kept, images)
+
+
+def batch_memory(*shape: int) -> Tensor:
     """Uninitialised bytes; those of a worker are shared, if /dev/shm (64 MB in Docker) has room."""
-    if get_worker_info() is not None:
+    if get_worker_info() is not None and all(shape):
         with contextlib.suppress(RuntimeError):  # full, read-only or missing
             empty = torch.empty(0, dtype=torch.uint8)  # the rest as torch's default_collate
             return empty.set_(empty.untyped_storage()._new_shared(math.prod(shape))).view(shape)

@@ -69,7 +69,7 @@ class CompareConfig:
         help="mixed precision of training on CUDA; evaluation is in float32",
     )
     cache: str = option(
-        "none", choices=CACHES, const="ram", help="keep decoded images in memory or on disk"
+        "none", choices=CACHES, const="ram", help="where decoded images are kept, as in train.py"
     )
     workers: int = option(
         default_workers(), min=0, max=MAX_WORKERS, help="loading processes of each run; 0: none"

@@ -178,7 +178,8 @@ def run_flags(config: CompareConfig, model: ModelEntry, seed: int) -> list[str]:
     flags += ["--data", config.data, "--img", str(config.imgsz), "--epochs", str(config.epochs)]
     flags += ["--batch-size", str(config.batch_size), "--seed", str(seed), "--patience", "0"]
     defaults = CompareConfig(cfg=("any",))
-    for name in ("hyp", "optimizer", "amp", "cache"):
+    flags += ["--cache", config.cache]
+    for name in ("hyp", "optimizer", "amp"):
         if getattr(config, name) != getattr(defaults, name):
             flags += [f"--{name}", str(getattr(config, name))]
     return flags

@@ -17,6 +17,7 @@ import torch
 
 from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex
+from data.loading.loader import POOL
 from engine.compare.config import PROFILE, TRAIN, CompareConfig
 from engine.evaluate.config import EvalConfig
 from utils.environment import run_environment
@@ -77,6 +78,8 @@ def make_protocol(config: CompareConfig, splits: Splits | None, device: torch.de
         training = {name: getattr(config, name) for name in names}
         hyp = recipe(asdict(load_hyp(config.hyp)))
         protocol["training"] = {**training, "patience": 0, "hyp": hyp}  # all epochs: equal budgets
+        if splits is not None and hyp["mosaic"] and len(splits.trained["train"]) > POOL:
+            protocol["training"]["mosaic_pool"] = POOL  # older records: all images
         protocol["evaluation"]["weights"] = "best by fitness on val"
         protocol[SEEDS] = list(config.seeds)
     protocol[VERSIONS] = {k: v for k, v in environment.items() if k not in NOT_LOCKED}

@@ -20,13 +20,13 @@ from utils.config import (
 from utils.errors import UserError
 
 NEWEST = "newest"
-CACHES = ("none", "ram", "disk")
+CACHES = ("auto", "none", "ram", "disk", "device")
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 DEFAULT_TIMEOUT = 1800.0  # seconds; a scan or a final evaluation on rank 0 must fit in it
 # What --resume may change: where the data are, how to compute, when to stop and save.
 FREE_ON_RESUME = (
-    "resume", "data", "device", "threads", "workers", "cache", "profile", "noplots", "ddp_timeout",
-    "epochs", "patience", "nosave", "noval", "save_period", "exist_ok",
+    "resume", "data", "device", "threads", "workers", "cache", "augment", "profile", "noplots",
+    "ddp_timeout", "epochs", "patience", "nosave", "noval", "save_period", "exist_ok",
 )  # fmt: skip
 
 
@@ -81,7 +81,15 @@ class TrainConfig:
     noautoanchor: bool = option(False, help="keep the model's anchors as they are")
     noplots: bool = option(False, help="write no images or plots")
     cache: str = option(
-        "none", choices=CACHES, const="ram", help="keep decoded images in memory or on disk"
+        "auto",
+        choices=CACHES,
+        const="ram",
+        help="where decoded images are kept; auto: the first of device, ram and disk that has room",
+    )
+    augment: str = option(
+        "auto",
+        choices=("auto", "cpu", "device"),
+        help="where training images are composed; auto: on the device with CUDA",
     )
     device: str = option("", help="cpu or a GPU number; '': CUDA if present")
     threads: int = threads_option()

@@ -52,6 +52,8 @@ def announce(run: TrainRun) -> None:
         write_yaml(run.folder / "spec.yaml", replace(model.spec, anchors=anchors).to_yaml_dict())
         if not config.noplots:
             plot_labels(run.train, run.folder / "labels.jpg")
+    where = "the device" if run.device_images is not None else "the CPU"
+    say(f"{run.loader.cache_line}; training images are composed on {where}")
     found = run.environment
     ranks = f" x {found['ranks']}" if run.world.world_size > 1 else ""
     say(f"training on {found['device']}{ranks}, {found['threads']} threads, into {run.folder}")

@@ -146,7 +146,10 @@ def _epoch(run: TrainRun, request: StopRequest, log: Log) -> None:
 
 def _batches(run: TrainRun, *, validate: bool) -> Iterator[Batch]:
     """The epoch's remaining batches; with its last ones the loading for validation begins."""
-    for batch in run.loader.batches(run.state.epoch, run.state.batches):
+    batches = run.loader.batches(run.state.epoch, run.state.batches)
+    if run.device_images is not None:
+        batches = run.device_images.composed(batch.to(run.state.device) for batch in batches)
+    for batch in batches:
         if validate and len(run.loader) - run.state.batches <= VAL_AHEAD:
             run.val_loader.start()
         yield batch

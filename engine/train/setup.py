@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from data.index.dataset import load_dataset_config, load_split
-from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
 from engine import distributed
 from engine.checkpoint import detector_of, load_checkpoint
 from engine.distributed import Distributed
 from engine.train.config import TrainConfig, checkpoint_to_resume
 from engine.train.ema import ModelEma
+from engine.train.loading import composes_on_device, make_loaders
 from engine.train.model import autocast_type, model_to_train, wrapped
 from engine.train.optimizer import Schedule, build_optimizer, rate_scales
 from engine.train.state import StepClock, TrainRun, TrainState
@@ -48,6 +48,7 @@ def prepare_run(
             _lock(folder, locks)
         saved, config, hyp = _resumed(path, config, given)
     check_world(config, world)
+    on_device = composes_on_device(config, hyp, world.device)
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002  third-party code may draw from the global state
     torch.manual_seed(config.seed)
@@ -63,23 +64,19 @@ def prepare_run(
         )
     if not train.boxes:
         raise UserError(f"{config.data}: no training image has a box; nothing can be learned")
+    measured_batch = config.batch_size == -1
     model, config = model_to_train(
         config, hyp, world, train=train, saved=None if saved is None else detector_of(saved, path)
     )
-    common = LoaderConfig(
-        image_size=config.imgsz,
-        batch_size=config.batch_size // world.world_size,
+    loader, val_loader, device_images = make_loaders(
+        config,
+        hyp,
+        world,
+        train=train,
+        val=val,
         stride=model.max_stride,
-        workers=config.workers,
-        seed=config.seed,
-        rank=world.rank,
-        world_size=world.world_size,
-        rect=config.rect,
-        cache=config.cache,
-        pin_memory=world.device.type == "cuda",
-    )
-    loader = TrainLoader(
-        train, common, hyp, epochs=config.epochs, mosaic_epochs=config.epochs - config.close_mosaic
+        on_device=on_device,
+        measured_batch=measured_batch,
     )
     schedule = Schedule(
         hyp,
@@ -115,7 +112,6 @@ def prepare_run(
         _lock(folder, locks)
         (folder / "weights").mkdir(exist_ok=True)
     forward, no_sync = wrapped(model, config, world)
-    smoothing = config.label_smoothing
     return TrainRun(
         config=config,
         hyp=hyp,
@@ -124,10 +120,13 @@ def prepare_run(
         train=train,
         val=val,
         loader=loader,
-        val_loader=ValLoader(val, common),
+        val_loader=val_loader,
+        device_images=device_images,
         forward=forward,
         no_sync=no_sync,
-        loss=AnchorLoss(model, hyp, image_size=config.imgsz, label_smoothing=smoothing),
+        loss=AnchorLoss(
+            model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing
+        ),
         schedule=schedule,
         autocast=autocast,
         state=state,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from data.index.records import DataIndex
+from data.loading.device import DeviceImages
 from data.loading.loader import TrainLoader, ValLoader
 from engine.distributed import Distributed
 from engine.train.config import TrainConfig
@@ -152,6 +153,7 @@ class TrainRun:
     val: DataIndex
     loader: TrainLoader
     val_loader: ValLoader
+    device_images: DeviceImages | None  # where the device composes the images
     forward: Callable[[Tensor], list[Tensor]]  # the model, perhaps compiled or distributed
     # in this context a backward pass leaves its gradients on their rank
     no_sync: Callable[[], AbstractContextManager[None]]

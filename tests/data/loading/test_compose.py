@@ -16,6 +16,7 @@ from data.loading.sample import Sample
 from data.loading.transforms import (
     flip,
     hsv,
+    hsv_gains,
     mixup,
     mosaic4,
     mosaic_centre,
@@ -95,20 +96,13 @@ class Recipe:
         sample = self.mosaic(row, 0, flips) if self.hyp.mosaic else self.letterboxed(row, flips)
         if self.hyp.mixup:
             second = self.mosaic(row, 1, flips)
-            self.plan.shares[row] = self.peek(lambda rng: rng.beta(32, 32))
-            sample = mixup(sample, second, self.rng)
-        amounts = np.array([self.hyp.hsv_h, self.hyp.hsv_s, self.hyp.hsv_v])
-        gains = self.peek(lambda rng: 1 + rng.uniform(-1, 1, 3) * amounts)
+            share = self.plan.shares[row] = self.rng.beta(32, 32)
+            sample = mixup(sample, second, float(share))
+        gains = hsv_gains(self.rng, self.hyp)
         self.plan.gains[row] = torch.from_numpy(gains)
-        sample = hsv(sample, self.rng, self.hyp)
+        sample = hsv(sample, gains)
         sample = flip(sample, 1) if ud else sample
         return (flip(sample, 0) if lr else sample).image
-
-    def peek(self, draw):
-        state = self.rng.bit_generator.state
-        value = draw(self.rng)
-        self.rng.bit_generator.state = state
-        return value
 
     def mosaic(self, row, canvas, flips):
         chosen = self.rng.integers(len(self.images), size=4).tolist()
@@ -127,8 +121,8 @@ class Recipe:
 
     def warped(self, row, canvas, image, tiles, centre, flips, sides):
         matrix = random_matrix(sides, self.size, self.rng, self.hyp)
-        image, used = warp(image, matrix, self.size)
-        inverse = inverse_of(used, self.size, **flips)
+        image = warp(image, matrix, self.size)
+        inverse = inverse_of(matrix, self.size, **flips)
         self.plan.place(row, canvas, tiles=tiles, centre=centre, size=sides, inverse=inverse)
         return sample_of(image)
 
@@ -138,10 +132,9 @@ def sample_of(image):
 
 
 def levels(result):
-    """(B, 3, H, W) in [0, 1] -> (B, H, W, 3) as whole levels."""
-    scaled = result.float().cpu().permute(0, 2, 3, 1).numpy() * 255
-    np.testing.assert_allclose(scaled, scaled.round(), atol=1e-3)
-    return scaled.round()
+    """(B, 3, H, W) uint8 -> (B, H, W, 3) as numbers."""
+    assert result.dtype == torch.uint8
+    return result.cpu().permute(0, 2, 3, 1).numpy().astype(float)
 
 
 def assert_same_pixels(images, hyp, size, device, samples=8):
@@ -219,15 +212,6 @@ def test_the_horizon_is_grey(device):
     result = levels(compose(images.to(device), plan.to(device), (4, 4)))
     assert (result[0, :, 0] == GREY).all()
     assert (result[0, 1:, 1:] < GREY).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_type_of_the_network(dtype, device):
-    images, hyp = synthetic(), replace(NONE, **CASES["default"])
-    plan, slots = Recipe(images, hyp, (32, 32), 2).plan.to(device), slots_of(images).to(device)
-    result = compose(slots, plan, (32, 32), dtype)
-    assert result.dtype == dtype
-    assert torch.equal(result, compose(slots, plan, (32, 32)).to(dtype))
 
 
 def test_pieces_equal_the_whole(monkeypatch):

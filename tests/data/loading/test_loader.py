@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+import data.loading.store as store_module
 from data.index.records import DataIndex
-from data.loading.loader import LoaderConfig, TrainLoader, ValLoader, to_sample
+from data.loading.augment import to_sample
+from data.loading.device import DeviceImages
+from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
 from data.loading.store import ImageStore
 from utils.boxes import Letterbox
 from utils.errors import UserError
@@ -147,8 +150,8 @@ def test_polygons_follow_their_boxes_onto_the_canvas(make_index, canvas):
     index = make_index()
     store = ImageStore(index.records, 64)
     for i, record in enumerate(index.records):
-        sample = to_sample(store, i, canvas)
-        geometry = Letterbox((record.height, record.width), canvas or store.geometry(i).dst, 64)
+        sample = to_sample(store, i, canvas, store[i])
+        geometry = Letterbox((record.height, record.width), canvas or store.shape(i), 64)
         assert sample.size == geometry.dst
         np.testing.assert_array_equal(sample.boxes, geometry.to_network(record.boxes[:2]))
         outline, none = sample.segments
@@ -243,8 +246,7 @@ def test_rect_batches_have_like_aspects_and_the_least_canvas(make_index):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_vanished_file_is_a_one_line_user_error(make_index, workers, monkeypatch):
-    monkeypatch.setattr("data.loading.store.SMALL_SET", 0)
+def test_a_vanished_file_is_a_one_line_user_error(make_index, workers):
     index = make_index()
     index.records[4].path.unlink()
     loader = TrainLoader(index, config(workers=workers), load_hyp("no-augmentation"))
@@ -260,7 +262,7 @@ def wait_for_a_batch(loader):
 
 
 def test_workers_go_on_with_the_next_epoch_two_batches_each(make_index, monkeypatch):
-    monkeypatch.setattr("data.loading.store.SMALL_SET", 0)
+    monkeypatch.setattr(store_module, "free_memory", lambda: 0)  # no image is kept
     index = make_index(12)
     loader = TrainLoader(index, config(workers=1, batch_size=2), ALL, epochs=2)
     for epoch in range(2):
@@ -307,8 +309,7 @@ def test_validation_has_each_image_once_letterboxed(make_index, rect, workers):
     assert_equal(first, list(batches))
 
 
-def test_validation_can_start_ahead(make_index, monkeypatch):
-    monkeypatch.setattr("data.loading.store.SMALL_SET", 0)
+def test_validation_can_start_ahead(make_index):
     index = make_index(2)
     loader, expected = ValLoader(index, config(workers=1)), list(ValLoader(index, config()))
     for _ in range(2):
@@ -330,3 +331,75 @@ def test_validation_deals_images_to_ranks_and_fills_batches(make_index):
     empty = ValLoader(make_index(1), config(rank=1, world_size=2, workers=1))
     assert len(empty) == 0
     assert list(empty) == []
+
+
+# images decoded once, and composed on the device
+
+
+def pooled(monkeypatch, pool=4):
+    """Mosaics of the last 4 samples; the list of files that this process reads from now on."""
+    monkeypatch.setattr("data.loading.loader.POOL", pool)
+    files = []
+    read = store_module.read_image
+    monkeypatch.setattr(
+        store_module, "read_image", lambda path, **how: files.append(path.stem) or read(path, **how)
+    )
+    return files
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_mosaics_of_recent_images_are_the_same_for_any_workers_and_start(
+    make_index, monkeypatch, workers
+):
+    pooled(monkeypatch)
+    index = make_index(11)
+    alone = TrainLoader(index, config(), ALL)
+    many = TrainLoader(index, config(workers=workers), ALL)
+    for epoch in (0, 1, 2):
+        full = epoch_of(alone, epoch)
+        assert_equal(full, epoch_of(many, epoch))
+        fresh = TrainLoader(index, config(workers=workers), ALL)
+        assert_equal(full[2:], epoch_of(fresh, epoch, start_step=2))
+
+
+def test_each_image_is_decoded_once_per_epoch(make_index, monkeypatch):
+    files = pooled(monkeypatch)
+    loader = TrainLoader(make_index(50), config(batch_size=5), replace(ALL, mosaic=1.0))
+    for epoch in range(3):
+        files.clear()
+        epoch_of(loader, epoch)
+        assert sorted(files) == sorted(map(str, range(50)))
+
+
+AMOUNTS = {"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}  # noise: HSV turns one level into many
+WHOLE = replace(ALL, copy_paste=0.0, **AMOUNTS)
+
+
+@pytest.mark.parametrize(
+    "hyp", [WHOLE, replace(WHOLE, mixup=0.0, perspective=0.0, degrees=0, shear=0)]
+)
+@pytest.mark.parametrize(("cache", "slots"), [("none", 4), ("device", 11)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_composed_on_the_device_are_the_same(
+    make_index, monkeypatch, device, hyp, cache, slots, workers
+):
+    files = pooled(monkeypatch)
+    index = make_index(11)
+    plain = TrainLoader(index, config(cache="none"), hyp)
+    expected = {epoch: epoch_of(plain, epoch) for epoch in range(3)}
+    files.clear()
+    settings = config(cache=cache, workers=workers, on_device=True, device_memory=1 << 20)
+    loader = TrainLoader(index, settings, hyp, mosaic_epochs=2)
+    assert loader.slots == slots
+    images = DeviceImages(loader.slots, 64, device)
+    for epoch, start in ((0, 0), (1, 0), (0, 1), (1, 2)):
+        sources = (batch.to(device) for batch in loader.batches(epoch, start))
+        found = [batch.to(torch.device("cpu")) for batch in images.composed(sources)]
+        assert ids(found) == ids(expected[epoch][start:])
+        for ours, theirs in zip(found, expected[epoch][start:], strict=True):
+            assert all(map(torch.equal, vars(ours.targets).values(), vars(theirs.targets).values()))
+            difference = (ours.images.int() - theirs.images.int()).abs()
+            assert (difference > 2).float().mean() < 0.02
+            assert difference.float().mean() < 0.5
+    if not workers:  # the whole set once, or each image once in an epoch and those before a start
+        assert len(files) <= 2 * 11 + 11 if cache == "device" else 4 * 11 + 2 * 4

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 import data.loading.store as store_module
-from data.loading.store import ImageStore, SharedImages, free_memory
+from data.loading.store import ImageStore, SharedImages, choose_cache, free_memory
 from utils.boxes import Letterbox
 from utils.errors import UserError
 from utils.seeding import generator
@@ -38,7 +39,7 @@ def make_image(make_record):
     return make
 
 
-@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+@pytest.mark.parametrize("cache", ["auto", "none", "ram", "disk"])
 @pytest.mark.parametrize("area", [False, True])
 def test_images_equal_the_letterbox_without_padding(tmp_path, cache, area, make_image):
     shapes = [(40, 60), (90, 31), (64, 64), (9, 400)]
@@ -52,7 +53,7 @@ def test_images_equal_the_letterbox_without_padding(tmp_path, cache, area, make_
             expected = cv2.resize(image, (width, height), interpolation=way)
             np.testing.assert_array_equal(store[i], expected)
             assert not store[i].flags.writeable
-            if cache != "disk":  # a small set is kept in memory without a request
+            if cache in {"auto", "ram"}:
                 item.path.unlink(missing_ok=True)
 
 
@@ -68,8 +69,7 @@ def test_large_jpegs_are_read_reduced_and_look_the_same(tmp_path, height, width,
     assert np.abs(fast - full).mean() < 1.5
 
 
-def test_none_reads_again_where_the_set_is_not_small(tmp_path, monkeypatch, make_image):
-    monkeypatch.setattr(store_module, "SMALL_SET", 0)
+def test_none_reads_again(tmp_path, make_image):
     item, _ = make_image(tmp_path / "a.png", 64, 48)
     store = ImageStore([item], 64)
     assert store[0].shape == (64, 48, 3)
@@ -83,23 +83,56 @@ def test_none_reads_again_where_the_set_is_not_small(tmp_path, monkeypatch, make
 
 def test_ram_that_does_not_fit_warns_and_goes_on(tmp_path, monkeypatch, capsys, make_image):
     monkeypatch.setattr(store_module, "free_memory", lambda: 10_000)
+    monkeypatch.setattr(store_module, "DISK_LIMIT", 0)
     item, image = make_image(tmp_path / "a.png", 64, 64)
     store = ImageStore([item], 64, cache="ram")
-    assert "--cache ram needs 0.0 GiB, 0.0 GiB are free" in capsys.readouterr().err
+    warning = "--cache ram needs 0.0 GiB in memory, 0.0 GiB are free; continuing with --cache none"
+    assert warning in capsys.readouterr().err
     np.testing.assert_array_equal(store[0], image)
     make_image(tmp_path / "a.png", 64, 64, seed=1)
     assert (store[0] != image).any()
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "memory", "disk", "expected"),
+    [
+        # 1,000 images of 1024 x 1024: 2.93 GiB
+        ("auto", 3 * GIB, 100 * GIB, 100 * GIB, "device"),
+        ("auto", 2 * GIB, 8 * GIB, 100 * GIB, "ram"),
+        ("auto", 0, 7 * GIB, 30 * GIB, "disk"),
+        ("auto", 0, 7 * GIB, 29 * GIB, "none"),
+        ("ram", 0, 4 * GIB, 0, "ram"),
+        ("ram", 0, 3 * GIB, 30 * GIB, "disk"),
+        ("device", 2 * GIB, 8 * GIB, 0, "ram"),
+        ("disk", 3 * GIB, 8 * GIB, 0, "disk"),
+        ("none", 3 * GIB, 8 * GIB, 0, "none"),
+    ],
+)
+def test_the_cache_is_the_first_that_fits(
+    monkeypatch, capsys, asked, device, memory, disk, expected
+):
+    monkeypatch.setattr(store_module, "free_memory", lambda: memory)
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=disk))
+    shapes = np.full((1000, 2), 1024, np.int32)
+    chosen, line = choose_cache(asked, shapes, 1024, device)
+    assert (chosen, line[: 7 + len(chosen)]) == (expected, f"cache: {chosen}")
+    assert "2.9" in line
+    assert (f"--cache {asked} needs 2.9" in capsys.readouterr().err) == (chosen != asked != "auto")
 
 
 def test_ranks_of_other_machines_do_not_count(tmp_path, monkeypatch, make_image):
     free = free_memory()
     assert 2**20 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     items = [make_image(tmp_path / f"{i}.png", 64, 64)[0] for i in range(2)]
-    monkeypatch.setattr(store_module, "free_memory", lambda: 4 * 2 * 64 * 64 * 3)
+    monkeypatch.setattr(store_module, "free_memory", lambda: 3 * 2 * 64 * 64 * 3)
+    monkeypatch.setattr(store_module, "DISK_LIMIT", 0)
     monkeypatch.setenv("WORLD_SIZE", "64")
-    for local, kept in (("1", True), ("2", False)):
+    for local, kept in (("1", "ram"), ("2", "none")):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
-        assert (ImageStore(items, 64)._shared is not None) is kept
+        assert ImageStore(items, 64, cache="auto").cache == kept
 
 
 def test_disk_cache_is_outside_the_set_follows_the_file_and_mends_itself(
@@ -143,14 +176,18 @@ def test_a_disk_cache_that_cannot_be_written_warns_once(tmp_path, monkeypatch, c
 
 
 def test_shared_images_are_shared_with_a_pickled_copy_and_vanish():
-    images = SharedImages(np.array([(2, 3), (4, 5)]))
+    images = SharedImages(np.array([18, 60]))
     copy = pickle.loads(pickle.dumps(images))  # what spawning a worker does
-    assert images.get(1) is None
-    copy.put(1, np.full((4, 5, 3), 7, np.uint8))
-    assert (images.get(1) == 7).all()
-    assert images.get(0) is None
+    assert images.get(1, 0, (4, 5)) is None
+    copy.put(1, 0, np.full((4, 5, 3), 7, np.uint8))
+    assert (images.get(1, 0, (4, 5)) == 7).all()
+    assert images.get(1, 3, (4, 5)) is None
+    assert images.get(0, 0, (2, 3)) is None
+    images.put(1, 3, np.full((2, 3, 3), 8, np.uint8))  # another image at the same slot
+    assert (copy.get(1, 3, (2, 3)) == 8).all()
+    assert copy.get(1, 0, (4, 5)) is None
     with pytest.raises(ValueError, match="read-only"):
-        images.get(1)[0] = 1
+        images.get(1, 3, (2, 3))[0] = 1
     path = Path(images._block.file)
     assert path.exists()
     del images

@@ -14,11 +14,11 @@ from data.loading.transforms import (
     copy_paste,
     flip,
     hsv,
+    hsv_gains,
     keep,
     mixup,
     mosaic4,
     mosaic_centre,
-    random_affine,
     random_matrix,
     source_window,
     warp,
@@ -27,6 +27,10 @@ from utils.hyp import Hyperparameters, load_hyp
 from utils.seeding import generator
 
 NONE = load_hyp("no-augmentation")
+
+
+def random_affine(sample, size, rng, hyp):
+    return affine(sample, random_matrix(sample.size, size, rng, hyp), size)
 
 
 def painted(box=(30, 20, 81, 64), polygon=False):
@@ -98,19 +102,17 @@ def test_affine_of_no_amounts_is_the_same_image_or_its_centre():
 @pytest.mark.parametrize("shear", [0, 0.1])
 def test_affine_beyond_the_image_is_grey(shear):
     far = np.array([[1.0, shear, 500], [0, 1, 0], [0, 0, 1]])
-    assert (warp(painted().image, far, (40, 50))[0] == 114).all()
+    assert (warp(painted().image, far, (40, 50)) == 114).all()
 
 
 def test_crop_and_resize_equals_the_warp_by_the_same_matrix():
     image = noise(240, 320)
     hyp = replace(NONE, scale=0.5, translate=0.1)
     for seed in range(20):
-        asked = random_matrix((240, 320), (160, 160), generator(seed), hyp)
-        fast, matrix = warp(image, asked, (160, 160))
-        # the window's corners moved by less than one source pixel
-        corners = np.array([[0, 0, 1], [160, 160, 1]]).T
-        moved = np.linalg.inv(matrix) @ corners - np.linalg.inv(asked) @ corners
-        assert np.abs(moved[:2]).max() <= 1
+        matrix = random_matrix((240, 320), (160, 160), generator(seed), hyp)
+        corners = np.linalg.inv(matrix) @ np.array([[0, 0, 1], [160, 160, 1]]).T
+        np.testing.assert_allclose(corners, np.round(corners), atol=1e-9)  # whole source pixels
+        fast = warp(image, matrix, (160, 160))
         half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
         pixels = (np.linalg.inv(half) @ matrix @ half)[:2]
         slow = cv2.warpAffine(image, pixels, (160, 160), borderValue=(114, 114, 114))
@@ -127,10 +129,10 @@ def test_matrix_keeps_its_promises():
         matrix = random_matrix((640, 640), (320, 320), generator(seed), hyp)
         scales.append(matrix[0, 0])
         centres.append((matrix @ [320, 320, 1])[:2])
-    assert 0.5 <= min(scales) < 0.52
-    assert 1.48 < max(scales) <= 1.5
-    assert np.min(centres) >= 0.4 * 320
-    assert np.max(centres) <= 0.6 * 320
+    assert 0.495 <= min(scales) < 0.52  # rounded to whole source pixels
+    assert 1.48 < max(scales) <= 1.505
+    assert np.min(centres) >= 0.4 * 320 - 1
+    assert np.max(centres) <= 0.6 * 320 + 1
 
 
 @pytest.mark.parametrize(("axis", "expected"), [(0, [39, 20, 90, 64]), (1, [30, 26, 81, 70])])
@@ -162,11 +164,13 @@ def test_flips_move_box_and_polygon_and_undo_themselves(axis, expected):
 )
 def test_hsv_by_hand(colour, hyp, channel, low, high):
     sample = replace(painted(), image=np.full((4, 4, 3), colour, np.uint8))
-    assert hsv(sample, generator(0), NONE).image is sample.image
+    assert hsv(sample, hsv_gains(generator(0), NONE)).image is sample.image
     before = cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV)[0, 0]
     levels = []
     for seed in range(200):
-        changed = cv2.cvtColor(hsv(sample, generator(seed), hyp).image, cv2.COLOR_RGB2HSV)
+        changed = cv2.cvtColor(
+            hsv(sample, hsv_gains(generator(seed), hyp)).image, cv2.COLOR_RGB2HSV
+        )
         assert (changed == changed[0, 0]).all()
         assert changed[0, 0, 1] == before[1]
         levels.append(changed[0, 0, channel])
@@ -184,7 +188,7 @@ def test_hsv_is_a_product_per_pixel(amounts):
         levels = cv2.cvtColor(image, cv2.COLOR_RGB2HSV) * gains
         levels[..., 0] %= 180
         expected = cv2.cvtColor(levels.clip(0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB)
-        found = hsv(replace(painted(), image=image), generator(seed), hyp).image
+        found = hsv(replace(painted(), image=image), hsv_gains(generator(seed), hyp)).image
         difference = np.abs(found.astype(int) - expected)
         assert (difference > 1).mean() < 0.01  # a step of hue may move another channel by 8
         assert difference.max() <= 9
@@ -194,19 +198,13 @@ def test_mixup_blends_and_keeps_all_boxes():
     white = painted(box=(0, 0, 10, 10))
     first = replace(white, image=np.full_like(white.image, 200), image_id="a")
     second = replace(painted(polygon=True), image=np.zeros_like(white.image), image_id="b")
-    shares = []
-    for seed in range(50):
-        mixed = mixup(first, second, generator(seed))
-        assert np.ptp(mixed.image) == 0
-        shares.append(mixed.image[0, 0, 0] / 200)
-        np.testing.assert_array_equal(mixed.boxes, [[0, 0, 10, 10], [30, 20, 81, 64]])
-        assert mixed.labels.tolist() == [3, 3]
-        assert mixed.image_id == "a"
-        assert mixed.segments[0] is None
-        assert mixed.segments[1] is not None
-    # Beta(32, 32): mean 1/2, deviation 1 / (2 sqrt(65)) = 0.062
-    assert abs(np.mean(shares) - 0.5) < 0.03
-    assert 0.03 < np.std(shares) < 0.1
+    mixed = mixup(first, second, 0.6)
+    assert (mixed.image == 120).all()
+    np.testing.assert_array_equal(mixed.boxes, [[0, 0, 10, 10], [30, 20, 81, 64]])
+    assert mixed.labels.tolist() == [3, 3]
+    assert mixed.image_id == "a"
+    assert mixed.segments[0] is None
+    assert mixed.segments[1] is not None
 
 
 @pytest.mark.parametrize("copies", [0, 1, 5, 10])

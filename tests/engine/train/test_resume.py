@@ -1,6 +1,7 @@
 """A run that was stopped and resumed ends in the very state of one that was not."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -121,6 +122,27 @@ def test_sigterm_mid_epoch_then_resume_is_exact(
     fit(TrainConfig(resume=str(tmp_path / "exp")))
     same_end(straight, tmp_path / "exp")
     assert [row["epoch"] for row in rows_of(tmp_path / "exp")] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("cache", ["none", "device"])
+def test_images_composed_on_the_device_train_the_same_and_resume_exactly(
+    flags, straight, tmp_path, monkeypatch, signal_at, keep_state, rows_of, capsys, cache
+):
+    monkeypatch.setattr("data.loading.loader.POOL", 4)  # of 10 images
+    more = ["--augment", "device", "--cache", cache]
+    fit(settings(flags, *more, "--project", tmp_path / "whole"))
+    line = f"cache: {cache} (0.0 .*; training images are composed on the device"
+    assert re.search(line.replace("(", r"\("), capsys.readouterr().out)
+    signal_at(1, 1, signal.SIGTERM)
+    with pytest.raises(TerminatedError):
+        fit(settings(flags, *more, "--project", tmp_path / "stopped"))
+    fit(TrainConfig(resume=str(tmp_path / "stopped" / "exp")))
+    same_end(tmp_path / "whole" / "exp", tmp_path / "stopped" / "exp")
+    fit(settings(flags, "--project", tmp_path / "cpu"))
+    rows = zip(rows_of(tmp_path / "whole" / "exp"), rows_of(tmp_path / "cpu" / "exp"), strict=True)
+    for ours, theirs in rows:
+        for name in ("train/box_loss", "train/obj_loss", "train/cls_loss"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=0.02)
 
 
 def test_a_signal_during_validation_repeats_the_validation(

@@ -1,0 +1,78 @@
+"""The loaders of a training run, and what the device keeps of the images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from data.index.records import DataIndex
+from data.loading.device import DeviceImages
+from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
+from data.loading.store import free_memory
+from engine.distributed import Distributed
+from engine.train.config import TrainConfig
+from utils.errors import UserError
+from utils.hyp import Hyperparameters
+from utils.terminal import warn_main
+
+IMAGES_SHARE = 0.25  # of a device's free memory, for training images,
+IMAGES_SHARE_OF_REST = 0.1  # or where --batch-size -1 has taken most of it
+
+
+def make_loaders(
+    config: TrainConfig,
+    hyp: Hyperparameters,
+    world: Distributed,
+    *,
+    train: DataIndex,
+    val: DataIndex,
+    stride: int,
+    on_device: bool,
+    measured_batch: bool,
+) -> tuple[TrainLoader, ValLoader, DeviceImages | None]:
+    """Loaders as `config` says, and where the device composes images, what it keeps them in.
+
+    `on_device` as `composes_on_device` says; `measured_batch`: whether the batch fills the device.
+    """
+    device = world.device
+    common = LoaderConfig(
+        image_size=config.imgsz,
+        batch_size=config.batch_size // world.world_size,
+        stride=stride,
+        workers=config.workers,
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.world_size,
+        rect=config.rect,
+        cache=config.cache,
+        pin_memory=device.type == "cuda",
+    )
+    memory = 0
+    if on_device:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+        memory = int(free * (IMAGES_SHARE_OF_REST if measured_batch else IMAGES_SHARE))
+    loader = TrainLoader(
+        train,
+        replace(common, on_device=on_device, device_memory=memory),
+        hyp,
+        epochs=config.epochs,
+        mosaic_epochs=config.epochs - config.close_mosaic,
+    )
+    images = DeviceImages(loader.slots, config.imgsz, device) if on_device else None
+    return loader, ValLoader(val, common), images
+
+
+def composes_on_device(config: TrainConfig, hyp: Hyperparameters, device: torch.device) -> bool:
+    """Whether training images are composed on the device; a line where that is asked for in vain.
+
+    UserError for --cache device where they are not.
+    """
+    wanted = config.augment == "device" or (config.augment == "auto" and device.type == "cuda")
+    reason = "--rect" if config.rect else "copy_paste" if hyp.copy_paste else ""
+    if config.cache == "device" and (reason or not wanted):
+        cause = f" and excludes {reason}" if reason else ""
+        raise UserError(f"--cache device needs --augment device{cause}; choose another --cache")
+    if wanted and reason:
+        warn_main(f"training images are composed on the CPU, because of {reason}")
+    return wanted and not reason
