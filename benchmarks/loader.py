@@ -1,9 +1,10 @@
 """Training images per second that one CPU core loads and augments: `python -m benchmarks.loader`.
 
 The images of a data set are copied --copies times.  What counts is CPU time in one process without
-workers, after a warm-up, as `--cache none` (of a set over 1 GiB) and `--cache ram`.  With --peer,
-Ultralytics' own loader does the same in turn, in the environment of that Python.  Medians; ratios
-count on a busy machine.
+workers, after a warm-up: with --augment cpu as `--cache none` and `--cache ram`, and what is left
+with --augment device as `--cache none` and `--cache device`.  With --peer, Ultralytics' own loader
+does the first two in turn, in the environment of that Python.  Medians; ratios count on a busy
+machine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -85,19 +87,20 @@ def main(argv: list[str] | None = None) -> None:
           " images per second of one core")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         index, file = copied(index, config.copies, Path(folder))
-        for cache in ("none", "ram"):
+        kinds = (("cpu", "none"), ("cpu", "ram"), ("device", "none"), ("device", "device"))
+        for augment, cache in kinds:
             with ExitStack() as stack:
-                timings = {"own": own(index, config, cache)}
-                if config.peer:
+                timings = {"own": own(index, config, augment, cache)}
+                if config.peer and augment == "cpu":
                     timings["peer"] = peer(file, config, cache, stack)
                 rates: dict[str, list[float]] = {name: [] for name in timings}
                 for _ in range(config.repeats):
                     for name, timing in timings.items():
                         rates[name].append(timing())
-            line = f"{cache:5}" + "".join(
+            line = f"augment {augment:7} cache {cache:7}" + "".join(
                 f"{name} {statistics.median(found):7.1f}  " for name, found in rates.items()
             )
-            if config.peer:
+            if "peer" in rates:
                 pairs = zip(rates["own"], rates["peer"], strict=True)
                 line += f"ratio {statistics.median(a / b for a, b in pairs):.2f}"
             print(line, flush=True)
@@ -124,13 +127,23 @@ def copied(index: DataIndex, copies: int, folder: Path) -> tuple[DataIndex, Path
     return replace(index, records=tuple(records)), file
 
 
-def own(index: DataIndex, config: LoaderBenchConfig, cache: str) -> Callable[[], float]:
+def own(
+    index: DataIndex, config: LoaderBenchConfig, augment: str, cache: str
+) -> Callable[[], float]:
     """A timing of this project's loader, which has seen every image once."""
-    loader_config = LoaderConfig(config.imgsz, config.batch_size, 32, 0, seed=0, cache=cache)
+    loader_config = LoaderConfig(
+        image_size=config.imgsz,
+        batch_size=config.batch_size,
+        stride=32,
+        workers=0,
+        seed=0,
+        cache=cache,
+        on_device=augment == "device",
+        device_memory=sys.maxsize,
+    )
     loader = TrainLoader(index, loader_config, load_hyp("default"))
-
     batches = chain.from_iterable(map(loader.batches, count()))
-    for _ in range(len(loader)):
+    for _ in range(2 * len(loader)):  # with --cache device the first ones bring images only
         next(batches)
 
     def timing() -> float:

@@ -23,12 +23,14 @@ for line in sys.stdin:
 def test_the_rates_stand_next_to_the_peers(rectangles, monkeypatch, capsys):
     monkeypatch.setattr(loader, "PEER", PEER)
     loader.main(["--data", str(rectangles), *QUICK, "--peer", sys.executable])
-    lines = [line for line in capsys.readouterr().out.splitlines() if "ratio" in line]
-    for line, cache in zip(lines, ("none", "ram"), strict=True):
+    _, *lines = capsys.readouterr().out.splitlines()
+    for line, cache in zip(lines[:2], ("none", "ram"), strict=True):
         own, ratio = re.fullmatch(
-            rf"{cache} +own +([\d.]+)  peer +0\.5  ratio ([\d.]+)", line
+            rf"augment cpu +cache {cache} +own +([\d.]+)  peer +0\.5  ratio ([\d.]+)", line
         ).groups()
         assert float(ratio) == pytest.approx(float(own) / 0.5, rel=0.01)
+    for line, cache in zip(lines[2:], ("none", "device"), strict=True):
+        assert re.fullmatch(rf"augment device +cache {cache} +own +[\d.]+  ", line)
 
 
 def test_a_peer_that_ends_is_an_error(rectangles, monkeypatch):
