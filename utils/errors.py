@@ -51,10 +51,10 @@ class TerminatedError(BaseException):
         self.exit_code = 128 + signum
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' for the closest known name, or '' when nothing is close."""
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """'; did you mean X?' for the closest known name, or '' when none is similar by `cutoff`."""
     lowered = {item.lower(): item for item in known}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=cutoff)
     return f"; did you mean {lowered[close[0]]!r}?" if close else ""
 
 

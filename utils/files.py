@@ -103,7 +103,7 @@ def find_config(name: str, folder: str) -> Path:
     The first that exists of: the path itself; `cfg/<folder>/<path>`; the path with .yaml, which is
     added wherever it is missing; and, since YOLOv5 users type `data/coco.yaml`,
     `cfg/<folder>/<last part>`, with a line on stderr.  An absolute path or one that begins with a
-    dot is not searched for in cfg.
+    dot is not searched for in cfg.  A data set may also be a folder with its YAML file in it.
     `folder` is '' for detectors, 'data', 'train', 'backbones' or 'necks'.
     Raises UserError with the nearest known name.
     """
@@ -118,6 +118,8 @@ def find_config(name: str, folder: str) -> Path:
             return shown(home / file)
         if file.is_file():
             return file
+        if folder == "data" and path.is_dir():
+            return _yaml_in(path)
         if anywhere and (home / file.name).is_file():
             warn_once(f"{name} does not exist; {shown(home / file.name)} is used instead")
             return shown(home / file.name)
@@ -127,6 +129,19 @@ def find_config(name: str, folder: str) -> Path:
     raise UserError(
         f"{name}: no such file, and not the name of a file in cfg/{folder}"
         f"{nearest(file.stem, known)}"
+    )
+
+
+def _yaml_in(folder: Path) -> Path:
+    """data.yaml of a folder, or else its only YAML file. Raises UserError."""
+    files = sorted(item for item in folder.iterdir() if item.suffix in {".yaml", ".yml"})
+    chosen = [item for item in files if item.stem == "data"] or files
+    if len(chosen) == 1:
+        return chosen[0]
+    found = ", ".join(item.name for item in files) or "none"
+    raise UserError(
+        f"{folder}: a folder needs a data.yaml or a single YAML file, found: {found} "
+        "(docs/data-formats.md; python -m data.convert makes one)"
     )
 
 

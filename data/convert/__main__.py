@@ -1,6 +1,6 @@
 """`python -m data.convert`."""
 
-from data.convert.voc import main
+from data.convert.command import main
 from utils.errors import run_script
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +57,8 @@ def read_coco(
     if not os.path.isdir(source.images):  # noqa: PTH112  Path.is_dir raises without permission
         raise UserError(f"{source.where}: no such folder of images: {source.images}")
     stamp = stamp_of(source.images, Texts.of([str(source.annotations)]))
+    if known is not None and not all(map(os.path.lexists, known.entries.paths)):
+        known = None  # images have moved, and `image_file` may find them
     if known is None or not stamp or known.stamp != stamp:
         known = _read(source, stamp)
     if names is not None and names != known.names:
@@ -65,6 +69,15 @@ def read_coco(
             "leave 'names' out, or give them in the order of the category ids"
         )
     return known
+
+
+def image_file(folder: Path, name: str) -> Path:
+    """`name` in `folder`; where there is no such file, that of its last part, if there is one.
+
+    Annotation tools write the paths of their own server, or those of Windows.
+    """
+    path, last = folder / name, folder / re.split(r"[/\\]", name)[-1]
+    return last if path != last and not os.path.lexists(path) and os.path.lexists(last) else path
 
 
 def _read(source: CocoSource, stamp: str) -> Parsed:
@@ -140,6 +153,7 @@ def _entries(
 ) -> tuple[dict[int | str, tuple[Path, tuple[int, int]]], list[Problem]]:
     """Path and size of each image by its id, in file order, and those that cannot be used."""
     entries: dict[int | str, tuple[Path, tuple[int, int]]] = {}
+    stand_ins: dict[int | str, str] = {}
     problems = []
     for position, item in enumerate(items):
         image = item if isinstance(item, dict) else {}
@@ -150,16 +164,24 @@ def _entries(
         elif "\0" in name:
             problems.append(Problem(where, "a zero byte in 'file_name'"))
         elif number in entries:
-            same = entries[number][0] == source.images / name
+            same = entries[number][0] == image_file(source.images, name)
             cause = f"id {number!r} ({name}) appears twice"
             problems.append(Problem(where, cause, NOTE if same else SKIPPED_IMAGE))
         else:
             size: tuple[Any, Any] = (image.get("height"), image.get("width"))
             usable = all(type(side) is int and 0 < side < _FAR for side in size)
-            entries[number] = source.images / name, size if usable else (0, 0)
+            path = image_file(source.images, name)
+            entries[number] = path, size if usable else (0, 0)
+            if path != source.images / name:
+                stand_ins[number] = f"{where}: {name}"
             if not usable and size != (None, None):
                 cause = f"height and width {size} are not numbers of pixels"
                 problems.append(Problem(where, cause, NOTE))
+    uses = Counter(path for path, _ in entries.values())
+    for number, where in stand_ins.items():
+        if uses[entries[number][0]] > 1:
+            cause = f"no such file, and {entries.pop(number)[0]} may be another image's"
+            problems.append(Problem(where, cause))
     return entries, problems
 
 

@@ -24,6 +24,7 @@ SPLITS = ("train", "val", "test")
 MAX_BAD = 0.5  # share of a split's images that may be unusable before it is refused
 _KEYS = ("path", *SPLITS, "names", "nc", "generate")
 _COCO_KEYS = ("images", "annotations")
+_MISSPELT = 0.75  # similarity of a key to one of ours from which it is not another program's
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,22 @@ class DatasetConfig:
 
 
 def load_dataset_config(name_or_path: str) -> DatasetConfig:
-    """Read a data set YAML: a path, or a name in cfg/data ('bccd', 'data/coco.yaml').
+    """Read a data set YAML: a path, its folder, or a name in cfg/data ('bccd', 'data/coco.yaml').
 
-    A set with `generate: shapes` is drawn if it is not there. Raises UserError with file and line.
+    Keys that other programs write ('roboflow', 'license', ...) are ignored with one line; one that
+    looks like a misspelt key is an error. A set with `generate: shapes` is drawn if it is not
+    there. Raises UserError with file and line.
     """
     file = find_config(name_or_path, "data")
     document = load_yaml(file)
     data = document.mapping()
-    for key in data:
-        if key == "download":
-            raise UserError(
-                f"{document.at(key)}: 'download' is never run; fetch the data yourself, set "
-                "'path' to its folder and remove this key"
-            )
-        if key not in _KEYS:
-            raise UserError(f"{document.at(key)}: unknown key {key!r}{nearest(str(key), _KEYS)}")
+    foreign = [str(key) for key in data if key not in _KEYS]
+    for key in foreign:
+        if hint := nearest(key, _KEYS, cutoff=_MISSPELT):
+            raise UserError(f"{document.at(key)}: unknown key {key!r}{hint}")
+    if foreign:
+        never = " ('download' is never run: fetch the data yourself)" if "download" in data else ""
+        warn_main(f"{file}: ignored: {', '.join(foreign)}{never}")
     root = _path(document, file.parent.resolve(), data.get("path", "."), "path")
     splits = {
         key: _source(document, root, data[key], key) for key in SPLITS if data.get(key) is not None
@@ -124,14 +126,30 @@ def _path(document: Document, base: Path, value: Any, *key: str | int) -> Path:
         raise UserError(f"{document.at(*key)}: {name}: {value}: {error}") from error
 
 
+def _split_path(document: Document, root: Path, value: Any, *key: str | int) -> Path:
+    """As `_path`; Roboflow writes ../train/images for the train/images beside its data.yaml."""
+    path = _path(document, root, value, *key)
+    inside = Path(os.path.normpath(root / value.removeprefix("../")))
+    if inside != path and not os.path.lexists(path) and os.path.lexists(inside):
+        warn_main(f"{document.at(*key)}: {value} does not exist; {inside} is used")
+        return inside
+    return path
+
+
 def _source(document: Document, root: Path, value: Any, key: str) -> YoloSource | CocoSource:
     if isinstance(value, dict):
         for name in value:
             if name not in _COCO_KEYS:
                 hint = nearest(str(name), _COCO_KEYS)
                 raise UserError(f"{document.at(key, name)}: unknown key {key}.{name}{hint}")
+        for name in _COCO_KEYS:
+            if value.get(name) is None:
+                raise UserError(
+                    f"{document.at(key)}: {key}.{name} is missing; a COCO split is "
+                    f"{key}: {{images: DIR, annotations: FILE.json}}"
+                )
         images, annotations = (
-            _path(document, root, value.get(name), key, name) for name in _COCO_KEYS
+            _split_path(document, root, value[name], key, name) for name in _COCO_KEYS
         )
         return CocoSource(images, annotations, f"{document.at(key)}: {key}")
     items = value if isinstance(value, list) else [value]
@@ -139,7 +157,9 @@ def _source(document: Document, root: Path, value: Any, key: str) -> YoloSource 
         raise UserError(f"{document.at(key)}: {key}: an empty list")
     keys = [(key, i) if isinstance(value, list) else (key,) for i in range(len(items))]
     return YoloSource(
-        paths=tuple(_path(document, root, item, *at) for item, at in zip(items, keys, strict=True)),
+        paths=tuple(
+            _split_path(document, root, item, *at) for item, at in zip(items, keys, strict=True)
+        ),
         where=tuple(f"{document.at(*at)}: {key}" for at in keys),
         root=root,
     )

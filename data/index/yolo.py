@@ -115,6 +115,8 @@ def _listed(path: Path, where: str, problems: list[Problem]) -> Iterator[tuple[s
         cause = (
             "neither a folder nor a list file (.txt)" if known else "no such folder or list file"
         )
+        if path.suffix == ".json":
+            cause = "a COCO JSON needs the folder of its images: {images: DIR, annotations: FILE}"
     except OSError as error:
         cause = str(error.strerror)
     raise UserError(f"{where}: {path}: {cause}")
@@ -149,7 +151,11 @@ def _read_list(file: Path) -> Iterator[tuple[str, str]]:
     if "\0" in text:
         raise UserError(f"{file}: not a list of image paths: it holds zero bytes")
     for number, line in text_lines(text):
-        yield os.path.normpath(file.parent / line), f"{file}:{number}"
+        path = os.path.normpath(file.parent / line)
+        inner = os.path.normpath(file.parent / line.removeprefix("data/"))  # CVAT's own root
+        if inner != path and not os.path.lexists(path) and os.path.lexists(inner):
+            path = inner
+        yield path, f"{file}:{number}"
 
 
 def _label_folder(folder: str) -> str:

@@ -195,11 +195,11 @@ def test_too_many_pixels_are_refused_from_the_header(monkeypatch: pytest.MonkeyP
     header = bytearray(bomb(16))
     header[16:24] = struct.pack(">II", 34_000, 34_000)  # over a thousand million
     header[29:33] = struct.pack(">I", zlib.crc32(bytes(header[12:29])))
-    start = time.perf_counter()
+    start = time.process_time()
     for data, side in ((bomb(14_000), 14_000), (bytes(header), 34_000)):
         with pytest.raises(ImageError, match=f"{side}x{side} pixels; more than 100000000"):
             decode_image(data)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     monkeypatch.setattr("utils.images.MAX_PIXELS", 400)
     assert decode_image(bomb(20)).shape == (20, 20, 3)
     with pytest.raises(ImageError, match="more than 400"):

@@ -228,3 +228,26 @@ def test_bccd_has_one_box_without_area_in_each_split(scan, real, split, expected
     assert (len(index), index.boxes, index.skipped("row")) == expected
     assert index.names == ("RBC", "WBC", "Platelets")
     assert split == "train" or "annotation 887 (BloodImage_00338.jpg)" in index.problems[0].where
+
+
+def test_file_names_of_other_machines_are_found_by_their_last_part(
+    scan, coco_set, tmp_path, monkeypatch
+):
+    """Until there is a file of the whole name; a name that two images would share is left out."""
+    monkeypatch.setattr("data.index.dataset.MAX_BAD", 1)
+    names = {7: "images\\a.jpg", 3: "/srv/upload/b.jpg", 8: "x/c.jpg", 9: "y/c.jpg", 5: "q/no.jpg"}
+    images = [{"id": i, "file_name": name, "width": 64, "height": 48} for i, name in names.items()]
+    pics = tmp_path / "coco" / "pics"
+    file = coco_set([box(1), box(2, image=3)], images=images)
+    (pics / "c.jpg").write_bytes((pics / "a.jpg").read_bytes())
+    index = scan(file)
+    assert [r.path for r in index.records] == [pics / "a.jpg", pics / "b.jpg"]
+    assert [r.boxes.tolist() for r in index.records] == [[[10, 8, 30, 24]]] * 2
+    texts = [problem.text for problem in index.problems]
+    for n, folder in ((2, "x"), (3, "y")):
+        text = f"images[{n}]: {folder}/c.jpg: no such file, and {pics}/c.jpg may be another image's"
+        assert any(text in item for item in texts), texts
+    assert f"{pics}/q/no.jpg: No such file or directory; image skipped" in texts
+    (pics / "q").mkdir()
+    (pics / "b.jpg").rename(pics / "q" / "no.jpg")  # noticed, although the JSON is as before
+    assert [r.path for r in scan(file).records] == [pics / "a.jpg", pics / "q" / "no.jpg"]

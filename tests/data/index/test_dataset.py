@@ -53,8 +53,8 @@ def test_names(load, names, expected):
         ("", 1, "expected 'key: value' lines, found nothing"),
         ("- a\n- b\n", 1, "expected 'key: value' lines, found a list"),
         ("names: !!python/object:os.system [x]\ntrain: t\n", 1, "not plain YAML"),
-        (START + "names: [a]\ndownload: |\n  import os\n", 3, "'download' is never run"),
         ("trian: t\nnames: [a]\n", 1, "unknown key 'trian'; did you mean 'train'"),
+        (START + "names: [a]\nvalid: v\n", 3, "unknown key 'valid'; did you mean 'val'"),
         (START, None, "no key 'names'"),
         ("names: [a]\n", None, "none of the keys train, val, test names any images"),
         (START + "nc: 3\nnames: [a, b]\n", 2, "nc is 3, but 2 names"),
@@ -74,7 +74,8 @@ def test_names(load, names, expected):
         ("train: 3\nnames: [a]\n", 1, "train: expected a path, found 3"),
         ("train: []\nnames: [a]\n", 1, "an empty list"),
         ("train:\n- x\n- {a: b}\nnames: [a]\n", 3, "train.1: expected a path"),
-        ("train: {images: t}\n", 1, "train.annotations: expected a path, found None"),
+        ("train: {images: t}\n", 1, "train.annotations is missing; a COCO split is train: {images: DIR,"),
+        ("train: {annotations: j.json}\n", 1, "train.images is missing; a COCO split is"),
         ("train:\n  images: t\n  annotation: j\n", 3,
          "unknown key train.annotation; did you mean 'annotations'"),
         ("path: [x]\ntrain: t\nnames: [a]\n", 1, "path: expected a path"),
@@ -93,6 +94,68 @@ def test_mistakes_are_named_by_line(tmp_path, load, text, line, cause):
     assert message.startswith(f"{tmp_path}/d.yaml:{line}: " if line else f"{tmp_path}/d.yaml: ")
     assert "\n" not in message
     assert error.value.exit_code == 2
+
+
+ROBOFLOW = """train: ../train/images
+val: ../valid/images
+test: ../test/images
+
+nc: 2
+names: ['blue cell', 'red']
+
+roboflow:
+  workspace: mine
+  project: cells-1
+  version: 3
+  license: CC BY 4.0
+  url: https://universe.roboflow.com/mine/cells-1/dataset/3
+"""
+
+
+def test_roboflows_export_loads_as_it_is(tmp_path, write_image, capsys):
+    """The YOLOv5 zip; its paths are meant for a folder beside its own."""
+    root = tmp_path / "cells-1"
+    for part, name in (("train", "a"), ("valid", "b"), ("test", "c")):
+        write_image(root / part / "images" / f"{name}_jpg.rf.0123.jpg")
+        (root / part / "labels").mkdir()
+        (root / part / "labels" / f"{name}_jpg.rf.0123.txt").write_text("1 0.5 0.5 0.25 0.5")
+    (root / "data.yaml").write_text(ROBOFLOW)
+    (root / "README.roboflow.txt").write_text("text")
+    config = load_dataset_config(str(root))  # the folder
+    assert config == load_dataset_config(str(root / "data.yaml"))
+    for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
+        (record,) = load_split(config, split).records
+        assert record.path.name == f"{name}_jpg.rf.0123.jpg"
+        assert (record.labels.tolist(), record.boxes.tolist()) == ([1], [[24, 12, 40, 36]])
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{root}/data.yaml: ignored: roboflow" in lines
+    assert (
+        f"{root}/data.yaml:1: ../train/images does not exist; {root}/train/images is used" in lines
+    )
+    write_image(tmp_path / "train" / "images" / "x.jpg")  # now it does
+    assert load_dataset_config(str(root)).splits["train"].paths == (tmp_path / "train" / "images",)
+
+
+def test_yolov5s_download_is_not_run(load, tmp_path, capsys):
+    load(START + f"names: [a]\ndownload: |\n  open('{tmp_path}/ran', 'w')\nlicense: x\n")
+    expected = "ignored: download, license ('download' is never run: fetch the data yourself)"
+    assert capsys.readouterr().err == f"{tmp_path}/d.yaml: {expected}\n"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_stands_for_its_yaml_file(tmp_path, yaml_file, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"mine: a folder needs a data\.yaml .* found: none"):
+        load_dataset_config(str(folder))
+    (folder / "cells.yml").write_text(START + "names: [a]\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset_config("mine").file == Path("mine/cells.yml")
+    (folder / "other.yaml").write_text(START + "names: [a]\n")
+    with pytest.raises(UserError, match=r"found: cells\.yml, other\.yaml"):
+        load_dataset_config("mine")
+    (folder / "data.yaml").write_text(START + "names: [a]\n")
+    assert load_dataset_config("mine/").file == Path("mine/data.yaml")
 
 
 def test_missing_file_and_missing_split(load):

@@ -194,6 +194,10 @@ def test_folders_come_in_order_and_linked_ones_once(scan, tmp_path, write_image,
     [
         ("nowhere", "d.yaml:2: train: {}: no such folder or list file"),
         ("list.csv", "d.yaml:2: train: {}: neither a folder nor a list file (.txt)"),
+        (
+            "c.json",
+            "d.yaml:2: train: {}: a COCO JSON needs the folder of its images: {{images: DIR,",
+        ),
         ("x" * 300, "d.yaml:2: train: {}: File name too long"),
         ("bad.txt", "{}: not a list of image paths: 'utf-8' codec"),
         ("zero.txt", "{}: not a list of image paths: it holds zero bytes"),
@@ -206,6 +210,16 @@ def test_paths_that_are_no_splits(scan, tmp_path, value, cause, yaml_file):
     with pytest.raises(UserError) as error:
         scan(yaml_file(f"names: [a]\ntrain: {value}\n"))
     assert cause.format(tmp_path / value) in str(error.value)
+
+
+def test_the_lists_of_cvat_start_at_data(scan, tmp_path, write_image, yaml_file):
+    write_image(tmp_path / "images" / "train" / "a.jpg")
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "a.txt").write_text(BOX)
+    (tmp_path / "train.txt").write_text("data/images/train/a.jpg\n")
+    file = yaml_file("names:\n  0: cat\npath: .\ntrain: train.txt\n", "data.yaml")
+    (record,) = scan(file.parent).records
+    assert record.boxes.tolist() == [[24, 12, 40, 36]]
 
 
 def test_labels_in_bulk_equal_those_line_by_line():

@@ -1,0 +1,103 @@
+"""Other programs' annotations -> a data set with a data.yaml that train.py reads.
+
+`python -m data.convert voc|coco|yolo|labelme SRC OUT`; SRC stays as it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.convert.indexed import read_coco_folder, read_yolo_folder
+from data.convert.pairs import read_pairs
+from data.convert.splits import Converted, cut, write_set
+from utils.config import check_options, option, parse
+from utils.errors import PartlyDoneError, UserError
+from utils.terminal import say, warn
+
+FORMATS = ("voc", "coco", "yolo", "labelme")
+USAGE = f"python -m data.convert {'|'.join(FORMATS)} SRC OUT [options]"
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """The command line of `python -m data.convert`; the first three need no flag."""
+
+    format: str = option(help="what SRC holds", choices=FORMATS)
+    src: str = option(help="folder of images and annotations (coco: or the JSON file)")
+    out: str = option(help="folder to make: images, COCO JSON and data.yaml")
+    val: float = option(
+        0.2, help="share of the images for val, where SRC has no val split", min=0, max=0.9
+    )
+    seed: int = option(0, help="of the drawing of val", min=0)
+    link: bool = option(False, help="link to the images of SRC instead of copying them")
+    classes: tuple[str, ...] = option(
+        (), help="class names in order; default: of SRC (voc, labelme: in alphabetical order)"
+    )
+    images: str = option("", help="folder of the images, if not below SRC (not for yolo)")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"--classes: a name is given twice: {' '.join(self.classes)}")
+
+
+def convert(config: ConvertConfig) -> Converted:
+    """Read SRC and write OUT. Raises UserError for an OUT that is not empty and unusable input."""
+    src, out = Path(config.src), Path(config.out)
+    for path in (src, Path(config.images or src)):
+        if not path.exists():
+            raise UserError(f"{path}: no such folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there and not empty; remove it or name another folder")
+    if out.resolve().is_relative_to(src.resolve()):
+        raise UserError(f"{out}: lies in {src}, which stays as it is; name a folder elsewhere")
+    if config.format in {"voc", "labelme"}:
+        found = read_pairs(config.format, src, Path(config.images or src), config.classes)
+    elif config.format == "yolo":
+        if config.images:
+            raise UserError("--images: YOLO's images and labels are found by their folders in SRC")
+        found = read_yolo_folder(src, config.classes)
+    else:
+        if config.classes:
+            raise UserError("--classes: a COCO JSON names its classes itself")
+        found = read_coco_folder(src, Path(config.images) if config.images else None)
+    if "val" not in found.splits:
+        found = cut(found, config.val, config.seed)
+    write_set(found, out, link=config.link)
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m data.convert voc|coco|yolo|labelme SRC OUT`."""
+    given = argv or ["--help"]
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), given))
+    if len(words) not in {0, 3} and not {"-h", "--help"} & {*given}:
+        raise UserError(f"expected: {USAGE}")
+    flags = zip(("--format", "--src", "--out"), words, strict=False)
+    rest = given[len(words) :]
+    config = parse(
+        ConvertConfig, [*itertools.chain(*flags), *rest], prog=USAGE, description=__doc__ or ""
+    )
+    found = convert(config)
+    for split, records in found.splits.items():
+        labels = Counter(int(n) for record in records for n in record.labels[~record.crowd])
+        empty = sum(not len(record.labels) for record in records)
+        crowds = sum(int(record.crowd.sum()) for record in records)
+        boxes = f"{labels.total()} boxes, {empty} background" + (f", {crowds} crowd" * bool(crowds))
+        say(f"{split}: {len(records)} images, {boxes}")
+        counts = ", ".join(f"{name} {labels[i]}" for i, name in enumerate(found.names) if labels[i])
+        say(f"  {counts}")
+        if missing := [name for i, name in enumerate(found.names) if not labels[i]]:
+            warn(f"warning: {split} has no box of {', '.join(missing)}")
+    lowered = Counter(name.lower() for name in found.names)
+    if alike := [name for name in found.names if lowered[name.lower()] > 1]:
+        warn(f"warning: these classes differ in upper and lower case only: {', '.join(alike)}")
+    say(f"{config.out}/data.yaml is written; to train:\n  python train.py --data {config.out}")
+    skipped = found.skipped
+    if any(skipped):
+        raise PartlyDoneError(
+            f"skipped: {skipped[0]} images, {skipped[1]} boxes; see {config.out}/problems.txt"
+        )
