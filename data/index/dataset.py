@@ -83,8 +83,8 @@ def load_split(config: DatasetConfig, split: str, *, single_cls: bool = False) -
     source = config.splits.get(split)
     if source is None:
         raise UserError(
-            f"{config.file}: no key {split!r}; it has {', '.join(config.splits)} (a data set that is "
-            "split anew: python -m data.convert)"
+            f"{config.file}: no key {split!r}; it has {', '.join(config.splits)} "
+            "(python -m data.convert splits a data set anew)"
         )
     name = f"{config.file.stem}-{split}"
     file = cache_file(name, f"{config.root}\n{split}\n{source}")
