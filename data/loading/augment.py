@@ -28,7 +28,7 @@ from data.loading.transforms import (
     random_matrix,
     source_window,
 )
-from data.loading.workers import batch_memory, stack
+from data.loading.workers import batch_memory
 from utils.boxes import Letterbox
 from utils.hyp import Hyperparameters
 from utils.seeding import generator
@@ -82,10 +82,11 @@ class Augmentation:
         """
         whole = Letterbox(key.shape, key.shape)
         if not self.on_device:
-            samples = (self._sample(key, row, None) for row in range(len(key)))
-            return stack(((sample, whole) for sample in samples), len(key))
+            images = batch_memory(len(key), *key.shape, 3)
+            drawn = (self._sample(key, row, None, out) for row, out in enumerate(images.numpy()))
+            return collate([(sample, whole) for sample in drawn], images)
         plan = Plan.blank(len(key), 2 if self.hyp.mixup else 1)
-        rows = [(self._sample(key, row, plan), whole) for row in range(len(key))]
+        rows = [(self._sample(key, row, plan, None), whole) for row in range(len(key))]
         sources = batch_memory(len(key.new), self.store.size, self.store.size, 3)
         for source, position in zip(sources.numpy(), key.new, strict=True):
             image = self.store[key.pool[position]]
@@ -93,8 +94,8 @@ class Augmentation:
         slots = torch.tensor([key.slots[position] for position in key.new], dtype=torch.int64)
         return replace(collate(rows, sources), plan=plan, slots=slots)
 
-    def _sample(self, key: BatchKey, row: int, plan: Plan | None) -> Sample:
-        """Sample `row` of the batch; its image is grey where a plan takes what it is made of."""
+    def _sample(self, key: BatchKey, row: int, plan: Plan | None, out: np.ndarray | None) -> Sample:
+        """Sample `row` of the batch; its image is `out`, or grey where it goes into a plan."""
         hyp, first = self.hyp, key.samples[row]
         rng = generator(self.seed, key.epoch, key.pool[first])
         share, views = 1.0, []
@@ -116,10 +117,11 @@ class Augmentation:
             height, width = self.store.shape(record)
             views.append(View([first], (left + width, top + height), key.shape, matrix))
         gains = hsv_gains(rng, hyp)
-        sample = hsv(sample, gains)
         flips = [axis for axis in (1, 0) if rng.random() < (hyp.fliplr, hyp.flipud)[axis]]
         for axis in flips:
             sample = flip(sample, axis)
+        if out is not None:
+            sample = hsv(sample, gains, out)
         if plan is not None:
             for number, view in enumerate(views):
                 plan.place(

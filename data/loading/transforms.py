@@ -124,10 +124,14 @@ def hsv_gains(rng: np.random.Generator, hyp: Hyperparameters) -> np.ndarray:
     return 1 + rng.uniform(-1, 1, 3) * (hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
 
 
-def hsv(sample: Sample, gains: np.ndarray) -> Sample:
-    """Multiply hue, saturation and value by `gains` (3,); hue wraps, the others saturate."""
-    if (gains == 1).all() or is_grey(sample.image):
-        return sample
+def hsv(sample: Sample, gains: np.ndarray, out: np.ndarray) -> Sample:
+    """Multiply hue, saturation and value by `gains` (3,); hue wraps, the others saturate.
+
+    The result's image is `out` (H, W, 3) uint8.
+    """
+    if (gains == 1).all():
+        out[:] = sample.image
+        return replace(sample, image=out)
     image = cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV)
     if gains[0] * HUES < 256:  # OpenCV takes hues of 180 and more modulo 180
         changed = cv2.transform(image, np.column_stack((np.diag(gains), [ROUND_DOWN] * 3)))
@@ -135,7 +139,8 @@ def hsv(sample: Sample, gains: np.ndarray) -> Sample:
         steps = np.arange(256, dtype=np.float64)[:, None] * gains
         steps[:, 0] %= HUES
         changed = cv2.LUT(image, steps.clip(0, 255).astype(np.uint8)[None])
-    return replace(sample, image=cv2.cvtColor(changed, cv2.COLOR_HSV2RGB))
+    cv2.cvtColor(changed, cv2.COLOR_HSV2RGB, dst=out)
+    return replace(sample, image=out)
 
 
 def flip(sample: Sample, axis: int) -> Sample:

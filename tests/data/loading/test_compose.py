@@ -100,7 +100,7 @@ class Recipe:
             sample = mixup(sample, second, float(share))
         gains = hsv_gains(self.rng, self.hyp)
         self.plan.gains[row] = torch.from_numpy(gains)
-        sample = hsv(sample, gains)
+        sample = hsv(sample, gains, np.empty_like(sample.image))
         sample = flip(sample, 1) if ud else sample
         return (flip(sample, 0) if lr else sample).image
 

@@ -164,12 +164,12 @@ def test_flips_move_box_and_polygon_and_undo_themselves(axis, expected):
 )
 def test_hsv_by_hand(colour, hyp, channel, low, high):
     sample = replace(painted(), image=np.full((4, 4, 3), colour, np.uint8))
-    assert hsv(sample, hsv_gains(generator(0), NONE)).image is sample.image
     before = cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV)[0, 0]
     levels = []
     for seed in range(200):
         changed = cv2.cvtColor(
-            hsv(sample, hsv_gains(generator(seed), hyp)).image, cv2.COLOR_RGB2HSV
+            hsv(sample, hsv_gains(generator(seed), hyp), np.empty_like(sample.image)).image,
+            cv2.COLOR_RGB2HSV,
         )
         assert (changed == changed[0, 0]).all()
         assert changed[0, 0, 1] == before[1]
@@ -181,14 +181,13 @@ def test_hsv_by_hand(colour, hyp, channel, low, high):
 @pytest.mark.parametrize("amounts", [(0.015, 0.7, 0.4), (0.4, 1.0, 1.0), (1.0, 0.0, 1.0)])
 def test_hsv_is_a_product_per_pixel(amounts):
     """Rounded down; hue modulo 180; saturation and value at most 255."""
-    hyp = replace(NONE, **dict(zip(("hsv_h", "hsv_s", "hsv_v"), amounts, strict=True)))
     image = generator(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for seed in range(20):
         gains = 1 + generator(seed).uniform(-1, 1, 3) * amounts
         levels = cv2.cvtColor(image, cv2.COLOR_RGB2HSV) * gains
         levels[..., 0] %= 180
         expected = cv2.cvtColor(levels.clip(0, 255).astype(np.uint8), cv2.COLOR_HSV2RGB)
-        found = hsv(replace(painted(), image=image), hsv_gains(generator(seed), hyp)).image
+        found = hsv(replace(painted(), image=image), gains, np.empty_like(image)).image
         difference = np.abs(found.astype(int) - expected)
         assert (difference > 1).mean() < 0.01  # a step of hue may move another channel by 8
         assert difference.max() <= 9
