@@ -6,6 +6,7 @@ import io
 import math
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from models.detector import Detector
 from models.spec import ModelSpec
 from models.weights.restricted import open_pickled
 from models.weights.yolov5 import load_all, read_yolov5, to_detector
+from utils.config import MAX_PIXELS
 from utils.errors import UserError, cause_of
 from utils.files import write_bytes
 
@@ -72,9 +74,17 @@ def _own_content(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def load_detector(
+@dataclass(frozen=True)
+class TrainedWith:
+    """What a checkpoint tells of its training; nothing where it does not."""
+
+    image_size: int | None = None  # pixels
+    data: str = ""  # data set YAML, by path or name
+
+
+def load_trained(
     weights: str | Path, *, device: torch.device | str, fuse: bool = False
-) -> Detector:
+) -> tuple[Detector, TrainedWith]:
     """The complete detector of a FeatherDet or YOLOv5 checkpoint, in eval mode, on `device`.
 
     The weights are channels_last, as the images are, so that no forward pass converts them.
@@ -83,11 +93,29 @@ def load_detector(
     """
     path = Path(weights)
     content = _own_content(path)
-    model = detector_of(content, path) if content else to_detector(read_yolov5(path))
+    if content:
+        model, options = detector_of(content, path), content.get("config")
+    else:
+        imported = read_yolov5(path)
+        model, options = to_detector(imported), imported.options
     require_finite(model.state_dict(), str(path))
     if fuse:
         model.fuse()
-    return model.to(device).to(memory_format=torch.channels_last).eval()
+    size, data = (
+        options.get(key) if isinstance(options, dict) else None for key in ("imgsz", "data")
+    )
+    trained = TrainedWith(
+        image_size=size if type(size) is int and 0 < size <= MAX_PIXELS else None,
+        data=data if isinstance(data, str) else "",
+    )
+    return model.to(device).to(memory_format=torch.channels_last).eval(), trained
+
+
+def load_detector(
+    weights: str | Path, *, device: torch.device | str, fuse: bool = False
+) -> Detector:
+    """`load_trained` without the second part."""
+    return load_trained(weights, device=device, fuse=fuse)[0]
 
 
 def transfer(model: Detector, weights: str | Path) -> str:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.config import local_ranks
 from utils.environment import keep_freed_memory, use_threads
 from utils.errors import FeatherDetError, UserError
 
@@ -42,19 +43,27 @@ class Distributed:
 def select_device(text: str = "", *, local_rank: int = 0, world_size: int = 1) -> torch.device:
     """'' -> CUDA if present else CPU; 'cpu'; '0', 'cuda:0' -> that GPU.  UserError otherwise.
 
-    Under torchrun ('' or 'cuda') every process takes the GPU of its local rank.
+    Under torchrun every process takes the GPU of its local rank ('' or 'cuda'), or of its place in
+    a list such as '2,3'.
     """
     name = text.strip().lower()
     if name == "cpu" or (name == "" and not torch.cuda.is_available()):
         return torch.device("cpu")
     index = name.removeprefix("cuda").removeprefix(":")
-    if "," in index:
-        count = len([item for item in index.split(",") if item])
+    listed = [item.strip() for item in index.split(",") if item.strip()]
+    if "," in index and world_size == 1:
         raise UserError(
-            f"--device {text}: one process drives one GPU; for {count} of them start"
-            f" torchrun --nproc_per_node {count} train.py ..."
-            f" (CUDA_VISIBLE_DEVICES={index} chooses which)"
+            f"--device {text}: one process drives one GPU; for {len(listed)} of them start"
+            f" torchrun --nproc_per_node {len(listed)} train.py --device {text} ..."
         )
+    if "," in index:
+        ranks = local_ranks()
+        if len(set(listed)) != len(listed) or len(listed) != ranks:
+            raise UserError(
+                f"--device {text}: torchrun started {ranks} processes on this machine, each needs"
+                " a GPU of its own; name as many, or leave the flag out"
+            )
+        index, world_size = listed[local_rank], 1
     if index and not index.isdigit():
         raise UserError(f"--device {text}: expected '', 'cpu' or a GPU number such as 0")
     if index and world_size > 1:

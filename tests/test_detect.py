@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import detect
-from engine.checkpoint import model_payload, save_checkpoint
+from engine.checkpoint import load_checkpoint, model_payload, save_checkpoint
 from engine.predict import console
 from engine.predict import run as prediction
 from models.builder import build_detector
@@ -233,7 +233,10 @@ def test_view_shows_annotated_frames_until_q(call, tmp_path, monkeypatch):
         (["--half"], "needs a CUDA device"),
         (["--classes", "buss"], "did you mean 'bus'"),
         (["--sorce", "x"], "did you mean '--source'"),
-        (["--weights", "missing.pt"], "missing.pt"),
+        (["--weights", "missing.pt"], "missing.pt: no such file"),
+        (["--weights", "yolov5s.pt"], "YOLOv5's authors publish yolov5s.pt at https://"),
+        (["--img", "64", "65"], "stride 32"),
+        (["--project", "a.jpg"], "a.jpg is a file"),
     ],
 )
 def test_impossible_options_exit_2_in_one_line(call, tmp_path, arguments, message):
@@ -242,6 +245,18 @@ def test_impossible_options_exit_2_in_one_line(call, tmp_path, arguments, messag
     assert message in err
     assert err.count("\n") == 1
     assert out == ""
+
+
+def test_sizes_named_and_not_named(call, weights, tmp_path):
+    """The size of the checkpoint's training by default; two numbers are the canvas."""
+    path = picture(tmp_path / "a.jpg")
+    out = call("--source", path, "--nosave", "--imgsz", 96, 128)[1]
+    assert f"{path}: 96x128 " in out
+    content = load_checkpoint(weights)
+    for size, line in ((96, "96 (the size of its training)"), (None, "640 (the default)")):
+        save_checkpoint(tmp_path / "own.pt", {**content, "config": {"imgsz": size}})
+        detect.main(["--weights", "own.pt", "--source", str(path), "--nosave", "--device", "cpu"])
+        assert call("--source", path, "--nosave")[1].startswith(f"own.pt: --img {line}\n")
 
 
 def test_augment_finds_more_candidates(call, tmp_path):

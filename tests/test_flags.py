@@ -30,8 +30,10 @@ def test_help_names_every_flag(config: type, flags: str, capsys) -> None:
 
 def test_defaults() -> None:
     val = parse(ValConfig, ["--weights", "a.pt"], prog="x", description="")
-    assert (val.conf_thres, val.iou_thres, val.max_det, val.imgsz) == (0.001, 0.6, 300, 640)
+    assert (val.conf_thres, val.iou_thres, val.max_det) == (0.001, 0.6, 300)
+    assert (val.imgsz, val.data) == (None, "")  # the checkpoint's own
     detect = parse(
         DetectConfig, ["--weights", "a.pt", "--source", "b.jpg"], prog="x", description=""
     )
     assert (detect.conf_thres, detect.iou_thres, detect.max_det) == (0.25, 0.45, 1000)
+    assert detect.image_size is None

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import train
+from engine.train import setup
 from utils.errors import UserError
 
 FLAGS = (
@@ -56,6 +57,35 @@ def test_a_mistake_ends_with_code_2_and_one_line(tmp_path):
     assert "hyp.yaml:2" in done.stderr
     assert "'momentum'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--weights yolov5s.pt", "publish yolov5s.pt at https://"),
+        ("--weights yolov5s.pt --cfg yolov5n", "publish yolov5s.pt at https://"),
+        ("--weights file", "file: not a checkpoint: the file is empty"),
+        ("--cfg yolov5n-gost", "did you mean 'yolov5n-ghost'"),
+        ("--backbone ghosnet-1.0", "did you mean 'ghostnet-1.0'"),
+        ("--backbone-weights a.pth", "--backbone-weights a.pth: no such file"),
+        ("--fit gflop=4", "did you mean 'gflops'"),
+        ("--hyp defaul", "did you mean 'default'"),
+        ("--device 7", "--device 7: "),
+        ("--amp fp16", "mixed precision is for CUDA"),
+        ("--project file", "file is a file"),
+        ("--name ..", "must be a folder inside --project"),
+    ],
+)
+def test_mistakes_are_found_before_any_data_are_read(flags, message, tmp_path, monkeypatch):
+    def read(name):
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr(setup, "load_dataset_config", read)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=message):
+        train.main(["--device", "cpu", *flags.split()])
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_short_run_ends_with_code_0(train_flags, tmp_path):

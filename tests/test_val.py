@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import val
-from engine.checkpoint import model_payload, save_checkpoint
+from engine.checkpoint import load_checkpoint, model_payload, save_checkpoint
 from models.builder import build_detector
 from models.yaml.parser import load_spec
 from utils.errors import UserError
@@ -95,6 +95,34 @@ def save_random(path: Path, names: tuple[str, ...]) -> Path:
     model = build_detector(load_spec("yolov5n"), classes=len(names), names=names)
     save_checkpoint(path, model_payload(model))
     return path
+
+
+def test_size_and_data_of_the_checkpoint(small, tmp_path, monkeypatch, capsys):
+    """Without --img and --data; the path of the data is that of the run's opt.yaml."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "train" / "exp"
+    (run / "weights").mkdir(parents=True)
+    content = load_checkpoint("weights.pt")
+    best = run / "weights" / "best.pt"
+    save_checkpoint(best, {**content, "config": {"imgsz": 96, "data": "data.yaml"}})
+    flags = ["--weights", str(best), "--workers", "0", "--device", "cpu", "--noplots"]
+    with pytest.raises(
+        UserError, match=r"trained on data\.yaml, which is not here; name .* --data"
+    ):
+        val.main(flags)
+    data = tmp_path / "data" / "data.yaml"
+    (run / "opt.yaml").write_text(f"data: {data}\n")
+    val.main(flags)
+    out = capsys.readouterr().out
+    expected = f"--img 96 (the size of its training), --data {data} (that of its training)"
+    assert f"{best}: {expected}\n" in out
+    settings = json.loads((tmp_path / "runs/val/exp/metrics.json").read_text())["settings"]
+    assert (settings["image_size"], settings["data"]) == (96, str(data))
+    with pytest.raises(UserError, match=r"weights\.pt: it does not tell what it was trained on"):
+        val.main(["--weights", "weights.pt", "--device", "cpu"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is a file"):  # before the weights are read
+        val.main(["--weights", "missing.pt", "--project", "file", "--device", "cpu"])
 
 
 def test_all_files(small, tmp_path, capsys):

@@ -6,16 +6,18 @@ import argparse
 import dataclasses
 import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, Field
 from typing import Any, NoReturn, TypeVar
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError
 
 C = TypeVar("C")
 MAX_PIXELS = 16_384  # of a side of a network's input
+DEFAULT_SIZE = 640  # pixels, where neither flag nor checkpoint tells another
 MAX_WORKERS = 256  # loading processes, computing threads
 
 
@@ -88,16 +90,36 @@ def flag(name: str) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse that raises UserError, with the nearest of the `known` flags."""
+    """argparse that raises UserError; for an argument of no flag with what to type instead."""
 
     known: tuple[str, ...] = ()
+
+    def check_names(self, argv: Sequence[str]) -> None:
+        """UserError for the first flag that is not `known`: a missing one is named after it."""
+        for number, item in enumerate(argv):
+            is_flag = item.startswith("-") and " " not in item and not _is_number(item)
+            known = item.partition("=")[0] in (*self.known, "-h", "--help")
+            if (is_flag or number == 0) and not known:
+                self._refuse(item)
+
+    def _refuse(self, argument: str) -> NoReturn:
+        from utils.foreign import advice  # seldom needed
+
+        raise UserError(f"unknown argument {argument!r}{advice(argument, self.known)} (see --help)")
 
     def error(self, message: str) -> NoReturn:
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
-            first = message.removeprefix(prefix).split()[0]
-            raise UserError(f"unknown argument {first!r}{nearest(first, self.known)} (see --help)")
+            self._refuse(message.removeprefix(prefix).split()[0])
         raise UserError(f"{message} (see --help)")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parse(config: type[C], argv: Sequence[str] | None, *, prog: str, description: str) -> C:
@@ -119,11 +141,13 @@ def parse_given(
     hints = typing.get_type_hints(config)
     fields = dataclasses.fields(config)  # type: ignore[arg-type]
     parser.known = sum((_add(parser, field, hints[field.name]) for field in fields), ())
+    typed = sys.argv[1:] if argv is None else argv
+    parser.check_names(typed)
     # argparse sets a default only where the namespace has no value yet
     absent = argparse.Namespace(**dict.fromkeys(hints, MISSING))
     values = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(parser.parse_args(argv, absent)).items()
+        for name, value in vars(parser.parse_args(typed, absent)).items()
         if value is not MISSING
     }
     try:

@@ -16,6 +16,7 @@ from utils.terminal import warn
 
 # How long an OpenMP thread that waits keeps its core busy: GNU's (torch on Linux) and LLVM's.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SIMILAR = 0.7  # less alike names are no typing errors
 DEAD_WORKER = re.compile(r"worker \(pid.*")  # in torch's RuntimeError about a loader process
 
 
@@ -51,7 +52,7 @@ class TerminatedError(BaseException):
         self.exit_code = 128 + signum
 
 
-def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+def nearest(name: str, known: Iterable[str], *, cutoff: float = SIMILAR) -> str:
     """'; did you mean X?' for the closest known name, or '' when none is similar by `cutoff`."""
     lowered = {item.lower(): item for item in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=cutoff)

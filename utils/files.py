@@ -160,6 +160,16 @@ def run_folder(project: str, name: str) -> Path:
     return Path(project) / name
 
 
+def check_run_dir(project: str, name: str) -> None:
+    """Raise UserError where `new_run_dir` could not make the folder; nothing is made."""
+    base = run_folder(project, name)
+    above = next((item for item in base.absolute().parents if item.exists()), Path("/"))
+    if not above.is_dir():
+        raise UserError(f"{base}: cannot create the run folder: {shown(above)} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{base}: cannot create the run folder: no permission in {shown(above)}")
+
+
 def new_run_dir(project: str, name: str, *, exist_ok: bool = False) -> Path:
     """Make and return project/name, or name2, name3, ... when it exists.
 

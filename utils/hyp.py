@@ -37,6 +37,7 @@ class Hyperparameters:
         0.2, high=1.0
     )  # kept for old files; YOLOv5's loss does not use it either
     anchor_t: float = _number(4.0, high=1e6, low=1.0)
+    anchors: float = _number(0.0, high=100.0)  # per level, to be found; 0: those of the model
     fl_gamma: float = _number(0.0)
     hsv_h: float = _number(0.015, high=1.0)
     hsv_s: float = _number(0.7, high=1.0)

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
+    Image,
     ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
@@ -136,6 +137,50 @@ def image_size(data: bytes) -> tuple[int, int]:
                 return (width, height) if turned else (height, width)
     height, width = decode_image(data).shape[:2]
     return height, width
+
+
+def as_rgb(image: Any, *, bgr: bool = False) -> np.ndarray:
+    """What a program holds as an image -> (H, W, 3) uint8 RGB.
+
+    A path, the bytes of an image file, a PIL image (its EXIF orientation applied), or a uint8 array
+    of (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA; with `bgr` arrays are BGR or BGRA, as
+    OpenCV's are.  Alpha is dropped.
+    Raises ImageError for a file's content, ValueError for anything else that is not an image.
+    """
+    if isinstance(image, str | Path):
+        if not str(image):
+            raise ValueError("an empty file name is no image")
+        return read_image(Path(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        if not len(image):
+            raise ValueError("no bytes are no image")
+        return decode_image(bytes(image))
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"a PIL image of mode {image.mode} has no defined range; use RGB or L")
+        return _array_rgb(np.array(ImageOps.exif_transpose(image).convert("RGB")), bgr=False)
+    if isinstance(image, np.ndarray):
+        return _array_rgb(image, bgr=bgr)
+    raise ValueError(
+        "an image is a path, an array, a PIL image or the bytes of a file, not"
+        f" {type(image).__name__}; several of them go to batch()"
+    )
+
+
+def _array_rgb(image: np.ndarray, *, bgr: bool) -> np.ndarray:
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if image.dtype != np.uint8 or image.ndim not in {2, 3} or channels not in {1, 3, 4}:
+        raise ValueError(
+            "an image is uint8 of (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not"
+            f" {image.dtype} {image.shape}"
+        )
+    if not image.size:
+        raise ValueError(f"an image of shape {image.shape} has no pixels")
+    if channels == 1:
+        return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_GRAY2RGB)
+    if channels == 4:
+        image = image[..., :3]
+    return np.ascontiguousarray(image[..., ::-1]) if bgr else image
 
 
 def _not_an_image(data: bytes) -> str:

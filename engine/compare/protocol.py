@@ -32,6 +32,7 @@ VERSIONS = "versions"
 LATENCY = "latency"  # how times are taken, of the table and not of a run
 EAGER = {"dtype": "fp32", "graph": False}  # what a protocol without LATENCY means
 NOT_LOCKED = ("device", "commit")  # of the environment; the device has a field of its own
+LATER = ("min_updates", "anchors")  # hyper-parameters that the first records do not have
 SHOWN = 6  # differences in a message
 Protocol = dict[str, Any]
 # {'protocol': ..., 'models': `record.model_id` by row; '' of one that could not be built: any}
@@ -93,8 +94,8 @@ def latency_settings(config: CompareConfig) -> dict[str, Any]:
 
 
 def recipe(hyp: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters as records have them: the older ones lack min_updates, which is 0 there."""
-    return {key: value for key, value in hyp.items() if key != "min_updates" or value}
+    """Hyper-parameters as records have them: older ones lack min_updates and anchors, 0 there."""
+    return {key: value for key, value in hyp.items() if key not in LATER or value}
 
 
 def of_a_run(protocol: Protocol) -> Protocol:

@@ -34,12 +34,18 @@ class ValConfig:
     """One run of val.py; the defaults are those of the YOLO ecosystem."""
 
     weights: str = option(help="checkpoint, FeatherDet's or YOLOv5's")
-    data: str = option("shapes", help="data set YAML, by path or name")
+    data: str = option(
+        "", help="data set YAML, by path or name; by default that of the checkpoint's training"
+    )
     batch_size: int = option(
         32, flags=("--batch",), min=1, max=2**31, help="images per step on each rank"
     )
-    imgsz: int = option(
-        640, flags=("--img", "--img-size"), min=1, max=MAX_PIXELS, help="network size in pixels"
+    imgsz: int | None = option(
+        None,
+        flags=("--img", "--img-size"),
+        min=1,
+        max=MAX_PIXELS,
+        help="network size in pixels; by default that of the checkpoint's training, else 640",
     )
     rect: bool = option(False, help="keep each image's shape instead of padding to a square")
     device: str = option("", help="cpu or a GPU number; '': CUDA if present")

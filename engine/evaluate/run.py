@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,18 @@ from data.index.dataset import load_dataset_config, load_split
 from data.loading.loader import LoaderConfig, ValLoader
 from data.loading.workers import dead_workers_named
 from engine import distributed
-from engine.checkpoint import load_detector
+from engine.checkpoint import TrainedWith, load_trained
 from engine.distributed import Distributed
 from engine.evaluate.config import SPEED_CONF, ValConfig
 from engine.evaluate.evaluator import check, evaluate
 from engine.evaluate.metrics import DetectionMetrics, save_labels, save_metrics, save_predictions
 from engine.evaluate.plots import BatchImages, plot_study, save_plots
 from models.detector import Detector
-from utils.config import changed
+from utils.config import DEFAULT_SIZE, changed
 from utils.errors import UserError
-from utils.files import new_run_dir, write_text
+from utils.files import check_run_dir, find_config, new_run_dir, write_text
 from utils.terminal import say_main, warn_main
+from utils.yamlio import load_yaml
 
 WARM_UPS = 3  # forward passes on CUDA before a timing
 STUDY_COLUMNS = ("size", "mAP50", "mAP50-95", "pre-process ms", "inference ms", "NMS ms")
@@ -50,8 +53,8 @@ def run(config: ValConfig) -> None:
             say_main(f"results: {validation.folder}")
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"out of GPU memory: batch {config.batch_size} at {config.imgsz} px is too much for"
-            f" {world.device}; try half the --batch-size or --half"
+            f"out of GPU memory: batch {config.batch_size} is too much for {world.device}; try"
+            " half the --batch-size, a smaller --img or --half"
         ) from error
     finally:
         distributed.cleanup()
@@ -63,10 +66,13 @@ class Validation:
     def __init__(self, config: ValConfig, world: Distributed) -> None:
         if config.half and world.device.type != "cuda":
             raise UserError(f"--half needs CUDA; on {world.device.type} leave it out")
-        self.config, self.world = config, world
-        self.model = load_detector(config.weights, device=world.device, fuse=True)
+        if config.task != "speed":
+            check_run_dir(config.project, config.name)
+        self.model, trained = load_trained(config.weights, device=world.device, fuse=True)
         if config.half:
             self.model.to_half()
+        config = _completed(config, trained)
+        self.config, self.world = config, world
         with distributed.main_first():
             dataset = load_dataset_config(config.data)
             self.index = load_split(dataset, config.split, single_cls=config.single_cls)
@@ -102,6 +108,7 @@ class Validation:
     def validate(self) -> None:
         """Evaluate once; print tables and speed, write metrics, detections and plots as asked."""
         config, index, folder = self.config, self.index, self.folder
+        assert config.imgsz is not None  # completed
         size = network_size(config.imgsz, self.model.max_stride)
         timing = config.task == "speed"
         writes = self.world.is_main and not timing
@@ -152,6 +159,37 @@ class Validation:
             if not self.config.noplots:
                 columns = dict(zip(STUDY_COLUMNS, zip(*rows, strict=True), strict=True))
                 plot_study(columns.pop("size"), columns, self.folder / "study.png")
+
+
+def _completed(config: ValConfig, trained: TrainedWith) -> ValConfig:
+    """`config` with the size and the data of the checkpoint's training where it names none.
+
+    A checkpoint holds no path of the machine it was made on; its run's opt.yaml does.
+    """
+    size, data, taken = config.imgsz, config.data, []
+    if size is None and config.task != "study":
+        size = trained.image_size or DEFAULT_SIZE
+        known = "the size of its training" if trained.image_size else "it does not tell its own"
+        taken.append(f"--img {size} ({known})")
+    if not data:
+        beside = Path(config.weights).absolute().parent.parent / "opt.yaml"
+        names = [trained.data] if trained.data else []
+        if names and beside.is_file():
+            names.insert(0, str(load_yaml(beside).mapping().get("data")))
+        for name in names:
+            with contextlib.suppress(UserError):
+                find_config(name, "data")
+                data = name
+                break
+        else:
+            cause = "it does not tell what it was trained on"
+            if names:
+                cause = f"it was trained on {names[0]}, which is not here"
+            raise UserError(f"{config.weights}: {cause}; name the data set by --data")
+        taken.append(f"--data {data} (that of its training)")
+    if taken:
+        say_main(f"{config.weights}: {', '.join(taken)}")
+    return replace(config, imgsz=size, data=data)
 
 
 @torch.inference_mode()

@@ -18,15 +18,19 @@ class DetectConfig:
         help="image, video, folder, 'glob*', list file (.txt), webcam number, http(s) or rtsp URL"
     )
     data: str = option("", help="data set YAML whose class names replace the checkpoint's")
-    imgsz: int = option(
-        640,
+    imgsz: tuple[int, ...] = option(
+        (),
         flags=("--img", "--img-size"),
+        metavar="PIXELS",
         min=1,
         max=MAX_PIXELS,
-        help="long side of the network's input",
+        help="long side of the network's input, or its height and width; by default the size of"
+        " the checkpoint's training, else 640",
     )
-    conf_thres: float = option(0.25, min=0, max=1, help="confidence threshold")
-    iou_thres: float = option(0.45, min=0, max=1, help="IoU threshold of non-maximum suppression")
+    conf_thres: float = option(0.25, flags=("--conf",), min=0, max=1, help="confidence threshold")
+    iou_thres: float = option(
+        0.45, flags=("--iou",), min=0, max=1, help="IoU threshold of non-maximum suppression"
+    )
     max_det: int = option(
         1000, min=1, max=MAX_DETECTIONS, help="maximum number of detections per image"
     )
@@ -62,10 +66,19 @@ class DetectConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if len(self.imgsz) > 2:
+            raise ValueError(f"--imgsz takes a long side, or height and width, got {self.imgsz}")
         if not all(self.source):
             raise ValueError("--source has an empty name; . is the current folder")
         if self.save_conf and not self.save_txt:
             raise ValueError("--save-conf does nothing without --save-txt")
+
+    @property
+    def image_size(self) -> int | tuple[int, int] | None:
+        """As `Predictor` takes it."""
+        if len(self.imgsz) == 2:
+            return (self.imgsz[0], self.imgsz[1])
+        return self.imgsz[0] if self.imgsz else None
 
     @property
     def writes(self) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.measure.bench import Speed
-from engine.predict.predictor import Result
+from engine.predict.result import Result
 from utils.errors import UserError
 from utils.terminal import readable, say
 

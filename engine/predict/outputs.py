@@ -12,7 +12,7 @@ import numpy as np
 
 from data.sources.frames import Frame
 from engine.predict.config import DetectConfig
-from engine.predict.predictor import Result
+from engine.predict.result import Result
 from utils.boxes import yolo_rows
 from utils.drawing import write_image
 from utils.errors import UserError
@@ -72,7 +72,7 @@ class Outputs:
         assert frame is not None  # of a source
         drawn = result.image
         if draw or not config.nosave:
-            drawn = result.draw(
+            drawn = result.plot(
                 thickness=config.line_thickness,
                 hide_labels=config.hide_labels,
                 hide_conf=config.hide_conf,

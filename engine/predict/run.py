@@ -11,7 +11,9 @@ from engine.predict.outputs import Outputs
 from engine.predict.predictor import Predictor
 from utils.environment import keep_freed_memory, use_threads
 from utils.errors import PartlyDoneError, UserError
+from utils.files import check_run_dir
 from utils.nms import NmsConfig
+from utils.terminal import say
 
 
 def run(config: DetectConfig) -> None:
@@ -20,6 +22,8 @@ def run(config: DetectConfig) -> None:
     use_threads(config.threads)
     if config.view_img:
         require_display()
+    if config.writes:
+        check_run_dir(config.project, config.name)
     console = Console(stride=config.vid_stride)
     sources = Sources(
         config.source,
@@ -32,7 +36,7 @@ def run(config: DetectConfig) -> None:
         raise UserError(f"--data {config.data}: it names no classes itself; leave it out")
     predictor = Predictor(
         config.weights,
-        image_size=config.imgsz,
+        image_size=config.image_size,
         device=config.device,
         nms=NmsConfig(
             conf=config.conf_thres,
@@ -44,8 +48,11 @@ def run(config: DetectConfig) -> None:
         half=config.half,
         augment=config.augment,
         names=names,
+        classes=config.classes,
     )
-    predictor.only(config.classes)
+    if not config.imgsz:
+        known = "the size of its training" if predictor.trained.image_size else "the default"
+        say(f"{config.weights}: --img {predictor.image_size} ({known})")
     with Outputs(config, inputs=sources.files) as outputs, console:
         for result in predictor.stream(sources):
             console.show(result)

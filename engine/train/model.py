@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ from models.losses.anchor import AnchorLoss
 from models.profile.fit import fit, read_budget
 from models.spec import ModelSpec
 from models.weights.imagenet import plan_transfer
-from models.weights.sources import read_source
-from models.yaml.parser import load_draft
+from models.weights.restricted import open_pickled
+from models.weights.sources import TIMM, read_source
+from models.yaml.parser import Draft, load_draft
 from utils.boxes import Targets
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
@@ -47,18 +49,22 @@ def model_to_train(
     world: Distributed,
     *,
     train: DataIndex,
-    saved: Detector | None,
+    start: Detector | ModelSpec | Draft,
 ) -> tuple[Detector, TrainConfig]:
     """The detector on its device, and the settings with its image size and its batch.
 
-    `saved`: that of a run to resume.  A new one is that of `--cfg` or of the checkpoint
-    `--weights`; weights of `--weights` go in where name and shape fit, those of
-    `--backbone-weights` into the backbone in order, with a printed report.
+    `start`: the detector of a run to resume, or what `model_file` returns for a new one.  Weights
+    of `--weights` go in where name and shape fit, those of `--backbone-weights` into the backbone
+    in order, with a printed report.
     """
     classes = len(train.names)
-    model = saved
-    if model is None:
-        spec = _model_spec(config, classes=classes)
+    resumed = isinstance(start, Detector)
+    if isinstance(start, Detector):
+        model = start
+    else:
+        spec = _fitted(start, config, classes=classes)
+        if hyp.anchors:  # as many of each level, for AutoAnchor to find
+            spec = replace(spec, anchors=round(hyp.anchors))
         model = build_detector(spec, classes=classes, names=train.names)
         if config.weights:
             say_main(transfer(model, config.weights))
@@ -76,7 +82,7 @@ def model_to_train(
         )
         config = replace(config, imgsz=size)
     model.to(world.device).to(memory_format=torch.channels_last).train()
-    if saved is None and (not config.noautoanchor or isinstance(model.spec.anchors, int)):
+    if not resumed and (not config.noautoanchor or isinstance(model.spec.anchors, int)):
         head = model.head
         stride = torch.tensor(head.stride, dtype=torch.float32).view(-1, 1, 1)
         pixels = (head.anchors.cpu() * stride).reshape(-1, 2).double().numpy()
@@ -99,11 +105,15 @@ def model_to_train(
     return model, config
 
 
-def _model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
-    """The model that the flags mean: a file with --backbone, --neck and --fit, or a checkpoint's.
+def model_file(config: TrainConfig) -> ModelSpec | Draft:
+    """The model that the flags mean, read and checked before any data: a Draft with --fit.
 
+    A file with --backbone and --neck, or the checkpoint's own; the weights are known to be there.
     Raises UserError as models.yaml.parser and models.profile.fit do.
     """
+    weights = config.backbone_weights
+    if weights and not weights.startswith(TIMM) and not Path(weights).is_file():
+        raise UserError(f"--backbone-weights {weights}: no such file")
     if config.weights and not config.cfg:
         if config.backbone or config.neck or config.fit:
             raise UserError(
@@ -111,13 +121,24 @@ def _model_spec(config: TrainConfig, *, classes: int) -> ModelSpec:
                 " alone brings a finished model)"
             )
         return load_detector(config.weights, device="cpu").spec
+    if config.weights:
+        with open_pickled(Path(config.weights)):
+            pass  # a checkpoint; whether its tensors are whole is seen when they are loaded
     draft = load_draft(
         config.cfg or DEFAULT_MODEL, backbone=config.backbone or None, neck=config.neck or None
     )
     if not config.fit:
         return draft.resolve()
+    read_budget(config.fit, image_size=config.imgsz)
+    return draft
+
+
+def _fitted(model: ModelSpec | Draft, config: TrainConfig, *, classes: int) -> ModelSpec:
+    """The model at the budget of --fit, if it is one to scale."""
+    if isinstance(model, ModelSpec):
+        return model
     budget = read_budget(config.fit, image_size=config.imgsz)
-    fitted = fit(draft, budget, classes=classes)
+    fitted = fit(model, budget, classes=classes)
     say_main(fitted.text(budget))
     return fitted.spec
 

@@ -13,19 +13,23 @@ import numpy as np
 import torch
 
 from data.index.dataset import load_dataset_config, load_split
+from data.index.records import DataIndex
 from engine import distributed
 from engine.checkpoint import detector_of, load_checkpoint
 from engine.distributed import Distributed
 from engine.train.config import TrainConfig, checkpoint_to_resume
 from engine.train.ema import ModelEma
 from engine.train.loading import composes_on_device, make_loaders
-from engine.train.model import autocast_type, model_to_train, wrapped
+from engine.train.model import autocast_type, model_file, model_to_train, wrapped
 from engine.train.optimizer import Schedule, build_optimizer, rate_scales
 from engine.train.state import StepClock, TrainRun, TrainState
+from models.detector import Detector
 from models.losses.anchor import AnchorLoss
+from models.spec import ModelSpec
+from models.yaml.parser import Draft
 from utils.environment import run_environment
 from utils.errors import UserError, cause_of
-from utils.files import TEMPORARY, locked, new_run_dir
+from utils.files import TEMPORARY, check_run_dir, locked, new_run_dir
 from utils.hyp import Hyperparameters, load_hyp
 from utils.terminal import warn_main
 
@@ -49,25 +53,18 @@ def prepare_run(
         saved, config, hyp = _resumed(path, config, given)
     check_world(config, world)
     on_device = composes_on_device(config, hyp, world.device)
+    if saved is None:  # mistakes of the command line, before any data are read or drawn
+        check_run_dir(config.project, config.name)
+        start: Detector | ModelSpec | Draft = model_file(config)
+    else:
+        start = detector_of(saved, path)
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002  third-party code may draw from the global state
     torch.manual_seed(config.seed)
     with distributed.main_first():  # rank 0 leaves the cache to the others
-        dataset = load_dataset_config(config.data)
-        train, val = (
-            load_split(dataset, split, single_cls=config.single_cls) for split in ("train", "val")
-        )
-    if train.names != val.names:
-        raise UserError(
-            f"{config.data}: train and val disagree about the classes:"
-            f" {', '.join(train.names)} and {', '.join(val.names)}"
-        )
-    if not train.boxes:
-        raise UserError(f"{config.data}: no training image has a box; nothing can be learned")
+        train, val = _splits(config)
     measured_batch = config.batch_size == -1
-    model, config = model_to_train(
-        config, hyp, world, train=train, saved=None if saved is None else detector_of(saved, path)
-    )
+    model, config = model_to_train(config, hyp, world, train=train, start=start)
     loader, val_loader, device_images = make_loaders(
         config,
         hyp,
@@ -138,6 +135,22 @@ def prepare_run(
             "threads": torch.get_num_threads(),
         },
     )
+
+
+def _splits(config: TrainConfig) -> tuple[DataIndex, DataIndex]:
+    """The training and the validation images; UserError where they do not go together."""
+    dataset = load_dataset_config(config.data)
+    train, val = (
+        load_split(dataset, split, single_cls=config.single_cls) for split in ("train", "val")
+    )
+    if train.names != val.names:
+        raise UserError(
+            f"{config.data}: train and val disagree about the classes:"
+            f" {', '.join(train.names)} and {', '.join(val.names)}"
+        )
+    if not train.boxes:
+        raise UserError(f"{config.data}: no training image has a box; nothing can be learned")
+    return train, val
 
 
 def _lock(folder: Path, locks: ExitStack) -> None:

@@ -16,6 +16,7 @@ import io
 import math
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ LEGACY_PROTOCOL = 1001
 COUNT_BYTES = 8  # before each storage of the raw format: its number of elements
 PACKAGED = "yolov5."  # the PyPI package's prefix of YOLOv5's own module names
 NETWORKS = ("models.", "torch.nn.modules.", "ultralytics.")  # namespaces of network classes
+YOLOV5_RELEASES = "https://github.com/ultralytics/yolov5/releases"
 MAX_NAME = 200  # characters of a class's name
 STORAGES = {
     "HalfStorage": torch.float16,
@@ -241,9 +243,18 @@ def open_pickled(path: Path) -> Iterator[Pickled]:
             ) from error
 
 
+def _publisher(name: str) -> str:
+    """Where the weights of this name are published, for an error message."""
+    if re.fullmatch(r"yolov5[nsmlx]6?\.pt", name):
+        return f"; YOLOv5's authors publish {name} at {YOLOV5_RELEASES}"
+    if re.fullmatch(r"yolo(v?\d+|_?[a-z]+)[a-z]*\d*(-[a-z]+)?\.pt", name):
+        return f"; {name} is no YOLOv5 detector, and only those are read"
+    return ""
+
+
 def _opened(path: Path) -> IO[bytes]:
     if not path.exists():
-        raise UserError("no such file (nothing is downloaded)")
+        raise UserError(f"no such file{_publisher(path.name)} (nothing is downloaded)")
     if not path.is_file():  # a FIFO would block
         kind = "a directory" if path.is_dir() else "not a regular file"
         raise UserError(f"not a checkpoint: it is {kind}")

@@ -47,6 +47,7 @@ class Imported:
     anchors: Tensor  # (levels, A, 2) float32, pixels
     state_dict: dict[str, Tensor]  # model.<row>.<part>, floats as float32
     modules: Mapping[str, Stub]  # by path, for their classes and SETTINGS
+    options: dict[str, Any]  # scalars among the flags of its training; {} before v7
     source: str  # file name and key, for messages
 
 
@@ -83,6 +84,7 @@ def read_yolov5(path: str | Path) -> Imported:
             anchors=anchors,
             state_dict={k: v for k, v in state.items() if not k.endswith(ANCHOR_GRID)},
             modules=modules,
+            options=_options(pickled.root),
             source=f"{path.name} ({key})",
         )
 
@@ -202,6 +204,12 @@ def _names(network: Stub) -> tuple[str, ...]:
     if count != len(names):
         raise UserError(f"{len(names)} class names, but nc is {_shown(count)}")
     return tuple(names)
+
+
+def _options(root: Any) -> dict[str, Any]:
+    found = root.get("opt") if type(root) is dict else None
+    pairs = found.items() if type(found) is dict else ()
+    return {key: value for key, value in pairs if type(key) is str and _is_scalar(value)}
 
 
 def _yaml(network: Stub, anchors: Tensor, modules: Mapping[str, Stub]) -> dict[str, Any]:

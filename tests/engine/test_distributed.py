@@ -41,6 +41,22 @@ def test_devices_that_are_not_there(two_gpus, monkeypatch, gpus, text, message):
     assert gpus or distributed.select_device("") == torch.device("cpu")
 
 
+def test_a_list_of_gpus_gives_each_rank_of_torchrun_its_own(two_gpus, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for text, gpus in (("0,1", [0, 1]), ("1,0", [1, 0]), ("cuda:1, 0", [1, 0])):
+        for rank, gpu in enumerate(gpus):
+            chosen = distributed.select_device(text, local_rank=rank, world_size=2)
+            assert chosen == torch.device("cuda", gpu)
+    for text, message in {
+        "0,0": "torchrun started 2 processes",
+        "0,1,2": "torchrun started 2 processes",
+        "1,2": "GPU 2 does not exist",
+        "0,x": "expected",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            distributed.select_device(text, local_rank=1, world_size=2)
+
+
 def test_a_world_of_one_needs_no_group(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

@@ -15,7 +15,7 @@ import pytest
 
 from utils.config import check_options, default_workers, option, parse, parse_given
 from utils.errors import WAITING, UserError, nearest
-from utils.files import find_config, new_run_dir
+from utils.files import check_run_dir, find_config, new_run_dir
 from utils.hyp import Hyperparameters, load_hyp
 from utils.seeding import generator
 
@@ -55,6 +55,9 @@ def test_flags_spellings_and_types() -> None:
         ("--weights a --conf -1", "--conf must be at least 0, got -1.0"),
         ("--weights a --conf nan", "--conf must be at least 0, got nan"),
         ("--weights a --weight b", "unknown argument '--weight'"),
+        ("--imgz 3", "unknown argument '--imgz'; did you mean '--imgsz'"),  # before --weights
+        ("--weights a --xyz=3", "unknown argument '--xyz=3' .see --help"),
+        ("--weights a --img 3 x", "unknown argument 'x'"),
     ],
 )
 def test_bad_command_lines(argv: str, message: str) -> None:
@@ -144,6 +147,17 @@ def test_run_folders_started_at_once_differ(tmp_path: Path) -> None:
     assert new_run_dir(str(tmp_path / "runs"), "exp", exist_ok=True).name == "exp"
 
 
+def test_a_run_folder_is_checked_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    check_run_dir(str(tmp_path / "runs" / "deep"), "exp")
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+    for project in ("file", "file/below"):
+        with pytest.raises(UserError, match=r"exp: cannot create the run folder: .*file is a file"):
+            check_run_dir(str(tmp_path / project), "exp")
+    with pytest.raises(UserError, match="must be a folder inside --project"):
+        check_run_dir(str(tmp_path), "..")
+
+
 @pytest.mark.parametrize("name", ["", "..", "a/../../b", "/tmp/x", "."])
 def test_a_run_stays_inside_its_project(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="must be a folder inside --project"):
@@ -153,6 +167,7 @@ def test_a_run_stays_inside_its_project(tmp_path: Path, name: str) -> None:
 def test_nearest_and_generators() -> None:
     assert nearest("Conv2", ["Conv", "C3"]) == "; did you mean 'Conv'?"
     assert nearest("zzz", ["Conv"]) == ""
+    assert nearest("Cove", ["Conv1"]) == ""  # 2 * 3 / 9, under 0.7
     one, same, other = (
         generator(*key).integers(1 << 60) for key in ((1, 2, 3), (1, 2, 3), (1, 3, 2))
     )

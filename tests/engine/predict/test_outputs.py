@@ -17,7 +17,7 @@ from engine.measure.bench import Speed
 from engine.predict.config import DetectConfig
 from engine.predict.console import Console
 from engine.predict.outputs import Outputs, safe_name
-from engine.predict.predictor import Result
+from engine.predict.result import Result
 from utils.boxes import Detections
 from utils.errors import UserError
 

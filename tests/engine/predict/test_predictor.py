@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +17,8 @@ from PIL import Image
 
 from engine.checkpoint import model_payload, save_checkpoint
 from engine.measure.bench import Speed
-from engine.predict.predictor import Predictor, Result
+from engine.predict.predictor import Predictor
+from engine.predict.result import Result
 from models.builder import build_detector
 from models.detector import Detector
 from models.yaml.parser import load_spec
@@ -33,7 +39,7 @@ def detector() -> Detector:
 def made(detector, device):
     """Predictors of the detector at 64 px on the device."""
     text = "0" if device.type == "cuda" else "cpu"
-    return partial(Predictor, detector, image_size=64, device=text)
+    return partial(Predictor, detector, **{"image_size": 64, "device": text})
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -58,8 +64,16 @@ def answer(predictor: Predictor, boxes: list, scores: list) -> list[torch.Tensor
 @pytest.mark.parametrize(
     ("options", "size", "shape", "box", "expected"),
     [  # 40 x 100 shrinks to 26 x 64, 3 rows of grey above and below in 32 x 64
-        ({}, (40, 100), (32, 64), [16.0, 3.0, 48.0, 29.0], [25.0, 0.0, 75.0, 40.0]),
-        ({"square": True}, (10, 20), (64, 64), [0.0, 16.0, 64.0, 48.0], [0.0, 0.0, 20.0, 10.0]),
+        ({"image_size": 64}, (40, 100), (32, 64), [16.0, 3.0, 48.0, 29.0], [25.0, 0.0, 75.0, 40.0]),
+        # 10 x 20 grows to 32 x 64 on a canvas of 64 x 64, or to 48 x 96 on one of 64 x 96
+        (
+            *({"image_size": (64, 64)}, (10, 20), (64, 64)),
+            *([0.0, 16.0, 64.0, 48.0], [0.0, 0.0, 20.0, 10.0]),
+        ),
+        (
+            *({"image_size": (64, 96)}, (10, 20), (64, 96)),
+            *([0.0, 8.0, 48.0, 56.0], [0.0, 0.0, 10.0, 10.0]),
+        ),
     ],
 )
 def test_the_network_sees_rgb_on_grey_and_boxes_come_back_in_pixels_of_the_image(
@@ -88,7 +102,8 @@ def test_images_of_one_shape_go_together_and_come_back_in_order(detector):
         assert result.image is image
         alone = predictor(image)
         assert torch.allclose(result.detections.scores, alone.detections.scores, atol=1e-5)
-    assert predictor.batch([]) == []
+    with pytest.raises(ValueError, match="no images given"):
+        predictor.batch([])
 
 
 def test_best_class_of_an_object_thresholds_and_chosen_classes(made):
@@ -98,11 +113,13 @@ def test_best_class_of_an_object_thresholds_and_chosen_classes(made):
     for one in (predictor, low):
         answer(one, boxes, scores)
     assert predictor(noise(64, 64)).detections.labels.tolist() == [0]
-    for classes, expected in (([], [0, 1, 0, 2]), (["traffic light", 1], [1, 2])):
-        low.only(classes)
-        assert low(noise(64, 64)).detections.labels.tolist() == expected
-    predictor = made(names=["car", "bus", "car"])
-    predictor.only(["car"])  # all classes of that name
+    for classes, expected in ((None, [0, 1, 0, 2]), (["traffic light", 1], [1, 2])):
+        assert low(noise(64, 64), classes=classes).detections.labels.tolist() == expected
+    one = made(nms=low.nms, classes=["bus"])
+    answer(one, boxes, scores)
+    for classes, expected in ((None, [1]), ([], [0, 1, 0, 2]), ([2], [2])):
+        assert one(noise(64, 64), classes=classes).detections.labels.tolist() == expected
+    predictor = made(names=["car", "bus", "car"], classes=["car"])  # all classes of that name
     assert predictor.nms.classes == (0, 2)
 
 
@@ -120,9 +137,6 @@ def test_files_arrays_and_streams_give_the_same(detector, tmp_path):
     assert second.frame.path == path
     with pytest.raises(UserError, match=r"a\.jpg: empty file"):
         predictor(bad)
-    for array in (image[..., 0], np.zeros((9, 9, 4), np.uint8), image.astype(float)):
-        with pytest.raises(ValueError, match="uint8 RGB"):
-            predictor(array)
     answer(predictor, [[0.0, 0.0, 9.0, 9.0]], [[0.1, float("nan"), 0.0]])
     with pytest.raises(UserError, match="image 1 of 1: the model's outputs are not finite"):
         predictor(image)
@@ -159,11 +173,99 @@ def test_half_keeps_the_anchors_exact(detector):
     assert torch.equal(half.head.anchors, detector.head.anchors)
 
 
-def test_text_of_a_result():
+def test_a_result_as_text_and_plain_values():
     labels = torch.tensor([0, 1, 0, 0, 1, 2])
     found = Detections(torch.zeros(6, 4), torch.zeros(6), labels)
-    result = Result(noise(4, 4), found, NAMES, Speed(1, 2, 3), (32, 32))
+    result = Result(noise(4, 5), found, NAMES, Speed(1, 2, 3), (32, 32))
     assert result.text == "3 persons, 2 buses, 1 traffic light"  # most certain first
+    assert repr(result) == "<Result: 4x5, 3 persons, 2 buses, 1 traffic light>"
+    found = Detections(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([0.5]), torch.tensor([2]))
+    result = replace(result, detections=found, path="x/000042.jpg")
+    assert repr(result) == "<Result: x/000042.jpg, 4x5, 1 traffic light>"
+    assert len(result) == 1
+    assert result.to_dict() == {
+        **{"path": "x/000042.jpg", "frame": None, "height": 4, "width": 5},
+        "speed": {"pre": 1, "inference": 2, "nms": 3},
+        "detections": [
+            {"class": 2, "name": "traffic light", "confidence": 0.5, "box": [1, 2, 4, 8]}
+        ],
+    }
+    assert json.loads(result.to_json()) == result.to_dict()
+    row = {"image_id": 42, "category_id": 2, "bbox": [1, 2, 3, 6], "score": 0.5}
+    assert result.to_coco() == [row]
+    changed = {**row, "image_id": "a", "category_id": 10}
+    assert result.to_coco("a", category_ids=[1, 3, 10]) == [changed]
+    assert replace(result, path="x/cat.jpg").to_coco()[0]["image_id"] == "cat"
+    with pytest.raises(ValueError, match="image_id"):
+        replace(result, path=None).to_coco()
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_every_form_of_an_image_gives_the_network_the_same_pixels(made, tmp_path):
+    predictor = made()
+    rgb = noise(48, 64)
+    grey = rgb[..., 0]
+    path = tmp_path / "a.png"
+    path.write_bytes(png(rgb))
+    alpha = np.dstack((rgb, noise(48, 64, 1)[..., 0]))
+    forms = [path, str(path), png(rgb), bytearray(png(rgb)), Image.fromarray(rgb), alpha]
+    forms += [Image.fromarray(alpha), rgb[:, ::-1][:, ::-1]]
+    for form in (rgb, *forms):
+        result = predictor(form)
+        assert np.array_equal(result.image, rgb)
+        assert result.path == (str(path) if isinstance(form, str | Path) else None)
+    assert np.array_equal(predictor(rgb[..., ::-1], bgr=True).image, rgb)
+    assert np.array_equal(predictor(alpha[..., [2, 1, 0, 3]], bgr=True).image, rgb)
+    for form in (grey, grey[..., None], Image.fromarray(grey), png(grey)):
+        assert np.array_equal(predictor(form).image, np.dstack([grey] * 3))
+    turned = Image.fromarray(rgb)
+    turned.getexif()[0x0112] = 6  # the camera lay on its side
+    assert np.array_equal(predictor(turned).image, np.rot90(rgb, -1))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), "has no pixels"),
+        (np.zeros((5, 5, 3)), "uint8 of .*, not float64"),
+        (np.zeros((5, 5, 2), np.uint8), "uint8 of"),
+        (np.zeros((1, 5, 5, 3), np.uint8), "uint8 of"),
+        (b"", "no bytes"),
+        ("", "empty file name"),
+        ([], "not list; several of them go to batch"),
+        (None, "not NoneType"),
+        (Image.new("F", (4, 4)), "mode F"),
+    ],
+)
+def test_what_is_no_image_is_a_value_error(made, image, message):
+    with pytest.raises(ValueError, match=f"image 1 of 1: .*{message}"):
+        made()(image)
+
+
+def test_threads_share_a_predictor(detector):
+    predictor = Predictor(detector, image_size=64, device="cpu", nms=NmsConfig(conf=0.0, max_det=5))
+    jobs = [(noise(64, 64, seed), [seed % 3]) for seed in range(12)]
+    alone = [predictor(image, classes=classes) for image, classes in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(lambda job: predictor(job[0], classes=job[1]), jobs)
+    for expected, found, (_, classes) in zip(alone, together, jobs, strict=True):
+        assert set(found.detections.labels.tolist()) == set(classes)
+        assert torch.equal(found.detections.boxes, expected.detections.boxes)
+        assert torch.equal(found.detections.scores, expected.detections.scores)
+
+
+def test_without_a_size_the_checkpoint_s_own_counts(detector, tmp_path):
+    for config, size in (({"imgsz": 96}, 96), ({"imgsz": "96"}, 640), ({}, 640), (None, 640)):
+        payload = {**model_payload(detector), "config": config}
+        save_checkpoint(tmp_path / "best.pt", payload)
+        predictor = Predictor(tmp_path / "best.pt", device="cpu")
+        assert predictor.image_size == size
+        assert predictor.trained.image_size == (96 if size == 96 else None)
 
 
 def test_draw_and_save_leave_the_image_alone(detector, tmp_path):
@@ -172,10 +274,10 @@ def test_draw_and_save_leave_the_image_alone(detector, tmp_path):
     image = noise(64, 64)
     before = image.copy()
     result = predictor(image)
-    drawn = result.draw(thickness=2, hide_labels=True)
+    drawn = result.plot(thickness=2, hide_labels=True)
     assert tuple(drawn[30, 8]) == (230, 25, 75)
     result.save(tmp_path / "out.png")
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), result.draw())
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), result.plot())
     assert np.array_equal(image, before)
 
 
@@ -184,6 +286,7 @@ def test_draw_and_save_leave_the_image_alone(detector, tmp_path):
     [
         ({"image_size": 100}, "not a multiple of the model's largest stride 32; .* 96 and 128"),
         ({"image_size": 0}, "not a multiple"),
+        ({"image_size": (64, 70)}, "image size 70 is not a multiple .* 64 and 96"),
         ({"half": True}, "needs a CUDA device"),
         ({"names": ["a", "b"]}, "2 class names given, the model has 3"),
         ({"nms": NmsConfig(classes=(3,))}, "class '3' is unknown .0 to 2"),
