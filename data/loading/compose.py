@@ -137,13 +137,12 @@ def compose(images: Tensor, plan: Plan, size: tuple[int, int]) -> Tensor:
 def _compose(images: Tensor, plan: Plan, size: tuple[int, int]) -> Tensor:
     position, steps = _positions(plan, size)
     cells = position.floor()
-    # weights of the right (lower) neighbour, (B, M, 2, H, W)
     share = ((position - cells) * steps[0]).round() / steps[0]
-    pixels = _neighbours(images, plan, cells.int()).float()
-    rows = torch.addcmul(pixels[:, 0], pixels[:, 1] - pixels[:, 0], share[:, :, 0, ..., None])
-    rows = (rows * steps[1]).floor() / steps[1]
-    down = torch.stack((1 - share[:, :, 1], share[:, :, 1])).unsqueeze(-1) * steps[2]
-    levels = ((rows * down).floor().sum(0) / steps[2] + 0.5).floor()  # (B, M, H, W, 3)
+    weights = torch.stack((1 - share, share))[..., None]  # (2, B, M, 2, H, W, 1)
+    across, down = weights.unbind(3)
+    pixels = _neighbours(images, plan, cells.int())
+    rows = ((pixels * across).sum(1) * steps[1]).floor() / steps[1]
+    levels = ((rows * (down * steps[2])).floor().sum(0) / steps[2] + 0.5).floor()
     image = levels[:, 0]
     if levels.shape[1] > 1:
         weight = plan.shares[:, None, None, None]
