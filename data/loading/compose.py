@@ -15,7 +15,7 @@ from torch import Tensor
 from data.loading.geometry import is_axis_aligned
 from utils.boxes import GREY
 
-CHUNK = 1 << 22  # pixels composed at once where nothing is compiled, some 150 bytes for each
+CHUNK = 1 << 22  # pixels composed at once where nothing is compiled, some 300 bytes for each
 BEYOND = 3  # a position this far outside of a canvas is as good as any further one
 FINE = float(1 << 24)  # times as many steps are as good as none: float32 has no finer ones
 # OpenCV on bytes: steps of cv2.resize in a pixel, in a level after its rows and after its columns;
