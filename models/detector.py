@@ -123,6 +123,15 @@ class Detector(RowGraph):
         return max(self.stride)
 
     @property
+    def input_type(self) -> torch.dtype:
+        """The type of the weights, and of the images."""
+        return next(self.parameters()).dtype
+
+    def detect(self, images: Tensor, conf: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W) in [0, 1] -> what may score over `conf`, as `Detect.decode` says."""
+        return self.head.decode(self(images), conf)
+
+    @property
     def backbone_epsilon(self) -> float:
         """Epsilon of the BN of the backbone's first row."""
         return (self.spec.layers[0].norm or (BN_EPS, BN_MOMENTUM))[0]

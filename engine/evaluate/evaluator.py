@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from tqdm import tqdm
 
 from data.index.columns import ImageRecord
@@ -22,6 +23,7 @@ from engine.evaluate.matching import BoxTable
 from engine.evaluate.metrics import DetectionMetrics, Shard, by_id, metrics_of
 from engine.evaluate.plots import BatchImages
 from engine.evaluate.tta import decode_augmented
+from engine.export.runtime import Network
 from engine.measure.bench import Stopwatch
 from models.detector import Detector
 from models.losses.anchor import AnchorLoss
@@ -32,7 +34,7 @@ from utils.terminal import warn_main
 
 
 def evaluate(
-    model: Detector,
+    model: Network,
     batches: Iterable[Batch],
     index: DataIndex,
     *,
@@ -87,9 +89,10 @@ def _outcome(step: Callable[[], Any]) -> Any:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def check(model: Detector, index: DataIndex, config: EvalConfig) -> None:
+def check(model: Network, index: DataIndex, config: EvalConfig) -> None:
     """Raise UserError for weights that are not finite and for unequal class counts."""
-    require_finite(model.state_dict(), "the model")
+    if isinstance(model, nn.Module):
+        require_finite(model.state_dict(), "the model")
     if not config.single_cls and len(model.names) != len(index.names):
         mine, theirs = (
             f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -101,7 +104,7 @@ def check(model: Detector, index: DataIndex, config: EvalConfig) -> None:
         )
 
 
-def _compare_names(model: Detector, index: DataIndex, config: EvalConfig) -> None:
+def _compare_names(model: Network, index: DataIndex, config: EvalConfig) -> None:
     unnamed = tuple(str(number) for number in range(len(model.names)))
     if config.single_cls or model.names in {index.names, unnamed}:
         return
@@ -115,7 +118,7 @@ def _compare_names(model: Detector, index: DataIndex, config: EvalConfig) -> Non
 
 @torch.inference_mode()
 def _detect(
-    model: Detector,
+    model: Network,
     batches: Iterable[Batch],
     records: Sequence[ImageRecord],
     *,
@@ -126,19 +129,24 @@ def _detect(
 ) -> Shard:
     numbers = {record.image_id: number for number, record in enumerate(records)}
     suppression = NmsConfig(conf=config.conf, iou=config.iou, max_det=config.max_det)
-    weight_type = next(model.parameters()).dtype
+    weight_type = model.input_type
     watch = Stopwatch(device, stages=3)
     parts: list[BoxTable] = []
     images_seen = 0
     sums = torch.zeros(3, device=device)
-    model.eval()
+    if isinstance(model, nn.Module):
+        model.eval()
     for batch in batches:
         watch.mark()
         there = batch.to(device)
         images = there.images.to(weight_type).div_(255)
         watch.mark()
-        raw = model(images)
-        decoded = model.head.decode(raw, config.conf)
+        if loss is None:
+            decoded = model.detect(images, config.conf)
+        else:
+            detector = cast(Detector, model)  # only training asks for a loss
+            raw = detector(images)
+            decoded = detector.head.decode(raw, config.conf)
         if config.augment:
             decoded = decode_augmented(model, images, decoded, config.conf)
         watch.mark()

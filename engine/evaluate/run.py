@@ -15,13 +15,13 @@ from data.index.dataset import load_dataset_config, load_split
 from data.loading.loader import LoaderConfig, ValLoader
 from data.loading.workers import dead_workers_named
 from engine import distributed
-from engine.checkpoint import TrainedWith, load_trained
+from engine.checkpoint import TrainedWith
 from engine.distributed import Distributed
 from engine.evaluate.config import SPEED_CONF, ValConfig
 from engine.evaluate.evaluator import check, evaluate
 from engine.evaluate.metrics import DetectionMetrics, save_labels, save_metrics, save_predictions
 from engine.evaluate.plots import BatchImages, plot_study, save_plots
-from models.detector import Detector
+from engine.export.runtime import Network, load_network, to_half
 from utils.config import DEFAULT_SIZE, changed
 from utils.errors import UserError
 from utils.files import check_run_dir, find_config, new_run_dir, write_text
@@ -68,9 +68,9 @@ class Validation:
             raise UserError(f"--half needs CUDA; on {world.device.type} leave it out")
         if config.task != "speed":
             check_run_dir(config.project, config.name)
-        self.model, trained = load_trained(config.weights, device=world.device, fuse=True)
+        self.model, trained = load_network(config.weights, device=world.device)
         if config.half:
-            self.model.to_half()
+            to_half(self.model)
         config = _completed(config, trained)
         self.config, self.world = config, world
         with distributed.main_first():
@@ -95,7 +95,7 @@ class Validation:
             rect=config.rect,
         )
         if world.device.type == "cuda":
-            warm_up(self.model, size, config.batch_size)
+            warm_up(self.model, size, config.batch_size, world.device)
         return evaluate(
             self.model,
             ValLoader(self.index, loader),
@@ -193,13 +193,11 @@ def _completed(config: ValConfig, trained: TrainedWith) -> ValConfig:
 
 
 @torch.inference_mode()
-def warm_up(model: Detector, size: int, batch_size: int) -> None:
+def warm_up(model: Network, size: int, batch_size: int, device: torch.device) -> None:
     """Let allocators and libraries settle, so that the first batch is timed like the others."""
-    like = next(model.parameters())
-    images = torch.zeros(batch_size, 3, size, size, device=like.device, dtype=like.dtype)
+    images = torch.zeros(batch_size, 3, size, size, device=device, dtype=model.input_type)
     for _ in range(WARM_UPS):
-        raw = model(images.contiguous(memory_format=torch.channels_last))
-        model.head.decode(raw, SPEED_CONF)
+        model.detect(images.contiguous(memory_format=torch.channels_last), SPEED_CONF)
 
 
 def network_size(size: int, stride: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.detector import Detector
+from engine.export.runtime import Network
 from utils.boxes import GREY
 
 # (scale, mirrored left-right), YOLOv5's views besides the plain pass
@@ -16,7 +16,7 @@ VIEWS = ((0.83, True), (0.67, False))
 
 
 def decode_augmented(
-    model: Detector, images: Tensor, plain: tuple[Tensor, Tensor, Tensor], conf: float
+    model: Network, images: Tensor, plain: tuple[Tensor, Tensor, Tensor], conf: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Add what the other views decode to over `conf` to what the plain pass does (`Detect.decode`).
 
@@ -32,8 +32,7 @@ def decode_augmented(
             images.flip(3) if mirrored else images, size=inner, mode="bilinear", align_corners=False
         )
         padding = (0, outer[1] - inner[1], 0, outer[0] - inner[0])
-        raw = model(F.pad(view, padding, value=GREY / 255))
-        image, boxes, scores = model.head.decode(raw, conf)
+        image, boxes, scores = model.detect(F.pad(view, padding, value=GREY / 255), conf)
         x, y = width / inner[1], height / inner[0]
         boxes = boxes * boxes.new_tensor((x, y, x, y))
         if mirrored:

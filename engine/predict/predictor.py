@@ -19,9 +19,10 @@ from PIL import Image
 
 from data.sources.capture import StreamConfig
 from data.sources.frames import Frame, Sources
-from engine.checkpoint import TrainedWith, load_trained
+from engine.checkpoint import TrainedWith
 from engine.distributed import select_device
 from engine.evaluate.tta import decode_augmented
+from engine.export.runtime import Exported, Network, load_network, to_half
 from engine.measure.bench import Speed, Stopwatch
 from engine.predict.result import Result
 from models.detector import Detector
@@ -68,15 +69,17 @@ class Predictor:
         if half and self.device.type != "cuda":
             raise UserError(f"half precision needs a CUDA device, this is {self.device.type}")
         self.trained = TrainedWith()
+        self.model: Network
         if isinstance(weights, Detector):
             model = copy.deepcopy(weights).to(self.device).fuse()
-            model = model.to(memory_format=torch.channels_last)
+            self.model = model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         else:
-            model, self.trained = load_trained(str(weights), device=self.device, fuse=True)
-        self.model = model.eval().requires_grad_(False)
+            self.model, self.trained = load_network(weights, device=self.device)
         self.names = tuple(names or self.model.names)
         self._augment = augment
         self._stride = self.model.max_stride
+        if image_size is None and isinstance(self.model, Exported):
+            image_size = self.model.metadata.size
         if image_size is None:
             own = self.trained.image_size or DEFAULT_SIZE
             image_size = -(-own // self._stride) * self._stride
@@ -95,7 +98,7 @@ class Predictor:
             )
         self.nms = self._only(classes or nms.classes or (), nms)
         if half:
-            self.model.to_half()
+            to_half(self.model)
         for _ in range(WARM_UPS if self.device.type == "cuda" else 0):
             self(np.zeros((sides[0], sides[-1], 3), np.uint8))
 
@@ -189,10 +192,10 @@ class Predictor:
         watch.mark()
         canvases = np.stack([box.apply(image) for box, image in zip(boxes, images, strict=True)])
         pixels = torch.from_numpy(canvases).to(self.device)  # as bytes: a quarter of the floats
-        batch = pixels.permute(0, 3, 1, 2).to(next(self.model.parameters()).dtype).div_(255)
+        batch = pixels.permute(0, 3, 1, 2).to(self.model.input_type).div_(255)
         watch.mark()
         conf = suppression.conf
-        decoded = self.model.head.decode(self.model(batch), conf)
+        decoded = self.model.detect(batch, conf)
         if self._augment:
             decoded = decode_augmented(self.model, batch, decoded, conf)
         watch.mark()

@@ -90,10 +90,30 @@ class Detect(nn.Module):
         for level, y in enumerate(raw):
             low = y[..., 4].float().sigmoid() <= conf  # not so for NaN, which must be noticed
             image, anchor, row, column = low.logical_not().nonzero(as_tuple=True)
-            y, stride = y[image, anchor, row, column].float().sigmoid(), self.stride[level]
-            centre = (y[:, 0:2] * 2 - 0.5 + torch.stack((column, row), 1)) * stride
-            half = (y[:, 2:4] * 2).square() * (self.anchors[level] * (stride / 2))[anchor]
+            y = y[image, anchor, row, column].float().sigmoid()
             images.append(image)
-            boxes.append(torch.cat((centre - half, centre + half), 1))
+            boxes.append(self._boxes(y, torch.stack((column, row), 1), level, anchor))
             scores.append(y[:, 5:] * y[:, 4:5])
         return torch.cat(images), torch.cat(boxes), torch.cat(scores)
+
+    def dense(self, raw: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Raw maps -> the boxes (B, N, 4) and scores (B, N, classes) of all cells, as in `decode`.
+
+        Without shapes that depend on values, for other runtimes.
+        """
+        boxes, scores = [], []
+        for level, y in enumerate(raw):
+            y = y.float().sigmoid()
+            column, row = (torch.arange(side, device=y.device) for side in (y.shape[3], y.shape[2]))
+            cell = torch.stack(torch.meshgrid(column, row, indexing="xy"), -1)
+            anchor = torch.arange(y.shape[1], device=y.device).view(-1, 1, 1)
+            boxes.append(self._boxes(y, cell, level, anchor).flatten(1, 3))
+            scores.append((y[..., 5:] * y[..., 4:5]).flatten(1, 3))
+        return torch.cat(boxes, 1), torch.cat(scores, 1)
+
+    def _boxes(self, y: Tensor, cell: Tensor, level: int, anchor: Tensor) -> Tensor:
+        """Sigmoids (..., 5 + classes) of cells (..., 2) -> boxes (..., 4), xyxy network pixels."""
+        stride = self.stride[level]
+        centre = (y[..., 0:2] * 2 - 0.5 + cell) * stride
+        half = (y[..., 2:4] * 2).square() * (self.anchors[level] * (stride / 2))[anchor]
+        return torch.cat((centre - half, centre + half), -1)

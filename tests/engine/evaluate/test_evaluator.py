@@ -68,6 +68,13 @@ class Finder(nn.Module):
         self.batches.append(images)
         return [images]
 
+    @property
+    def input_type(self) -> torch.dtype:
+        return self.weight.dtype
+
+    def detect(self, images: Tensor, conf: float) -> tuple[Tensor, Tensor, Tensor]:
+        return self.decode(self(images), conf)
+
     def decode(self, raw: list[Tensor], conf: float) -> tuple[Tensor, Tensor, Tensor]:
         images = raw[0]
         boxes = images.new_zeros(len(images), 2, 4)

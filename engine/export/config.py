@@ -1,0 +1,39 @@
+"""The settings of export.py as flags, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from utils.config import MAX_PIXELS, check_options, option, threads_option
+
+FORMATS = ("onnx", "openvino", "torchscript")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """One run of export.py; the files are written next to the weights."""
+
+    weights: str = option("", help="checkpoint, FeatherDet's or YOLOv5's")
+    cfg: str = option(
+        "", help="model YAML, by path or name, in place of --weights: random weights, for its cost"
+    )
+    include: tuple[str, ...] = option(("onnx",), choices=FORMATS, help="the formats to write")
+    imgsz: tuple[int, ...] = option(
+        (),
+        flags=("--img", "--img-size"),
+        min=1,
+        max=MAX_PIXELS,
+        help="network size: one number for a square, or height and width; by default that of the"
+        " weights' training, else 640",
+    )
+    batch_size: int = option(1, flags=("--batch",), min=1, max=1024, help="images per call")
+    dynamic: bool = option(False, help="any batch, height and width instead of --img and --batch")
+    half: bool = option(False, help="weights in float16; inputs and outputs stay float32")
+    threads: int = threads_option()
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if bool(self.weights) == bool(self.cfg):
+            raise ValueError("give --weights, or --cfg for random weights")
+        if len(self.imgsz) > 2:
+            raise ValueError(f"--img is one number or height and width, got {len(self.imgsz)}")

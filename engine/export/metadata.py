@@ -1,0 +1,53 @@
+"""What an exported file states about its network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from utils.errors import UserError, cause_of
+
+FORMAT = "featherdet-export-1"
+KEY = "featherdet"  # under which a file keeps it
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Images (B, 3, H, W) float32 in [0, 1] -> boxes (B, N, 4) xyxy pixels, scores (B, N, C)."""
+
+    names: tuple[str, ...]
+    stride: int  # the largest; H and W are multiples of it
+    size: tuple[int, int] | None  # (H, W); None: any
+    batch: int | None  # B; None: any
+    head: str
+    data: str  # the data set that the network was trained on; '': not known
+    format: str = FORMAT
+
+    def to_text(self) -> str:
+        """JSON."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_text(text: str | None, file: object) -> Metadata:
+        """The inverse of `to_text`. UserError, naming `file`, for anything else."""
+        try:
+            values: Mapping[str, Any] = json.loads(text or "")
+            names, size = tuple(map(str, values["names"])), values["size"]
+            found = Metadata(
+                names=names,
+                stride=int(values["stride"]),
+                size=None if size is None else (int(size[0]), int(size[1])),
+                batch=None if values["batch"] is None else int(values["batch"]),
+                head=str(values["head"]),
+                data=str(values["data"]),
+            )
+            known = bool(names) and found.stride > 0 and values["format"] == FORMAT
+        except Exception as error:
+            raise UserError(
+                f"{file}: not written by FeatherDet's export.py, or damaged: {cause_of(error)}"
+            ) from error
+        if not known:
+            raise UserError(f"{file}: written by another version of FeatherDet; export it again")
+        return found

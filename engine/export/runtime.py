@@ -1,0 +1,171 @@
+"""Networks by runtime: a Detector in PyTorch, or an exported file in a program made for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.checkpoint import TrainedWith, load_trained
+from engine.export.metadata import KEY, Metadata
+from models.detector import Detector
+from utils.errors import UserError, cause_of
+
+PACKAGES = {  # what a format needs to be written and run
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+    "torchscript": (),
+}
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+class Network(Protocol):
+    """What evaluation and detection need of a network."""
+
+    names: tuple[str, ...]
+
+    @property
+    def max_stride(self) -> int:
+        """What image sides must be multiples of."""
+
+    @property
+    def input_type(self) -> torch.dtype:
+        """The type of its images."""
+
+    def detect(self, images: Tensor, conf: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W) in [0, 1] -> what may score over `conf`, as from `Head.decode`."""
+
+
+class Exported:
+    """A Network that a file of export.py holds; runs in float32, on the CPU's memory."""
+
+    input_type = torch.float32
+
+    def __init__(self, metadata: Metadata, run: Run) -> None:
+        self.metadata = metadata
+        self.names, self.max_stride = metadata.names, metadata.stride
+        self._run = run
+
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) in [0, 1] -> boxes (B, N, 4) xyxy pixels, scores (B, N, classes)."""
+        size, batch = self.metadata.size, self.metadata.batch or len(images)
+        if size is not None and tuple(images.shape[2:]) != size:
+            raise UserError(
+                f"the exported network takes images of {size[0]} x {size[1]} pixels, not"
+                f" {images.shape[2]} x {images.shape[3]}: use --img, or export with --dynamic"
+            )
+        parts: list[Sequence[Tensor]] = []
+        for some in images.cpu().contiguous().split(batch):
+            short = batch - len(some)
+            filled = torch.cat((some, some.new_zeros(short, *some.shape[1:]))) if short else some
+            found = map(torch.from_numpy, self._run(filled.numpy()))
+            parts.append([item[: len(some)] for item in found])
+        boxes, scores = (torch.cat(items) for items in zip(*parts, strict=True))
+        return boxes, scores
+
+    def detect(self, images: Tensor, conf: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As in Network."""
+        boxes, scores = self.outputs(images)
+        low = scores.amax(2) <= conf  # not so for NaN, which must be noticed
+        image, row = low.logical_not().nonzero(as_tuple=True)
+        return image, boxes[image, row], scores[image, row]
+
+
+def load_network(weights: str | Path, *, device: torch.device) -> tuple[Network, TrainedWith]:
+    """The network of a checkpoint, on `device`, or of an exported file, and its training.
+
+    Raises UserError.
+    """
+    path = Path(weights)
+    if not (path.is_dir() or path.suffix in {".onnx", ".xml", ".torchscript"}):
+        model, trained = load_trained(weights, device=device, fuse=True)
+        return model.requires_grad_(False), trained
+    exported = open_exported(path, device)
+    size = exported.metadata.size
+    return exported, TrainedWith(size[0] if size else None, exported.metadata.data)
+
+
+def to_half(network: Network) -> None:
+    """Let a Detector compute in float16; UserError for an exported file."""
+    if not isinstance(network, Detector):
+        raise UserError(
+            "half precision is for checkpoints; for exported files give it to export.py"
+        )
+    network.to_half()
+
+
+def open_exported(path: Path, device: torch.device) -> Exported:
+    """A file (or folder) of export.py, ready to run. Raises UserError."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if path.suffix == ".onnx":
+        required("onnxruntime")
+        opener = _onnx
+    elif path.suffix == ".torchscript":
+        opener = _torchscript
+    else:
+        required("openvino")
+        opener = _openvino
+    try:
+        text, run = opener(path, device)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: cannot be opened: {cause_of(error)}") from error
+    return Exported(Metadata.from_text(text, path), run)
+
+
+def required(name: str) -> None:
+    """Raise UserError, with the line for pip, where a format or package is not installed."""
+    missing = [p for p in PACKAGES.get(name, (name,)) if importlib.util.find_spec(p) is None]
+    if missing:
+        raise UserError(f"{name} needs packages that are missing: pip install {' '.join(missing)}")
+
+
+def _onnx(path: Path, device: torch.device) -> tuple[str | None, Run]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    wanted = ["CUDAExecutionProvider"] * (device.type == "cuda") + ["CPUExecutionProvider"]
+    available = onnxruntime.get_available_providers()
+    providers = [provider for provider in wanted if provider in available]
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
+    text = session.get_modelmeta().custom_metadata_map.get(KEY)
+    return text, lambda images: session.run(None, {"images": images})
+
+
+def _openvino(path: Path, device: torch.device) -> tuple[str | None, Run]:
+    import openvino
+
+    files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
+    if len(files) != 1:
+        raise UserError(f"{path}: no folder of an OpenVINO model: {len(files)} .xml files in it")
+    core = openvino.Core()
+    # its default is bfloat16 where the processor has it, which moves boxes by pixels
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = core.compile_model(files[0], "CPU", hints)
+    stated = files[0].with_name(f"{KEY}.json")
+    text = stated.read_text(encoding="utf-8") if stated.is_file() else None
+    return text, lambda images: [*compiled(images).values()]
+
+
+def _torchscript(path: Path, device: torch.device) -> tuple[str | None, Run]:
+    kept = {KEY: ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about its own format
+        module = torch.jit.load(path, map_location=device, _extra_files=kept)
+    text = kept[KEY]
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode():
+            found = module(torch.from_numpy(images).to(device))
+        return [item.cpu().numpy() for item in found]
+
+    return text.decode() if isinstance(text, bytes) else text, run

@@ -1,0 +1,177 @@
+"""Exported files give what PyTorch gives, and say what they are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import export
+import val
+from engine.checkpoint import load_detector, model_payload, save_checkpoint
+from engine.export import runtime
+from engine.export.config import FORMATS
+from engine.export.metadata import Metadata
+from engine.export.runtime import load_network, open_exported
+from engine.predict.predictor import Predictor
+from models.builder import build_detector
+from models.yaml.parser import load_spec
+from utils.errors import UserError
+from utils.nms import NmsConfig
+from utils.seeding import generator
+
+CPU = torch.device("cpu")
+NAMES = {"onnx": "tiny.onnx", "openvino": "tiny_openvino_model", "torchscript": "tiny.torchscript"}
+ALL = NmsConfig(conf=0.001, iou=1.0, max_det=50)  # random weights have near ties
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, tiny_model):
+    """A checkpoint of random weights with statistics that are not those of the start."""
+    torch.manual_seed(0)
+    model = build_detector(load_spec(str(tiny_model)), classes=3, names=("a", "b", "c")).train()
+    model(torch.rand(4, 3, 64, 64))
+    path = tmp_path_factory.mktemp("export") / "tiny.pt"
+    save_checkpoint(path, model_payload(model.eval()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(weights):
+    """Fixed files of all formats, for two images of 64 x 96."""
+    export.main(
+        ["--weights", str(weights), "--include", *FORMATS, "--img", "64", "96", "--batch", "2"]
+    )
+    return weights.parent
+
+
+def test_outputs_are_those_of_the_detector(weights, files):
+    images = torch.from_numpy(generator(0).random((5, 3, 64, 96), dtype=np.float32))
+    model = load_detector(weights, device=CPU)
+    with torch.inference_mode():
+        boxes, scores = model.head.dense(model(images))
+    for name in FORMATS:
+        network = open_exported(files / NAMES[name], CPU)  # 5 images, two at a time
+        found_boxes, found_scores = network.outputs(images)
+        torch.testing.assert_close(found_boxes, boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found_scores, scores, rtol=1e-4, atol=1e-5)
+        assert network.names == ("a", "b", "c")
+        assert (network.metadata.size, network.metadata.batch) == ((64, 96), 2)
+        with pytest.raises(UserError, match="takes images of 64 x 96 pixels, not 64 x 64"):
+            network.outputs(images[..., :64])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_detections_are_those_of_the_detector(weights, files, name):
+    pictures = [generator(1, i).integers(0, 256, (80, 70, 3), dtype=np.uint8) for i in range(3)]
+    ours = Predictor(weights, image_size=(64, 96), device="cpu", nms=ALL).batch(pictures)
+    theirs = Predictor(files / NAMES[name], device="cpu", nms=ALL).batch(pictures)
+    for a, b in zip(ours, theirs, strict=True):
+        assert len(a.detections) == 50
+        torch.testing.assert_close(a.detections.scores, b.detections.scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a.detections.boxes[0], b.detections.boxes[0], rtol=0, atol=0.01)
+        assert (a.network_size, a.names) == (b.network_size, b.names)
+
+
+def test_a_dynamic_file_takes_any_size_and_batch(weights, rectangles, tmp_path, capsys):
+    copy = tmp_path / "tiny.pt"
+    copy.write_bytes(weights.read_bytes())
+    export.main(["--weights", str(copy), "--include", *FORMATS, "--dynamic", "--img", "64"])
+    capsys.readouterr()
+    network, _ = load_network(tmp_path / "tiny.onnx", device=CPU)
+    for shape in ((1, 64, 64), (3, 128, 96)):
+        boxes, scores = network.outputs(torch.rand(shape[0], 3, *shape[1:]))
+        assert (
+            boxes.shape[:2] == scores.shape[:2] == (shape[0], 3 * shape[1] * shape[2] * 21 // 1024)
+        )
+    tables = []
+    for file in ("tiny.pt", *NAMES.values()):
+        flags = ["--img", "96", "--noplots", "--workers", "0", "--project", str(tmp_path / "runs")]
+        val.main(["--weights", str(tmp_path / file), "--data", str(rectangles), *flags, "--rect"])
+        tables.append(
+            [line.split() for line in capsys.readouterr().out.splitlines() if " all " in line]
+        )
+    assert tables[0]
+    assert all(table == tables[0] for table in tables)
+
+
+def test_half_takes_half_the_room(weights, files, tmp_path):
+    copy = tmp_path / "tiny.pt"
+    copy.write_bytes(weights.read_bytes())
+    export.main(["--weights", str(copy), "--img", "64", "96", "--batch", "2", "--half"])
+    sizes = [(folder / "tiny.onnx").stat().st_size for folder in (tmp_path, files)]
+    assert sizes[0] < 0.7 * sizes[1]
+    images = torch.rand(2, 3, 64, 96)
+    exact, rounded = (
+        open_exported(f / "tiny.onnx", CPU).outputs(images) for f in (files, tmp_path)
+    )
+    torch.testing.assert_close(rounded[1], exact[1], rtol=0, atol=0.02)
+
+
+def test_mistakes_are_one_line(weights, files, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="give --weights, or --cfg"):
+        export.main([])
+    with pytest.raises(UserError, match="--img 65: not multiples of 32"):
+        export.main(["--weights", str(weights), "--img", "65"])
+    with pytest.raises(UserError, match="no such file"):
+        load_network(tmp_path / "missing.onnx", device=CPU)
+    for name in ("a.onnx", "a.torchscript", "a.xml"):
+        (tmp_path / name).write_text("rubbish")
+        with pytest.raises(UserError, match=f"{name}: cannot be opened") as caught:
+            load_network(tmp_path / name, device=CPU)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"0 \.xml files"):
+        load_network(files.parent, device=CPU)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="missing: pip install onnx onnxscript openvino"):
+        export.main(["--weights", str(weights), "--include", "openvino"])
+    with pytest.raises(UserError, match="missing: pip install onnxruntime"):
+        load_network(files / "tiny.onnx", device=CPU)
+
+
+def test_metadata_of_others_is_refused():
+    own = Metadata(("a",), 32, (64, 96), None, "Detect", "shapes")
+    assert Metadata.from_text(own.to_text(), "f") == own
+    assert Metadata.from_text(replace(own, size=None, batch=3).to_text(), "f").batch == 3
+    values = json.loads(own.to_text())
+    for text in (None, "", "[]", "{", json.dumps({**values, "stride": "x"})):
+        with pytest.raises(UserError, match=r"f: not written by FeatherDet's export\.py"):
+            Metadata.from_text(text, "f")
+    for change in ({"format": "featherdet-export-2"}, {"names": []}, {"stride": 0}):
+        with pytest.raises(UserError, match="another version of FeatherDet"):
+            Metadata.from_text(json.dumps({**values, **change}), "f")
+
+
+def test_a_model_file_is_exported_with_random_weights(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    export.main(["--cfg", str(tiny_model), "--img", "64"])
+    assert (tmp_path / "tiny.onnx").is_file()
+    assert "outputs differ from PyTorch's by" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"yolov5n{k}"
+        for k in (
+            "",
+            "-ghost",
+            "-osa",
+            "-shuffle",
+            "-mixconv",
+            "-ghostnet",
+            "-vovnet",
+            "-shufflenetv2",
+            "-mixnet",
+        )
+    ],
+)
+def test_the_shipped_n_models(name, tmp_path, monkeypatch):
+    """export.py itself compares each file with PyTorch."""
+    monkeypatch.chdir(tmp_path)
+    export.main(["--cfg", name, "--include", *FORMATS, "--img", "128", "--dynamic"])
