@@ -14,20 +14,24 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
 
+from data.loading.sample import Batch
 from engine import distributed
 from engine.measure.bench import synchronize
 from engine.train.config import TrainConfig
 from engine.train.interrupts import StopRequest
+from engine.train.loading import delivered
 from engine.train.loop import reproducible
+from engine.train.model import to_network
 from engine.train.setup import prepare_run
 from engine.train.state import TrainRun
-from engine.train.step import to_network, train_epoch
+from engine.train.step import train_epoch
 from models.detector import Detector
 from utils.config import option, parse
 from utils.errors import run_script
@@ -61,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         shared = {key: value for key, value in vars(config).items() if key != "repeats"}
         train_config = TrainConfig(**shared, project=folder, noplots=True)
         run = prepare_run(train_config, world, locks)
-        images = to_network(next(run.loader.batches(0)).images.to(world.device))
+        images = to_network(next(_batches(run, 0)).images)
         model = copy.deepcopy(run.state.model)
         formats = (torch.channels_last, torch.contiguous_format)
         for memory_format in formats:  # warm-up, and the choice of the faster one
@@ -99,12 +103,16 @@ def _end_to_end(run: TrainRun, epoch: int) -> tuple[float, float]:
         run.state.start_epoch(number)
         synchronize(run.world.device)
         start = time.perf_counter()
-        batches = run.loader.batches(number)
+        batches = _batches(run, number)
         first = next(batches)
         waited = time.perf_counter() - start
         train_epoch(run, chain([first], batches), StopRequest())
         synchronize(run.world.device)
     return len(run.train.records) / (time.perf_counter() - start), waited
+
+
+def _batches(run: TrainRun, epoch: int) -> Iterator[Batch]:
+    return delivered(run.loader.batches(epoch), run.world.device, run.device_images)
 
 
 def _bare(

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 GREY = 114  # of the padding, YOLOv5's value
 
@@ -31,6 +32,15 @@ class Targets:
     def to(self, device: torch.device) -> Targets:
         """The same targets on `device`; asynchronous when the tensors are pinned."""
         return Targets(*(item.to(device, non_blocking=True) for item in vars(self).values()))
+
+    def padded(self, count: int) -> Targets:
+        """`count` targets: these, then boxes without area, which no anchor is assigned to."""
+        more = count - len(self)
+        return Targets(
+            F.pad(self.image_index, (0, more)),
+            F.pad(self.labels, (0, more)),
+            F.pad(self.boxes, (0, 0, 0, more)),
+        )
 
     def pin_memory(self) -> Targets:
         """The same targets in page-locked memory."""

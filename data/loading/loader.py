@@ -35,6 +35,7 @@ class LoaderConfig:
     rank: int = 0
     world_size: int = 1
     rect: bool = False
+    fill: bool = False  # the last batch of an epoch up with images from its beginning
     cache: str = "none"  # or auto, ram, disk, device: see choose_cache
     pin_memory: bool = False
     on_device: bool = False  # batches are for a DeviceImages, see augment
@@ -46,10 +47,10 @@ class TrainLoader(BatchLoader):
 
     Every rank has the same number of batches and, batch by batch, the same number of images: the
     shuffled set is dealt out to the ranks in turn and begins again where the last ranks would
-    miss one image.  The last batch of an epoch may be smaller.  With `rect` a batch has images of
-    similar aspect on the smallest canvas that holds them all, without mosaic, and only the order
-    of the batches is shuffled.  The letterboxes of the batches are identities, since an augmented
-    image has no way back to one file.
+    miss one image.  The last batch of an epoch may be smaller, unless `fill`.  With `rect` a batch
+    has images of similar aspect on the smallest canvas that holds them all, without mosaic, and
+    only the order of the batches is shuffled.  The letterboxes of the batches are identities, since
+    an augmented image has no way back to one file.
 
     Mosaics take images of the last POOL samples of this rank, or of the whole set where it has no
     more.  These are shared between workers, so that each image is decoded about once per epoch.
@@ -172,6 +173,8 @@ class _TrainSampler:
         self._config = config
         self._pool, self._slots = pool, slots
         self._share = math.ceil(len(shapes) / config.world_size)  # images of this rank
+        if config.fill:
+            self._share = math.ceil(self._share / config.batch_size) * config.batch_size
 
     def __len__(self) -> int:
         return math.ceil(self._share / self._config.batch_size)

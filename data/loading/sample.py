@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,12 @@ class Batch:
         plan = None if self.plan is None else Plan(*map(change, vars(self.plan).values()))
         slots = None if self.slots is None else change(self.slots)
         return Batch(change(self.images), targets, self.letterboxes, self.image_ids, plan, slots)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it holds."""
+        for part in (self.targets, self.plan):
+            yield from () if part is None else vars(part).values()
+        yield from (part for part in (self.images, self.slots) if part is not None)
 
     def __len__(self) -> int:
         return len(self.images if self.plan is None else self.plan)

@@ -132,7 +132,7 @@ class TrainConfig:
         choices=("auto", "off", "fp16", "bf16"),
         help="mixed precision on CUDA; auto: fp16 there, off on CPU",
     )
-    compile: bool = option(False, help="compile the model with torch.compile")
+    compile: bool = option(False, help="compile forward and loss with torch.compile")
     grad_clip: float = option(10.0, min=0, help="maximum norm of the gradients; 0: no limit")
     profile: bool = option(False, help="print the time of each part of a training step")
     ddp_timeout: float = option(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 import torch
 
 from data.index.records import DataIndex
 from data.loading.device import DeviceImages
 from data.loading.loader import LoaderConfig, TrainLoader, ValLoader
+from data.loading.sample import Batch
 from data.loading.store import free_memory
 from engine.distributed import Distributed
 from engine.train.config import TrainConfig
@@ -45,6 +48,7 @@ def make_loaders(
         rank=world.rank,
         world_size=world.world_size,
         rect=config.rect,
+        fill=config.compile and not config.rect,
         cache=config.cache,
         pin_memory=device.type == "cuda",
     )
@@ -61,6 +65,37 @@ def make_loaders(
     )
     images = DeviceImages(loader.slots, config.imgsz, device) if on_device else None
     return loader, ValLoader(val, common), images
+
+
+def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches on `device`; on CUDA the next one is copied, by a stream of its own, before
+    the one at hand is used.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device)
+        return
+    user, copier = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    following: tuple[Batch, torch.cuda.Event] | None = None
+    for item in chain(batches, (None,)):
+        ready, following = following, None
+        if item is not None:
+            with torch.cuda.stream(copier):
+                following = item.to(device), copier.record_event()
+        if ready is not None:
+            there, copied = ready
+            user.wait_event(copied)
+            for tensor in there.tensors():
+                tensor.record_stream(user)  # whose memory the copier may not use until then
+            yield there
+
+
+def delivered(
+    batches: Iterable[Batch], device: torch.device, images: DeviceImages | None
+) -> Iterator[Batch]:
+    """Batches of a TrainLoader -> those that a step takes: on the device, composed there or not."""
+    there = ahead(batches, device)
+    return there if images is None else images.composed(there)
 
 
 def composes_on_device(config: TrainConfig, hyp: Hyperparameters, device: torch.device) -> bool:

@@ -22,16 +22,18 @@ from engine.evaluate.plots import BatchImages, save_plots
 from engine.train.config import TrainConfig
 from engine.train.files import LOSSES, METRICS, announce, csv_text, plot_results, save, tensorboard
 from engine.train.interrupts import StopRequest, stop_requests
+from engine.train.loading import delivered
 from engine.train.setup import prepare_run
 from engine.train.state import TrainRun
 from engine.train.step import CONSOLE_HEADER, train_epoch
 from models.losses.anchor import AnchorLoss
 from utils.config import changed
-from utils.errors import FeatherDetError, TerminatedError, UserError
+from utils.errors import FeatherDetError, TerminatedError, UserError, cause_of
 from utils.files import write_text
 from utils.terminal import say, warn
 
 VAL_AHEAD = 16  # steps before the end of an epoch at which its validation images are first loaded
+COMPILER = ("torch._dynamo", "torch._inductor")  # where the errors of torch.compile come from
 Log = Callable[[Mapping[str, float]], None]  # writes a row of results.csv elsewhere
 
 
@@ -61,6 +63,11 @@ def fit(config: TrainConfig, given: Collection[str] | None = None) -> DetectionM
             " batch either way), --batch-size -1, or --amp fp16"
         ) from error
     except RuntimeError as error:
+        if config.compile and type(error).__module__.startswith(COMPILER):
+            raise UserError(
+                f"--compile: torch.compile failed: {cause_of(error)}; on a CPU it needs a C++"
+                " compiler (g++); or leave the flag out"
+            ) from error
         if not distributed.is_lost_rank(error):
             raise
         raise FeatherDetError(
@@ -147,9 +154,7 @@ def _epoch(run: TrainRun, request: StopRequest, log: Log) -> None:
 def _batches(run: TrainRun, *, validate: bool) -> Iterator[Batch]:
     """The epoch's remaining batches; with its last ones the loading for validation begins."""
     batches = run.loader.batches(run.state.epoch, run.state.batches)
-    if run.device_images is not None:
-        batches = run.device_images.composed(batch.to(run.state.device) for batch in batches)
-    for batch in batches:
+    for batch in delivered(batches, run.state.device, run.device_images):
         if validate and len(run.loader) - run.state.batches <= VAL_AHEAD:
             run.val_loader.start()
         yield batch
@@ -245,6 +250,7 @@ def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> No
 
 def _finish(run: TrainRun) -> DetectionMetrics:
     """Evaluate the best weights, draw the plots, and print where everything is."""
+    run.val_loader.start()  # its workers begin while the weights are read
     weights = run.folder / "weights"
     drawn = run.world.is_main and not run.config.noplots
     images = BatchImages(run.val.names) if drawn else None

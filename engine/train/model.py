@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from engine.train.config import TrainConfig
 from engine.train.optimizer import freeze
 from models.builder import build_detector
 from models.detector import Detector
-from models.losses.anchor import AnchorLoss
+from models.losses.anchor import AnchorLoss, Grid
 from models.profile.fit import fit, read_budget
 from models.spec import ModelSpec
 from models.weights.imagenet import plan_transfer
@@ -35,6 +36,7 @@ from utils.terminal import say, say_main, warn_main
 
 DEFAULT_MODEL = "yolov5n"
 AMP_TYPES = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16}
+MIN_ROOM = 64  # targets of a compiled step
 # of --batch-size -1
 DEFAULT_BATCH = 16  # on a CPU
 MAX_BATCH = 1024
@@ -148,22 +150,89 @@ def autocast_type(config: TrainConfig, device: torch.device) -> torch.dtype | No
     return AMP_TYPES.get(config.amp) if device.type == "cuda" else None
 
 
+def to_network(images: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 -> float32 in [0, 1], channels last; floats are ready."""
+    if images.is_floating_point():
+        return images
+    return images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+class ForwardAndLoss(nn.Module):
+    """Images (B, 3, H, W) and targets of a rank -> what its backward pass starts from.
+
+    That is the loss to differentiate, and its (3,) box, obj, cls, detached.  Compiled or not, it is
+    the same function; compiled, targets are padded by boxes without area, so that their number,
+    a power of two, rarely changes.
+    """
+
+    def __init__(
+        self,
+        model: Detector,
+        loss: AnchorLoss,
+        world: Distributed,
+        *,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.loss, self.world, self.autocast = model, loss, world, autocast
+        self.graphs = False  # whether its results lie in the memory of CUDA graphs
+        self._room = 0  # targets that a compiled step takes
+        self._run = self._compute
+
+    def compile_step(self, *, varying: bool, **options: Any) -> None:
+        """Compile at the next call, for images of any size with `varying`.
+
+        `options` are torch.compile's.  Several ranks are left without CUDA graphs, whose capture
+        would have to hold their collectives.
+        """
+        world = self.world
+        self._room = MIN_ROOM
+        self.graphs = world.device.type == "cuda" and world.world_size == 1 and not varying
+        mode = "reduce-overhead" if self.graphs else None
+        self._run = torch.compile(self._compute, dynamic=varying, mode=mode, **options)
+
+    def forward(self, images: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        grid = self.loss.grid(images.shape)  # here, since what is compiled cannot keep tensors
+        if self._room:
+            if len(targets) > self._room:
+                self._room = 1 << (2 * len(targets)).bit_length()
+            targets = targets.padded(self._room)
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        return self._run(images, targets, grid)
+
+    def _compute(self, images: Tensor, targets: Targets, grid: Grid) -> tuple[Tensor, Tensor]:
+        world, autocast = self.world, self.autocast
+        with torch.autocast(world.device.type, autocast, enabled=autocast is not None):
+            raw = self.model(to_network(images))
+        reduce = distributed.all_reduce_sum if world.world_size > 1 else None
+        return self.loss(raw, targets, grid=grid, reduce=reduce, world_size=world.world_size)
+
+
 def wrapped(
-    model: Detector, config: TrainConfig, world: Distributed
-) -> tuple[Callable[[Tensor], list[Tensor]], Callable[[], AbstractContextManager[None]]]:
-    """The model as it is called in a step: distributed over ranks, compiled, or as it is.
+    step: ForwardAndLoss, config: TrainConfig
+) -> tuple[nn.Module, Callable[[], AbstractContextManager[None]]]:
+    """`step` as training calls it: compiled, distributed over ranks, or as it is.
 
     Also the context in which a backward pass leaves its gradients on their rank.
     """
-    module: nn.Module = model
-    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     if config.sync_bn:
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # in place: same tensors
-    if world.world_size > 1:
-        devices = [world.device] if world.device.type == "cuda" else None
-        module = DistributedDataParallel(module, device_ids=devices)
-        no_sync = module.no_sync
-    return torch.compile(module) if config.compile else module, no_sync
+        nn.SyncBatchNorm.convert_sync_batchnorm(step)  # in place: same tensors
+    if config.compile:
+        varying = config.multi_scale or config.rect
+        step.compile_step(varying=varying)
+        kind = " into CUDA graphs" if step.graphs else ", for any image size," if varying else ""
+        full = "; the last batch of an epoch is filled up with images from its beginning"
+        say_main(
+            f"--compile: forward and loss are compiled{kind} in the first step, which takes a"
+            f" minute or more{'' if config.rect else full}"
+        )
+    if step.world.world_size == 1:
+        return step, nullcontext
+    devices = [step.world.device] if step.world.device.type == "cuda" else None
+    module = DistributedDataParallel(step, device_ids=devices)
+    return module, module.no_sync
 
 
 def largest_batch(

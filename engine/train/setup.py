@@ -20,7 +20,13 @@ from engine.distributed import Distributed
 from engine.train.config import TrainConfig, checkpoint_to_resume
 from engine.train.ema import ModelEma
 from engine.train.loading import composes_on_device, make_loaders
-from engine.train.model import autocast_type, model_file, model_to_train, wrapped
+from engine.train.model import (
+    ForwardAndLoss,
+    autocast_type,
+    model_file,
+    model_to_train,
+    wrapped,
+)
 from engine.train.optimizer import Schedule, build_optimizer, rate_scales
 from engine.train.state import StepClock, TrainRun, TrainState
 from models.detector import Detector
@@ -108,7 +114,15 @@ def prepare_run(
         folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         _lock(folder, locks)
         (folder / "weights").mkdir(exist_ok=True)
-    forward, no_sync = wrapped(model, config, world)
+    step, no_sync = wrapped(
+        ForwardAndLoss(
+            model,
+            AnchorLoss(model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing),
+            world,
+            autocast=autocast,
+        ),
+        config,
+    )
     return TrainRun(
         config=config,
         hyp=hyp,
@@ -119,11 +133,8 @@ def prepare_run(
         loader=loader,
         val_loader=val_loader,
         device_images=device_images,
-        forward=forward,
+        forward_and_loss=step,
         no_sync=no_sync,
-        loss=AnchorLoss(
-            model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing
-        ),
         schedule=schedule,
         autocast=autocast,
         state=state,

@@ -22,7 +22,7 @@ from engine.train.config import TrainConfig
 from engine.train.ema import ModelEma
 from engine.train.optimizer import Schedule, load_optimizer, trainable
 from models.detector import Detector
-from models.losses.anchor import AnchorLoss
+from utils.boxes import Targets
 from utils.errors import FeatherDetError
 from utils.hyp import Hyperparameters
 
@@ -154,10 +154,10 @@ class TrainRun:
     loader: TrainLoader
     val_loader: ValLoader
     device_images: DeviceImages | None  # where the device composes the images
-    forward: Callable[[Tensor], list[Tensor]]  # the model, perhaps compiled or distributed
+    # ForwardAndLoss, perhaps compiled and distributed
+    forward_and_loss: Callable[[Tensor, Targets], tuple[Tensor, Tensor]]
     # in this context a backward pass leaves its gradients on their rank
     no_sync: Callable[[], AbstractContextManager[None]]
-    loss: AnchorLoss
     schedule: Schedule
     autocast: torch.dtype | None  # fp16 or bf16 on CUDA
     state: TrainState

@@ -17,6 +17,7 @@ from data.loading.plots import plot_batch
 from data.loading.sample import Batch
 from engine import distributed
 from engine.train.interrupts import StopRequest
+from engine.train.model import to_network
 from engine.train.optimizer import apply_rates, trainable, update_weights
 from engine.train.state import NonFiniteError, TrainRun, TrainState
 from utils.boxes import Targets
@@ -50,11 +51,6 @@ def check_finite(state: TrainState, noted: Noted) -> None:
             )
 
 
-def to_network(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32 in [0, 1], channels last."""
-    return images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
-
-
 def rescale(
     images: Tensor, targets: Targets, *, stride: int, seed: int, step: int
 ) -> tuple[Tensor, Targets]:
@@ -78,29 +74,24 @@ def rescale(
 def train_step(run: TrainRun, batch: Batch) -> Tensor:
     """Forward, loss, backward and, when enough batches have come together, an update.
 
-    Returns (2,) the loss and the norm of the update's gradient (0 without update).  Nothing waits
-    for the device.
+    `batch` lies on the device.  Returns (2,) the loss and the norm of the update's gradient (0
+    without update).  Nothing waits for the device.
     """
     state, config, world, clock = run.state, run.config, run.world, run.clock
     step = state.epoch * run.schedule.steps_per_epoch + state.batches
     rates = run.schedule.at(step)
     # for layers that draw (dropout): what a step draws does not depend on its past
     torch.manual_seed(int(generator(config.seed, step, world.rank).integers(2**63)))
-    batch = batch.to(world.device)
-    images, targets = to_network(batch.images), batch.targets
+    images, targets = batch.images, batch.targets
     if config.multi_scale:
-        stride = state.model.max_stride
-        images, targets = rescale(images, targets, stride=stride, seed=config.seed, step=step)
-    clock.end("copy")
+        images, targets = rescale(
+            to_network(images), targets, stride=state.model.max_stride, seed=config.seed, step=step
+        )
     state.pending += 1
     updates = state.pending >= rates.accumulate or step == run.schedule.last_step
-    reduce = distributed.all_reduce_sum if world.world_size > 1 else None
     with nullcontext() if updates else run.no_sync():
-        with torch.autocast(world.device.type, run.autocast, enabled=run.autocast is not None):
-            raw = run.forward(images)
-        clock.end("forward")
-        loss, parts = run.loss(raw, targets, reduce=reduce, world_size=world.world_size)
-        clock.end("loss")
+        loss, parts = run.forward_and_loss(images, targets)
+        clock.end("forward and loss")
         state.scaler.scale(loss).backward()
     clock.end("backward")
     total = loss.detach()
@@ -111,6 +102,11 @@ def train_step(run: TrainRun, batch: Batch) -> Tensor:
         # fp16's scaler has skipped the update where the gradient is not finite
         state.ema.update(torch.isfinite(norm) if state.scaler.is_enabled() else None)
         state.pending = 0
+    elif state.pending == 1 and config.compile:
+        # the next step's CUDA graph would overwrite them
+        for parameter in trainable(state.optimizer):
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
     clock.end("optimizer")
     state.losses += parts
     return torch.stack((total, norm))
@@ -119,7 +115,8 @@ def train_step(run: TrainRun, batch: Batch) -> Tensor:
 def train_epoch(run: TrainRun, batches: Iterable[Batch], request: StopRequest) -> bool:
     """Run the epoch's remaining `batches`; False when any rank was asked to stop by its last one.
 
-    The state is then between two steps, the same on all ranks.  Raises NonFiniteError.
+    They lie on the device.  The state is then between two steps, the same on all ranks.  Raises
+    NonFiniteError.
     """
     state, world, total = run.state, run.world, run.schedule.steps_per_epoch
     read_every = READ_EVERY if state.device.type == "cuda" else 1

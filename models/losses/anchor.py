@@ -144,6 +144,7 @@ class AnchorLoss:
         raw: Sequence[Tensor],
         targets: Targets,
         *,
+        grid: Grid | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
         world_size: int = 1,
     ) -> tuple[Tensor, Tensor]:
@@ -154,8 +155,9 @@ class AnchorLoss:
         makes the averaged gradient that of one process with the whole batch, however the boxes are
         spread (every rank must hold equally many images).
         """
-        shapes = tuple(tuple(y.shape[:4]) for y in raw)
-        grid = Grid.of(shapes, self.head.stride, self.balance, raw[0].device)
+        if grid is None:
+            shapes = tuple(tuple(y.shape[:4]) for y in raw)
+            grid = Grid.of(shapes, self.head.stride, self.balance, raw[0].device)
         item = assign(targets, self.head.anchors, grid, ratio=self.ratio)
         columns, rows = item.cells.unbind(-1)  # (L, 5, 1, M)
         image = targets.image_index
@@ -187,6 +189,13 @@ class AnchorLoss:
             parts.append(torch.zeros_like(parts[0]))
         losses = torch.stack(parts) * self.gains
         return losses.sum() * (raw[0].shape[0] * world_size), losses.detach()
+
+    def grid(self, images: torch.Size) -> Grid:
+        """The constants of the raw maps of images (B, 3, H, W), on the device of the head."""
+        anchors, stride = self.head.anchors, self.head.stride
+        (batch, _, height, width), number = images, anchors.shape[1]
+        shapes = tuple((batch, number, height // s, width // s) for s in stride)
+        return Grid.of(shapes, stride, self.balance, anchors.device)
 
     def _objectness(
         self, raw: Sequence[Tensor], overlap: Tensor, cell: Tensor, grid: Grid

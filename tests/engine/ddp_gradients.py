@@ -12,7 +12,7 @@ from torch import nn
 
 from engine import distributed
 from engine.train.config import TrainConfig
-from engine.train.model import wrapped
+from engine.train.model import ForwardAndLoss, wrapped
 from models.builder import build_detector
 from models.losses.anchor import AnchorLoss
 from models.yaml.parser import load_spec
@@ -63,15 +63,11 @@ def main(model_file, out):
                 module.eval()
         loss = AnchorLoss(model, Hyperparameters(), image_size=64)
         several = world.world_size > 1
-        forward, no_sync = wrapped(model, TrainConfig(), world)
+        step, no_sync = wrapped(ForwardAndLoss(model, loss, world), TrainConfig())
         for index, boxes in enumerate(batches):
             images, targets = share(boxes, world.rank) if several else whole(boxes)
-            reduce = distributed.all_reduce_sum if several else None
             with nullcontext() if index == len(batches) - 1 else no_sync():
-                value, _ = loss(
-                    forward(images), targets, reduce=reduce, world_size=world.world_size
-                )
-                value.backward()
+                step(images, targets)[0].backward()
         result[name] = {key: parameter.grad for key, parameter in model.named_parameters()}
     if world.is_main:
         torch.save(result, out)

@@ -218,6 +218,23 @@ def test_start_step_is_the_tail_of_the_epoch(make_index, workers, rect):
         epoch_of(loader, 0, start_step=5)
 
 
+@pytest.mark.parametrize(("count", "world_size"), [(1, 1), (7, 1), (7, 2), (6, 1)])
+def test_the_last_batch_is_filled_up_from_the_epochs_beginning(make_index, count, world_size):
+    index = make_index(count)
+    dealt, plain = [], []
+    for rank in range(world_size):
+        own = config(batch_size=3, rank=rank, world_size=world_size)
+        filled = epoch_of(TrainLoader(index, replace(own, fill=True), ALL))
+        others = epoch_of(TrainLoader(index, own, ALL))
+        assert [len(batch) for batch in filled] == [3] * len(others)
+        assert_equal(filled[:-1], others[:-1])
+        dealt.append(np.concatenate([batch.image_ids for batch in filled]))
+        plain.append(np.concatenate([batch.image_ids for batch in others]))
+    order, once = (np.stack(item, 1).ravel().tolist() for item in (dealt, plain))
+    assert order == (once[:count] * len(order))[: len(order)]
+    assert set(order) == set(range(count))
+
+
 def test_no_image_one_image_and_a_batch_larger_than_the_set(make_index):
     with pytest.raises(UserError, match="no usable image"):
         TrainLoader(DataIndex((), ("a",), (1,), (), ""), config(), ALL)

@@ -15,6 +15,8 @@ from engine.train import step
 from engine.train.config import TrainConfig
 from engine.train.ema import ModelEma
 from engine.train.interrupts import StopRequest
+from engine.train.loading import ahead
+from engine.train.model import ForwardAndLoss, to_network
 from engine.train.optimizer import Schedule, build_optimizer, trainable
 from engine.train.state import NonFiniteError, StepClock, TrainState
 from engine.train.step import (
@@ -22,7 +24,6 @@ from engine.train.step import (
     check_finite,
     console_row,
     rescale,
-    to_network,
     train_epoch,
 )
 from models.builder import build_detector
@@ -60,15 +61,15 @@ def new_run(tiny_model, device):
         schedule = Schedule(recipe, epochs=1, steps_per_epoch=steps, batch_size=batch_size)
         optimizer = build_optimizer(model, "SGD", recipe, weight_decay=schedule.weight_decay)
         scaler = torch.amp.GradScaler(device.type, init_scale=scale or 1.0, enabled=bool(scale))
+        world = Distributed(device, world_size=ranks)
+        loss = AnchorLoss(model, recipe, image_size=64)
         return SimpleNamespace(
             state=TrainState(model, ModelEma(model), optimizer, scaler, device),
             config=TrainConfig(noplots=True),
-            world=Distributed(device, world_size=ranks),
+            world=world,
             schedule=schedule,
-            forward=model,
+            forward_and_loss=ForwardAndLoss(model, loss, world),
             no_sync=contextlib.nullcontext,
-            loss=AnchorLoss(model, recipe, image_size=64),
-            autocast=None,
             clock=StepClock(device),
         )
 
@@ -90,7 +91,7 @@ def at_batch(monkeypatch):
 
 
 def run_epoch(run, batches):
-    return train_epoch(run, batches, StopRequest())
+    return train_epoch(run, ahead(batches, run.state.device), StopRequest())
 
 
 def poison_gradients(state, wanted=lambda: True):
@@ -144,8 +145,8 @@ def test_only_an_update_exchanges_gradients_between_ranks(new_run):
         yield
 
     run = new_run(steps=5, nbs=4)
-    run.no_sync, model = no_sync, run.forward
-    run.forward = lambda images: log.append("forward") or model(images)
+    run.no_sync, inner = no_sync, run.forward_and_loss
+    run.forward_and_loss = lambda *batch: log.append("forward") or inner(*batch)
     run_epoch(run, batches_of(5))
     assert log == ["kept", "forward", "forward"] * 2 + ["forward"]  # the last step updates
 
@@ -156,9 +157,8 @@ def test_waiting_gradients_are_averaged_over_ranks_before_they_are_saved(new_run
         distributed, "all_reduce_sum", lambda value: calls.append(value.ndim) or value.detach() * 4
     )
     alone, several = new_run(nbs=8), new_run(nbs=8, ranks=2)
+    several.forward_and_loss.world = alone.world  # whose loss adds up nothing
     for run in (alone, several):
-        loss = run.loss
-        run.loss = lambda raw, targets, loss=loss, **_: loss(raw, targets)
         run_epoch(run, batches_of(3))
     pairs = zip(*(trainable(run.state.optimizer) for run in (alone, several)), strict=True)
     for mine, averaged in pairs:
@@ -182,7 +182,7 @@ def test_few_images_are_learned_by_heart(new_run):
 def test_mean_losses_are_over_the_batches_so_far_and_printed(new_run, device):
     run, batch = new_run(steps=2), batch_of(2, 1)
     on_device = batch.to(device)
-    _, first = run.loss(run.forward(to_network(on_device.images)), on_device.targets)
+    _, first = run.forward_and_loss(on_device.images, on_device.targets)
     run_epoch(run, [batch])
     means = run.state.mean_losses()
     torch.testing.assert_close(means[0], first[0], rtol=1e-4, atol=1e-6)
@@ -195,7 +195,7 @@ def test_mean_losses_are_over_the_batches_so_far_and_printed(new_run, device):
 def test_a_stop_is_obeyed_between_two_steps(new_run, at_batch, last):
     run, request = new_run(steps=4, nbs=2), StopRequest()
     at_batch(last, lambda: setattr(request, "signal", signal.SIGTERM))
-    assert not train_epoch(run, batches_of(4), request)
+    assert not train_epoch(run, ahead(batches_of(4), run.state.device), request)
     # on a GPU results, and with them requests, are read every ten steps and at the end
     assert run.state.batches == (last + 1 if run.state.device.type == "cpu" else 4)
 
@@ -257,6 +257,26 @@ def test_pixels_become_floats_in_the_wanted_order(device):
     ready = to_network(images.view(1, 3, 1, 1).expand(2, 3, 4, 5))
     assert ready.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(ready[0, :, 0, 0].cpu(), torch.tensor([0.0, 0.2, 1.0]))
+
+
+def test_batches_are_on_the_device_in_order_and_none_is_lost(device):
+    taken = []
+
+    def loaded():
+        for number, batch in enumerate(batches_of(5)):
+            taken.append(number)
+            yield batch
+
+    for count, batch in enumerate(ahead(loaded(), device), 1):
+        expected = batch_of(2, count - 1)
+        assert batch.images.device.type == device.type
+        assert torch.equal(batch.images.cpu(), expected.images)
+        assert torch.equal(batch.targets.boxes.cpu(), expected.targets.boxes)
+        assert batch.image_ids == expected.image_ids
+        # on CUDA the next one is under way
+        assert len(taken) == (count if device.type == "cpu" else min(count + 1, 5))
+    assert len(taken) == 5
+    assert not list(ahead([], device))
 
 
 def test_multi_scale_draws_multiples_of_the_stride_within_half():

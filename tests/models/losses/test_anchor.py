@@ -186,3 +186,18 @@ def test_split_over_ranks_the_gradient_is_that_of_one_process(device: torch.devi
     for level, y in enumerate(whole):
         averaged = torch.cat([part[level].grad / 2 for part in halves])
         assert torch.allclose(averaged, y.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_boxes_without_area_that_pad_change_no_loss_and_no_gradient(device: torch.device) -> None:
+    loss = make_loss(device, 3, 64)
+    found = []
+    for truth in (
+        own := targets(device, (0, 2, 10, 5, 40, 60), (1, 1, 0, 0, 24, 21)),
+        own.padded(64),
+    ):
+        raw = random_maps(loss, 2, 64)
+        total, parts = loss(raw, truth)
+        found.append((total, parts, *torch.autograd.grad(total, raw)))
+    for plain, padded in zip(*found, strict=True):
+        torch.testing.assert_close(padded, plain, rtol=1e-6, atol=1e-7)
+    assert len(own.padded(64)) == 64
