@@ -48,7 +48,7 @@ def convert(config: ConvertConfig) -> Converted:
     """Read SRC and write OUT. Raises UserError for an OUT that is not empty and unusable input."""
     src, out = Path(config.src), Path(config.out)
     for path in (src, Path(config.images or src)):
-        if not path.exists():
+        if not path.is_dir() and not (path.is_file() and path == src and config.format == "coco"):
             raise UserError(f"{path}: no such folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there and not empty; remove it or name another folder")

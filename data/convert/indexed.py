@@ -14,7 +14,8 @@ from utils.images import ImageError, read_bytes
 
 _ALIASES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _FOLDERS = ("images/{}", "{}/images", "{}", "obj_{}_data")  # the last of CVAT and darknet
-_NAME_FILES = ("classes.txt", "obj.names")  # of Label Studio and labelImg; of CVAT and darknet
+# Of Label Studio and labelImg; of CVAT and darknet
+_NAME_FILES = ("classes.txt", "labels/classes.txt", "obj.names")
 _MAX_BYTES = 8 << 30
 
 
@@ -25,8 +26,8 @@ def read_yolo_folder(src: Path, classes: tuple[str, ...]) -> Converted:
     files = [src / name for name in _NAME_FILES if (src / name).is_file()]
     if not classes and not files:
         raise UserError(
-            f"{src}: neither a data.yaml nor {' nor '.join(_NAME_FILES)}; name the classes in the"
-            " order of their numbers: --classes cat dog"
+            f"{src}: neither a data.yaml nor {' nor '.join(_NAME_FILES[::2])}; name the classes in"
+            " the order of their numbers: --classes cat dog"
         )
     if not classes:
         try:

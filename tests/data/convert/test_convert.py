@@ -292,6 +292,7 @@ def test_what_is_wrong_with_an_xml_file_is_named_and_its_image_skipped(src, conv
          r"a\.xml: class 'cow' is not one of --classes; did you mean 'cows'"),
         ("voc", {"a.jpg": None}, ("--classes", "a", "a"), "a name is given twice: a a"),
         ("voc", {"a.jpg": None}, ("--images", "nowhere"), "nowhere: no such folder"),
+        ("coco", {"a.jpg": None}, ("--images", "nowhere"), "nowhere: no such folder"),
         ("yolo", {"a.jpg": None}, (), "neither a data.yaml nor classes.txt nor obj.names"),
         ("yolo", {"a.jpg": None, "classes.txt": "a\na\n"}, (), r"classes\.txt: expected one name"),
         ("yolo", {"a.jpg": None}, ("--images", "."), "--images: YOLO's images and labels"),
@@ -316,8 +317,9 @@ def test_out_and_the_command_line_are_checked_first(src, tmp_path, capsys):
     for out, cause in ((tmp_path / "full", "is there and not empty"), (folder / "out", "lies in")):
         with pytest.raises(UserError, match=cause):
             main(["voc", str(folder), str(out)])
-    with pytest.raises(UserError, match="nowhere: no such folder"):
-        main(["voc", str(tmp_path / "nowhere"), str(tmp_path / "out")])
+    for kind, name in (("voc", "nowhere"), ("yolo", "src/a.xml"), ("coco", "nowhere")):
+        with pytest.raises(UserError, match=f"{name}: no such folder"):
+            main([kind, str(tmp_path / name), str(tmp_path / "out")])
     with pytest.raises(UserError, match=r"expected: python -m data.convert voc\|coco"):
         main(["voc", str(folder)])
     with pytest.raises(UserError, match="vox"):
