@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,23 @@ class Sources:
     def files(self) -> tuple[Path, ...]:
         """The files that are to be read; they must not be written to."""
         return tuple(Path(item.text) for item in self.items if item.kind in LOCAL)
+
+    def promise(self, count: int) -> bool:
+        """Whether `count` frames or more are to be expected, by what the files state.
+
+        A webcam or an RTSP stream has them, another URL counts as one.
+        """
+        for item in self.items:
+            frames = 1
+            if item.kind == "webcam" or item.text.startswith("rtsp"):
+                return True
+            if item.kind == "video":
+                with contextlib.suppress(CaptureError):  # reported when its turn comes
+                    capture = open_video(Path(item.text))
+                    frames = capture.frames or count
+                    capture.release()
+            count -= frames
+        return count <= 0
 
     def __iter__(self) -> Iterator[Frame]:
         self.problems = []

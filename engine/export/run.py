@@ -105,7 +105,7 @@ def difference(model: Detector, path: Path, images: Tensor) -> float:
 def to_onnx(network: nn.Module, images: Tensor, metadata: Metadata, base: Path) -> Path:
     """BASE.onnx, by torch.export."""
     path = base.with_suffix(".onnx")
-    write_bytes(path, _onnx_bytes(network, images, metadata))
+    write_bytes(path, onnx_bytes(network, images, metadata))
     return path
 
 
@@ -117,7 +117,7 @@ def to_openvino(network: nn.Module, images: Tensor, metadata: Metadata, base: Pa
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir()
-    content = _onnx_bytes(network, images, metadata)
+    content = onnx_bytes(network, images, metadata)
     temporary = folder / "model.onnx"
     write_bytes(temporary, content)
     converted = openvino.convert_model(temporary)
@@ -144,7 +144,8 @@ WRITERS: dict[str, Callable[[nn.Module, Tensor, Metadata, Path], Path]] = {
 }
 
 
-def _onnx_bytes(network: nn.Module, images: Tensor, metadata: Metadata) -> bytes:
+def onnx_bytes(network: nn.Module, images: Tensor, metadata: Metadata) -> bytes:
+    """An ONNX file of an Exportable, traced with `images`; of any size if the metadata has none."""
     import onnx
 
     free = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)

@@ -141,19 +141,24 @@ def _onnx(path: Path, device: torch.device) -> tuple[str | None, Run]:
     return text, lambda images: session.run(None, {"images": images})
 
 
-def _openvino(path: Path, device: torch.device) -> tuple[str | None, Run]:
+def run_openvino(file: Path) -> Run:
+    """An .xml or .onnx file in OpenVINO, on the CPU."""
     import openvino
 
+    # its default is bfloat16 where the processor has it, which moves boxes by pixels
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(file, "CPU", hints)
+    # a request of its own, since threads may share a network
+    return lambda images: [*compiled.create_infer_request().infer([images]).values()]
+
+
+def _openvino(path: Path, device: torch.device) -> tuple[str | None, Run]:
     files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
     if len(files) != 1:
         raise UserError(f"{path}: no folder of an OpenVINO model: {len(files)} .xml files in it")
-    core = openvino.Core()
-    # its default is bfloat16 where the processor has it, which moves boxes by pixels
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = core.compile_model(files[0], "CPU", hints)
     stated = files[0].with_name(f"{KEY}.json")
     text = stated.read_text(encoding="utf-8") if stated.is_file() else None
-    return text, lambda images: [*compiled(images).values()]
+    return text, run_openvino(files[0])
 
 
 def _torchscript(path: Path, device: torch.device) -> tuple[str | None, Run]:

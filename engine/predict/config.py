@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from utils.config import MAX_PIXELS, check_options, option, threads_option
 
+RUNTIMES = ("auto", "torch", "onnxruntime", "openvino")
+MANY = 100  # frames: to export for fewer takes longer than it saves
 MAX_DETECTIONS = 30_000  # as many candidates enter suppression at most
 
 
@@ -36,6 +38,12 @@ class DetectConfig:
     )
     device: str = option("", help="cpu or a GPU number; '': CUDA if present")
     threads: int = threads_option()
+    runtime: str = option(
+        "auto",
+        choices=RUNTIMES,
+        help="what computes on a CPU; auto: for 100 frames or more the fastest that is installed,"
+        " by an export that is kept",
+    )
     view_img: bool = option(False, help="show the results in a window (q or Escape ends the run)")
     save_txt: bool = option(False, help="write labels/*.txt, YOLO's format")
     save_conf: bool = option(False, help="append the confidence to the rows of --save-txt")

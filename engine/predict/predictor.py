@@ -22,6 +22,7 @@ from data.sources.frames import Frame, Sources
 from engine.checkpoint import TrainedWith
 from engine.distributed import select_device
 from engine.evaluate.tta import decode_augmented
+from engine.export.cached import in_runtime
 from engine.export.runtime import Exported, Network, load_network, to_half
 from engine.measure.bench import Speed, Stopwatch
 from engine.predict.result import Result
@@ -41,19 +42,22 @@ WARM_UPS = 3  # blank images on CUDA before the first timing
 class Predictor:
     """A detector with everything between an image and its detections.
 
-    `weights` is a checkpoint of this project, a genuine YOLOv5 one, or a built Detector (copied).
+    `weights` is a checkpoint of this project, a genuine YOLOv5 one, a file of export.py, or a built
+    Detector (copied).
     `image_size` in pixels, in multiples of the largest stride: a number to which the image's long
     side is scaled, before it is padded to multiples of that stride; or (height, width), which it
     is scaled to fit and padded to; None: the number that the checkpoint was trained at, else 640.
     `device` is '' (CUDA if present), 'cpu' or a GPU number.  `half` computes in float16, on CUDA
-    only; `augment` adds scaled and mirrored views; `names` replace the class names in the
-    checkpoint; only `classes`, by number or name, are reported unless a call says otherwise.
+    only; `augment` adds scaled and mirrored views; `runtime` is what computes on a CPU: torch,
+    onnxruntime, openvino, or auto for the fastest of them (engine.export.cached); `names` replace
+    the class names in the checkpoint; only `classes`, by number or name, are reported unless a call
+    says otherwise.
     Raises UserError for unusable weights or settings.
 
     Nothing changes after construction: threads may share a predictor.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  keywords of its users
         self,
         weights: str | Path | Detector,
         *,
@@ -62,6 +66,7 @@ class Predictor:
         nms: NmsConfig = DETECT_NMS,
         half: bool = False,
         augment: bool = False,
+        runtime: str = "torch",
         names: Sequence[str] | None = None,
         classes: Sequence[int | str] = (),
     ) -> None:
@@ -99,6 +104,7 @@ class Predictor:
         self.nms = self._only(classes or nms.classes or (), nms)
         if half:
             to_half(self.model)
+        self.model = in_runtime(weights, self.model, runtime, max(sides))
         for _ in range(WARM_UPS if self.device.type == "cuda" else 0):
             self(np.zeros((sides[0], sides[-1], 3), np.uint8))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from data.index.dataset import load_dataset_config
 from data.sources.capture import StreamConfig
 from data.sources.frames import Sources
-from engine.predict.config import DetectConfig
+from engine.predict.config import MANY, DetectConfig
 from engine.predict.console import Console, require_display, show_window
 from engine.predict.outputs import Outputs
 from engine.predict.predictor import Predictor
@@ -34,6 +34,9 @@ def run(config: DetectConfig) -> None:
     names = load_dataset_config(config.data).names if config.data else None
     if config.data and names is None:
         raise UserError(f"--data {config.data}: it names no classes itself; leave it out")
+    runtime = config.runtime
+    if runtime == "auto" and not sources.promise(MANY):
+        runtime = "torch"
     predictor = Predictor(
         config.weights,
         image_size=config.image_size,
@@ -47,6 +50,7 @@ def run(config: DetectConfig) -> None:
         ),
         half=config.half,
         augment=config.augment,
+        runtime=runtime,
         names=names,
         classes=config.classes,
     )

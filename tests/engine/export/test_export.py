@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import detect
 import export
 import val
 from engine.checkpoint import load_detector, model_payload, save_checkpoint
-from engine.export import runtime
+from engine.export import cached, runtime
 from engine.export.config import FORMATS
 from engine.export.metadata import Metadata
 from engine.export.runtime import load_network, open_exported
+from engine.predict import run as detect_run
 from engine.predict.predictor import Predictor
 from models.builder import build_detector
+from models.detector import Detector
 from models.yaml.parser import load_spec
 from utils.errors import UserError
 from utils.nms import NmsConfig
@@ -143,6 +147,63 @@ def test_metadata_of_others_is_refused():
     for change in ({"format": "featherdet-export-2"}, {"names": []}, {"stride": 0}):
         with pytest.raises(UserError, match="another version of FeatherDet"):
             Metadata.from_text(json.dumps({**values, **change}), "f")
+
+
+@pytest.fixture
+def cache_home(tmp_path, monkeypatch):
+    """The user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_detection_on_a_cpu_takes_the_fastest_runtime(
+    weights, rectangles, tmp_path, monkeypatch, capsys, cache_home
+):
+    monkeypatch.setattr(detect_run, "MANY", 5)
+    folder, columns = rectangles.parent / "val", []
+    for chosen in ("torch", "onnxruntime", "openvino", "auto", "auto"):
+        flags = [
+            "--weights",
+            str(weights),
+            "--source",
+            str(folder),
+            "--img",
+            "64",
+            "--conf",
+            "0.001",
+        ]
+        flags += ["--iou", "1", "--max-det", "9", "--runtime", chosen, "--nosave", "--save-csv"]
+        detect.main([*flags, "--project", str(tmp_path), "--name", chosen, "--exist-ok"])
+        rows = (tmp_path / chosen / "predictions.csv").read_text().splitlines()
+        columns.append([float(row.split(",")[2]) for row in rows[1:]])
+        np.testing.assert_allclose(columns[-1], columns[0], atol=2e-4)
+    text = capsys.readouterr().out
+    assert text.count("exporting once for onnxruntime (") == text.count("exporting once") == 1
+    assert (
+        len(
+            re.findall(
+                r"runs in \w+ \(an image of 64 pixels: \w+ \d+ ms, \w+ \d+ ms, \w+ \d+ ms", text
+            )
+        )
+        == 2
+    )
+    assert len([*cache_home.rglob("*.onnx")]) == 1
+
+
+def test_detection_goes_on_in_pytorch_where_the_export_fails(
+    weights, tmp_path, monkeypatch, capsys, cache_home
+):
+    def fail(*_):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(cached, "onnx_bytes", fail)
+    assert isinstance(Predictor(weights, device="cpu", runtime="auto").model, Detector)
+    assert (
+        "runs in PyTorch, the export failed: RuntimeError: no such operator"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(RuntimeError, match="no such operator"):
+        Predictor(weights, device="cpu", runtime="onnxruntime")
 
 
 def test_a_model_file_is_exported_with_random_weights(tiny_model, tmp_path, monkeypatch, capsys):

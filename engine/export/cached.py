@@ -1,0 +1,107 @@
+"""The fastest runtime for a checkpoint on this CPU, by an export that is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.index.cache import cache_file
+from engine.checkpoint import load_trained
+from engine.export.metadata import FORMAT, Metadata
+from engine.export.run import Exportable, onnx_bytes
+from engine.export.runtime import Exported, Network, open_exported, required, run_openvino
+from models.detector import Detector
+from utils.errors import cause_of
+from utils.files import write_bytes, write_text
+from utils.terminal import say, warn
+
+RUNTIMES = ("onnxruntime", "openvino")
+CPU = torch.device("cpu")
+ROUNDS = 5  # of one image in each runtime; the median counts
+
+
+def export_file(weights: str | Path) -> Path:
+    """Where the export of a checkpoint is kept; another content or version is another file."""
+    digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:32]
+    folder = cache_file("exports", "").parent / "exports"
+    return folder / f"{digest}-{FORMAT}-{torch.__version__}.onnx"
+
+
+def in_runtime(weights: Any, model: Network, runtime: str, size: int) -> Network:
+    """The checkpoint's network in `runtime` on a CPU; 'auto': in the fastest one at `size` pixels.
+
+    Exports and measures once for each checkpoint; prints a line.  Where that fails with 'auto',
+    PyTorch, with a warning.  Raises UserError for a runtime that is not installed.  What is not a
+    checkpoint, or not on a CPU, stays as it is.
+    """
+    on_cpu = isinstance(model, Detector) and next(model.parameters()).device.type == "cpu"
+    if runtime == "torch" or not on_cpu:
+        return model
+    names = [name for name in RUNTIMES if importlib.util.find_spec(name)]
+    if not names:
+        return model
+    if runtime != "auto":
+        required(runtime)
+        names = [runtime]
+    try:
+        required("onnx")
+        file = export_file(weights)
+        if not file.is_file():
+            say(f"{weights}: exporting once for {' and '.join(names)} (--runtime torch does not)")
+            plain, _ = load_trained(weights, device=CPU, fuse=True)
+            head = type(plain.head).__name__
+            metadata = Metadata(plain.names, plain.max_stride, None, None, head, "")
+            network = Exportable(plain.to(memory_format=torch.contiguous_format), half=False)
+            images = torch.rand(2, 3, model.max_stride * 2, model.max_stride * 3)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, onnx_bytes(network.eval().requires_grad_(False), images, metadata))
+        networks: dict[str, Network] = {name: opened(file, name) for name in names}
+    except Exception as error:
+        if runtime != "auto":
+            raise
+        warn(f"warning: {weights}: runs in PyTorch, the export failed: {cause_of(error)}")
+        return model
+    if runtime != "auto":
+        return networks[runtime]
+    networks["torch"] = model
+    times = _times(file, networks, size)
+    best, *_ = order = sorted(times, key=times.__getitem__)
+    listed = ", ".join(f"{name} {times[name]:.0f} ms" for name in order)
+    say(f"{weights}: runs in {best} (an image of {size} pixels: {listed}); --runtime chooses")
+    return networks[best]
+
+
+def opened(file: Path, runtime: str) -> Exported:
+    """A kept export in `runtime`."""
+    exported = open_exported(file, CPU)
+    return exported if runtime == "onnxruntime" else Exported(exported.metadata, run_openvino(file))
+
+
+@torch.inference_mode()
+def _times(file: Path, networks: dict[str, Network], size: int) -> dict[str, float]:
+    """Milliseconds for an image in each runtime, in turn; kept next to `file`."""
+    key = f"{size}, {torch.get_num_threads()} threads"
+    kept_in = file.with_suffix(".json")
+    try:
+        kept = json.loads(kept_in.read_text(encoding="utf-8"))
+        times = {name: float(kept[key][name]) for name in networks}
+    except Exception:
+        kept = {}
+    else:
+        return times
+    image = torch.rand(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+    found: dict[str, list[float]] = {name: [] for name in networks}
+    for _ in range(ROUNDS + 1):
+        for name, network in networks.items():
+            start = time.perf_counter()
+            network.detect(image, 0.25)
+            found[name].append(1000 * (time.perf_counter() - start))
+    times = {name: sorted(values[1:])[ROUNDS // 2] for name, values in found.items()}
+    write_text(kept_in, json.dumps({**kept, key: times}))
+    return times
