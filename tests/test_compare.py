@@ -17,7 +17,7 @@ import torch
 
 import compare
 from engine.checkpoint import load_checkpoint, save_checkpoint
-from engine.compare import comparison
+from engine.compare import comparison, setup
 from engine.compare import runs as compare_runs
 from engine.compare.plan import state_of
 from engine.compare.record import records_in
@@ -484,7 +484,11 @@ def test_the_table_is_there_before_anything_is_measured(flags, fake, tmp_path, m
         (("--latency-dtype", "fp16"), "--latency-dtype fp16: .*use bf16 or fp32"),
     ],
 )
-def test_mistakes_end_it_before_anything_is_written(flags, fake, tmp_path, change, message):
+def test_mistakes_end_it_before_anything_is_written(
+    flags, fake, tmp_path, change, message, monkeypatch
+):
+    if change[0] in {"--cfg", "--hyp", "--records", "--device"}:  # before the data are read
+        monkeypatch.setattr(setup, "load_splits", lambda config: 1 / 0)
     with pytest.raises(UserError, match=message):
         compare.main([*flags, *change])
     assert fake.titles == []

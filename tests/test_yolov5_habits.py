@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +86,7 @@ REFUSED = {
     "detect.py --line 2": "did you mean '--line-thickness'?",
     "detect.py --sorce a": "did you mean '--source'?",
     "detect.py predict model=yolov5n.pt": "unknown argument 'predict' (see --help)",
+    "detect.py --weights a.pt b.pt --source c": "one checkpoint at a time",
     "detect.py show=True": "use --view-img",
     "detect.py half=True": "flags here; use --half (",
 }
@@ -94,10 +97,23 @@ def parsed(line: str) -> tuple[object, frozenset[str]]:
     return parse_given(CONFIGS[script], argv, prog=script, description="")
 
 
-@pytest.mark.parametrize("line", WORKING)
+PAGE = (Path(__file__).parent.parent / "docs" / "from-yolov5.md").read_text(encoding="utf-8")
+DOCUMENTED = re.findall(r"^(?:python|torchrun --nproc_per_node 2) (.*)$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [*WORKING, *DOCUMENTED])
 def test_these_lines_work(line: str) -> None:
     _, given = parsed(line)
     assert len(given) == sum(word.startswith("--") for word in line.split())
+
+
+def test_the_errors_on_the_page_are_those_of_the_program() -> None:
+    errors = re.findall(r"^error: (unknown argument '(.*?)'.*)$", PAGE, re.MULTILINE)
+    assert (len(DOCUMENTED), len(errors)) == (5, 2)
+    for message, argument in errors:
+        with pytest.raises(UserError) as caught:
+            parsed(f"val.py {argument}" if "model" in argument else f"train.py {argument}")
+        assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("line", REFUSED)

@@ -74,7 +74,8 @@ def advice(argument: str, known: Collection[str]) -> str:
     """What to type for an `argument` that no flag of `known` matches: the rest of the message."""
     key, equals, value = argument.partition("=")
     if not equals and not key.startswith("-"):
-        return ""  # a value too many
+        ensemble = key.endswith(".pt")
+        return ": one checkpoint at a time, there are no ensembles" if ensemble else ""
     name = key.lstrip("-").replace("_", "-").lower()
     spelled = f"--{name}"
     if equals and not key.startswith("-"):  # Ultralytics' key=value

@@ -55,7 +55,10 @@ def read_coco(
     listed in `problems`. Raises UserError when the file as a whole cannot be.
     """
     if not os.path.isdir(source.images):  # noqa: PTH112  Path.is_dir raises without permission
-        raise UserError(f"{source.where}: no such folder of images: {source.images}")
+        raise UserError(
+            f"{source.where}: no such folder of images: {source.images} (nothing is downloaded;"
+            " 'path' says where to look)"
+        )
     stamp = stamp_of(source.images, Texts.of([str(source.annotations)]))
     if known is not None and not all(map(os.path.lexists, known.entries.paths)):
         known = None  # images have moved, and `image_file` may find them

@@ -112,9 +112,9 @@ def _listed(path: Path, where: str, problems: list[Problem]) -> Iterator[tuple[s
         if path.is_file() and path.suffix == ".txt":
             return _read_list(path)
         known = path.exists()
-        cause = (
-            "neither a folder nor a list file (.txt)" if known else "no such folder or list file"
-        )
+        cause = "no such folder or list file (nothing is downloaded; 'path' says where to look)"
+        if known:
+            cause = "neither a folder nor a list file (.txt)"
         if path.suffix == ".json":
             cause = "a COCO JSON needs the folder of its images: {images: DIR, annotations: FILE}"
     except OSError as error:

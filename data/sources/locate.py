@@ -15,7 +15,7 @@ from utils.images import IMAGE_SUFFIXES, MACOS, cause_of
 STILL_SUFFIXES = IMAGE_SUFFIXES | {".gif"}  # the first image of a GIF
 VIDEO_SUFFIXES = frozenset({".asf", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4"})
 VIDEO_SUFFIXES |= {".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
-LIST_SUFFIX = ".txt"
+LIST_SUFFIXES = (".txt", ".streams")  # one path or URL per line; .streams is YOLOv5's name
 KNOWN = " ".join(sorted(STILL_SUFFIXES | VIDEO_SUFFIXES))
 NAMED = 5  # unknown files named in one line
 
@@ -48,7 +48,7 @@ def resolve(
     bad: list[tuple[str, str]] = []
     for value in values:
         try:
-            listed = value.lower().endswith(LIST_SUFFIX) and "://" not in value
+            listed = value.lower().endswith(LIST_SUFFIXES) and "://" not in value
             if listed and os.path.isfile(value):  # noqa: PTH113  Path.is_file raises without permission
                 _add_list(Path(value), items, bad, report)
             else:

@@ -19,7 +19,7 @@ from models.detector import Detector
 from models.profile.counting import ModelProfile, profile_spec
 from models.profile.fit import fit, read_budget
 from models.spec import ModelSpec
-from models.yaml.parser import load_draft
+from models.yaml.parser import Draft, load_draft
 from utils.errors import UserError
 from utils.files import ROOT
 
@@ -80,13 +80,16 @@ def model_entries(config: CompareConfig, *, classes: int) -> tuple[ModelEntry, .
     return found
 
 
+def read_drafts(config: CompareConfig) -> dict[tuple[str, str, str], Draft]:
+    """The models of --cfg by file, backbone and neck; UserError for one that cannot be read."""
+    combined = product(config.cfg, config.backbone or ("",), config.neck or ("",))
+    return {parts: load_draft(parts[0], backbone=parts[1], neck=parts[2]) for parts in combined}
+
+
 def _models(config: CompareConfig, classes: int) -> Iterator[ModelEntry]:
     budget = read_budget(config.fit, image_size=config.imgsz) if config.fit else None
     stems = [Path(file).stem for file in config.cfg]
-    combined = product(config.cfg, config.backbone or ("",), config.neck or ("",))
-    # all of them first: a file that cannot be read ends it before work begins
-    drafts = {parts: load_draft(parts[0], backbone=parts[1], neck=parts[2]) for parts in combined}
-    for (file, backbone, neck), draft in drafts.items():
+    for (file, backbone, neck), draft in read_drafts(config).items():
         stem = Path(file).stem
         parts = (file if stems.count(stem) > 1 else stem, backbone, neck)
         name = " + ".join(part for part in parts if part)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from engine.compare.config import PROFILE, TABLE, CompareConfig, repeated
-from engine.compare.plan import ModelEntry, RunPlan, model_entries, runs
+from engine.compare.config import PROFILE, TABLE, TRAIN, CompareConfig, repeated
+from engine.compare.plan import ModelEntry, RunPlan, model_entries, read_drafts, runs
 from engine.compare.protocol import (
     LATENCY,
     SEEDS,
@@ -34,6 +34,7 @@ from models.profile.counting import profile_spec
 from models.spec import ModelSpec
 from utils.environment import device_name
 from utils.errors import UserError, cause_of, nearest
+from utils.hyp import load_hyp
 from utils.terminal import warn
 
 
@@ -117,6 +118,9 @@ def plan_comparison(config: CompareConfig) -> Comparison:
     if config.kind == TABLE:
         plan = _of_records(config, given, devices)
     else:
+        read_drafts(config)  # mistakes in files are named before the data are read
+        if config.kind == TRAIN:
+            load_hyp(config.hyp)
         splits = None if config.kind == PROFILE else load_splits(config)
         classes = config.classes if splits is None else len(splits.evaluated.names)
         models = model_entries(config, classes=classes)

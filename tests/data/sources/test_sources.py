@@ -112,6 +112,9 @@ def test_glob_list_and_several(tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text(f"\ufeff{b}\r\n\r\n in/a.jpg \n", encoding="utf-8")
     assert names(Read(str(listed))) == ["b.png", "a.jpg"]
+    streams = listed.rename(tmp_path / "list.streams")  # YOLOv5's name for a list of URLs
+    assert names(Read(str(streams))) == ["b.png", "a.jpg"]
+    streams.rename(listed)
     assert names(Read([str(listed), a])) == ["b.png", "a.jpg", "a.jpg"]
 
 
