@@ -92,8 +92,8 @@ def assign(targets: Targets, anchors: Tensor, grid: Grid, *, ratio: float) -> As
     part = centre % 1
     near = torch.cat((part, 1 - part), -1) < NEIGHBOUR
     inside = torch.cat((centre, grid.cells - centre), -1) > 1
-    # (L, M, 5): own cell, left, above, right, below
-    chosen = F.pad(near & inside, (1, 0), value=True)
+    # (L, M, 5): own cell, left, above, right, below; torch.compile's C++ of F.pad is wrong here
+    chosen = torch.cat((torch.ones_like(near[..., :1]), near & inside), -1)
     cells = (centre.floor()[:, None] + grid.steps).clamp(min=0)  # (L, 5, M, 2)
     cells = torch.minimum(cells, (grid.cells - 1)[:, None])
     return Assignment(

@@ -128,9 +128,9 @@ def test_where_torch_cannot_compile_one_line_says_so(settings, monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiled_losses_follow_eager_ones_over_20_steps():
+def test_compiled_losses_follow_eager_ones_over_20_steps(tiny_model):
     """With inductor's generated code, on the CPU."""
-    steps = make_step(), make_step()
+    steps = make_step(tiny_model), make_step(tiny_model)
     try:
         wrapped(steps[1], TrainConfig(compile=True))
         optimizers = [torch.optim.SGD(step.parameters(), lr=0.01, momentum=0.9) for step in steps]
