@@ -10,7 +10,6 @@ machine.
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -18,14 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
 
 import cv2
 import torch
-import yaml
 
+from benchmarks.common import copied
 from data.index.dataset import load_dataset_config, load_split
 from data.index.records import DataIndex
 from data.loading.loader import LoaderConfig, TrainLoader
@@ -86,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{config.data} x {config.copies} at {config.imgsz} px, batch {config.batch_size},"
           " images per second of one core")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        index, file = copied(index, config.copies, Path(folder))
+        index, file = copied(index, config.copies * len(index), Path(folder))
         kinds = (("cpu", "none"), ("cpu", "ram"), ("device", "none"), ("device", "device"))
         for augment, cache in kinds:
             with ExitStack() as stack:
@@ -104,27 +103,6 @@ def main(argv: list[str] | None = None) -> None:
                 pairs = zip(rates["own"], rates["peer"], strict=True)
                 line += f"ratio {statistics.median(a / b for a, b in pairs):.2f}"
             print(line, flush=True)
-
-
-def copied(index: DataIndex, copies: int, folder: Path) -> tuple[DataIndex, Path]:
-    """The images `copies` times in `folder`, with YOLO labels, and the YAML file for them."""
-    records = []
-    for name in ("images", "labels"):
-        (folder / name).mkdir()
-    for number, record in enumerate([*index.records] * copies):
-        path = folder / "images" / f"{number:06}{record.path.suffix}"
-        shutil.copyfile(record.path, path)
-        x1, y1, x2, y2 = record.boxes.T
-        width, height = record.width, record.height
-        columns = (record.labels, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height,
-                   (x2 - x1) / width, (y2 - y1) / height)  # fmt: skip
-        rows = (" ".join(map(str, row)) + "\n" for row in zip(*columns, strict=True))
-        (folder / "labels" / f"{number:06}.txt").write_text("".join(rows), encoding="utf-8")
-        records.append(replace(record, path=path))
-    file = folder / "data.yaml"
-    content = {"path": str(folder), "train": "images", "val": "images", "names": [*index.names]}
-    file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return replace(index, records=tuple(records)), file
 
 
 def own(

@@ -41,7 +41,7 @@ def test_a_peer_that_ends_is_an_error(rectangles, monkeypatch):
 
 def test_copies_have_the_labels_of_the_images(rectangles, tmp_path):
     index = load_split(load_dataset_config(str(rectangles)), "train")
-    copies, file = loader.copied(index, 2, tmp_path)
+    copies, file = loader.copied(index, 2 * len(index), tmp_path)
     read = load_split(load_dataset_config(str(file)), "train")
     assert len(copies) == len(read) == 2 * len(index)
     for number, (copy, found) in enumerate(zip(copies.records, read.records, strict=True)):
