@@ -20,7 +20,7 @@ from engine import distributed
 from engine.measure.bench import LAYOUTS, synchronize
 from engine.train.config import TrainConfig
 from engine.train.interrupts import StopRequest
-from engine.train.loop import reproducible
+from engine.train.loop import epoch_batches, reproducible
 from engine.train.setup import prepare_run
 from engine.train.state import TrainRun
 from engine.train.step import train_epoch
@@ -73,7 +73,7 @@ def end_to_end(run: TrainRun, epoch: int) -> tuple[float, float]:
         synchronize(run.world.device)
         start = time.perf_counter()
         run.clock.start()
-        batches = run.loader.batches(number)
+        batches = epoch_batches(run, validate=False)
         first = next(batches)
         waited = time.perf_counter() - start
         train_epoch(run, chain([first], batches), StopRequest())

@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
         for name in [one for one in config.sections if not config.quick or one in QUICK]:
             section, start = Section(name), time.perf_counter()
             sections.append(section)
-            limit = min(SECONDS[name], end - start)
+            limit = end - start if config.quick else min(SECONDS[name], end - start)
             if name == "peer" and not config.peer:
                 section.cause = "no --peer"
             elif limit <= 0:
@@ -190,22 +190,23 @@ def command_of(name: str, config: GpuConfig, data: Path, folder: str) -> list[st
 def rows_of(section: Section, command: Sequence[str], *, log: Any, seconds: float) -> Iterator[Row]:
     """The rows that a process prints within its time; why it ended early is the section's cause."""
     begun = log.tell()
-    child = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-    )
-    stop = threading.Timer(seconds, os.killpg, (child.pid, signal.SIGKILL))  # its loaders, too
-    stop.start()
-    try:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if line.startswith(MARK):
-                yield json.loads(line.removeprefix(MARK))
-    finally:
-        over = not stop.is_alive()
-        stop.cancel()
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-        code = child.wait()
+    ) as child:
+        stop = threading.Timer(seconds, os.killpg, (child.pid, signal.SIGKILL))  # its loaders, too
+        stop.start()
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if line.startswith(MARK):
+                    yield json.loads(line.removeprefix(MARK))
+            child.wait()
+        finally:
+            over = not stop.is_alive()
+            stop.cancel()
+            if sys.exc_info()[0] is not None and child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+    code = child.returncode
     if over:
         section.cause = f"stopped after {seconds:.0f} s"
     elif code:

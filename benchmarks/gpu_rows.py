@@ -29,6 +29,7 @@ from engine.measure.bench import TYPES, synchronize
 from engine.measure.latency import Candidate, LatencyConfig, measure_latency
 from engine.train.files import save
 from engine.train.interrupts import StopRequest
+from engine.train.loop import epoch_batches
 from engine.train.state import TrainRun
 from engine.train.step import train_epoch
 from models.builder import build_detector
@@ -145,15 +146,12 @@ def whole(config: RowsConfig, model: str, way: str) -> Row:
     """The second epoch of train.py from end to end, then a validation of the averaged weights."""
     with training_run(**flags(config, model, **WAYS[way])) as run:
         rate, waited = end_to_end(run, 0)
-        start = time.perf_counter()
-        speed = evaluate(
-            run.state.ema.model,
-            run.val_loader,
-            run.val,
-            config=EvalConfig(),
-            device=run.world.device,
-            progress=False,
-        ).speed
+        average, device, settings = run.state.ema.model, run.world.device, EvalConfig()
+        for _ in range(2):  # the first one starts processes and warms up
+            start = time.perf_counter()
+            speed = evaluate(
+                average, run.val_loader, run.val, config=settings, device=device, progress=False
+            ).speed
         seconds = time.perf_counter() - start
         return {
             "images/s": rate,
@@ -237,7 +235,7 @@ def resumed(config: RowsConfig) -> Row:
 
 
 def _epoch(run: TrainRun) -> float:
-    train_epoch(run, run.loader.batches(run.state.epoch), StopRequest())
+    train_epoch(run, epoch_batches(run, validate=False), StopRequest())
     return float(run.state.mean_losses().sum())
 
 

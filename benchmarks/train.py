@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.common import BareStep, end_to_end, training_run
-from engine.train.config import TrainConfig
+from engine.train.config import CACHES, TrainConfig
 from utils.config import option, parse
 from utils.errors import run_script
 
@@ -34,7 +34,8 @@ class BenchConfig:
     imgsz: int = option(320, flags=("--img",), help="network size in pixels")
     batch_size: int = option(16, flags=("--batch",), help="images per step")
     workers: int = option(TrainConfig().workers, help="loading processes")
-    cache: str = option("none", choices=("none", "ram", "disk"), help="as in train.py")
+    cache: str = option("none", choices=CACHES, help="as in train.py")
+    augment: str = option("auto", choices=("auto", "cpu", "device"), help="as in train.py")
     device: str = option("", help="cpu or a GPU number; '': CUDA if present")
     repeats: int = option(5, help="timings of each kind")
 

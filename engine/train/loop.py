@@ -127,7 +127,7 @@ def _epoch(run: TrainRun, request: StopRequest, log: Log) -> None:
         warn(CONSOLE_HEADER)
     validate = not config.noval or state.epoch == config.epochs - 1
     if state.batches < len(run.loader) and not train_epoch(
-        run, _batches(run, validate=validate), request
+        run, epoch_batches(run, validate=validate), request
     ):
         _save_and_stop(run, request, together=True)
     seconds = time.perf_counter() - started
@@ -151,7 +151,7 @@ def _epoch(run: TrainRun, request: StopRequest, log: Log) -> None:
     _close_epoch(run, distributed.broadcast_object(row), metrics, log)
 
 
-def _batches(run: TrainRun, *, validate: bool) -> Iterator[Batch]:
+def epoch_batches(run: TrainRun, *, validate: bool) -> Iterator[Batch]:
     """The epoch's remaining batches; with its last ones the loading for validation begins."""
     batches = run.loader.batches(run.state.epoch, run.state.batches)
     for batch in delivered(batches, run.state.device, run.device_images):
