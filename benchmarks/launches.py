@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.train.ema import ModelEma
 from engine.train.optimizer import build_optimizer, update_weights
 from models.builder import build_detector
-from models.losses.anchor import AnchorLoss
+from models.losses.build import build_loss
+from models.spec import HEAD_ROWS
 from models.yaml.parser import load_spec
 from utils.boxes import Targets
 from utils.config import option, parse
@@ -33,6 +34,7 @@ class LaunchConfig:
     """The command line: the step to count."""
 
     cfg: str = option("yolov5n", help="model YAML, by path or name")
+    head: str = option("", choices=tuple(HEAD_ROWS), help="head in place of the model's own")
     imgsz: int = option(320, flags=("--img",), help="network size in pixels")
     batch_size: int = option(4, flags=("--batch",), help="images")
     classes: int = option(80, help="classes")
@@ -59,10 +61,12 @@ class Operators(TorchDispatchMode):
 def count(config: LaunchConfig) -> dict[str, int]:
     """Operators of one step of SGD, on the CPU, by part."""
     torch.manual_seed(0)
-    model = build_detector(load_spec(config.cfg), classes=config.classes).train()
+    model = build_detector(
+        load_spec(config.cfg, head=config.head or None), classes=config.classes
+    ).train()
     hyp = Hyperparameters()
     optimizer = build_optimizer(model, "SGD", hyp, weight_decay=hyp.weight_decay)
-    loss, ema = AnchorLoss(model, hyp, image_size=config.imgsz), ModelEma(model)
+    loss, ema = build_loss(model, hyp, image_size=config.imgsz), ModelEma(model)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     size, number = config.imgsz, 8 * config.batch_size
     images = torch.rand(config.batch_size, 3, size, size)

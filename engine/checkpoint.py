@@ -130,20 +130,20 @@ def transfer(model: Detector, weights: str | Path) -> str:
     donor = detector_of(content, path) if content else None
     if donor is not None:
         state, strides = donor.state_dict(), donor.stride
-        outputs = (donor.head.classes, donor.head.anchors_per_level)
+        outputs = donor.head.layout
     else:
         found = read_yolov5(path)
         state, strides = found.state_dict, found.strides
         outputs = (len(found.names), found.anchors.shape[1])
     require_finite(state, str(path))
     own, head = model.state_dict(), model.head
-    same_outputs = outputs == (head.classes, head.anchors_per_level)
+    same_outputs = outputs == head.layout
     prefix = f"model.{len(model.layers) - 1}."
     fitting: dict[str, Tensor] = {}
     for name, value in state.items():
         fits = name in own and own[name].shape == value.shape
         if name.startswith(f"{prefix}m."):
-            fits = fits and same_outputs  # 3 * (5 + 15) and 4 * (5 + 10) outputs are both 60
+            fits = fits and same_outputs
         elif name == f"{prefix}anchors":
             fits = fits and strides == model.stride
         if fits:

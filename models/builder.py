@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from models import blocks, registry  # noqa: F401  importing blocks fills the registry
+from models import blocks, heads, registry  # noqa: F401  importing these fills the registry
 from models.blocks.conv import row_defaults
 from models.detector import Detector, RowGraph
-from models.heads.anchor import Detect
 from models.profile.cost import ShapesOnly
 from models.spec import DETECT, IMAGE, IMAGE_CHANNELS, GraphSpec, ModelSpec
 from utils.errors import UserError
@@ -51,12 +51,15 @@ def _build_rows(spec: GraphSpec, classes: int) -> list[nn.Module]:
         for index, row in enumerate(spec.layers):
             inputs = [channels[source] for source in row.sources]
             try:
-                if row.block == DETECT:
-                    assert isinstance(spec, ModelSpec)
-                    anchors = spec.anchors_per_level
-                    layers.append(Detect(inputs, classes=classes, anchors_per_level=anchors))
-                    continue
                 with row_defaults(row.activation or spec.activation, row.norm):
+                    if row.block in registry.HEADS:
+                        assert isinstance(spec, ModelSpec)
+                        own: Any = row.args
+                        if row.block == DETECT:
+                            own = {"anchors_per_level": spec.anchors_per_level}
+                        head: Any = registry.HEADS[row.block]
+                        layers.append(head(inputs, classes=classes, **own))
+                        continue
                     module, channels[index] = registry.build(
                         row.block, inputs, row.repeats, row.args
                     )
@@ -117,7 +120,7 @@ def _measure_strides(model: Detector) -> list[int]:
         height, width = maps[source].shape[-2:]
         if height != width or height < 1 or PROBE % height:
             raise UserError(
-                f"{row.where}: Detect reads a map of {height}x{width} for an image of "
+                f"{row.where}: {row.block} reads a map of {height}x{width} for an image of "
                 f"{PROBE}x{PROBE}; every level must divide the image evenly"
             )
         strides.append(PROBE // int(height))

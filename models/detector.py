@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from models import registry
 from models.blocks.conv import BN_EPS, BN_MOMENTUM, fuse
-from models.heads.anchor import Detect
-from models.spec import DETECT, IMAGE, GraphSpec, ModelSpec
+from models.registry import Head
+from models.spec import IMAGE, GraphSpec, ModelSpec
 
 G = TypeVar("G", bound="RowGraph")
 
@@ -32,7 +32,7 @@ class RowGraph(nn.Module):
         self.spec = spec
         last_read = {s: index for index, layer in enumerate(spec.layers) for s in layer.sources}
         self._reads_list = [
-            layer.block == DETECT or registry.BLOCKS[layer.block].reads_several
+            layer.block in registry.HEADS or registry.BLOCKS[layer.block].reads_several
             for layer in spec.layers
         ]
         self._dead_after = [
@@ -94,7 +94,7 @@ class Detector(RowGraph):
     """Rows of a ModelSpec run in order.
 
     (B, 3, H, W) float in [0, 1], H and W multiples of the largest stride -> list of raw maps, one
-    per level, (B, A, H/stride, W/stride, 5 + classes); the same in training and evaluation.
+    per level, of the head's own shape; the same in training and evaluation.
     """
 
     spec: ModelSpec
@@ -106,10 +106,10 @@ class Detector(RowGraph):
         self.names = tuple(names)
 
     @property
-    def head(self) -> Detect:
+    def head(self) -> Head:
         """The detection head."""
         head = self.model[-1]
-        assert isinstance(head, Detect)
+        assert isinstance(head, Head)
         return head
 
     @property
@@ -151,7 +151,8 @@ class Detector(RowGraph):
 
     def to_half(self) -> Detector:
         """Weights in float16, for inference; decoding stays in float32, with exact anchors."""
-        anchors = self.head.anchors
+        exact = dict(self.head.named_buffers(recurse=False))
         self.half()
-        self.head.anchors = anchors
+        for name, buffer in exact.items():
+            setattr(self.head, name, buffer)
         return self

@@ -8,14 +8,17 @@ from __future__ import annotations
 import inspect
 import types
 import typing
+from abc import ABC, abstractmethod
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-T = TypeVar("T", bound="type[Block]")
+T = TypeVar("T", bound="type[Block] | type[Head]")
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,60 @@ class Block(nn.Module):
         """
 
 
+class Head(nn.Module, ABC):
+    """Base of what the last row of a detector may name.
+
+    The constructor takes the widths of the maps that it reads and, by keyword, `classes`; its other
+    arguments are the row's, checked and scaled as those of a Block.  No part of it but its loss
+    (`models.losses.build`) is known by name elsewhere.
+    """
+
+    arguments: ClassVar[Mapping[str, Parameter]]
+    ignores: ClassVar[tuple[str, ...]] = ()
+    channel_args: ClassVar[tuple[str, ...]] = ()
+    losses: ClassVar[tuple[str, str, str]]  # the parts of its loss
+    classes: int
+    stride: tuple[int, ...] = ()  # set by the builder, which measures it
+
+    def set_stride(self, stride: Sequence[int], anchors: Sequence[Sequence[float]] | int) -> None:
+        """Fix the levels' strides in pixels, and from them the first biases."""
+        self.stride = tuple(stride)
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """What its outputs mean: those of another head fit only where this is the same."""
+        return (self.classes,)
+
+    @abstractmethod
+    def decode(self, raw: Sequence[Tensor], conf: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw maps -> what may score over `conf`, of all images.
+
+        Image (M,) of each, box (M, 4) in xyxy network pixels, scores (M, classes); float32.  What
+        is not a number is kept, so that it is noticed.
+        """
+
+    @abstractmethod
+    def dense(self, raw: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Raw maps -> the boxes (B, N, 4) and scores (B, N, classes) of all cells, as in `decode`.
+
+        Without shapes that depend on values, for other runtimes.
+        """
+
+    def predict(self, convolution: nn.Module, feature: Tensor) -> Tensor:
+        """The last convolution of a level; in evaluation in the type of its weights.
+
+        Autocast would round the scores to ties there.
+        """
+        dtype = next(convolution.parameters()).dtype
+        if self.training or feature.dtype == dtype:
+            return convolution(feature)
+        with torch.autocast(feature.device.type, enabled=False):
+            return convolution(feature.to(dtype))
+
+
 BLOCKS: dict[str, type[Block]] = {}
+HEADS: dict[str, type[Head]] = {}
+ROWS: Mapping[str, Any] = ChainMap(BLOCKS, HEADS)  # all a row may name
 
 # Short keys of a mapping argument, as every YOLO user writes them.
 ALIASES = {"c": "c_out", "k": "kernel", "s": "stride"}
@@ -146,13 +202,18 @@ YAML_NAMES = {
 
 
 def register(cls: T) -> T:
-    """Class decorator: enter a block under its own name.  ValueError when the name is taken."""
-    if cls.__name__ in BLOCKS:
+    """Class decorator: enter a block or head under its own name.  ValueError when it is taken."""
+    if cls.__name__ in ROWS:
         raise ValueError(f"block {cls.__name__!r} is already registered")
     _, *others = inspect.signature(cls).parameters.values()
+    if issubclass(cls, Head):  # what the builder gives is no argument of the row
+        others = [item for item in others if item.kind is not Parameter.KEYWORD_ONLY]
     hints = typing.get_type_hints(cls.__init__, include_extras=True)
     cls.arguments = {item.name: item.replace(annotation=hints[item.name]) for item in others}
-    BLOCKS[cls.__name__] = cls
+    if issubclass(cls, Head):
+        HEADS[cls.__name__] = cls
+    else:
+        BLOCKS[cls.__name__] = cls
     return cls
 
 

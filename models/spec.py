@@ -12,7 +12,12 @@ SECTIONS = ("backbone", "neck", "head")
 CLASSIFIER = "classifier"  # the section of rows after a backbone that make it one
 IMAGE = -1  # the source of row 0
 IMAGE_CHANNELS = 3
-DETECT = "Detect"  # the block of the last row of a detector
+DETECT = "Detect"  # the head that has anchors
+# What --head puts into the last row, and its options.
+HEAD_ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "anchor": (DETECT, {}),
+    "free": ("FreeDetect", {}),
+}
 TAP = re.compile(r"P[0-9]")
 
 
@@ -20,7 +25,7 @@ TAP = re.compile(r"P[0-9]")
 class LayerSpec:
     """One row: what it reads, which block, how often, with which arguments."""
 
-    section: str  # backbone: rows of `backbone:`; head: Detect; neck: the rest
+    section: str  # backbone: rows of `backbone:`; head: the last row; neck: the rest
     sources: tuple[int, ...]  # rows it reads, IMAGE for the image
     repeats: int
     block: str  # a name of the registry
@@ -74,7 +79,10 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class ModelSpec(GraphSpec):
-    """A whole detector; `anchors` in pixels, per level (w, h, w, h, ...), or how many to find."""
+    """A whole detector; `anchors` in pixels, per level (w, h, w, h, ...), or how many to find.
+
+    () for a head without anchors.
+    """
 
     anchors: tuple[tuple[float, ...], ...] | int = field(kw_only=True)
 

@@ -19,7 +19,8 @@ import compare
 from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.compare import comparison, setup
 from engine.compare import runs as compare_runs
-from engine.compare.plan import state_of
+from engine.compare.config import CompareConfig
+from engine.compare.plan import model_entries, run_flags, state_of
 from engine.compare.record import records_in
 from engine.measure.latency import Latency
 from engine.measure.roofline import PEAK_SIZES, PeakSizes
@@ -324,6 +325,19 @@ def test_profile_only_needs_no_data(common, models, tmp_path, monkeypatch, capsy
         compare.main(words)
     assert caught.value.exit_code == 3
     assert "tiny: latency at batch 2: no memory" in capsys.readouterr().err.splitlines()
+
+
+def test_both_heads_of_a_model_are_rows(common, models, tmp_path):
+    words = [*common, "--cfg", models[0], "--head", "anchor", "free"]
+    assert compare.main([*words, "--profile-only", "--classes", "3"]) == 0
+    anchor, free = results_in(tmp_path / "runs" / "exp")["rows"]
+    assert [row["name"] for row in (anchor, free)] == ["tiny + anchor", "tiny + free"]
+    assert [row["model"]["head"] for row in (anchor, free)] == ["anchor", "free"]
+    assert anchor["cost"]["backbone"] == free["cost"]["backbone"]
+    assert anchor["cost"]["head"] != free["cost"]["head"]
+    config = parse(CompareConfig, words, prog="compare.py", description="")
+    entries = model_entries(config, classes=3)
+    assert run_flags(config, entries[1], 0)[2:4] == ["--head", "free"]
 
 
 def test_checkpoints_are_evaluated_into_the_same_table(trained, common, tmp_path):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import types
+from collections import ChainMap
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def code(root: Path, language: str, page: str = "adding-a-block.md") -> str:
 @pytest.fixture
 def example(root: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(registry, "BLOCKS", dict(registry.BLOCKS))
+    monkeypatch.setattr(registry, "ROWS", ChainMap(registry.BLOCKS, registry.HEADS))
     module = types.ModuleType("separable_example")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(code(root, "python"), "adding-a-block.md", "exec"), module.__dict__)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.train.config import CACHES, OPTIMIZERS
+from models.spec import HEAD_ROWS
 from utils.config import (
     MAX_PIXELS,
     MAX_WORKERS,
@@ -40,6 +41,9 @@ class CompareConfig:
     )
     neck: tuple[str, ...] = option(
         (), metavar="NAME", help="necks in place of each model's own, e.g. pan-ghost"
+    )
+    head: tuple[str, ...] = option(
+        (), choices=tuple(HEAD_ROWS), help="heads in place of each model's own"
     )
     data: str = option("shapes", help="data set YAML, by path or name")
     split: str = option(
@@ -116,13 +120,15 @@ class CompareConfig:
             )
         if not (self.cfg or self.weights or self.records):
             raise ValueError("nothing to compare: give --cfg, --weights or --records")
-        composed = self.backbone or self.neck or self.fit
+        composed = self.backbone or self.neck or self.head or self.fit
         if composed and not self.cfg:
-            raise ValueError("--backbone, --neck and --fit change models of --cfg; give --cfg")
+            raise ValueError(
+                "--backbone, --neck, --head and --fit change models of --cfg; give --cfg"
+            )
         if self.profile_only and not (self.cfg or self.weights):
             raise ValueError("--profile-only needs --cfg or --weights")
         check_options(self)
-        names = ("seeds", "latency_batches", "cfg", "weights", "backbone", "neck")
+        names = ("seeds", "latency_batches", "cfg", "weights", "backbone", "neck", "head")
         lists = {name: getattr(self, name) for name in names}
         gpus = [part.strip().lower().removeprefix("cuda:") for part in self.device.split(",")]
         lists["device"] = [gpu for gpu in gpus if gpu]  # each run has one of its own

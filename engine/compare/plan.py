@@ -62,7 +62,7 @@ class RunPlan:
 
 
 def model_entries(config: CompareConfig, *, classes: int) -> tuple[ModelEntry, ...]:
-    """The models of --cfg (with each --backbone and --neck) or --weights, in the order given.
+    """The models of --cfg (with each --backbone, --neck, --head) or --weights, in the order given.
 
     A model that cannot be built has its cause.  UserError for files that cannot be read, and if no
     model can be built.
@@ -80,21 +80,24 @@ def model_entries(config: CompareConfig, *, classes: int) -> tuple[ModelEntry, .
     return found
 
 
-def read_drafts(config: CompareConfig) -> dict[tuple[str, str, str], Draft]:
-    """The models of --cfg by file, backbone and neck; UserError for one that cannot be read."""
-    combined = product(config.cfg, config.backbone or ("",), config.neck or ("",))
-    return {parts: load_draft(parts[0], backbone=parts[1], neck=parts[2]) for parts in combined}
+def read_drafts(config: CompareConfig) -> dict[tuple[str, str, str, str], Draft]:
+    """The models of --cfg by file, backbone, neck and head; UserError for one not to be read."""
+    parts = (config.backbone, config.neck, config.head)
+    return {
+        (file, backbone, neck, head): load_draft(file, backbone=backbone, neck=neck, head=head)
+        for file, backbone, neck, head in product(config.cfg, *(x or ("",) for x in parts))
+    }
 
 
 def _models(config: CompareConfig, classes: int) -> Iterator[ModelEntry]:
     budget = read_budget(config.fit, image_size=config.imgsz) if config.fit else None
     stems = [Path(file).stem for file in config.cfg]
-    for (file, backbone, neck), draft in read_drafts(config).items():
+    for (file, backbone, neck, head), draft in read_drafts(config).items():
         stem = Path(file).stem
-        parts = (file if stems.count(stem) > 1 else stem, backbone, neck)
+        parts = (file if stems.count(stem) > 1 else stem, backbone, neck, head)
         name = " + ".join(part for part in parts if part)
         source, notes = _short_source(draft.source), list[str]()
-        model = Model(file, backbone, neck, config.fit, "", source, notes)
+        model = Model(file, backbone, neck, config.fit, "", source, notes, head)
         try:
             if budget is None:
                 spec = draft.resolve()
@@ -176,7 +179,7 @@ def runs(
 def run_flags(config: CompareConfig, model: ModelEntry, seed: int) -> list[str]:
     """The flags of train.py for the model and the protocol of a run."""
     own = model.model
-    texts = {name: getattr(own, name) for name in ("cfg", "backbone", "neck", "fit")}
+    texts = {name: getattr(own, name) for name in ("cfg", "backbone", "neck", "head", "fit")}
     flags = [word for name, text in texts.items() if text for word in (f"--{name}", text)]
     flags += ["--data", config.data, "--img", str(config.imgsz), "--epochs", str(config.epochs)]
     flags += ["--batch-size", str(config.batch_size), "--seed", str(seed), "--patience", "0"]

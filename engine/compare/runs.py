@@ -47,8 +47,8 @@ REDRAW, REDRAW_LOG = 1.0, 60.0  # seconds between drawings of the bar: terminal,
 UNIT = 1e15  # FLOPs, of the bar
 # Of a run's TrainConfig: paths and names, what the record has elsewhere, what differs by row.
 NOT_KEPT = (
-    "weights", "backbone_weights", "cfg", "backbone", "neck", "data", "hyp", "resume", "device",
-    "project", "name", "exist_ok", "seed",
+    "weights", "backbone_weights", "cfg", "backbone", "neck", "head", "data", "hyp", "resume",
+    "device", "project", "name", "exist_ok", "seed",
 )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ class Model:
     weights: str  # the checkpoint of a row that was not trained here
     source: str  # the files, or how it was put together
     notes: list[str]
+    head: str = ""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from engine.evaluate.tta import decode_augmented
 from engine.export.runtime import Network
 from engine.measure.bench import Stopwatch
 from models.detector import Detector
-from models.losses.anchor import AnchorLoss
+from models.losses.build import Loss
 from utils.boxes import Detections
 from utils.errors import FeatherDetError, UserError
 from utils.nms import NmsConfig, nms, non_finite
@@ -40,7 +40,7 @@ def evaluate(
     *,
     config: EvalConfig,
     device: torch.device,
-    loss: AnchorLoss | None = None,
+    loss: Loss | None = None,
     images: BatchImages | None = None,
     progress: bool = True,
 ) -> DetectionMetrics:
@@ -124,7 +124,7 @@ def _detect(
     *,
     config: EvalConfig,
     device: torch.device,
-    loss: AnchorLoss | None,
+    loss: Loss | None,
     drawn: BatchImages | None,
 ) -> Shard:
     numbers = {record.image_id: number for number, record in enumerate(records)}
@@ -169,5 +169,10 @@ def _detect(
             sums += loss(raw, there.targets)[1] * len(batch)
         if drawn is not None:
             drawn.add(batch, found)
-    losses = tuple(sums.tolist()) if loss is not None else ()
-    return Shard(BoxTable.concatenate(parts), images_seen, losses, watch.seconds())
+    names = () if loss is None else cast(Detector, model).head.losses
+    return Shard(
+        BoxTable.concatenate(parts),
+        images_seen,
+        dict(zip(names, sums.tolist(), strict=False)),
+        watch.seconds(),
+    )

@@ -31,7 +31,7 @@ class Shard:
 
     detections: BoxTable
     images: int  # delivered by its loader
-    losses: tuple[float, ...]  # box, obj, cls: sums over `images`; empty without a loss
+    losses: Mapping[str, float]  # by part, sums over `images`; empty without a loss
     seconds: tuple[float, ...]  # pre-process, inference, NMS: sums likewise
 
 
@@ -61,7 +61,7 @@ class DetectionMetrics:
     instances: int
     per_class: tuple[ClassMetrics, ...]
     coco: dict[str, float]  # the twelve, keys of engine.evaluate.coco.METRICS; -1: no ground truth
-    losses: tuple[float, ...]  # box, obj, cls with their gains, means over images; () without loss
+    losses: Mapping[str, float]  # by part, with gains, means over images; empty without a loss
     speed: Speed
     detections: BoxTable  # best first within each image; `image` is an index of `by_id`
     curves: Curves | None = None  # for the plots
@@ -99,7 +99,7 @@ class DetectionMetrics:
             **{name: getattr(self, name) for name in (*names, "instances")},
             "coco": dict(self.coco),
             "per_class": [{key: None if v != v else v for key, v in item} for item in classes],
-            "losses": dict(zip(("box", "obj", "cls"), self.losses, strict=False)) or None,
+            "losses": dict(self.losses) or None,
             "speed_ms": self.speed._asdict(),
         }
 
@@ -137,7 +137,6 @@ def metrics_of(shards: Sequence[Shard], index: DataIndex) -> DetectionMetrics:
     best, some = curves.best, len(curves.classes) > 0
     if not some:
         warn("warning: no ground-truth box in this data; mAP, P and R are given as 0")
-    losses = np.sum([shard.losses for shard in shards], 0) / max(delivered, 1)
     milliseconds = np.sum([shard.seconds for shard in shards], 0) / max(delivered, 1) * 1000
     plain = truth.take(~truth.crowd)
     image_classes = np.unique(np.stack((plain.image, plain.labels)), axis=1)[1]
@@ -159,7 +158,10 @@ def metrics_of(shards: Sequence[Shard], index: DataIndex) -> DetectionMetrics:
         instances=len(plain),
         per_class=tuple(ClassMetrics(*row) for row in rows),
         coco=coco.twelve,
-        losses=tuple(losses.tolist()),
+        losses={
+            name: sum(shard.losses[name] for shard in shards) / max(delivered, 1)
+            for name in shards[0].losses
+        },
         speed=Speed(*milliseconds.tolist()),
         detections=found,
         curves=curves,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.spec import HEAD_ROWS
 from utils.config import (
     MAX_PIXELS,
     MAX_WORKERS,
@@ -42,6 +43,11 @@ class TrainConfig:
         "", metavar="NAME", help="backbone in place of the model's own, e.g. ghostnet-1.0"
     )
     neck: str = option("", metavar="NAME", help="neck in place of the model's own, e.g. pan-ghost")
+    head: str = option(
+        "",
+        choices=tuple(HEAD_ROWS),
+        help="head in place of the model's own: anchor (YOLOv5's) or free (anchor-free)",
+    )
     fit: str = option(
         "",
         metavar="KIND=NUMBER",

@@ -16,21 +16,16 @@ from matplotlib.figure import Figure
 from data.loading.plots import plot_labels
 from engine.checkpoint import model_payload, save_checkpoint, without_folders
 from engine.train.state import NonFiniteError, TrainRun
+from models.heads.anchor import Detect
 from models.profile.counting import profile
 from models.profile.report import row_table, summary
 from utils.config import changed
 from utils.files import write_yaml
 from utils.terminal import say
 
-LOSSES = ("box_loss", "obj_loss", "cls_loss")
 METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
-# of results.csv: the ecosystem's columns in its order, and our own
-COLUMNS = (
-    "epoch", *(f"train/{name}" for name in LOSSES), *METRICS, *(f"val/{name}" for name in LOSSES),
-    "x/lr0", "x/lr1", "x/lr2",
-    "images_per_second", "train_seconds", "val_seconds", "data_wait_share",
-)  # fmt: skip
-DRAWN = (*COLUMNS[1:6], *COLUMNS[8:11], *COLUMNS[6:8])
+# of results.csv after the ecosystem's columns, which are in its order
+OWN = ("images_per_second", "train_seconds", "val_seconds", "data_wait_share")
 
 
 def announce(run: TrainRun) -> None:
@@ -46,10 +41,11 @@ def announce(run: TrainRun) -> None:
         say(row_table(counted))
         say(summary(counted, model.spec.source))
         write_yaml(run.folder / "hyp.yaml", dataclasses.asdict(run.hyp))
-        head = model.head
-        pixels = head.anchors.cpu() * torch.tensor(head.stride).view(-1, 1, 1)
-        anchors = tuple(map(tuple, pixels.flatten(1).tolist()))  # AutoAnchor may have changed them
-        write_yaml(run.folder / "spec.yaml", replace(model.spec, anchors=anchors).to_yaml_dict())
+        head, spec = model.head, model.spec
+        if isinstance(head, Detect):  # AutoAnchor may have changed them
+            pixels = head.anchors.cpu() * torch.tensor(head.stride).view(-1, 1, 1)
+            spec = replace(spec, anchors=tuple(map(tuple, pixels.flatten(1).tolist())))
+        write_yaml(run.folder / "spec.yaml", spec.to_yaml_dict())
         if not config.noplots:
             plot_labels(run.train, run.folder / "labels.jpg")
     where = "the device" if run.device_images is not None else "the CPU"
@@ -89,19 +85,30 @@ def save(run: TrainRun, name: str, *, resumable: bool) -> Path:
 
 def csv_text(rows: Iterable[Mapping[str, float]]) -> str:
     """The rows as CSV, one for each epoch; a value that was not measured stays empty."""
-    lines = [",".join(COLUMNS)]
+    rows = list(rows)
+    train = _train_losses(rows)
+    val = (name.replace("train/", "val/") for name in train)
+    columns = ("epoch", *train, *METRICS, *val, "x/lr0", "x/lr1", "x/lr2", *OWN)
+    lines = [",".join(columns)]
     for row in rows:
-        values = [row.get(name, math.nan) for name in COLUMNS]
+        values = [row.get(name, math.nan) for name in columns]
         lines.append(",".join("" if math.isnan(value) else f"{value:.6g}" for value in values))
     return "\n".join(lines) + "\n"
+
+
+def _train_losses(rows: Iterable[Mapping[str, float]]) -> list[str]:
+    """The columns of the parts of the loss: the head's own."""
+    return [name for name in next(iter(rows), {}) if name.startswith("train/")]
 
 
 def plot_results(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Losses and metrics over epochs as one plot."""
     figure = Figure(figsize=(15, 6), layout="tight")
     axes = figure.subplots(2, 5).ravel()
-    epochs = [row["epoch"] for row in rows]
-    for axis, name in zip(axes, DRAWN, strict=True):
+    epochs, train = [row["epoch"] for row in rows], _train_losses(rows)
+    val = (name.replace("train/", "val/") for name in train)
+    drawn = (*train, *METRICS[:2], *val, *METRICS[2:])
+    for axis, name in zip(axes, drawn, strict=True):
         values = [row.get(name, math.nan) for row in rows]
         axis.plot(epochs, values, marker=".", linewidth=1.5)
         axis.set_title(name, fontsize=10)

@@ -20,13 +20,13 @@ from engine.evaluate.evaluator import evaluate
 from engine.evaluate.metrics import DetectionMetrics
 from engine.evaluate.plots import BatchImages, save_plots
 from engine.train.config import TrainConfig
-from engine.train.files import LOSSES, METRICS, announce, csv_text, plot_results, save, tensorboard
+from engine.train.files import METRICS, announce, csv_text, plot_results, save, tensorboard
 from engine.train.interrupts import StopRequest, stop_requests
 from engine.train.loading import delivered
 from engine.train.setup import prepare_run
 from engine.train.state import TrainRun
-from engine.train.step import CONSOLE_HEADER, train_epoch
-from models.losses.anchor import AnchorLoss
+from engine.train.step import console_header, train_epoch
+from models.losses.build import build_loss
 from utils.config import changed
 from utils.errors import FeatherDetError, TerminatedError, UserError, cause_of
 from utils.files import write_text
@@ -124,7 +124,7 @@ def _epoch(run: TrainRun, request: StopRequest, log: Log) -> None:
     started = time.perf_counter()
     run.clock.start()
     if run.world.is_main:
-        warn(CONSOLE_HEADER)
+        warn(console_header(run))
     validate = not config.noval or state.epoch == config.epochs - 1
     if state.batches < len(run.loader) and not train_epoch(
         run, epoch_batches(run, validate=validate), request
@@ -175,7 +175,7 @@ def _evaluate(
             run.val,
             config=EvalConfig(single_cls=config.single_cls),
             device=device,
-            loss=AnchorLoss(model, run.hyp, image_size=config.imgsz) if losses else None,
+            loss=build_loss(model, run.hyp, image_size=config.imgsz) if losses else None,
             images=images,
         )
 
@@ -186,13 +186,13 @@ def _row(run: TrainRun, metrics: DetectionMetrics | None) -> dict[str, float]:
     step = state.epoch * run.schedule.steps_per_epoch + state.batches - 1
     means = distributed.all_reduce_sum(state.mean_losses()) / run.world.world_size
     row: dict[str, float] = {"epoch": state.epoch}
-    row.update({f"train/{part}": v for part, v in zip(LOSSES, means.tolist(), strict=True)})
+    parts = zip(state.model.head.losses, means.tolist(), strict=True)
+    row.update({f"train/{part}_loss": value for part, value in parts})
     row.update({f"x/lr{i}": rate for i, rate in enumerate(run.schedule.at(step).lr)})
     if metrics is not None:
         found = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
         row.update(zip(METRICS, found, strict=True))
-        losses = metrics.losses or (math.nan,) * len(LOSSES)
-        row.update({f"val/{part}": float(v) for part, v in zip(LOSSES, losses, strict=True)})
+        row.update({f"val/{part}_loss": value for part, value in metrics.losses.items()})
         row["fitness"] = metrics.fitness
     return row
 

@@ -22,7 +22,8 @@ from engine.train.config import TrainConfig
 from engine.train.optimizer import freeze
 from models.builder import build_detector
 from models.detector import Detector
-from models.losses.anchor import AnchorLoss, Grid
+from models.heads.anchor import Detect
+from models.losses.build import Loss, build_loss
 from models.profile.fit import fit, read_budget
 from models.spec import ModelSpec
 from models.weights.imagenet import plan_transfer
@@ -65,7 +66,7 @@ def model_to_train(
         model = start
     else:
         spec = _fitted(start, config, classes=classes)
-        if hyp.anchors:  # as many of each level, for AutoAnchor to find
+        if hyp.anchors and spec.anchors:  # as many of each level, for AutoAnchor to find
             spec = replace(spec, anchors=round(hyp.anchors))
         model = build_detector(spec, classes=classes, names=train.names)
         if config.weights:
@@ -84,8 +85,8 @@ def model_to_train(
         )
         config = replace(config, imgsz=size)
     model.to(world.device).to(memory_format=torch.channels_last).train()
-    if not resumed and (not config.noautoanchor or isinstance(model.spec.anchors, int)):
-        head = model.head
+    head, wanted = model.head, not config.noautoanchor or isinstance(model.spec.anchors, int)
+    if not resumed and wanted and isinstance(head, Detect):
         stride = torch.tensor(head.stride, dtype=torch.float32).view(-1, 1, 1)
         pixels = (head.anchors.cpu() * stride).reshape(-1, 2).double().numpy()
         found, text = fit_anchors(
@@ -100,7 +101,7 @@ def model_to_train(
         say_main(text)
     freeze(model, config.freeze)
     if config.batch_size == -1:
-        loss = AnchorLoss(model, hyp, image_size=size)
+        loss = build_loss(model, hyp, image_size=size)
         autocast = autocast_type(config, world.device)
         batch = largest_batch(model, loss, image_size=size, device=world.device, autocast=autocast)
         config = replace(config, batch_size=batch)
@@ -110,24 +111,27 @@ def model_to_train(
 def model_file(config: TrainConfig) -> ModelSpec | Draft:
     """The model that the flags mean, read and checked before any data: a Draft with --fit.
 
-    A file with --backbone and --neck, or the checkpoint's own; the weights are known to be there.
+    A file with --backbone, --neck, --head, or the checkpoint's; the weights are known to be there.
     Raises UserError as models.yaml.parser and models.profile.fit do.
     """
     weights = config.backbone_weights
     if weights and not weights.startswith(TIMM) and not Path(weights).is_file():
         raise UserError(f"--backbone-weights {weights}: no such file")
     if config.weights and not config.cfg:
-        if config.backbone or config.neck or config.fit:
+        if config.backbone or config.neck or config.head or config.fit:
             raise UserError(
-                "--backbone, --neck and --fit change a model file: name it with --cfg (--weights"
-                " alone brings a finished model)"
+                "--backbone, --neck, --head and --fit change a model file: name it with --cfg"
+                " (--weights alone brings a finished model)"
             )
         return load_detector(config.weights, device="cpu").spec
     if config.weights:
         with open_pickled(Path(config.weights)):
             pass  # a checkpoint; whether its tensors are whole is seen when they are loaded
     draft = load_draft(
-        config.cfg or DEFAULT_MODEL, backbone=config.backbone or None, neck=config.neck or None
+        config.cfg or DEFAULT_MODEL,
+        backbone=config.backbone or None,
+        neck=config.neck or None,
+        head=config.head or None,
     )
     if not config.fit:
         return draft.resolve()
@@ -168,7 +172,7 @@ class ForwardAndLoss(nn.Module):
     def __init__(
         self,
         model: Detector,
-        loss: AnchorLoss,
+        loss: Loss,
         world: Distributed,
         *,
         autocast: torch.dtype | None = None,
@@ -202,7 +206,7 @@ class ForwardAndLoss(nn.Module):
             torch.compiler.cudagraph_mark_step_begin()
         return self._run(images, targets, grid)
 
-    def _compute(self, images: Tensor, targets: Targets, grid: Grid) -> tuple[Tensor, Tensor]:
+    def _compute(self, images: Tensor, targets: Targets, grid: Any) -> tuple[Tensor, Tensor]:
         world, autocast = self.world, self.autocast
         with torch.autocast(world.device.type, autocast, enabled=autocast is not None):
             raw = self.model(to_network(images))
@@ -237,7 +241,7 @@ def wrapped(
 
 def largest_batch(
     model: Detector,
-    loss: AnchorLoss,
+    loss: Loss,
     *,
     image_size: int,
     device: torch.device,

@@ -30,7 +30,7 @@ from engine.train.model import (
 from engine.train.optimizer import Schedule, build_optimizer, rate_scales
 from engine.train.state import StepClock, TrainRun, TrainState
 from models.detector import Detector
-from models.losses.anchor import AnchorLoss
+from models.losses.build import build_loss
 from models.spec import ModelSpec
 from models.yaml.parser import Draft
 from utils.environment import run_environment
@@ -117,7 +117,7 @@ def prepare_run(
     step, no_sync = wrapped(
         ForwardAndLoss(
             model,
-            AnchorLoss(model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing),
+            build_loss(model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing),
             world,
             autocast=autocast,
         ),

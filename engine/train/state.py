@@ -49,7 +49,7 @@ class TrainState:
     epoch: int = 0
     batches: int = 0  # of this epoch that are done
     pending: int = 0  # batches whose gradients wait for an update
-    losses: Tensor = field(init=False)  # box, obj, cls summed this epoch
+    losses: Tensor = field(init=False)  # the parts of the loss, summed this epoch
     best_fitness: float = -1.0
     best_epoch: int = -1
     rows: list[dict[str, float]] = field(default_factory=list)  # results.csv
@@ -63,7 +63,7 @@ class TrainState:
         self.losses = torch.zeros(3, device=self.device)
 
     def mean_losses(self) -> Tensor:
-        """(3,) box, obj, cls: the mean over this epoch's batches so far, on the device."""
+        """(3,) the parts of the loss: the mean over this epoch's batches so far, on the device."""
         return self.losses / max(self.batches, 1)
 
     def to_dict(self) -> dict[str, Any]:

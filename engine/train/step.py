@@ -27,8 +27,6 @@ READ_EVERY = 10  # steps between readings of a GPU's results; each one waits for
 MIN_LOSS_SCALE = 1.0  # of fp16: under it 17 updates or more were skipped, and no weight moves
 SCALES = (0.5, 1.5)  # of multi-scale training
 DRAWN_BATCHES = 3  # train_batch0.jpg to train_batch2.jpg
-CONSOLE = ("Epoch", "GPU_mem", "box_loss", "obj_loss", "cls_loss", "Instances", "Size")
-CONSOLE_HEADER = "".join(f"{name:>11}" for name in CONSOLE)
 
 Noted = list[tuple[int, tuple[int | str, ...], Tensor]]  # batch, its images, what a step returned
 
@@ -158,8 +156,14 @@ def draw_batch(run: TrainRun, batch: Batch) -> None:
         plot_batch(batch, run.train.names, run.folder / f"train_batch{index}.jpg")
 
 
+def console_header(run: TrainRun) -> str:
+    """The names of the columns of `console_row`."""
+    losses = (f"{name}_loss" for name in run.state.model.head.losses)
+    return "".join(f"{name:>11}" for name in ("Epoch", "GPU_mem", *losses, "Instances", "Size"))
+
+
 def console_row(run: TrainRun, batch: Batch) -> str:
-    """One line under `CONSOLE_HEADER`: the epoch so far, and the size of its last batch."""
+    """One line under `console_header`: the epoch so far, and the size of its last batch."""
     epoch = f"{run.state.epoch}/{run.schedule.epochs - 1}"
     memory = f"{torch.cuda.max_memory_reserved() / 2**30:.3g}G"
     losses = "".join(f"{value:11.4g}" for value in run.state.mean_losses().tolist())

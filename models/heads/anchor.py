@@ -8,11 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.registry import Head, register
+
 PRIOR_OBJECTS = 8.0  # objects expected in a 640 px image, for the first biases
 PRIOR_CLASS = 0.6
 
 
-class Detect(nn.Module):
+@register
+class Detect(Head):
     """A 1x1 convolution per level to anchors * (5 + classes).
 
     Maps of (B, C_i, H_i, W_i) -> raw maps (B, A, H_i, W_i, 5 + classes), the last axis
@@ -20,6 +23,7 @@ class Detect(nn.Module):
     `anchors` (levels, A, 2) are in units of each level's stride, as in YOLOv5's checkpoints.
     """
 
+    losses = ("box", "obj", "cls")
     anchors: Tensor
 
     def __init__(self, c_in: Sequence[int], *, classes: int, anchors_per_level: int) -> None:
@@ -29,22 +33,19 @@ class Detect(nn.Module):
         self.classes = classes
         self.outputs = 5 + classes
         self.anchors_per_level = anchors_per_level
-        self.stride: tuple[int, ...] = ()  # set by the builder, which measures it
         self.m = nn.ModuleList(nn.Conv2d(c, anchors_per_level * self.outputs, 1) for c in c_in)
         self.register_buffer("anchors", torch.zeros(len(c_in), anchors_per_level, 2))
 
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """One feature map per level -> one raw map per level.
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """Classes and anchors: 3 * (5 + 15) and 4 * (5 + 10) outputs are both 60."""
+        return self.classes, self.anchors_per_level
 
-        In evaluation they have the type of the weights: autocast would round the scores to ties.
-        """
-        raw, dtype = [], next(self.m.parameters()).dtype
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """One feature map per level -> one raw map per level."""
+        raw = []
         for convolution, feature in zip(self.m, maps, strict=True):
-            if self.training or feature.dtype == dtype:
-                y = convolution(feature)
-            else:
-                with torch.autocast(feature.device.type, enabled=False):
-                    y = convolution(feature.to(dtype))
+            y = self.predict(convolution, feature)
             batch, _, height, width = y.shape
             y = y.view(batch, self.anchors_per_level, self.outputs, height, width)
             raw.append(y.permute(0, 1, 3, 4, 2))
@@ -53,7 +54,7 @@ class Detect(nn.Module):
     @torch.no_grad()
     def set_stride(self, stride: Sequence[int], anchors: Sequence[Sequence[float]] | int) -> None:
         """Fix the levels' strides in pixels, and from them anchors and the first biases."""
-        self.stride = tuple(stride)
+        super().set_stride(stride, anchors)
         if isinstance(anchors, int):  # initial values; AutoAnchor finds better ones
             sizes = [2.0 ** (1 + 2 * a / max(anchors, 1)) for a in range(anchors)]
             pixels = torch.tensor(
@@ -80,9 +81,8 @@ class Detect(nn.Module):
         self.anchors.copy_(ordered / stride)
 
     def decode(self, raw: Sequence[Tensor], conf: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Raw maps -> what may score over `conf`: the cells whose objectness does, of all images.
+        """As in Head: the cells whose objectness is over `conf`.
 
-        Image (M,) of each, box (M, 4) in xyxy network pixels, scores (M, classes); float32.
         score = objectness * class,
         centre = (2 sigmoid(t_xy) - 0.5 + cell) * stride, size = (2 sigmoid(t_wh))^2 * anchor.
         """
@@ -97,10 +97,7 @@ class Detect(nn.Module):
         return torch.cat(images), torch.cat(boxes), torch.cat(scores)
 
     def dense(self, raw: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Raw maps -> the boxes (B, N, 4) and scores (B, N, classes) of all cells, as in `decode`.
-
-        Without shapes that depend on values, for other runtimes.
-        """
+        """As in Head."""
         boxes, scores = [], []
         for level, y in enumerate(raw):
             y = y.float().sigmoid()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.detector import Detector
+from models.heads.anchor import Detect
 from utils.boxes import Targets, complete_iou, xyxy_to_cxcywh
 from utils.hyp import Hyperparameters
 
@@ -125,6 +126,7 @@ class AnchorLoss:
             raise ValueError(
                 f"the loss knows weights for up to {len(BALANCE_DEEP)} levels, got {levels}"
             )
+        assert isinstance(model.head, Detect)
         self.head = model.head
         self.classes = model.head.classes
         self.ratio = hyp.anchor_t

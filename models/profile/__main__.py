@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from models.spec import HEAD_ROWS
 from utils.config import MAX_PIXELS, ArgumentParser, check_range
 from utils.errors import UserError, run_script
 
@@ -35,6 +36,7 @@ def _options(argv: Sequence[str] | None) -> Any:
         ("--classify", "NAME", "count these backbones as classifiers instead"),
     ):
         add(flag, nargs="+", default=[], metavar=metavar, help=text)
+    add("--head", nargs="+", default=[], choices=tuple(HEAD_ROWS), help="replaces the model's own")
     add("--fit", metavar="KIND=NUMBER", help="scale to a budget, e.g. gflops=4.5 or params=1.9e6")
     add("--img", "--imgsz", type=int, default=640, help="side of the image in pixels")
     add("--classes", type=int, help="number of classes (default: 80; with --classify 1000)")
@@ -48,8 +50,12 @@ def _options(argv: Sequence[str] | None) -> Any:
         options.classes = 1000 if options.classify else 80
     if not options.files and not options.classify:
         raise UserError("FILE is missing: a model file, or --classify and a backbone (see --help)")
-    if options.classify and (options.files or options.backbone or options.neck or options.fit):
-        raise UserError("--classify takes backbones alone, without model files, --neck or --fit")
+    if options.classify and (
+        options.files or options.backbone or options.neck or options.head or options.fit
+    ):
+        raise UserError(
+            "--classify takes backbones alone, without model files, --neck, --head or --fit"
+        )
     if options.json and options.yaml:
         raise UserError("--json and --yaml exclude each other")
     try:

@@ -10,8 +10,8 @@ import torch
 
 from models.builder import build_detector
 from models.profile.counting import ModelProfile, profile_spec
-from models.registry import BLOCKS
-from models.spec import DETECT, ModelSpec
+from models.registry import BLOCKS, HEADS
+from models.spec import ModelSpec
 from models.yaml.parser import OUTPUT, Draft
 from models.yaml.rows import Row, bind_arguments
 from utils.errors import UserError, nearest
@@ -205,7 +205,7 @@ def _follows_taps(draft: Draft) -> bool:
     return any(
         isinstance(bind_arguments(row).get(key), str)
         for row in _rows(draft, NECK)
-        if row.block != DETECT
+        if row.block not in HEADS
         for key in BLOCKS[row.block].channel_args
     )
 

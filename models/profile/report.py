@@ -40,7 +40,9 @@ def report(options: Any) -> None:
     elif options.yaml:
         for name, profile in results:
             say(_yaml(name, profile.spec))
-    elif len(results) == 1 or not (options.backbone or options.neck or options.classify):
+    elif len(results) == 1 or not (
+        options.backbone or options.neck or options.head or options.classify
+    ):
         for name, profile in results:
             say(row_table(profile))
             say(summary(profile, name))
@@ -61,10 +63,10 @@ def _results(options: Any) -> Iterator[Named]:
         spec: GraphSpec = load_classifier(name, classes=classes)
         yield name, profile_spec(spec, image_size=size, classes=classes)
     budget = read_budget(options.fit, image_size=size) if options.fit else None
-    several = options.backbone or [None], options.neck or [None]
-    for file, backbone, neck in product(options.files, *several):
-        draft = load_draft(file, backbone=backbone, neck=neck)
-        name = " + ".join(part for part in (file, backbone, neck) if part)
+    several = (names or [None] for names in (options.backbone, options.neck, options.head))
+    for file, backbone, neck, head in product(options.files, *several):
+        draft = load_draft(file, backbone=backbone, neck=neck, head=head)
+        name = " + ".join(part for part in (file, backbone, neck, head) if part)
         if budget is None:
             spec = draft.resolve()
         else:

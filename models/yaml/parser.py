@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models import blocks  # noqa: F401  importing blocks fills the registry
+from models import blocks, heads  # noqa: F401  importing these fills the registry
 from models.blocks.conv import activation
-from models.spec import DETECT, SECTIONS, GraphSpec, ModelSpec, read_normalisation
+from models.registry import HEADS
+from models.spec import DETECT, HEAD_ROWS, SECTIONS, GraphSpec, ModelSpec, read_normalisation
 from models.yaml.resolve import anchors_of, merge_detection_rows, read_anchors, resolve_rows
-from models.yaml.rows import Row, base_chain, check_keys, checked, swap_rows
+from models.yaml.rows import Row, base_chain, bind_arguments, check_keys, checked, swap_rows
 from models.yaml.sections import Section, multiple, named_section, read_section
 from utils.errors import UserError
 from utils.files import find_config
@@ -30,7 +31,8 @@ VALUES = (
     "depth_multiple", "width_multiple", "activation", "anchors", "normalisation", "notes",
 )  # fmt: skip
 KEYS = ("nc", "ch", *VALUES, *SECTIONS, "extends", "swap", "keep")
-OUTPUT = re.compile(r"out[0-9]")  # rows of a neck that Detect reads
+OUTPUT = re.compile(r"out[0-9]")  # rows of a neck that the head reads
+ANCHORS_TO_FIND = 3  # per level, for --head anchor where a file has none
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ class Draft:
         layers, anchors = resolve_rows(rows, depth=depth, width=width)
         layers = merge_detection_rows(layers)
         *others, last = layers
-        if last.block != DETECT or not last.sources or DETECT in {row.block for row in others}:
+        if last.block not in HEADS or not last.sources or any(x.block in HEADS for x in others):
             raise UserError(
-                f"{self.source}: exactly one Detect row is needed, as the last row, and it must "
-                "read other rows"
+                f"{self.source}: exactly one Detect row (or FreeDetect) is needed, as the last "
+                "row, and it must read other rows"
             )
         anchors = self.values.get("anchors") if anchors is None else anchors
         notes = self.values.get("notes") or ()
@@ -81,19 +83,26 @@ class Draft:
             self.source,
             normalisation,
             (*notes, *(part.note for part in self.sections.values() if part.note)),
-            anchors=read_anchors(anchors, len(layers[-1].sources), self.source),
+            anchors=read_anchors(anchors, len(last.sources), self.source)
+            if last.block == DETECT
+            else (),
         )
 
 
-def load_spec(name: str, *, backbone: str | None = None, neck: str | None = None) -> ModelSpec:
+def load_spec(
+    name: str, *, backbone: str | None = None, neck: str | None = None, head: str | None = None
+) -> ModelSpec:
     """Read a model by path or by its name in cfg/. Raises UserError with file, line and row.
 
-    `backbone` and `neck` (names as in a model file, or paths) replace the model's own.
+    `backbone` and `neck` (names as in a model file, or paths) and `head` (a key of HEAD_ROWS)
+    replace the model's own.
     """
-    return load_draft(name, backbone=backbone, neck=neck).resolve()
+    return load_draft(name, backbone=backbone, neck=neck, head=head).resolve()
 
 
-def load_draft(name: str, *, backbone: str | None = None, neck: str | None = None) -> Draft:
+def load_draft(
+    name: str, *, backbone: str | None = None, neck: str | None = None, head: str | None = None
+) -> Draft:
     """The same before scaling; see `load_spec`."""
     path = find_config(name, "")
     draft = replace(_read(load_yaml(path)), file=path)
@@ -101,8 +110,11 @@ def load_draft(name: str, *, backbone: str | None = None, neck: str | None = Non
         draft = _with_neck(draft, named_section(neck, "neck", where="--neck"))
     if backbone:
         draft = _with_backbone(draft, named_section(backbone, "backbone", where="--backbone"))
-    parts = (str(path), backbone and f"backbone {backbone}", neck and f"neck {neck}")
-    return replace(draft, source=", ".join(filter(None, parts)))
+    if head:
+        draft = _with_head(draft, head)
+    named = (("backbone", backbone), ("neck", neck), ("head", head))
+    parts = (str(path), *(f"{key} {value}" for key, value in named if value))
+    return replace(draft, source=", ".join(parts))
 
 
 def load_classifier(name: str, *, classes: int = 1000, width: float | None = None) -> GraphSpec:
@@ -167,16 +179,31 @@ def _with_backbone(draft: Draft, backbone: Section) -> Draft:
 
 
 def _with_neck(draft: Draft, neck: Section) -> Draft:
-    """The model with all between backbone and Detect replaced; Detect reads the neck's outN."""
-    detect = [row for row in draft.rows("head") if row.block == DETECT]
+    """The model with all between backbone and head replaced; the head reads the neck's outN."""
+    detect = [row for row in draft.rows("head") if row.block in HEADS]
     outputs = sorted(row.name for row in neck.rows if row.name and OUTPUT.fullmatch(row.name))
     if len(detect) != 1 or not outputs:
         missing = "a neck names its outputs out2, out3, ..." if detect else "no Detect row"
         raise UserError(f"--neck: {draft.source}: {missing}")
-    anchors = anchors_of(detect[0], draft.values.get("anchors"))
+    plain, anchors = detect[0].block == DETECT, draft.values.get("anchors")
+    anchors = anchors_of(detect[0], anchors) if plain else anchors
     if isinstance(anchors, list) and len(anchors) != len(outputs):
         read = read_anchors(anchors, len(anchors), draft.source)
         anchors = read if isinstance(read, int) else len(read[0]) // 2
-    row = replace(detect[0], sources=tuple(outputs), args=[])
+    row = replace(detect[0], sources=tuple(outputs), args=[] if plain else detect[0].args)
     sections = {**draft.sections, "neck": neck, "head": Section((row,))}
     return replace(draft, values={**draft.values, "anchors": anchors}, sections=sections)
+
+
+def _with_head(draft: Draft, kind: str) -> Draft:
+    """The model with another head in its last row; one of the same kind keeps its options."""
+    *others, row = (None, *draft.rows("head"))
+    if row is None or row.block not in HEADS:
+        raise UserError(f"--head: {draft.source}: `head:` does not end in a Detect row")
+    block, args = HEAD_ROWS[kind]
+    if row.block == block == DETECT:
+        return draft
+    own = bind_arguments(row) if row.block == block else {}
+    row = replace(row, block=block, args={**own, **args})
+    sections = {**draft.sections, "head": Section((*filter(None, others), row))}
+    return replace(draft, values={"anchors": ANCHORS_TO_FIND, **draft.values}, sections=sections)

@@ -40,28 +40,36 @@ def resolve_rows(rows: Sequence[Row], *, depth: float, width: float) -> tuple[li
         elif not sources:
             raise UserError(f"{row.where}: row {index} {row.block} reads no row: 'from' is empty")
         else:
-            args = bind_arguments(row)
-            for key in registry.BLOCKS[row.block].channel_args:
-                value = args.get(key)
-                if isinstance(value, int | float):
-                    args[key] = row.setting.channels(value, width)
-                elif isinstance(value, str) and not DETECTION_CHANNELS.fullmatch(value):
-                    if value not in names:
-                        raise UserError(
-                            f"{row.where}: argument {key!r} of {row.block} is {value!r}, neither "
-                            f"a number nor the name of an earlier row{nearest(value, names)}"
-                        )
-                    args[key] = row.setting.follow(widths[names[value]])
+            by_name = {name: widths.get(number, 0) for name, number in names.items()}
+            args = _scaled_arguments(row, width, by_name)
+        if row.block not in registry.HEADS:
             widths[index] = _width_out(row, repeats, args, [widths[item] for item in sources])
         section = {"backbone": "backbone", CLASSIFIER: "head"}.get(row.section, "neck")
         layers.append(
             LayerSpec(
-                "head" if row.block == DETECT else section,
+                "head" if row.block in registry.HEADS else section,
                 sources, repeats, row.block, args, row.name, row.where,
                 row.setting.activation, row.setting.norm,
             )
         )  # fmt: skip
     return layers, anchors
+
+
+def _scaled_arguments(row: Row, width: float, names: Mapping[str, int]) -> dict[str, Any]:
+    """The arguments with final channels; `names`: the widths of the earlier rows."""
+    args = bind_arguments(row)
+    for key in registry.ROWS[row.block].channel_args:
+        value = args.get(key)
+        if isinstance(value, int | float):
+            args[key] = row.setting.channels(value, width)
+        elif isinstance(value, str) and not DETECTION_CHANNELS.fullmatch(value):
+            if value not in names:
+                raise UserError(
+                    f"{row.where}: argument {key!r} of {row.block} is {value!r}, neither "
+                    f"a number nor the name of an earlier row{nearest(value, names)}"
+                )
+            args[key] = row.setting.follow(names[value])
+    return args
 
 
 def _width_out(row: Row, repeats: int, args: Mapping[str, Any], inputs: list[int]) -> int:

@@ -95,7 +95,7 @@ def read_rows(
             f"{document.at(*key)}: {'.'.join(key)} must be a list of rows "
             f"[from, number, block, args], got {type(content).__name__}"
         )
-    known = (*registry.BLOCKS, *registry.YAML_NAMES, DETECT)
+    known = (*registry.ROWS, *registry.YAML_NAMES)
     rows = []
     for index, item in enumerate(content):
         where, name = f"{document.at(*key, index)}: {section}[{index}]", None
@@ -119,7 +119,7 @@ def read_rows(
                 "(a Detect row)"
             )
         if not isinstance(block, str) or block not in known:
-            close, names = nearest(str(block), known), ", ".join(sorted(registry.BLOCKS))
+            close, names = nearest(str(block), known), ", ".join(sorted(registry.ROWS))
             raise UserError(f"{where}: unknown block {block!r}{close} (known: {names})")
         block = registry.YAML_NAMES.get(block, block)
         rows.append(Row(section, sources, repeats, block, args, name, where, setting))
@@ -129,7 +129,7 @@ def read_rows(
 def argument_name(block: str, key: Any, where: str) -> str:
     """The argument that a key means, which may be a short one; UserError where there is none."""
     name = registry.ALIASES.get(key, key)
-    known = [item for item in registry.BLOCKS[block].arguments if item != "n"]
+    known = [item for item in registry.ROWS[block].arguments if item != "n"]
     if name not in known:
         raise UserError(f"{where}: {block} has no argument {name!r}{nearest(str(name), known)}")
     return str(name)
@@ -140,7 +140,7 @@ def bind_arguments(row: Row) -> dict[str, Any]:
 
     A channel argument may be the name of a row instead.  UserError with the row.
     """
-    block = registry.BLOCKS[row.block]
+    block = registry.ROWS[row.block]
     known = [name for name in block.arguments if name != "n"]
     names, values = known, row.args
     if isinstance(row.args, Mapping):
@@ -191,15 +191,16 @@ class Swap:
             return False
         if self.stride is None:
             return True
-        stride = registry.BLOCKS[row.block].arguments.get("stride")
+        stride = registry.ROWS[row.block].arguments.get("stride")
         default = stride.default if stride else None
         return bool(self.stride == bind_arguments(row).get("stride", default))
 
     def apply(self, row: Row) -> Row:
         """The row with the other block.  UserError for an argument that means nothing there."""
-        target = registry.BLOCKS[self.target]
-        args = {}
-        for name, value in bind_arguments(row).items():
+        target = registry.ROWS[self.target]
+        args = {}  # anchors of a Detect row mean nothing to another head
+        bound = {} if row.block == DETECT else bind_arguments(row)
+        for name, value in bound.items():
             if name in target.arguments:
                 args[name] = value
             elif name not in target.ignores:
@@ -288,8 +289,8 @@ def _read_swaps(document: Document, at: tuple[str, ...]) -> list[Swap]:
         given = dict(value) if isinstance(value, Mapping) else {"block": value}
         target = given.pop("block", None)
         for name in (block, target):
-            if not isinstance(name, str) or name not in registry.BLOCKS:
-                close = nearest(str(name), registry.BLOCKS)
+            if not isinstance(name, str) or name not in registry.ROWS:
+                close = nearest(str(name), registry.ROWS)
                 raise UserError(f"{where}: unknown block {name!r}{close}")
         args = {argument_name(target, name, where): item for name, item in given.items()}
         strides = int(stride) if slash else None

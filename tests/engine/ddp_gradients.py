@@ -6,6 +6,7 @@ Under torchrun each rank takes its own two images of each case; alone, one proce
 import os
 import sys
 from contextlib import nullcontext
+from itertools import product
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from engine import distributed
 from engine.train.config import TrainConfig
 from engine.train.model import ForwardAndLoss, wrapped
 from models.builder import build_detector
-from models.losses.anchor import AnchorLoss
+from models.losses.build import build_loss
 from models.yaml.parser import load_spec
 from utils.boxes import Targets
 from utils.hyp import Hyperparameters
@@ -52,23 +53,25 @@ def whole(boxes):
 
 
 def main(model_file, out):
-    """Write {case: {parameter: gradient}} from rank 0."""
+    """Write {case: {parameter: gradient}} from rank 0, of both heads."""
     world = distributed.start("cpu", timeout=60)
     result = {}
-    for name, batches in CASES.items():
+    for head, (name, batches) in product(("anchor", "free"), CASES.items()):
         torch.manual_seed(0)
-        model = build_detector(load_spec(model_file), classes=3).train()
+        model = build_detector(load_spec(model_file, head=head), classes=3).train()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-        loss = AnchorLoss(model, Hyperparameters(), image_size=64)
+        loss = build_loss(model, Hyperparameters(), image_size=64)
         several = world.world_size > 1
         step, no_sync = wrapped(ForwardAndLoss(model, loss, world), TrainConfig())
         for index, boxes in enumerate(batches):
             images, targets = share(boxes, world.rank) if several else whole(boxes)
             with nullcontext() if index == len(batches) - 1 else no_sync():
                 step(images, targets)[0].backward()
-        result[name] = {key: parameter.grad for key, parameter in model.named_parameters()}
+        result[f"{head}: {name}"] = {
+            key: parameter.grad for key, parameter in model.named_parameters()
+        }
     if world.is_main:
         torch.save(result, out)
     distributed.cleanup()

@@ -71,7 +71,8 @@ def test_gradients_equal_those_of_one_rank(tiny_model, tmp_path):
     command = [sys.executable, GRADIENTS, tiny_model, tmp_path / "one.pt"]
     subprocess.run(command, env={**os.environ, **path}, check=True)
     two, one = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("two", "one"))
-    assert list(one) == ["equal", "unequal", "one without", "none", "accumulated"]
+    cases = ("equal", "unequal", "one without", "none", "accumulated")
+    assert list(one) == [f"{head}: {case}" for head in ("anchor", "free") for case in cases]
     for case, gradients in one.items():
         for key, gradient in gradients.items():
             error = (two[case][key] - gradient).norm()

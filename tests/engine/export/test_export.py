@@ -68,6 +68,20 @@ def test_outputs_are_those_of_the_detector(weights, files):
             network.outputs(images[..., :64])
 
 
+def test_the_free_head_is_exported(tiny_model, tmp_path):
+    model = build_detector(load_spec(str(tiny_model), head="free"), classes=3).eval()
+    save_checkpoint(tmp_path / "tiny.pt", model_payload(model))
+    words = ["--weights", str(tmp_path / "tiny.pt"), "--include", "onnx", "--img", "64"]
+    export.main(words)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        boxes, scores = model.head.dense(model(images))
+    network = open_exported(tmp_path / "tiny.onnx", CPU)
+    found_boxes, found_scores = network.outputs(images)
+    torch.testing.assert_close(found_boxes, boxes, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found_scores, scores, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_detections_are_those_of_the_detector(weights, files, name):
     pictures = [generator(1, i).integers(0, 256, (80, 70, 3), dtype=np.uint8) for i in range(3)]

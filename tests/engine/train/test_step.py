@@ -20,8 +20,8 @@ from engine.train.model import ForwardAndLoss, to_network
 from engine.train.optimizer import Schedule, build_optimizer, trainable
 from engine.train.state import NonFiniteError, StepClock, TrainState
 from engine.train.step import (
-    CONSOLE_HEADER,
     check_finite,
+    console_header,
     console_row,
     rescale,
     train_epoch,
@@ -187,7 +187,7 @@ def test_mean_losses_are_over_the_batches_so_far_and_printed(new_run, device):
     means = run.state.mean_losses()
     torch.testing.assert_close(means[0], first[0], rtol=1e-4, atol=1e-6)
     line = console_row(run, batch)
-    assert len(line) == len(CONSOLE_HEADER)
+    assert len(line) == len(console_header(run))
     assert line.split()[2:] == [*(f"{value:.4g}" for value in means.tolist()), "3", "64"]
 
 

@@ -175,6 +175,13 @@ class TestCommandLine:
         assert cells[4] == f"{whole.flops / 1e9:.3f}"
         assert plot.read_bytes()[:4] == b"\x89PNG"
 
+    def test_heads_side_by_side(self, capsys) -> None:
+        main(["yolov5n", "--head", "anchor", "free", "--classes", "3"])
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+        assert [line[2] for line in lines] == ["anchor", "free"]
+        assert lines[0][4:6] == lines[1][4:6]  # the same backbone and neck
+        assert float(lines[1][-4]) == pytest.approx(4.476, abs=1e-3)
+
     def test_yaml_is_a_model_file_of_the_same_cost(self, capsys, tmp_path: Path) -> None:
         main(["yolov5n", "--backbone", "shufflenetv2-0.5", "--neck", "pan-p6", "--yaml"])
         file = tmp_path / "composed.yaml"
