@@ -77,6 +77,7 @@ def trained(tmp_path_factory, data, models):
     """The folders of finished runs of the two models, of one epoch, by name."""
     project = tmp_path_factory.mktemp("trained")
     words = [*data, "--epochs", "1", "--patience", "0", "--device", "cpu", "--noplots"]
+    words += ["--cache", "none"]
     for model, name in zip(models, ("tiny", "wide"), strict=True):
         named = ["--cfg", model, "--project", str(project), "--name", name]
         fit(parse(TrainConfig, [*words, *named], prog="train.py", description=""))
