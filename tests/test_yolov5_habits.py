@@ -11,6 +11,7 @@ import pytest
 
 from engine.compare.config import CompareConfig
 from engine.evaluate.config import ValConfig
+from engine.export.config import ExportConfig
 from engine.predict.config import DetectConfig
 from engine.train.config import TrainConfig
 from models.weights.restricted import open_pickled
@@ -24,6 +25,7 @@ CONFIGS = {
     "val.py": ValConfig,
     "detect.py": DetectConfig,
     "compare.py": CompareConfig,
+    "export.py": ExportConfig,
 }
 
 WORKING = """
@@ -49,6 +51,9 @@ val.py --weights yolov5n.pt --data coco.yaml --img 640 --task speed --batch 1
 val.py --weights yolov5s.pt --data coco.yaml --img 832 --augment --half
 val.py --weights yolov5x.pt --data coco.yaml --img 640 --half --save-json --verbose --task test
 val.py --data coco128.yaml --weights yolov5s.pt --single-cls --max-det 300 --save-txt --save-conf
+export.py --weights yolov5s.pt --include torchscript onnx openvino --img 640 --batch 1 --half
+export.py --weights yolov5s.pt --include onnx --imgsz 480 640 --dynamic
+detect.py --weights yolov5s.onnx --source 0
 detect.py --weights yolov5s.pt --source 0
 detect.py --weights yolov5s.pt --source img.jpg
 detect.py --weights yolov5s.pt --source path/*.jpg --img 832 --augment
@@ -79,8 +84,11 @@ REFUSED = {
     "train.py model=yolov5n.yaml data=coco128.yaml": "flags here; use --cfg yolov5n.yaml",
     "train.py data=coco128.yaml model=yolov5n.pt": "flags here; use --data coco128.yaml",
     "val.py --save-hybrid": "use --save-txt",
-    "val.py --dnn": "models run in PyTorch",
+    "val.py --dnn": "OpenCV's networks are not used",
     "val.py model=yolov5n.pt": "flags here; use --weights yolov5n.pt",
+    "export.py --weights yolov5s.pt --include onnx --simplify": "apply onnxsim",
+    "export.py --weights yolov5s.pt --opset 12": "of opset 18",
+    "export.py --weights yolov5s.pt --int8": "float16 with --half",
     "detect.py --update": "nothing is uploaded or downloaded",
     "detect.py --visualize": "feature maps",
     "detect.py --line 2": "did you mean '--line-thickness'?",
@@ -135,7 +143,7 @@ def test_values_of_the_short_forms() -> None:
 
 
 def test_the_table_names_no_flag_that_is_there() -> None:
-    for config in (TrainConfig, ValConfig, DetectConfig):
+    for config in (TrainConfig, ValConfig, DetectConfig, ExportConfig):
         own = {flag(field.name).lstrip("-") for field in dataclasses.fields(config)}
         assert own & set(INSTEAD) == set()
 

@@ -47,6 +47,7 @@ class Predictor:
     `image_size` in pixels, in multiples of the largest stride: a number to which the image's long
     side is scaled, before it is padded to multiples of that stride; or (height, width), which it
     is scaled to fit and padded to; None: the number that the checkpoint was trained at, else 640.
+    `conf` and `iou` replace the thresholds of `nms`.
     `device` is '' (CUDA if present), 'cpu' or a GPU number.  `half` computes in float16, on CUDA
     only; `augment` adds scaled and mirrored views; `runtime` is what computes on a CPU: torch,
     onnxruntime, openvino, or auto for the fastest of them (engine.export.cached); `names` replace
@@ -64,12 +65,19 @@ class Predictor:
         image_size: int | tuple[int, int] | None = None,
         device: str = "",
         nms: NmsConfig = DETECT_NMS,
+        conf: float | None = None,
+        iou: float | None = None,
         half: bool = False,
         augment: bool = False,
         runtime: str = "torch",
         names: Sequence[str] | None = None,
         classes: Sequence[int | str] = (),
     ) -> None:
+        nms = replace(
+            nms,
+            conf=nms.conf if conf is None else conf,
+            iou=nms.iou if iou is None else iou,
+        )
         self.device = select_device(device)
         if half and self.device.type != "cuda":
             raise UserError(f"half precision needs a CUDA device, this is {self.device.type}")

@@ -109,7 +109,8 @@ def test_images_of_one_shape_go_together_and_come_back_in_order(detector):
 def test_best_class_of_an_object_thresholds_and_chosen_classes(made):
     boxes = [[0.0, 0.0, 30.0, 30.0], [1.0, 1.0, 31.0, 31.0], [40.0, 40.0, 60.0, 60.0]]
     scores = [[0.6, 0.5, 0.0], [0.3, 0.0, 0.0], [0.0, 0.0, 0.2]]
-    predictor, low = made(), made(nms=NmsConfig(conf=0.1, iou=0.99))
+    predictor, low = made(), made(nms=NmsConfig(conf=0.9), conf=0.1, iou=0.99)
+    assert low.nms == NmsConfig(conf=0.1, iou=0.99)
     for one in (predictor, low):
         answer(one, boxes, scores)
     assert predictor(noise(64, 64)).detections.labels.tolist() == [0]
