@@ -186,12 +186,15 @@ class ForwardAndLoss(nn.Module):
     def compile_step(self, *, varying: bool, **options: Any) -> None:
         """Compile at the next call, for images of any size with `varying`.
 
-        `options` are torch.compile's.  Several ranks are left without CUDA graphs, whose capture
-        would have to hold their collectives.
+        `options` are torch.compile's.  On several ranks the model alone is compiled: the loss waits
+        for the other ranks.
         """
         world = self.world
+        if world.world_size > 1:
+            self.model.compile(dynamic=varying, **options)  # in place: names stay
+            return
         self._room = MIN_ROOM
-        self.graphs = world.device.type == "cuda" and world.world_size == 1 and not varying
+        self.graphs = world.device.type == "cuda" and not varying
         mode = "reduce-overhead" if self.graphs else None
         self._run = torch.compile(self._compute, dynamic=varying, mode=mode, **options)
 
@@ -226,11 +229,12 @@ def wrapped(
     if config.compile:
         varying = config.multi_scale or config.rect
         step.compile_step(varying=varying)
+        what = "forward and loss are" if step.world.world_size == 1 else "the model is"
         kind = " into CUDA graphs" if step.graphs else ", for any image size," if varying else ""
         full = "; the last batch of an epoch is filled up with images from its beginning"
         say_main(
-            f"--compile: forward and loss are compiled{kind} in the first step, which takes a"
-            f" minute or more{'' if config.rect else full}"
+            f"--compile: {what} compiled{kind} in the first step, which takes a minute or"
+            f" more{'' if config.rect else full}"
         )
     if step.world.world_size == 1:
         return step, nullcontext
