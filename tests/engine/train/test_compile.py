@@ -14,7 +14,7 @@ from engine.train.config import TrainConfig
 from engine.train.loop import fit
 from engine.train.model import ForwardAndLoss, wrapped
 from models.builder import build_detector
-from models.losses.anchor import AnchorLoss
+from models.losses.build import build_loss
 from models.yaml.parser import load_spec
 from utils.boxes import Targets
 from utils.errors import TerminatedError, UserError
@@ -29,10 +29,10 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-def make_step(cfg="yolov5n"):
+def make_step(cfg="yolov5n", head=None):
     torch.manual_seed(0)
-    model = build_detector(load_spec(str(cfg)), classes=3).train()
-    loss = AnchorLoss(model, Hyperparameters(), image_size=64)
+    model = build_detector(load_spec(str(cfg), head=head), classes=3).train()
+    loss = build_loss(model, Hyperparameters(), image_size=64)
     return ForwardAndLoss(model, loss, Distributed(torch.device("cpu")))
 
 
@@ -128,12 +128,13 @@ def test_where_torch_cannot_compile_one_line_says_so(settings, monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiled_losses_follow_eager_ones_over_20_steps(tiny_model):
+@pytest.mark.parametrize("head", ["anchor", "free"])
+def test_compiled_losses_follow_eager_ones_over_20_steps(tiny_model, head):
     """With inductor's generated code, on the CPU."""
-    steps = make_step(tiny_model), make_step(tiny_model)
+    steps = make_step(tiny_model, head), make_step(tiny_model, head)
     try:
         wrapped(steps[1], TrainConfig(compile=True))
-        optimizers = [torch.optim.SGD(step.parameters(), lr=0.01, momentum=0.9) for step in steps]
+        optimizers = [torch.optim.SGD(step.parameters(), lr=0.001, momentum=0.9) for step in steps]
         for number in range(20):
             batch, losses = batch_of(5 + number, seed=number), []
             for step, optimizer in zip(steps, optimizers, strict=True):
