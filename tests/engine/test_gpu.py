@@ -81,3 +81,12 @@ def test_a_batch_that_fits_is_found() -> None:
         model, loss, image_size=128, device=torch.device("cuda", 0), autocast=torch.float16
     )
     assert batch >= 1
+
+
+def test_a_compiled_run_has_the_losses_of_another(train_flags: list[str], tmp_path: Path) -> None:
+    """Forward and loss as CUDA graphs, images composed by compiled code and kept on the device."""
+    flags = [*train_flags, "--device", "0", "--amp", "off", "--epochs", "4"]
+    main([*flags, "--augment", "cpu", "--name", "plain"])
+    main([*flags, "--compile", "--cache", "device", "--name", "compiled"])
+    plain, compiled = (losses(tmp_path / "runs" / name) for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=0.1)  # the last batch is filled up
