@@ -129,7 +129,7 @@ def _labels(
 def _partners(
     paths: Sequence[str], src: Path, suffix: str, problems: list[Problem]
 ) -> dict[int, Path]:
-    """The file of each image: of its name beside it, else the only one of its name."""
+    """The file of each image: of its name next to it, else the only one of its name."""
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for file in sorted(src.rglob(f"*{suffix}")):
         by_stem[file.stem].append(file)

@@ -130,7 +130,7 @@ def _path(document: Document, base: Path, value: Any, *key: str | int) -> Path:
 
 
 def _split_path(document: Document, root: Path, value: Any, *key: str | int) -> Path:
-    """As `_path`; Roboflow writes ../train/images for the train/images beside its data.yaml."""
+    """As `_path`; Roboflow writes ../train/images for the train/images next to its data.yaml."""
     path = _path(document, root, value, *key)
     inside = Path(os.path.normpath(root / value.removeprefix("../")))
     if inside != path and not os.path.lexists(path) and os.path.lexists(inside):

@@ -5,7 +5,7 @@ Equal to data.loading.transforms with the same draws: bytes are rounded wherever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,11 @@ CHUNK = 1 << 22  # pixels composed at once where nothing is compiled, some 300 b
 BEYOND = 3  # a position this far outside of a canvas is as good as any further one
 FINE = float(1 << 24)  # times as many steps are as good as none: float32 has no finer ones
 # OpenCV on bytes: steps of cv2.resize in a pixel, in a level after its rows and after its columns;
-# fixed-point factors in hue and saturation; ROUND_DOWN of data.loading.transforms
+# fixed-point factors in hue and saturation
 RESIZE_STEPS = (2048.0, 128.0, 4.0)
 SHIFT, PER_HUE, PER_SATURATION = 4096, 4096 * 30, 4096 * 255
-ROUND_DOWN = -0.498
+HUES = 180  # OpenCV's hue of a byte image counts in steps of 2 degrees
+ROUND_DOWN = -0.498  # added to what OpenCV rounds to the nearest
 
 
 @dataclass(frozen=True)
@@ -91,22 +92,18 @@ class Plan:
 
     def __getitem__(self, rows: slice) -> Plan:
         """The plan of some of the samples."""
-        return Plan(*(item[rows] for item in vars(self).values()))
+        return self.each(lambda item: item[rows])
 
-    def to(self, device: torch.device) -> Plan:
-        """The same plan on `device`; asynchronous when the tensors are pinned."""
-        return Plan(*(item.to(device, non_blocking=True) for item in vars(self).values()))
-
-    def pin_memory(self) -> Plan:
-        """The same plan in page-locked memory."""
-        return Plan(*(item.pin_memory() for item in vars(self).values()))
+    def each(self, change: Callable[[Tensor], Tensor]) -> Plan:
+        """The plan of the changed tensors, e.g. copies on a device."""
+        return Plan(*map(change, vars(self).values()))
 
 
 def inverse_of(matrix: np.ndarray, size: tuple[int, int], *, ud: bool, lr: bool) -> np.ndarray:
     """(3, 3) from a result of (height, width) `size` back through flips and `matrix`.
 
     `matrix` is what `transforms.warp` used.  One that only scales and shifts has an inverse with
-    zeros beside its diagonal, by which `compose` knows that a window was cropped and resized.
+    zeros outside its diagonal, by which `compose` knows that a window was cropped and resized.
     """
     if is_axis_aligned(matrix):
         scale_x, scale_y = 1 / matrix[0, 0], 1 / matrix[1, 1]
@@ -219,7 +216,7 @@ def _scale_hsv(image: Tensor, gains: Tensor) -> Tensor:
         value == green, (blue - red).add(spread, alpha=2), (red - green).add(spread, alpha=4)
     )
     hue = torch.where(value == red, green - blue, hue)
-    hue = (hue * (PER_HUE / spread.clamp(min=1)).round() / SHIFT + 0.5).floor() % 180
+    hue = (hue * (PER_HUE / spread.clamp(min=1)).round() / SHIFT + 0.5).floor() % HUES
     saturation = spread * (PER_SATURATION / value.clamp(min=1)).round() / SHIFT + 0.5
     by_hue, *others = gains[:, None, None].unbind(-1)
     hue = (hue * by_hue + ROUND_DOWN).round() / 30

@@ -48,7 +48,7 @@ class Batch:
     letterboxes: tuple[Letterbox, ...]
     image_ids: tuple[int | str, ...]
     plan: Plan | None = None
-    slots: Tensor | None = None  # (B,) int64, with a plan
+    slots: Tensor | None = None  # with a plan: (K,) int64, of each of its K sources
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; the copy is asynchronous when the memory is pinned."""
@@ -59,7 +59,7 @@ class Batch:
         return self._each(Tensor.pin_memory, self.targets.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor], targets: Targets) -> Batch:
-        plan = None if self.plan is None else Plan(*map(change, vars(self.plan).values()))
+        plan = None if self.plan is None else self.plan.each(change)
         slots = None if self.slots is None else change(self.slots)
         return Batch(change(self.images), targets, self.letterboxes, self.image_ids, plan, slots)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from data.loading.compose import HUES, ROUND_DOWN
 from data.loading.geometry import candidates, is_axis_aligned, scale_segments, transform
 from data.loading.sample import Sample
 from utils.boxes import GREY
@@ -19,8 +20,6 @@ from utils.hyp import Hyperparameters
 
 MIXUP_BETA = 32.0  # shares of mixup come from Beta(32, 32): near one half, YOLOv5's choice
 PASTE_MAX_COVER = 0.3  # a pasted object may hide at most this share of another's box
-HUES = 180  # OpenCV's hue of a byte image counts in steps of 2 degrees
-ROUND_DOWN = -0.498  # added to what OpenCV rounds to the nearest
 
 
 def keep(sample: Sample, mask: np.ndarray) -> Sample:

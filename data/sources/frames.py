@@ -90,7 +90,7 @@ class Sources:
         """The files that are to be read; they must not be written to."""
         return tuple(Path(item.text) for item in self.items if item.kind in LOCAL)
 
-    def promise(self, count: int) -> bool:
+    def has_at_least(self, count: int) -> bool:
         """Whether `count` frames or more are to be expected, by what the files state.
 
         A webcam or an RTSP stream has them, another URL counts as one.

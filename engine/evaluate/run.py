@@ -172,10 +172,10 @@ def _completed(config: ValConfig, trained: TrainedWith) -> ValConfig:
         known = "the size of its training" if trained.image_size else "it does not tell its own"
         taken.append(f"--img {size} ({known})")
     if not data:
-        beside = Path(config.weights).absolute().parent.parent / "opt.yaml"
+        options_file = Path(config.weights).absolute().parent.parent / "opt.yaml"
         names = [trained.data] if trained.data else []
-        if names and beside.is_file():
-            names.insert(0, str(load_yaml(beside).mapping().get("data")))
+        if names and options_file.is_file():
+            names.insert(0, str(load_yaml(options_file).mapping().get("data")))
         for name in names:
             with contextlib.suppress(UserError):
                 find_config(name, "data")

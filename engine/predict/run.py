@@ -35,7 +35,7 @@ def run(config: DetectConfig) -> None:
     if config.data and names is None:
         raise UserError(f"--data {config.data}: it names no classes itself; leave it out")
     runtime = config.runtime
-    if runtime == "auto" and not sources.promise(MANY):
+    if runtime == "auto" and not sources.has_at_least(MANY):
         runtime = "torch"
     predictor = Predictor(
         config.weights,

@@ -164,9 +164,9 @@ def to_network(images: Tensor) -> Tensor:
 class ForwardAndLoss(nn.Module):
     """Images (B, 3, H, W) and targets of a rank -> what its backward pass starts from.
 
-    That is the loss to differentiate, and its (3,) box, obj, cls, detached.  Compiled or not, it is
-    the same function; compiled, targets are padded by boxes without area, so that their number,
-    a power of two, rarely changes.
+    That is the loss to differentiate, and its (3,) parts (`Head.losses`), detached.  Compiled or
+    not, it is the same function; compiled, targets are padded by boxes without area, so that their
+    number, a power of two, rarely changes.
     """
 
     def __init__(

@@ -113,7 +113,7 @@ roboflow:
 
 
 def test_roboflows_export_loads_as_it_is(tmp_path, write_image, capsys):
-    """The YOLOv5 zip; its paths are meant for a folder beside its own."""
+    """The YOLOv5 zip; its paths are meant for a folder next to its own."""
     root = tmp_path / "cells-1"
     for part, name in (("train", "a"), ("valid", "b"), ("test", "c")):
         write_image(root / part / "images" / f"{name}_jpg.rf.0123.jpg")

@@ -139,7 +139,9 @@ def levels(result):
 
 def assert_same_pixels(images, hyp, size, device, samples=8):
     recipe = Recipe(images, hyp, size, samples)
-    result = compose(slots_of(images).to(device), recipe.plan.to(device), size)
+    result = compose(
+        slots_of(images).to(device), recipe.plan.each(lambda item: item.to(device)), size
+    )
     assert result.shape == (samples, 3, *size)
     assert result.is_contiguous(memory_format=torch.channels_last)
     apart = np.abs(levels(result) - recipe.expected)
@@ -179,7 +181,7 @@ def test_four_tiles_by_hand(device):
     plan = Plan.blank(1)
     tiles = [(0, (4, 1)), (1, (1, 4)), (-1, (3, 3)), (2, (2, 2))]
     plan.place(0, 0, tiles=tiles, centre=(2, 1), size=(4, 6), inverse=np.eye(3))
-    result = compose(images.to(device), plan.to(device), (5, 7))
+    result = compose(images.to(device), plan.each(lambda item: item.to(device)), (5, 7))
     expected = [
         [GREY, 10, 20, 20, 20, 20, GREY],
         [GREY, GREY, 30, 30, GREY, GREY, GREY],
@@ -209,7 +211,7 @@ def test_the_horizon_is_grey(device):
     inverse = np.array([[1.0, 0, 0], [0, 1, 0], [1, 0, -0.5]])
     plan.place(0, 0, tiles=[(0, (4, 4))], centre=(4, 4), size=(4, 4), inverse=inverse)
     images = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
-    result = levels(compose(images.to(device), plan.to(device), (4, 4)))
+    result = levels(compose(images.to(device), plan.each(lambda item: item.to(device)), (4, 4)))
     assert (result[0, :, 0] == GREY).all()
     assert (result[0, 1:, 1:] < GREY).all()
 

@@ -193,11 +193,11 @@ def test_the_report_has_a_lead_a_summary_and_notes(sample):
     assert {"name": "Models", "value": "3", "detail": "1 failed"} in made["summary"]
     json.dumps(made, allow_nan=False)
     gpu = {"flops_per_second": 247.2857e12, "bytes_per_second": 2.845e12}
-    for roof, value, detail in (
+    for peaks, value, detail in (
         ({}, "100 GFLOP/s", "20 GB/s, ridge 5 FLOP/B"),
         (gpu, "247,286 GFLOP/s", "2,845 GB/s, ridge 86.9 FLOP/B"),
     ):
-        sample["measurement"]["roof"].update(roof)
+        sample["measurement"]["roof"].update(peaks)
         item = {"name": "Device peak", "value": value, "detail": detail}
         assert item in complete(sample)["summary"]
 
