@@ -128,7 +128,10 @@ def _delivered(items: Iterator[Batch | UserError]) -> Iterator[Batch]:
     with dead_workers_named():
         for item in items:
             if isinstance(item, UserError):
-                raise item
+                try:
+                    raise item
+                finally:
+                    del item  # or its traceback keeps this frame, and torch waits for the workers
             yield item
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -270,8 +273,25 @@ def test_a_vanished_file_is_a_one_line_user_error(make_index, workers):
     with pytest.raises(UserError, match=r"4\.png: unreadable since the scan") as caught:
         epoch_of(loader)
     assert "\n" not in str(caught.value)
+    del caught  # its traceback would keep the loader in a cycle
     with pytest.raises(UserError, match=r"4\.png"):
         list(ValLoader(index, config(workers=workers)))
+
+
+def test_workers_end_at_once_after_an_error(make_index):
+    """Torch waits ten seconds for each where its iterator is in a reference cycle."""
+    index = make_index()
+    index.records[4].path.unlink()
+    loader = TrainLoader(index, config(workers=1), ALL)
+    gc.collect()
+    with contextlib.suppress(UserError):
+        epoch_of(loader)
+    workers = list(loader._loader._iterator._workers)
+    start = time.monotonic()
+    del loader
+    gc.collect()
+    assert time.monotonic() - start < 5
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def wait_for_a_batch(loader):
