@@ -26,8 +26,8 @@ ALLOWED = {
 }
 LONGEST_FILE = 320
 LARGEST_FOLDER = 16  # Python files
-LINES = 23_850  # Python outside tests/; goes down, and up only with a capability
-SCRIPT_LINES = 1_070  # JavaScript, CSS and HTML of our own
+LINES = 25_600  # Python outside tests/; goes down, and up only with a capability
+SCRIPT_LINES = 1_150  # JavaScript, CSS and HTML of our own
 # What runs text or bytes from outside as code.
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}
 UNSAFE_LOADERS = {

@@ -161,5 +161,9 @@ def onnx_bytes(network: nn.Module, images: Tensor, metadata: Metadata) -> bytes:
     )
     assert program is not None
     model = program.model_proto
+    # the exporter notes source lines and paths of this machine at every node
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
     onnx.helper.set_model_props(model, {KEY: metadata.to_text()})
     return model.SerializeToString()

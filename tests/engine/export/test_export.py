@@ -66,6 +66,7 @@ def test_outputs_are_those_of_the_detector(weights, files):
         assert (network.metadata.size, network.metadata.batch) == ((64, 96), 2)
         with pytest.raises(UserError, match="takes images of 64 x 96 pixels, not 64 x 64"):
             network.outputs(images[..., :64])
+    assert b"forward" not in (files / "tiny.onnx").read_bytes()  # source lines, with paths
 
 
 def test_the_free_head_is_exported(tiny_model, tmp_path):
@@ -121,7 +122,7 @@ def test_half_takes_half_the_room(weights, files, tmp_path):
     copy.write_bytes(weights.read_bytes())
     export.main(["--weights", str(copy), "--img", "64", "96", "--batch", "2", "--half"])
     sizes = [(folder / "tiny.onnx").stat().st_size for folder in (tmp_path, files)]
-    assert sizes[0] < 0.7 * sizes[1]
+    assert sizes[0] < 0.6 * sizes[1]
     images = torch.rand(2, 3, 64, 96)
     exact, rounded = (
         open_exported(f / "tiny.onnx", CPU).outputs(images) for f in (files, tmp_path)
