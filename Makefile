@@ -44,8 +44,8 @@ setup-dev: $(VENV)/.dev
 demo: $(VENV)/.runtime
 	rm -rf $(DEMO)
 	$(BIN)/python -m data.shapes
-	$(BIN)/python train.py --cfg cfg/yolov5n-ghost.yaml --weights '' --data shapes --hyp cfg/train/demo.yaml \
-	    --img $(DEMO_SIZE) --epochs $(DEMO_EPOCHS) --batch 16 --optimizer AdamW \
+	$(BIN)/python train.py --cfg cfg/yolov5n-ghost.yaml --weights '' --data shapes \
+	    --img $(DEMO_SIZE) --epochs $(DEMO_EPOCHS) --batch 16 \
 	    --project $(DEMO) --name train
 	$(BIN)/python val.py --weights $(DEMO)/train/weights/best.pt --data shapes --img $(DEMO_SIZE) \
 	    --project $(DEMO) --name val

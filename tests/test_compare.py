@@ -381,11 +381,11 @@ def test_a_record_is_of_what_was_trained(flags, fake, tmp_path):
 
 def test_runs_of_a_recipe_without_min_updates_are_accepted(flags, fake, tmp_path):
     """Its protocol leaves the key out, as older records do; the checkpoint has it."""
-    hyp = asdict(load_hyp("demo"))
+    hyp = asdict(load_hyp("small"))
     assert hyp["min_updates"] == 0
     for name in fake.finished:
         fake.change(f"{name} seed 0", tmp_path, hyp=hyp)
-    assert compare.main([*flags, "--hyp", "demo", "--seeds", "0"]) == 0
+    assert compare.main([*flags, "--hyp", "small", "--seeds", "0"]) == 0
 
 
 def test_environment_and_settings_are_the_run_s_own(flags, fake, tmp_path):

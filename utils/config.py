@@ -139,7 +139,7 @@ def parse_given(
         "2 user error, 3 partly done, 4 source lost, 129 hung up, 130 interrupted, 143 terminated.",
     )
     hints = typing.get_type_hints(config)
-    fields = dataclasses.fields(config)  # type: ignore[arg-type]
+    fields = [field for field in dataclasses.fields(config) if field.metadata]  # type: ignore[arg-type]
     parser.known = sum((_add(parser, field, hints[field.name]) for field in fields), ())
     typed = sys.argv[1:] if argv is None else argv
     parser.check_names(typed)

@@ -10,7 +10,12 @@ from typing import Any
 
 from utils.errors import UserError, nearest
 from utils.files import find_config
+from utils.terminal import say_main
 from utils.yamlio import load_yaml
+
+AUTO = "auto"
+SHORT_RUN = 5000  # updates
+FOR_ADAMW = ("small", "finetune")
 
 
 def _number(default: float, *, low: float = 0.0, high: float = 1e9) -> Any:
@@ -54,7 +59,7 @@ class Hyperparameters:
     copy_paste: float = _number(0.0, high=1.0)
     # nominal batch size: gradients accumulate up to it
     nbs: float = _number(64.0, high=1e6, low=1.0)
-    min_updates: float = _number(0.0)  # a run with fewer makes nbs smaller; not in YOLOv5
+    min_updates: float = _number(1000.0)  # a run with fewer makes nbs smaller; not in YOLOv5
 
     @staticmethod
     def from_dict(
@@ -79,7 +84,33 @@ class Hyperparameters:
         return Hyperparameters(**checked)
 
 
+def choose_recipe(
+    hyp: str, optimizer: str, *, images: int, epochs: int, batch_size: int, pretrained: bool
+) -> tuple[str, str]:
+    """What --hyp and --optimizer are where they say `AUTO`; printed if the run's length decides.
+
+    A run of fewer than SHORT_RUN updates at YOLOv5's nominal batch gets AdamW and the recipe
+    'small', or 'finetune' from trained weights; a longer one SGD and YOLOv5's 'default'.  Where one
+    of the two is given, the other goes with it.
+    """
+    nominal = max(int(Hyperparameters().nbs), batch_size)
+    updates = epochs * images // nominal
+    if hyp == optimizer == AUTO:
+        short = updates < SHORT_RUN
+        hyp = ("finetune" if pretrained else "small") if short else "default"
+        optimizer = "AdamW" if short else "SGD"
+        say_main(
+            f"--hyp {hyp} --optimizer {optimizer}: {images} images in {epochs} epochs are {updates}"
+            f" updates of {nominal}, {'fewer than' if short else 'at least'} {SHORT_RUN}"
+        )
+    elif hyp == AUTO:
+        hyp = "default" if optimizer == "SGD" else "finetune" if pretrained else "small"
+    elif optimizer == AUTO:
+        optimizer = "AdamW" if hyp in FOR_ADAMW else "SGD"
+    return hyp, optimizer
+
+
 def load_hyp(name: str) -> Hyperparameters:
-    """Read a recipe, by path or by its name in cfg/train/."""
-    document = load_yaml(find_config(name, "train"))
+    """Read a recipe, by path or by its name in cfg/train/ ('small' was once called 'demo')."""
+    document = load_yaml(find_config("small" if name == "demo" else name, "train"))
     return Hyperparameters.from_dict(document.mapping(), document.at)

@@ -19,6 +19,7 @@ from utils.config import (
     option,
     threads_option,
 )
+from utils.hyp import AUTO
 
 TRAIN, EVALUATE, PROFILE, TABLE = "train", "evaluate", "profile", "table"  # what is compared
 
@@ -64,9 +65,9 @@ class CompareConfig:
         metavar="KIND=NUMBER",
         help="scale all models to one budget at --img: gflops=4.5, params=1.9e6",
     )
-    hyp: str = option("default", help="hyper-parameter YAML, by path or name")
+    hyp: str = option(AUTO, help="hyper-parameter YAML, as in train.py")
     batch_size: int = option(16, flags=("--batch",), min=1, max=2**31, help="images per batch")
-    optimizer: str = option("SGD", choices=OPTIMIZERS, help="optimizer, as in train.py")
+    optimizer: str = option(AUTO, choices=OPTIMIZERS, help="optimizer, as in train.py")
     amp: str = option(
         "auto",
         choices=("auto", "off", "fp16", "bf16"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.checkpoint import load_checkpoint, load_detector
 from engine.compare.config import TRAIN, CompareConfig
-from engine.compare.protocol import Protocol, Splits, of_a_run
+from engine.compare.protocol import CHOSEN, Protocol, Splits, of_a_run
 from engine.compare.record import ID_LENGTH, model_id, run_id
 from engine.compare.schema import Model
 from models.builder import build_detector
@@ -167,7 +167,7 @@ def runs(
             words += ["--img", str(config.imgsz), "--batch-size", str(config.batch_size)]
             words += ["--task", config.split] if config.split != "val" else []
         else:
-            words = ["python", "train.py", *run_flags(config, model, seed)]
+            words = ["python", "train.py", *run_flags(config, model, seed, protocol)]
         if model.profile is not None:
             command = shlex.join([*words, "--workers", str(config.workers)])
             name = run_id(model.name, seed, model.model_id, shared)
@@ -176,7 +176,7 @@ def runs(
     return found
 
 
-def run_flags(config: CompareConfig, model: ModelEntry, seed: int) -> list[str]:
+def run_flags(config: CompareConfig, model: ModelEntry, seed: int, protocol: Protocol) -> list[str]:
     """The flags of train.py for the model and the protocol of a run."""
     own = model.model
     texts = {name: getattr(own, name) for name in ("cfg", "backbone", "neck", "head", "fit")}
@@ -186,8 +186,9 @@ def run_flags(config: CompareConfig, model: ModelEntry, seed: int) -> list[str]:
     defaults = CompareConfig(cfg=("any",))
     flags += ["--cache", config.cache]
     for name in ("hyp", "optimizer", "amp"):
-        if getattr(config, name) != getattr(defaults, name):
-            flags += [f"--{name}", str(getattr(config, name))]
+        value = protocol.get(CHOSEN, {}).get(name, getattr(config, name))
+        if value != getattr(defaults, name):
+            flags += [f"--{name}", str(value)]
     return flags
 
 

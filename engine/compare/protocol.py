@@ -23,11 +23,12 @@ from engine.evaluate.config import EvalConfig
 from utils.environment import run_environment
 from utils.errors import UserError
 from utils.files import locked, run_folder, write_text
-from utils.hyp import load_hyp
+from utils.hyp import AUTO, choose_recipe, load_hyp
 from utils.terminal import warn
 
 FILE = "protocol.json"
 SEEDS = "seeds"  # the key that may grow
+CHOSEN = "chosen"  # what --hyp auto and --optimizer auto came to; its values are in "training"
 VERSIONS = "versions"
 LATENCY = "latency"  # how times are taken, of the table and not of a run
 EAGER = {"dtype": "fp32", "graph": False}  # what a protocol without LATENCY means
@@ -74,12 +75,26 @@ def make_protocol(config: CompareConfig, splits: Splits | None, device: torch.de
         evaluation = {name: getattr(EvalConfig, name) for name in ("conf", "iou", "max_det")}
         evaluation |= {"batch_size": config.batch_size, "rect": False, "figures": "COCO"}
         protocol |= {"data": data, "split": config.split, "evaluation": evaluation}
-    if config.kind == TRAIN:
+    if config.kind == TRAIN and splits is not None:
         names = ("epochs", "batch_size", "optimizer", "amp", "fit", "workers", "cache")
         training = {name: getattr(config, name) for name in names}
-        hyp = recipe(asdict(load_hyp(config.hyp)))
-        protocol["training"] = {**training, "patience": 0, "hyp": hyp}  # all epochs: equal budgets
-        if splits is not None and hyp["mosaic"] and len(splits.trained["train"]) > POOL:
+        hyp, training["optimizer"] = choose_recipe(
+            config.hyp,
+            config.optimizer,
+            images=len(splits.trained["train"]),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            pretrained=False,
+        )
+        values = recipe(asdict(load_hyp(hyp)))
+        protocol["training"] = {
+            **training,
+            "patience": 0,
+            "hyp": values,
+        }  # all epochs: equal budgets
+        if AUTO in {config.hyp, config.optimizer}:
+            protocol[CHOSEN] = {"hyp": hyp, "optimizer": training["optimizer"]}
+        if values["mosaic"] and len(splits.trained["train"]) > POOL:
             protocol["training"]["mosaic_pool"] = POOL  # older records: all images
         protocol["evaluation"]["weights"] = "best by fitness on val"
         protocol[SEEDS] = list(config.seeds)
@@ -99,8 +114,8 @@ def recipe(hyp: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_a_run(protocol: Protocol) -> Protocol:
-    """What one run has in common with the others: all but the seeds and how times are taken."""
-    return {key: value for key, value in protocol.items() if key not in {SEEDS, LATENCY}}
+    """What one run has in common with others: not seeds, timing, nor how its recipe was chosen."""
+    return {key: v for key, v in protocol.items() if key not in {SEEDS, LATENCY, CHOSEN}}
 
 
 def differences(first: Any, second: Any, name: str = "") -> list[str]:

@@ -61,7 +61,7 @@ def training_command(plan: Comparison, run: RunPlan, device: str) -> list[str]:
         return [*command, "--resume", str(folder)]
     assert run.seed is not None
     command += ["--project", str(folder.parent), "--name", folder.name, "--exist-ok"]
-    return command + run_flags(config, run.entry, run.seed)
+    return command + run_flags(config, run.entry, run.seed, plan.protocol)
 
 
 @dataclass

@@ -19,10 +19,11 @@ from utils.config import (
     threads_option,
 )
 from utils.errors import UserError
+from utils.hyp import AUTO
 
 NEWEST = "newest"
 CACHES = ("auto", "none", "ram", "disk", "device")
-OPTIMIZERS = ("SGD", "Adam", "AdamW")
+OPTIMIZERS = (AUTO, "SGD", "Adam", "AdamW")
 DEFAULT_TIMEOUT = 1800.0  # seconds; a scan or a final evaluation on rank 0 must fit in it
 # What --resume may change: where the data are, how to compute, when to stop and save.
 FREE_ON_RESUME = (
@@ -62,7 +63,9 @@ class TrainConfig:
         False, help="accept --backbone-weights that fit less than 95 %% of the backbone"
     )
     data: str = option("shapes", help="data set YAML, by path or name")
-    hyp: str = option("default", help="hyper-parameter YAML, by path or name")
+    hyp: str = option(
+        AUTO, help="hyper-parameter YAML, by path or name; auto: by the length of the run"
+    )
     epochs: int = option(100, min=1, max=2**31, help="passes over the training images")
     batch_size: int = option(
         16,
@@ -102,7 +105,10 @@ class TrainConfig:
     multi_scale: bool = option(False, help="vary the image size of each batch by up to half")
     single_cls: bool = option(False, help="treat all classes as one")
     optimizer: str = option(
-        "SGD", choices=OPTIMIZERS, help="Adam and AdamW start the bias warm-up at lr0 or below"
+        AUTO,
+        choices=OPTIMIZERS,
+        help="auto: by the length of the run, or what goes with --hyp; "
+        "Adam and AdamW start the bias warm-up at lr0 or below",
     )
     sync_bn: bool = option(False, help="batch normalisation over all ranks (CUDA only)")
     workers: int = option(
@@ -144,6 +150,7 @@ class TrainConfig:
     ddp_timeout: float = option(
         DEFAULT_TIMEOUT, help="seconds a rank waits for the others before the run fails"
     )
+    auto: tuple[str, ...] = ()  # no flag: which of hyp and optimizer were AUTO and have a value now
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -193,7 +200,8 @@ class TrainConfig:
         typed = {key: getattr(self, key) for key in given}
         free = {key: value for key, value in typed.items() if key in FREE_ON_RESUME}
         fixed = set(typed) - set(free) - ({"project"} if self.resume == NEWEST else set())
-        differing = [key for key in sorted(fixed) if typed[key] != getattr(saved, key)]
+        chosen = {key for key in saved.auto if typed.get(key) == AUTO}
+        differing = [key for key in sorted(fixed - chosen) if typed[key] != getattr(saved, key)]
         if differing:
             listed = ", ".join(
                 f"{flag(key)} {typed[key]} (it has {getattr(saved, key)})" for key in differing

@@ -21,7 +21,7 @@ from models.profile.counting import profile
 from models.profile.report import row_table, summary
 from utils.config import changed
 from utils.files import write_yaml
-from utils.terminal import say
+from utils.terminal import say, warn
 
 METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
 # of results.csv after the ecosystem's columns, which are in its order
@@ -50,6 +50,8 @@ def announce(run: TrainRun) -> None:
             plot_labels(run.train, run.folder / "labels.jpg")
     where = "the device" if run.device_images is not None else "the CPU"
     say(f"{run.loader.cache_line}; training images are composed on {where}")
+    if run.schedule.nominal_batch != run.hyp.nbs:
+        warn(f"a short run: {run.schedule.shortened()}")
     found = run.environment
     ranks = f" x {found['ranks']}" if run.world.world_size > 1 else ""
     say(f"training on {found['device']}{ranks}, {found['threads']} threads, into {run.folder}")

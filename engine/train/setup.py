@@ -36,7 +36,7 @@ from models.yaml.parser import Draft
 from utils.environment import run_environment
 from utils.errors import UserError, cause_of
 from utils.files import TEMPORARY, check_run_dir, locked, new_run_dir
-from utils.hyp import Hyperparameters, load_hyp
+from utils.hyp import AUTO, Hyperparameters, choose_recipe, load_hyp
 from utils.terminal import warn_main
 
 
@@ -50,7 +50,7 @@ def prepare_run(
     """
     folder, saved = None, None
     if config.resume is None:
-        hyp = load_hyp(config.hyp)
+        hyp = load_hyp("default" if config.hyp == AUTO else config.hyp)  # a mistake ends it here
     else:
         path = checkpoint_to_resume(config.resume, config.project)
         folder = path.parent.parent
@@ -69,6 +69,8 @@ def prepare_run(
     torch.manual_seed(config.seed)
     with distributed.main_first():  # rank 0 leaves the cache to the others
         train, val = _splits(config)
+    if AUTO in {config.hyp, config.optimizer}:
+        config, hyp = _with_recipe(config, len(train))
     measured_batch = config.batch_size == -1
     model, config = model_to_train(config, hyp, world, train=train, start=start)
     loader, val_loader, device_images = make_loaders(
@@ -108,8 +110,6 @@ def prepare_run(
     }
     if saved is not None:
         _restore(state, saved["train_state"], data_info, schedule, path)
-    if schedule.nominal_batch != hyp.nbs:
-        warn_main(f"a short run: {schedule.shortened()}")
     if folder is None and world.is_main:  # last, so that a mistake leaves none behind
         folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         _lock(folder, locks)
@@ -164,6 +164,20 @@ def _splits(config: TrainConfig) -> tuple[DataIndex, DataIndex]:
     return train, val
 
 
+def _with_recipe(config: TrainConfig, images: int) -> tuple[TrainConfig, Hyperparameters]:
+    """The settings with what AUTO stands for, and the hyper-parameters."""
+    hyp, optimizer = choose_recipe(
+        config.hyp,
+        config.optimizer,
+        images=images,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        pretrained=bool(config.weights),
+    )
+    auto = tuple(name for name in ("hyp", "optimizer") if getattr(config, name) == AUTO)
+    return replace(config, hyp=hyp, optimizer=optimizer, auto=auto), load_hyp(hyp)
+
+
 def _lock(folder: Path, locks: ExitStack) -> None:
     """Keep other training runs out of `folder`, and remove what killed ones left half written."""
     locks.enter_context(locked(folder))
@@ -200,7 +214,7 @@ def _resumed(
         )
     try:
         before = TrainConfig.from_dict(state.get("config") or saved["config"])
-        hyp = Hyperparameters.from_dict(saved["hyp"])
+        hyp = Hyperparameters.from_dict({"min_updates": 0, **saved["hyp"]})  # older ones lack it
         done = int(saved["epoch"])
     except Exception as error:
         raise UserError(

@@ -16,7 +16,7 @@ import pytest
 from utils.config import check_options, default_workers, option, parse, parse_given
 from utils.errors import WAITING, UserError, nearest
 from utils.files import check_run_dir, find_config, new_run_dir
-from utils.hyp import Hyperparameters, load_hyp
+from utils.hyp import Hyperparameters, choose_recipe, load_hyp
 from utils.seeding import generator
 
 
@@ -81,10 +81,34 @@ def test_workers_are_shared_by_the_ranks_of_a_machine(monkeypatch: pytest.Monkey
 
 
 def test_recipes() -> None:
-    assert load_hyp("default") == Hyperparameters(min_updates=1000)  # the rest is YOLOv5's
+    assert load_hyp("default") == Hyperparameters()
     off = load_hyp("no-augmentation")
     assert (off.mosaic, off.fliplr, off.scale, off.hsv_s, off.translate) == (0, 0, 0, 0, 0)
     assert off.lr0 == Hyperparameters().lr0
+
+
+@pytest.mark.parametrize(
+    ("hyp", "optimizer", "images", "batch", "chosen"),
+    [
+        ("auto", "auto", 3199, 16, ("small", "AdamW")),  # 100 epochs of 3,199 / 64: 4,998 updates
+        ("auto", "auto", 3200, 16, ("default", "SGD")),
+        ("auto", "auto", 3200, 128, ("small", "AdamW")),
+        ("auto", "SGD", 48, 16, ("default", "SGD")),
+        ("auto", "Adam", 99_999, 16, ("small", "Adam")),
+        ("default", "auto", 48, 16, ("default", "SGD")),
+        ("small", "auto", 99_999, 16, ("small", "AdamW")),
+        ("mine.yaml", "AdamW", 48, 16, ("mine.yaml", "AdamW")),
+    ],
+)
+def test_a_recipe_by_the_length_of_the_run(hyp, optimizer, images, batch, chosen, capsys) -> None:
+    run = {"images": images, "epochs": 100, "batch_size": batch}
+    assert choose_recipe(hyp, optimizer, **run, pretrained=False) == chosen
+    both = hyp == optimizer == "auto"
+    text = f"--hyp {chosen[0]} --optimizer {chosen[1]}: {images} images in 100 epochs are "
+    assert capsys.readouterr().out.startswith(text if both else "")
+    fine = choose_recipe(hyp, optimizer, **run, pretrained=True)
+    short = hyp == "auto" and chosen[0] == "small"
+    assert fine == (("finetune", chosen[1]) if short else chosen)
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,9 @@ def summary(results: Plain) -> list[dict[str, str]]:
     items.append(("Image size", f"{protocol['image_size']} px", ""))
     if training := protocol.get("training"):
         seeds = ", ".join(map(str, protocol.get("seeds") or ()))
-        items.append(("Training", f"{training['epochs']} epochs", f"seeds {seeds}"))
+        chosen = protocol.get("chosen")
+        auto = f"; auto: {chosen['optimizer']}, recipe {chosen['hyp']!r}" if chosen else ""
+        items.append(("Training", f"{training['epochs']} epochs", f"seeds {seeds}{auto}"))
     if measured:
         device, elsewhere = _devices(results)
         items.append(("Device", device, f"runs on {elsewhere}" if elsewhere else ""))

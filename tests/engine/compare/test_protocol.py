@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -220,6 +221,13 @@ def test_the_protocol_of_each_kind(rectangles):
     assert (protocol["training"]["epochs"], protocol["training"]["patience"]) == (3, 0)
     assert protocol["training"]["hyp"]["mosaic"] == 0.0
     assert protocol["training"]["hyp"]["min_updates"] == 1000
+    assert protocol["training"]["optimizer"] == "SGD"
+    assert protocol["chosen"] == {"hyp": "no-augmentation", "optimizer": "SGD"}
+    auto = make_protocol(replace(config, hyp="auto"), splits, CPU)
+    given = make_protocol(replace(config, hyp="small", optimizer="AdamW"), splits, CPU)
+    assert auto["chosen"] == {"hyp": "small", "optimizer": "AdamW"}
+    assert "chosen" not in given
+    assert of_a_run(auto) == of_a_run(given)
     assert protocol["evaluation"]["conf"] == 0.001
     packages = {"torch", "torchvision", "numpy", "opencv", "pillow", "hotcoco", "pycocotools"}
     assert set(protocol["versions"]) == {"python", *packages}
@@ -243,7 +251,7 @@ def test_committed_records_are_of_the_protocol_that_their_command_has_now(
     """They are where docs/results.md goes on from, with more seeds or models."""
     config = parsed(
         *("--cfg", "yolov5n", "--data", str(rectangles), "--img", size, "--epochs", epochs),
-        *("--hyp", "demo", "--optimizer", "AdamW", "--workers", "2"),
+        *("--hyp", "small", "--optimizer", "AdamW", "--workers", "2"),
     )
     now = make_protocol(config, load_splits(config), CPU)
     records = sorted((root / "docs" / "results" / folder).glob("*.json"))

@@ -187,10 +187,11 @@ def test_every_combination_is_a_row():
     found = model_entries(config, classes=3)
     assert [item.name for item in found] == [f"{a} + {b}" for a in cfg for b in backbone]
     assert len({item.model_id for item in found}) == 4
-    flags = run_flags(config, found[1], 7)
+    flags = run_flags(config, found[1], 7, {"chosen": {"hyp": "small"}})
     assert flags[:4] == ["--cfg", "yolov5n", "--backbone", "ghostnet-0.5"]
     assert flags[flags.index("--seed") + 1] == "7"
     assert flags[flags.index("--patience") + 1] == "0"
+    assert flags[flags.index("--hyp") + 1] == "small"
 
 
 def test_a_model_that_does_not_fit_is_there_with_its_cause(tiny_model):

@@ -39,8 +39,10 @@ def test_a_run_leaves_all_its_files(settings, tmp_path, capsys, rows_of):
         float(r["metrics/mAP_0.5"]) * 0.1 + float(r["metrics/mAP_0.5:0.95"]) * 0.9 for r in rows
     )
     assert metrics.fitness == pytest.approx(best, abs=1e-6)
-    assert yaml.safe_load((folder / "opt.yaml").read_text())["imgsz"] == 64
-    assert yaml.safe_load((folder / "hyp.yaml").read_text())["lr0"] == 0.01
+    opt = yaml.safe_load((folder / "opt.yaml").read_text())
+    assert (opt["imgsz"], opt["hyp"], opt["optimizer"]) == (64, "small", "AdamW")
+    assert opt["auto"] == ["hyp", "optimizer"]
+    assert yaml.safe_load((folder / "hyp.yaml").read_text())["lr0"] == 0.003
     assert load_spec(str(folder / "spec.yaml")).layers[0].block == "Conv"
     for name in ("last.pt", "best.pt", "epoch0.pt"):
         saved = load_checkpoint(folder / "weights" / name)
@@ -52,7 +54,14 @@ def test_a_run_leaves_all_its_files(settings, tmp_path, capsys, rows_of):
     model = load_detector(str(folder / "weights" / "best.pt"), device="cpu")
     assert model.names == ("red", "green", "blue")
     printed = capsys.readouterr().out
-    for word in ("settings:", "Class", "time: data", "AutoAnchor", str(folder)):
+    for word in (
+        "--hyp small --optimizer AdamW",
+        "settings:",
+        "Class",
+        "time: data",
+        "AutoAnchor",
+        str(folder),
+    ):
         assert word in printed
 
 

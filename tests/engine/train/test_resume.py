@@ -30,7 +30,7 @@ from utils.hyp import Hyperparameters
 TIMES = ("train_seconds", "val_seconds", "images_per_second", "data_wait_share")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # two batches per update: after an epoch of three a gradient waits
-HYP = {"warmup_epochs": 0.0, "nbs": 8.0, "mosaic": 0.5, "mixup": 0.3}
+HYP = {"warmup_epochs": 0.0, "nbs": 8.0, "min_updates": 0.0, "mosaic": 0.5, "mixup": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -256,11 +256,14 @@ def test_what_is_typed_on_resume_is_applied_or_refused():
     assert default.resumed_as(saved, ("resume", "epochs")).epochs == 100
     assert default.resumed_as(saved, ("resume",)).epochs == 300
     with pytest.raises(
-        UserError, match=r"--batch-size 16 \(it has 32\), --optimizer SGD \(it has AdamW\)"
+        UserError, match=r"--batch-size 16 \(it has 32\), --optimizer auto \(it has AdamW\)"
     ):
         default.resumed_as(saved, ("resume", "optimizer", "batch_size"))
     with pytest.raises(UserError, match=r"--lr-scale .*backbone=0\.2.*\(it has .*backbone=0\.1"):
         TrainConfig(lr_scale=("backbone=0.2",)).resumed_as(saved, ("lr_scale",))
+    chosen = TrainConfig(hyp="small", optimizer="AdamW", auto=("hyp", "optimizer"))
+    found = default.resumed_as(chosen, ("resume", "hyp", "optimizer"))  # auto, as before
+    assert (found.hyp, found.optimizer, found.auto) == ("small", "AdamW", chosen.auto)
 
 
 def rates_of(row):

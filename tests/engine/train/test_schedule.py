@@ -5,7 +5,7 @@ import pytest
 from engine.train.optimizer import Schedule
 from utils.hyp import Hyperparameters
 
-HYP = Hyperparameters()
+HYP = Hyperparameters(min_updates=0)
 
 
 def schedule(**changes):
