@@ -14,7 +14,7 @@ from utils.terminal import say_main
 from utils.yamlio import load_yaml
 
 AUTO = "auto"
-SHORT_RUN = 5000  # updates
+SHORT_RUN = 1000  # updates; where min_updates of YOLOv5's recipe begins to act, too
 FOR_ADAMW = ("small", "finetune")
 
 

@@ -90,9 +90,9 @@ def test_recipes() -> None:
 @pytest.mark.parametrize(
     ("hyp", "optimizer", "images", "batch", "chosen"),
     [
-        ("auto", "auto", 3199, 16, ("small", "AdamW")),  # 100 epochs of 3,199 / 64: 4,998 updates
-        ("auto", "auto", 3200, 16, ("default", "SGD")),
-        ("auto", "auto", 3200, 128, ("small", "AdamW")),
+        ("auto", "auto", 639, 16, ("small", "AdamW")),  # 100 epochs of 639 / 64: 998 updates
+        ("auto", "auto", 640, 16, ("default", "SGD")),
+        ("auto", "auto", 640, 128, ("small", "AdamW")),
         ("auto", "SGD", 48, 16, ("default", "SGD")),
         ("auto", "Adam", 99_999, 16, ("small", "Adam")),
         ("default", "auto", 48, 16, ("default", "SGD")),
