@@ -31,7 +31,7 @@ from utils.errors import PartlyDoneError, TerminatedError, UserError
 from utils.hyp import load_hyp
 
 QUICK = ["--device", "cpu", "--latency-batches", "1", "--latency-seconds", "0.05"]
-TRAINING = ["--seeds", "0", "1", "--epochs", "1"]
+TRAINING = ["--seeds", "0", "1", "--epochs", "1", "--hyp", "default"]
 COPY = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2], dirs_exist_ok=True)"
 COMPLAIN = "import sys; print('error: GPU memory ran out'); print('noise'); sys.exit(2)"
 DIE = "import os; os.kill(os.getpid(), 9)"
@@ -77,7 +77,7 @@ def trained(tmp_path_factory, data, models):
     """The folders of finished runs of the two models, of one epoch, by name."""
     project = tmp_path_factory.mktemp("trained")
     words = [*data, "--epochs", "1", "--patience", "0", "--device", "cpu", "--noplots"]
-    words += ["--cache", "none"]
+    words += ["--cache", "none", "--hyp", "default"]
     for model, name in zip(models, ("tiny", "wide"), strict=True):
         named = ["--cfg", model, "--project", str(project), "--name", name]
         fit(parse(TrainConfig, [*words, *named], prog="train.py", description=""))
