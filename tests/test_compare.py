@@ -31,7 +31,7 @@ from utils.errors import PartlyDoneError, TerminatedError, UserError
 from utils.hyp import load_hyp
 
 QUICK = ["--device", "cpu", "--latency-batches", "1", "--latency-seconds", "0.05"]
-TRAINING = ["--seeds", "0", "1", "--epochs", "1", "--hyp", "default"]
+TRAINING = ["--seeds", "0", "1", "--epochs", "1", "--hyp", "default", "--optimizer", "SGD"]
 COPY = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2], dirs_exist_ok=True)"
 COMPLAIN = "import sys; print('error: GPU memory ran out'); print('noise'); sys.exit(2)"
 DIE = "import os; os.kill(os.getpid(), 9)"
@@ -338,7 +338,7 @@ def test_both_heads_of_a_model_are_rows(common, models, tmp_path):
     assert anchor["cost"]["head"] != free["cost"]["head"]
     config = parse(CompareConfig, words, prog="compare.py", description="")
     entries = model_entries(config, classes=3)
-    assert run_flags(config, entries[1], 0)[2:4] == ["--head", "free"]
+    assert run_flags(config, entries[1], 0, {})[2:4] == ["--head", "free"]
 
 
 def test_checkpoints_are_evaluated_into_the_same_table(trained, common, tmp_path):

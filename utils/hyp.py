@@ -111,6 +111,9 @@ def choose_recipe(
 
 
 def load_hyp(name: str) -> Hyperparameters:
-    """Read a recipe, by path or by its name in cfg/train/ ('small' was once called 'demo')."""
-    document = load_yaml(find_config("small" if name == "demo" else name, "train"))
+    """Read a recipe, by path or by its name in cfg/train/; `AUTO`, before it is chosen: 'default'.
+
+    'small' was once called 'demo'.
+    """
+    document = load_yaml(find_config({AUTO: "default", "demo": "small"}.get(name, name), "train"))
     return Hyperparameters.from_dict(document.mapping(), document.at)

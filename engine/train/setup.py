@@ -50,7 +50,7 @@ def prepare_run(
     """
     folder, saved = None, None
     if config.resume is None:
-        hyp = load_hyp("default" if config.hyp == AUTO else config.hyp)  # a mistake ends it here
+        hyp = load_hyp(config.hyp)  # a mistake ends it here
     else:
         path = checkpoint_to_resume(config.resume, config.project)
         folder = path.parent.parent

@@ -81,7 +81,8 @@ def test_workers_are_shared_by_the_ranks_of_a_machine(monkeypatch: pytest.Monkey
 
 
 def test_recipes() -> None:
-    assert load_hyp("default") == Hyperparameters()
+    assert load_hyp("default") == load_hyp("auto") == Hyperparameters()
+    assert load_hyp("demo") == load_hyp("small")
     off = load_hyp("no-augmentation")
     assert (off.mosaic, off.fliplr, off.scale, off.hsv_s, off.translate) == (0, 0, 0, 0, 0)
     assert off.lr0 == Hyperparameters().lr0
