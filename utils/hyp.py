@@ -59,7 +59,7 @@ class Hyperparameters:
     copy_paste: float = _number(0.0, high=1.0)
     # nominal batch size: gradients accumulate up to it
     nbs: float = _number(64.0, high=1e6, low=1.0)
-    min_updates: float = _number(1000.0)  # a run with fewer makes nbs smaller; not in YOLOv5
+    min_updates: float = _number(0.0)  # a run with fewer makes nbs smaller; not in YOLOv5
 
     @staticmethod
     def from_dict(

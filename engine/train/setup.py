@@ -214,7 +214,7 @@ def _resumed(
         )
     try:
         before = TrainConfig.from_dict(state.get("config") or saved["config"])
-        hyp = Hyperparameters.from_dict({"min_updates": 0, **saved["hyp"]})  # older ones lack it
+        hyp = Hyperparameters.from_dict(saved["hyp"])
         done = int(saved["epoch"])
     except Exception as error:
         raise UserError(

@@ -81,7 +81,7 @@ def test_workers_are_shared_by_the_ranks_of_a_machine(monkeypatch: pytest.Monkey
 
 
 def test_recipes() -> None:
-    assert load_hyp("default") == load_hyp("auto") == Hyperparameters()
+    assert load_hyp("default") == load_hyp("auto") == Hyperparameters(min_updates=1000)
     assert load_hyp("demo") == load_hyp("small")
     off = load_hyp("no-augmentation")
     assert (off.mosaic, off.fliplr, off.scale, off.hsv_s, off.translate) == (0, 0, 0, 0, 0)

@@ -5,7 +5,7 @@ import pytest
 from engine.train.optimizer import Schedule
 from utils.hyp import Hyperparameters
 
-HYP = Hyperparameters(min_updates=0)
+HYP = Hyperparameters()
 
 
 def schedule(**changes):

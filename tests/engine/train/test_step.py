@@ -56,7 +56,7 @@ def new_run(tiny_model, device):
 
     def build(*, steps=4, batch_size=2, scale=None, ranks=1, **hyp):
         torch.manual_seed(0)
-        recipe = Hyperparameters(**{"warmup_epochs": 0, "min_updates": 0, **hyp})
+        recipe = Hyperparameters(warmup_epochs=0, **hyp)
         model = build_detector(load_spec(str(tiny_model)), classes=3).to(device).train()
         schedule = Schedule(recipe, epochs=1, steps_per_epoch=steps, batch_size=batch_size)
         optimizer = build_optimizer(model, "SGD", recipe, weight_decay=schedule.weight_decay)
