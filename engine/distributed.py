@@ -41,7 +41,7 @@ class Distributed:
 
 
 def select_device(text: str = "", *, local_rank: int = 0, world_size: int = 1) -> torch.device:
-    """'' -> CUDA if present else CPU; 'cpu'; '0', 'cuda:0' -> that GPU.  UserError otherwise.
+    """'' -> CUDA if present else CPU; 'cpu', 'mps'; '0', 'cuda:0' -> that GPU; else UserError.
 
     Under torchrun every process takes the GPU of its local rank ('' or 'cuda'), or of its place in
     a list such as '2,3'.
@@ -49,6 +49,13 @@ def select_device(text: str = "", *, local_rank: int = 0, world_size: int = 1) -
     name = text.strip().lower()
     if name == "cpu" or (name == "" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    if name == "mps":
+        if world_size > 1 or not torch.backends.mps.is_available():
+            raise UserError(
+                "--device mps: torch finds no Apple GPU here, or several ranks would share it; try"
+                " --device cpu"
+            )
+        return torch.device("mps")
     index = name.removeprefix("cuda").removeprefix(":")
     listed = [item.strip() for item in index.split(",") if item.strip()]
     if "," in index and world_size == 1:
@@ -65,7 +72,7 @@ def select_device(text: str = "", *, local_rank: int = 0, world_size: int = 1) -
             )
         index, world_size = listed[local_rank], 1
     if index and not index.isdigit():
-        raise UserError(f"--device {text}: expected '', 'cpu' or a GPU number such as 0")
+        raise UserError(f"--device {text}: expected '', 'cpu', 'mps' or a GPU number such as 0")
     if index and world_size > 1:
         raise UserError(
             f"--device {text}: every rank of torchrun would use this one GPU; leave the flag out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
 import os
@@ -9,14 +10,19 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
 from utils.terminal import warn
 
 # How long an OpenMP thread that waits keeps its core busy: GNU's (torch on Linux) and LLVM's.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# What asks a process to stop; Windows has no SIGHUP.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
 SIMILAR = 0.7  # less alike names are no typing errors
+DISPLAY_LIBRARY = re.compile(r"lib(GL|gthread|glib|xcb|X11|SM|Xext|Xrender)[\w.-]*\.so[\w.]*")
 DEAD_WORKER = re.compile(r"worker \(pid.*")  # in torch's RuntimeError about a loader process
 
 
@@ -67,6 +73,22 @@ def cause_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
+@contextlib.contextmanager
+def missing_libraries_named() -> Iterator[None]:
+    """Turn the ImportError of an OpenCV without its display libraries into a UserError."""
+    try:
+        yield
+    except ImportError as error:
+        found = DISPLAY_LIBRARY.search(str(error))
+        if found is None:
+            raise
+        raise UserError(
+            f"OpenCV cannot be imported, {found[0]} is missing: pip uninstall opencv-python, then pip"
+            " install opencv-python-headless (without --view-img); or, on Debian and Ubuntu,"
+            " apt-get install libgl1 libglib2.0-0"
+        ) from error
+
+
 def _terminate(signum: int, _: object) -> NoReturn:
     raise TerminatedError(signum)
 
@@ -100,7 +122,8 @@ def run_script(main: Callable[[list[str] | None], int | None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # escapes on a terminal that is not UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = main(argv) or 0
+        with missing_libraries_named():
+            code = main(argv) or 0
     except TerminatedError as error:
         code = _report(str(error), error.exit_code, debug)
     except FeatherDetError as error:

@@ -79,12 +79,10 @@ def locked(folder: Path) -> Iterator[None]:
 
     Its child processes do not inherit it.  Raises UserError when another process has it.
     """
-    import fcntl  # not on every system, and needed here only
-
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except (BlockingIOError, PermissionError):
             raise UserError(
                 f"{folder}: another process is using this folder; wait for it, or choose another"
@@ -95,6 +93,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open file, or raise BlockingIOError or PermissionError; both modules exclude."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def find_config(name: str, folder: str) -> Path:

@@ -64,6 +64,8 @@ def nms(
     order = (image[row] * 2**32 - score.view(torch.int32)).argsort(stable=True)
     row, score, label = row[order], score[order], label[order]
     box, counts = boxes[row], image[row].bincount(minlength=images).tolist()
+    if box.device.type == "mps":  # has no float64
+        box, score, label = box.cpu(), score.cpu(), label.cpu()
     apart = box.double() if config.agnostic else box.double() + (label * CLASS_SHIFT)[:, None]
     found = []
     for item in zip(*(x.split(counts) for x in (box, score, label, apart)), strict=True):

@@ -6,6 +6,7 @@ counted; arrays are not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import math
@@ -49,7 +50,8 @@ def _drop_file(path: str, descriptor: int, owner: int) -> None:
     if os.getpid() != owner:
         return
     os.close(descriptor)
-    Path(path).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # Windows keeps a file that is still mapped
+        Path(path).unlink(missing_ok=True)
 
 
 class Texts(Sequence[str]):

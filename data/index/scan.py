@@ -38,12 +38,14 @@ class DecoderLog:
 
     While entered, file descriptor 2 leads into a temporary file; at the end libjpeg's complaints
     are dropped and the rest is passed on.  Where the system has no room for that, nothing is
-    redirected and nothing is found.
+    redirected and nothing is found; nor on Windows, which cannot read at a place of a file.
     """
 
     def __enter__(self) -> DecoderLog:
         self.stderr: IO[str] = sys.stderr  # for a progress bar: the terminal
         self._saved: int | None = None
+        if not hasattr(os, "pread"):
+            return self
         with contextlib.suppress(OSError, ValueError):  # no descriptor, or no temporary folder
             self._file = tempfile.TemporaryFile()
             self._saved = os.dup(_STDERR)

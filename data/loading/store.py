@@ -23,6 +23,7 @@ from utils.images import ImageError, read_image
 from utils.terminal import warn
 
 FREE_SHARE = 0.8  # --cache ram leaves the rest of the free memory to the network,
+ASSUMED_MEMORY = 4 << 30  # bytes, where the system states nothing (Windows)
 AUTO_SHARE = 0.4  # --cache auto leaves more,
 DISK_SHARE, DISK_LIMIT = 0.1, 20 << 30  # and of the disk it takes this share, and so many bytes
 FORMAT = 1  # of the files in the disk cache
@@ -205,9 +206,11 @@ def image_bytes(shapes: np.ndarray) -> np.ndarray:
 def free_memory() -> int:
     """Bytes that this process may still use: the machine's, or the container's if fewer.
 
-    Where the system does not state it, the size of its memory.
+    Where the system does not state it, the size of its memory; on Windows `ASSUMED_MEMORY`.
     """
-    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    free = [ASSUMED_MEMORY]
+    if hasattr(os, "sysconf"):
+        free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with contextlib.suppress(OSError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]

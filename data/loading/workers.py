@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.loading.sample import Batch, Sample, collate
 from utils.boxes import Letterbox
-from utils.errors import DEAD_WORKER, FeatherDetError, UserError, cause_of
+from utils.errors import DEAD_WORKER, STOP_SIGNALS, FeatherDetError, UserError, cause_of
 from utils.terminal import warn, warn_once
 
 TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user asked for that many
@@ -179,7 +179,8 @@ def _workers() -> weakref.WeakSet[BaseProcess]:
 
 
 def _kill_workers() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as lost
+    if hasattr(signal, "SIGCHLD"):  # torch's handler would report them as lost
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in _workers():
         worker.kill()
 
@@ -192,7 +193,7 @@ def _ignore_lost_parent(kind: type[BaseException], error: BaseException, trace: 
 
 def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to whole groups
+    for number in STOP_SIGNALS:  # sent to whole groups
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
     sys.excepthook = _ignore_lost_parent
     # after freeing this, glibc reuses the memory of images instead of asking for cleared pages

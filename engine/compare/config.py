@@ -132,6 +132,8 @@ class CompareConfig:
         names = ("seeds", "latency_batches", "cfg", "weights", "backbone", "neck", "head")
         lists = {name: getattr(self, name) for name in names}
         gpus = [part.strip().lower().removeprefix("cuda:") for part in self.device.split(",")]
+        if "mps" in gpus:
+            raise ValueError("--device mps: costs are measured on CPUs and CUDA alone; use cpu")
         lists["device"] = [gpu for gpu in gpus if gpu]  # each run has one of its own
         for name, values in lists.items():
             twice = repeated(values)

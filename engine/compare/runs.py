@@ -190,7 +190,7 @@ def _start(plan: Comparison, run: RunPlan, device: str) -> _Job:
 def _stop(jobs: list[_Job], number: int) -> None:
     """Pass a signal on and wait until all runs have saved their state and ended."""
     for job in jobs:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # Windows knows SIGTERM alone
             job.process.send_signal(number)
     try:
         for job in jobs:
@@ -231,7 +231,7 @@ def evaluate_run(plan: Comparison, run: RunPlan, device: str) -> Record:
     trained = run.seed is not None
     folder = plan.run_folder(run)
     weights = folder / "weights" / "best.pt" if trained else Path(entry.model.weights)
-    detector = load_detector(weights, device=target)
+    detector = load_detector(weights, device=target, fuse=True)
     saved = load_checkpoint(weights) if trained else {}
     if trained:
         require_own(weights, detector, saved, entry.model_id, plan.protocol)
@@ -241,7 +241,6 @@ def evaluate_run(plan: Comparison, run: RunPlan, device: str) -> Record:
     index, pinned = plan.splits.evaluated, target.type == "cuda"
     sizes = (config.imgsz, config.batch_size, detector.max_stride)
     loader = LoaderConfig(*sizes, workers=config.workers, seed=0, pin_memory=pinned)
-    detector.fuse()
     images = ValLoader(index, loader)
     metrics = evaluate(detector, images, index, config=EvalConfig(), device=target, progress=False)
     record = Record(

@@ -48,7 +48,7 @@ class ValConfig:
         help="network size in pixels; by default that of the checkpoint's training, else 640",
     )
     rect: bool = option(False, help="keep each image's shape instead of padding to a square")
-    device: str = option("", help="cpu or a GPU number; '': CUDA if present")
+    device: str = option("", help="cpu, mps or a GPU number; '': CUDA if present")
     threads: int = threads_option()
     conf_thres: float = option(0.001, flags=("--conf",), min=0, max=1, help="confidence threshold")
     iou_thres: float = option(

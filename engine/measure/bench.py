@@ -72,6 +72,8 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all work given to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def mark(device: torch.device) -> Any:
@@ -80,6 +82,7 @@ def mark(device: torch.device) -> Any:
     A CUDA event in the device's current stream, else a clock reading.
     """
     if device.type != "cuda":
+        synchronize(device)
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
     event.record(torch.cuda.current_stream(device))

@@ -36,7 +36,7 @@ class DetectConfig:
     max_det: int = option(
         1000, min=1, max=MAX_DETECTIONS, help="maximum number of detections per image"
     )
-    device: str = option("", help="cpu or a GPU number; '': CUDA if present")
+    device: str = option("", help="cpu, mps or a GPU number; '': CUDA if present")
     threads: int = threads_option()
     runtime: str = option(
         "auto",

@@ -84,7 +84,7 @@ class Predictor:
         self.trained = TrainedWith()
         self.model: Network
         if isinstance(weights, Detector):
-            model = copy.deepcopy(weights).to(self.device).fuse()
+            model = copy.deepcopy(weights).fuse().to(self.device)
             self.model = model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         else:
             self.model, self.trained = load_network(weights, device=self.device)

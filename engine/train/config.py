@@ -100,7 +100,7 @@ class TrainConfig:
         choices=("auto", "cpu", "device"),
         help="where training images are composed; auto: on the device with CUDA",
     )
-    device: str = option("", help="cpu or a GPU number; '': CUDA if present")
+    device: str = option("", help="cpu, mps or a GPU number; '': CUDA if present")
     threads: int = threads_option()
     multi_scale: bool = option(False, help="vary the image size of each batch by up to half")
     single_cls: bool = option(False, help="treat all classes as one")

@@ -36,7 +36,9 @@ class ModelEma(Generic[M]):
             pair[1].append(values[name])
         device = next(model.parameters()).device
         self._calls = 0  # updates, and those of fp16 that were skipped
-        self._skipped = torch.zeros((), dtype=torch.float64, device=device)
+        # counted exactly; Apple's GPUs, which have no float64, skip none
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        self._skipped = torch.zeros((), dtype=kind, device=device)
 
     @property
     def updates(self) -> int:

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from utils.errors import TerminatedError
+from utils.errors import STOP_SIGNALS, TerminatedError
 
 INSISTING = 10.0  # seconds after the first signal
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
@@ -55,14 +54,14 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listen to `SIGNALS`, but those that are ignored (nohup); earlier handlers return afterwards.
+    """Listen to `STOP_SIGNALS`, but those that are ignored (nohup); earlier handlers return afterwards.
 
     Only a main thread may listen; elsewhere the request simply never comes.
     """
     request = StopRequest()
     earlier: dict[signal.Signals, Any] = {}
     with suppress(ValueError):  # not the main thread
-        for number in SIGNALS:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 earlier[number] = signal.signal(number, request.receive)
     try:
