@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT + GUIDE, re.DOTALL)
-MAX_LINES = 240
+MAX_LINES = 255
 
 
 def commands() -> list[str]:
