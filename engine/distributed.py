@@ -47,15 +47,13 @@ def select_device(text: str = "", *, local_rank: int = 0, world_size: int = 1) -
     a list such as '2,3'.
     """
     name = text.strip().lower()
-    if name == "cpu" or (name == "" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if name == "mps":
-        if world_size > 1 or not torch.backends.mps.is_available():
+    if name in {"cpu", "mps"} or (name == "" and not torch.cuda.is_available()):
+        if name == "mps" and (world_size > 1 or not torch.backends.mps.is_available()):
             raise UserError(
                 "--device mps: torch finds no Apple GPU here, or several ranks would share it; try"
                 " --device cpu"
             )
-        return torch.device("mps")
+        return torch.device(name or "cpu")
     index = name.removeprefix("cuda").removeprefix(":")
     listed = [item.strip() for item in index.split(",") if item.strip()]
     if "," in index and world_size == 1:

@@ -83,8 +83,8 @@ def missing_libraries_named() -> Iterator[None]:
         if found is None:
             raise
         raise UserError(
-            f"OpenCV cannot be imported, {found[0]} is missing: pip uninstall opencv-python, then pip"
-            " install opencv-python-headless (without --view-img); or, on Debian and Ubuntu,"
+            f"OpenCV cannot be imported, {found[0]} is missing: pip uninstall opencv-python, then"
+            " pip install opencv-python-headless (without --view-img); or, on Debian and Ubuntu,"
             " apt-get install libgl1 libglib2.0-0"
         ) from error
 

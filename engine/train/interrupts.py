@@ -54,7 +54,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listen to `STOP_SIGNALS`, but those that are ignored (nohup); earlier handlers return afterwards.
+    """Listen to `STOP_SIGNALS`, but for ignored ones (nohup); earlier handlers return afterwards.
 
     Only a main thread may listen; elsewhere the request simply never comes.
     """
