@@ -118,48 +118,69 @@ def load_detector(
     return load_trained(weights, device=device, fuse=fuse)[0]
 
 
-def transfer(model: Detector, weights: str | Path) -> str:
-    """Load into `model` what fits by name and shape from a FeatherDet or YOLOv5 checkpoint.
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a FeatherDet or YOLOv5 checkpoint, and what its detector is like."""
 
-    The detection convolutions fit only with as many classes and anchors, the anchors only with the
-    same strides.  Returns the counts of tensors, the names of those not loaded, and the settings
-    taken over, as text.  Raises UserError for a file of neither kind, or non-finite weights.
-    """
+    state: Mapping[str, Tensor]
+    strides: tuple[int, ...]
+    layout: tuple[int, ...]  # classes and anchors of the head's outputs, see `Head.layout`
+    donor: Detector | None  # of a FeatherDet checkpoint
+
+    def matching(self, model: Detector) -> dict[str, Tensor]:
+        """The tensors that have the name and shape of one of the model's.
+
+        The detection convolutions match only with as many classes and anchors, the anchors only
+        with the same strides.
+        """
+        own, prefix = model.state_dict(), f"model.{len(model.layers) - 1}."
+        found = {
+            name: value
+            for name, value in self.state.items()
+            if name in own and own[name].shape == value.shape
+        }
+        if self.layout != model.head.layout:
+            found = {name: x for name, x in found.items() if not name.startswith(f"{prefix}m.")}
+        if self.strides != model.stride:
+            found.pop(f"{prefix}anchors", None)
+        return found
+
+
+def read_weights(weights: str | Path) -> Weights:
+    """The weights of a checkpoint; UserError for another file, or non-finite weights."""
     path = Path(weights)
     content = _own_content(path)
-    donor = detector_of(content, path) if content else None
-    if donor is not None:
-        state, strides = donor.state_dict(), donor.stride
-        outputs = donor.head.layout
+    if content:
+        donor = detector_of(content, path)
+        found = Weights(donor.state_dict(), donor.stride, donor.head.layout, donor)
     else:
-        found = read_yolov5(path)
-        state, strides = found.state_dict, found.strides
-        outputs = (len(found.names), found.anchors.shape[1])
-    require_finite(state, str(path))
-    own, head = model.state_dict(), model.head
-    same_outputs = outputs == head.layout
-    prefix = f"model.{len(model.layers) - 1}."
-    fitting: dict[str, Tensor] = {}
-    for name, value in state.items():
-        fits = name in own and own[name].shape == value.shape
-        if name.startswith(f"{prefix}m."):
-            fits = fits and same_outputs
-        elif name == f"{prefix}anchors":
-            fits = fits and strides == model.stride
-        if fits:
-            fitting[name] = value
-    model.load_state_dict(fitting, strict=False)
-    lines = [f"{weights}: {len(fitting)} of the model's {len(own)} tensors loaded"]
+        other = read_yolov5(path)
+        layout = len(other.names), other.anchors.shape[1]
+        found = Weights(other.state_dict, other.strides, layout, None)
+    require_finite(found.state, str(path))
+    return found
+
+
+def transfer(model: Detector, weights: str | Path) -> str:
+    """Load into `model` what matches of a checkpoint, see `Weights`.
+
+    Returns the counts of tensors, the names of those not loaded, and the settings taken over, as
+    text.  Raises UserError as `read_weights` does.
+    """
+    file = read_weights(weights)
+    state, own, matching = file.state, model.state_dict(), file.matching(model)
+    model.load_state_dict(matching, strict=False)
+    lines = [f"{weights}: {len(matching)} of the model's {len(own)} tensors loaded"]
     for what, names in (
         ("not in the file", [name for name in own if name not in state]),
-        ("of another shape", [name for name in own if name in state and name not in fitting]),
+        ("of another shape", [name for name in own if name in state and name not in matching]),
         ("in the file but not in the model", [name for name in state if name not in own]),
     ):
         if names:
             more = ", ..." if len(names) > LISTED else ""
             lines.append(f"  {len(names)} {what}: {', '.join(names[:LISTED])}{more}")
-    if all(name in fitting for name in own if name.startswith("model.0.")):
-        lines += [f"  {text}" for text in _take_settings(model, donor)]
+    if all(name in matching for name in own if name.startswith("model.0.")):
+        lines += [f"  {text}" for text in _take_settings(model, file.donor)]
     return "\n".join(lines)
 
 

@@ -6,6 +6,8 @@ import functools
 import os
 import sys
 import unicodedata
+from collections.abc import Iterable
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -17,6 +19,12 @@ def printable(text: str) -> str:
 def readable(text: str) -> str:
     """The text printable, and undecodable bytes of file names as \\udc80."""
     return printable(text.encode("utf-8", "backslashreplace").decode())
+
+
+def formatted(value: float, form: str) -> str:
+    """`format(value, form)` of a number or a share, where a zero has no sign."""
+    text = format(value, form)
+    return text if text.strip("+-0.%") else text.lstrip("+-")
 
 
 def warn(text: str) -> None:
@@ -48,3 +56,20 @@ def say_main(text: str) -> None:
     """`say`, from the main rank only."""
     if is_main_rank():
         say(text)
+
+
+def progress(
+    title: str, items: Iterable[Any] | None = None, *, total: int | None = None, hide: bool = False
+) -> Any:
+    """A tqdm bar on stderr that is gone at its end; nothing where stderr is not a terminal."""
+    from tqdm import tqdm  # here, since --help needs none
+
+    return tqdm(
+        items,
+        title,
+        total=total,
+        dynamic_ncols=True,
+        mininterval=0.5,
+        leave=False,
+        disable=True if hide else None,
+    )

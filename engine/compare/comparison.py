@@ -48,6 +48,9 @@ def compare(config: CompareConfig) -> Path | None:
         with locked_folder(config, plan.lock) as folder:
             try:
                 plan.continue_in(folder)
+                for entry in plan.models:
+                    for note in entry.model.notes:
+                        say(f"{entry.name}: {note}")
                 changed = run_all(plan, request)
                 with request.may_abort():
                     results = _conclude(plan, changed=changed)

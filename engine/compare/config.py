@@ -46,6 +46,12 @@ class CompareConfig:
     head: tuple[str, ...] = option(
         (), choices=tuple(HEAD_ROWS), help="heads in place of each model's own"
     )
+    init_weights: str = option(
+        "",
+        metavar="FILE",
+        help="checkpoint that every model of --cfg starts from; tensors are loaded where name and"
+        " shape match",
+    )
     data: str = option("shapes", help="data set YAML, by path or name")
     split: str = option(
         "val",
@@ -121,13 +127,16 @@ class CompareConfig:
             )
         if not (self.cfg or self.weights or self.records):
             raise ValueError("nothing to compare: give --cfg, --weights or --records")
-        composed = self.backbone or self.neck or self.head or self.fit
+        composed = self.backbone or self.neck or self.head or self.fit or self.init_weights
         if composed and not self.cfg:
             raise ValueError(
-                "--backbone, --neck, --head and --fit change models of --cfg; give --cfg"
+                "--backbone, --neck, --head, --fit and --init-weights change models of --cfg;"
+                " give --cfg"
             )
         if self.profile_only and not (self.cfg or self.weights):
             raise ValueError("--profile-only needs --cfg or --weights")
+        if self.profile_only and self.init_weights:
+            raise ValueError("--init-weights is for training; --profile-only trains nothing")
         check_options(self)
         names = ("seeds", "latency_batches", "cfg", "weights", "backbone", "neck", "head")
         lists = {name: getattr(self, name) for name in names}

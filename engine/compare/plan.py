@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from engine.checkpoint import load_checkpoint, load_detector
+from engine.checkpoint import Weights, load_checkpoint, load_detector, read_weights
 from engine.compare.config import TRAIN, CompareConfig
 from engine.compare.protocol import CHOSEN, Protocol, Splits, of_a_run
 from engine.compare.record import ID_LENGTH, model_id, run_id
@@ -19,9 +19,11 @@ from models.detector import Detector
 from models.profile.counting import ModelProfile, profile_spec
 from models.profile.fit import fit, read_budget
 from models.spec import ModelSpec
+from models.weights.restricted import open_pickled
 from models.yaml.parser import Draft, load_draft
 from utils.errors import UserError
 from utils.files import ROOT
+from utils.terminal import progress, warn
 
 NEW, HALF, TRAINED = "to do", "half done", "trained, to be evaluated"
 TRAINING_PASSES = 3  # a step costs about three forwards: one, and twice as much backwards
@@ -83,6 +85,9 @@ def model_entries(config: CompareConfig, *, classes: int) -> tuple[ModelEntry, .
 def read_drafts(config: CompareConfig) -> dict[tuple[str, str, str, str], Draft]:
     """The models of --cfg by file, backbone, neck and head; UserError for one not to be read."""
     parts = (config.backbone, config.neck, config.head)
+    if config.init_weights:
+        with open_pickled(Path(config.init_weights)):
+            pass  # a checkpoint; whether its tensors are whole is seen when they are loaded
     return {
         (file, backbone, neck, head): load_draft(file, backbone=backbone, neck=neck, head=head)
         for file, backbone, neck, head in product(config.cfg, *(x or ("",) for x in parts))
@@ -91,8 +96,11 @@ def read_drafts(config: CompareConfig) -> dict[tuple[str, str, str, str], Draft]
 
 def _models(config: CompareConfig, classes: int) -> Iterator[ModelEntry]:
     budget = read_budget(config.fit, image_size=config.imgsz) if config.fit else None
+    weights = read_weights(config.init_weights) if config.init_weights else None
     stems = [Path(file).stem for file in config.cfg]
-    for (file, backbone, neck, head), draft in read_drafts(config).items():
+    drafts = read_drafts(config)
+    bar = progress(f"--fit {config.fit}", drafts.items(), total=len(drafts), hide=not config.fit)
+    for (file, backbone, neck, head), draft in bar:
         stem = Path(file).stem
         parts = (file if stems.count(stem) > 1 else stem, backbone, neck, head)
         name = " + ".join(part for part in parts if part)
@@ -110,7 +118,23 @@ def _models(config: CompareConfig, classes: int) -> Iterator[ModelEntry]:
             yield ModelEntry(name, model, cause=str(error))
             continue
         notes += [*spec.notes, *profile.notes()]
-        yield ModelEntry(name, model, model_id(spec), spec, profile, classes)
+        entry = ModelEntry(name, model, model_id(spec), spec, profile, classes)
+        if weights is not None:
+            entry = _pretrained(entry, weights, Path(config.init_weights).name)
+        yield entry
+
+
+def _pretrained(entry: ModelEntry, weights: Weights, name: str) -> ModelEntry:
+    """The model with the number of its parameters that the weights have, counted and noted."""
+    detector = entry.detector()
+    own, matching = dict(detector.named_parameters()), weights.matching(detector)
+    total = sum(value.numel() for value in own.values())
+    count = sum(value.numel() for key, value in own.items() if key in matching)
+    note = f"--init-weights {name}: {count:,} of {total:,} parameters loaded ({count / total:.0%})"
+    if not count:
+        warn(f"warning: {entry.name}: nothing in {name} matches this model; it starts from scratch")
+    model = replace(entry.model, notes=[note, *entry.model.notes], pretrained=count)
+    return replace(entry, model=model)
 
 
 def _checkpoints(config: CompareConfig) -> Iterator[ModelEntry]:
@@ -180,6 +204,7 @@ def run_flags(config: CompareConfig, model: ModelEntry, seed: int, protocol: Pro
     """The flags of train.py for the model and the protocol of a run."""
     own = model.model
     texts = {name: getattr(own, name) for name in ("cfg", "backbone", "neck", "head", "fit")}
+    texts["weights"] = config.init_weights
     flags = [word for name, text in texts.items() if text for word in (f"--{name}", text)]
     flags += ["--data", config.data, "--img", str(config.imgsz), "--epochs", str(config.epochs)]
     flags += ["--batch-size", str(config.batch_size), "--seed", str(seed), "--patience", "0"]

@@ -6,6 +6,7 @@ noted in the records but is not part of this: a change of the documentation woul
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ LATENCY = "latency"  # how times are taken, of the table and not of a run
 EAGER = {"dtype": "fp32", "graph": False}  # what a protocol without LATENCY means
 NOT_LOCKED = ("device", "commit")  # of the environment; the device has a field of its own
 LATER = ("min_updates", "anchors")  # hyper-parameters that the first records do not have
+DIGITS = 12  # hexadecimal, of a file's hash
 SHOWN = 6  # differences in a message
 Protocol = dict[str, Any]
 # {'protocol': ..., 'models': `record.model_id` by row; '' of one that could not be built: any}
@@ -96,11 +98,19 @@ def make_protocol(config: CompareConfig, splits: Splits | None, device: torch.de
             protocol[CHOSEN] = {"hyp": hyp, "optimizer": training["optimizer"]}
         if values["mosaic"] and len(splits.trained["train"]) > POOL:
             protocol["training"]["mosaic_pool"] = POOL  # older records: all images
+        if config.init_weights:
+            protocol["training"]["init_weights"] = file_digest(config.init_weights)
         protocol["evaluation"]["weights"] = "best by fitness on val"
         protocol[SEEDS] = list(config.seeds)
     protocol[VERSIONS] = {k: v for k, v in environment.items() if k not in NOT_LOCKED}
     protocol["device"] = {"name": environment["device"], "threads": threads}
     return {**protocol, LATENCY: latency_settings(config)}
+
+
+def file_digest(path: str | Path) -> str:
+    """The file's name and a short hash of its bytes: 'yolov5n.pt 0123456789ab'."""
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return f"{Path(path).name} {digest[:DIGITS]}"
 
 
 def latency_settings(config: CompareConfig) -> dict[str, Any]:

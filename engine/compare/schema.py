@@ -50,6 +50,7 @@ class Model:
     source: str  # the files, or how it was put together
     notes: list[str]
     head: str = ""
+    pretrained: int | None = None  # parameters that --init-weights has; None without that flag
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from engine.measure.bench import LAYOUTS, TYPES, forward_step, prepare, sample_i
 from models.profile.cost import count
 from utils.environment import device_name
 from utils.errors import cause_of
+from utils.terminal import progress
 
 MIN_ROUNDS = 5
 FAULTS = (RuntimeError, MemoryError)  # torch's own, out of memory among them: of one model
@@ -98,7 +99,9 @@ def measure_latency(
         for run in chain(*runs):
             run.start(batch)
         able = [run for run in chain(*runs) if not run.cause]
-        for run, durations in zip(able, interleave(able, config, device=device), strict=True):
+        title = f"latency at batch {batch}"
+        timed = interleave(able, config, device=device, title=title)
+        for run, durations in zip(able, timed, strict=True):
             run.durations = durations
         for pair in runs:
             faster, slower = sorted(pair, key=_Run.median)
@@ -205,17 +208,23 @@ class _Run:
 
 
 def interleave(
-    steps: Sequence[Callable[[], Any]], config: LatencyConfig, *, device: torch.device
+    steps: Sequence[Callable[[], Any]],
+    config: LatencyConfig,
+    *,
+    device: torch.device,
+    title: str = "",
 ) -> list[list[float]]:
     """Seconds of each step, one list per step, equally long: round r begins with step r mod n.
 
-    The garbage collector stays out of the timed part, as in timeit.
+    The garbage collector stays out of the timed part, as in timeit.  With a title, a terminal shows
+    a progress bar.
     """
     durations: list[list[float]] = [[] for _ in steps]
     begun = time.perf_counter()
     collects = gc.isenabled()
     gc.collect()
     gc.disable()
+    bar = progress(title, total=config.rounds, hide=not title)
     try:
         for turn in range(config.rounds if steps else 0):
             if turn >= MIN_ROUNDS and time.perf_counter() - begun > config.seconds:
@@ -227,7 +236,10 @@ def interleave(
                 steps[index]()
                 synchronize(device)
                 durations[index].append(time.perf_counter() - start)
+            share = (time.perf_counter() - begun) / config.seconds  # whichever ends first
+            bar.update(min(config.rounds, max(turn + 1, int(share * config.rounds))) - bar.n)
     finally:
+        bar.close()
         if collects:
             gc.enable()
     return durations

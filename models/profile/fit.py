@@ -15,6 +15,7 @@ from models.spec import ModelSpec
 from models.yaml.parser import OUTPUT, Draft
 from models.yaml.rows import Row, bind_arguments
 from utils.errors import UserError, nearest
+from utils.terminal import formatted
 
 TOLERANCE = 0.02  # of the budget
 GOOD = 0.01  # near enough to stop looking
@@ -83,9 +84,10 @@ class Fitted:
     skew: float  # how far the neck is out of step with the backbone, as a logarithm
 
     def text(self, budget: Budget) -> str:
+        error = formatted(self.cost / budget.value - 1, "+.1%")
         return (
             f"--fit {budget.text(budget.value)} at {budget.image_size} px: "
-            f"{budget.text(self.cost)} ({self.cost / budget.value - 1:+.1%}) with backbone width "
+            f"{budget.text(self.cost)} ({error}) with backbone width "
             f"{self.backbone_width:g}, neck width {self.neck_width:g}, neck depth "
             f"{self.neck_depth:g}"
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.compare.schema import ACCURACY, FAILED, PROFILED
 from engine.measure.energy import NOT_MEASURED
+from utils.terminal import formatted
 
 MEGA, GIGA = 1e6, 1e9
 MINUTE, HOUR = 60, 3600
@@ -54,8 +55,13 @@ TRAINING = (
     ("wait_share", "Waiting for data", "waiting for data", "", "", ".0%"),
     ("seconds", "Time to train", "time to train", "", "s", DURATION),
 )
-HIGHER = {"intensity", "images_per_second", "gflops_per_second"}  # is better
+PRETRAINED = (("pretrained", "Pretrained", "pretrained M", "Pretrained parameters", "M", ".3f"),)
+HIGHER = {"pretrained", "intensity", "images_per_second", "gflops_per_second"}  # is better
 Numbers = Sequence[tuple[str, str, str, str, str, str]]
+ESSENTIAL = {
+    "accuracy.AP", "accuracy.AP50", "difference.AP", "cost.params", "cost.flops",
+    "speedup.latency.0.factor", "training.seconds",
+}  # fmt: skip
 DETAILS = {"difference", "classes", "errors"}  # parts of a row with many columns
 Plain = Mapping[str, Any]
 
@@ -76,6 +82,12 @@ class Column:
     kind: str = NUMBER  # SPREAD: mean and sd over seeds; DIFFERENCE: delta and its interval
     note: str = ""  # under the label
     second: str = ""  # path of a value that table.md shows after a '/'
+    brief: str = ""  # heading on the terminal where it is not that of table.md
+
+    @property
+    def essential(self) -> bool:
+        """Whether the report opens with it."""
+        return self.path in ESSENTIAL or self.path.endswith(".p50_ms")
 
     @property
     def scale(self) -> float:
@@ -91,8 +103,7 @@ class Column:
         """The value as it is shown."""
         if self.format == DURATION:
             return duration(value)
-        text = format(value / self.scale, self.format)
-        return text if text.strip("+-0.%") else text.lstrip("+-")  # no negative zero
+        return formatted(value / self.scale, self.format)
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,8 @@ def columns_of(results: Plain) -> list[Column]:
         found += _measured(rows, measurement["batches"])
     if any(row["training"] for row in rows):
         found += _columns("Training", "training", "training ", TRAINING, kind=SPREAD)
+    if any(row["model"]["pretrained"] is not None for row in rows):
+        found += _columns("Training", "model", "", PRETRAINED)
     return found
 
 
@@ -182,7 +195,8 @@ def _measured(rows: Sequence[Plain], batches: Sequence[int]) -> Iterator[Column]
             path, csv = f"speedup.latency.{index}.factor", f"speed-up at {batch}"
             title, note = f"Speed-up measured at batch {batch}", f"batch {batch}"
             head = f"measured at {batch}"
-            yield Column(path, "Speed-up", "Measured", csv, head, title, format=".2f", note=note)
+            more = {"format": ".2f", "note": note, "brief": f"speed-up at {batch}"}
+            yield Column(path, "Speed-up", "Measured", csv, head, title, **more)
     group = "Throughput, memory and energy"
     yield from _timed(batches, group, RATES)
     spent = sorted({row["energy"]["batch"] for row in rows if row["energy"]})
@@ -207,6 +221,7 @@ def _timed(batches: Sequence[int], group: str, numbers: Numbers) -> Iterator[Col
                 head=column.head.format(batch) if shown else "",
                 title=f"{column.title or column.label} at {note}",
                 second=f"{path}.p90_ms" if number[0] == "p50_ms" else "",
+                brief=f"ms at {batch}" if number[0] == "p50_ms" else "",
             )
 
 
@@ -291,6 +306,7 @@ def table_of(results: Plain) -> dict[str, Any]:
         ]
         unit = "" if one.format == DURATION else one.unit  # every text names its own
         more = {"title": one.axis, "unit": unit, "scale": one.scale, "cells": shown}
+        more["essential"] = one.essential
         columns.append({**asdict(one), **more})
     fronts: dict[str, dict[str, list[int]]] = {path: {} for path in values}
     for first, second in combinations(values, 2):

@@ -26,6 +26,7 @@ from engine.compare.schema import (
     Training,
 )
 from engine.evaluate.matching import BoxTable
+from utils.terminal import progress
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,17 @@ def rows(models: Sequence[ModelRuns], *, truth: BoxTable, baseline: str) -> list
         return table
     times = draw(records[0].images)
     resampled: list[dict[int | None, np.ndarray]] = []  # AP of each model by seed
+    bar = progress("bootstrap", total=len(records))
     for index, item in enumerate(models):
         found = {one.seed: one.detections() for one in item.finished}
-        resampled.append({seed: weighted_ap(one, truth, times) for seed, one in found.items()})
+        resampled.append({})
+        for seed, one in found.items():
+            resampled[-1][seed] = weighted_ap(one, truth, times)
+            bar.update()
         if found:
             errors = ErrorSplit.mean([split_errors(one, truth) for one in found.values()])
             table[index] = replace(table[index], errors=errors)
+    bar.close()
     base = next((i for i, item in enumerate(models) if item.entry.name == baseline), None)
     for index, item in enumerate(models):
         if base is not None and index != base:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from textwrap import fill
 from typing import Any
 
 from engine.compare.report.columns import (
@@ -15,6 +16,7 @@ from engine.compare.report.columns import (
     DIFFERENCE,
     GIGA,
     SIGNIFICANT,
+    Column,
     Plain,
     at,
     cell,
@@ -29,6 +31,12 @@ NOTHING = "-"
 DIRTY = "-dirty"
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 WARNING = "Warning: "
+WIDTH, LONGEST_NAME = 120, 40  # characters on a terminal
+# The columns of the terminal's table by weight; they appear while there is room.
+BY_WEIGHT = (
+    "accuracy.AP", "difference.AP", "cost.params", "cost.flops", "latency.*", "speedup.*",
+    "accuracy.AP50", "training.*",
+)  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ESCAPES = (
     ("\\", r"\\"), ("&", "&amp;"), ("<", "&lt;"), ("`", r"\`"),
@@ -46,33 +54,30 @@ def complete(results: Plain) -> dict[str, Any]:
     return {**results, **texts, **table_of(results)}
 
 
-def _table(results: Plain) -> list[list[str]]:
-    """The heads and the rows' cells of the table for people."""
-    rows = results["rows"]
-    shown = [column for column in columns_of(results) if column.head]
-    lines = [["model", *(column.head for column in shown)]]
-    for row in rows:
-        lines.append([row["name"]])
-        for column in shown:
-            found = cell(column, row, results["baseline"])
-            second = at(row, column.second) if column.second else None
-            text = found.text
-            if found.value is None:
-                text = text if text in {FAILED, NOT_MEASURED} else NOTHING
-            elif column.group == ACCURACY_GROUP and found.spread:
-                text = f"{text} {found.spread}"
-            elif second is not None:
-                text = f"{text} / {column.text(second)}"
-            lines[-1].append(text)
-    if any(row["cause"] for row in rows):
-        causes = ["failed", *(row["cause"] or "" for row in rows)]
-        lines = [[*line, cause] for line, cause in zip(lines, causes, strict=True)]
-    return lines
+def _cells(column: Column, results: Plain, *, brief: bool = False) -> list[str]:
+    """A column for people: its head, then the rows; `brief` without second values."""
+    texts = [column.brief or column.head if brief else column.head]
+    for row in results["rows"]:
+        found = cell(column, row, results["baseline"])
+        second = at(row, column.second) if column.second and not brief else None
+        text = found.text
+        if found.value is None:
+            text = text if text in {FAILED, NOT_MEASURED} else NOTHING
+        elif column.group == ACCURACY_GROUP and found.spread:
+            text = f"{text} {found.spread}"
+        elif second is not None:
+            text = f"{text} / {column.text(second)}"
+        texts.append(text)
+    return texts
 
 
 def markdown(results: Plain) -> str:
     """table.md: the rows, and what they mean."""
-    heads, *rows = _table(results)
+    columns = [["model", *(row["name"] for row in results["rows"])]]
+    columns += [_cells(column, results) for column in columns_of(results) if column.head]
+    if any(row["cause"] for row in results["rows"]):
+        columns.append(["failed", *(row["cause"] or "" for row in results["rows"])])
+    heads, *rows = zip(*columns, strict=True)
     lines = ["| " + " | ".join(map(_escaped, heads)) + " |", "|" + "---|" * len(heads)]
     for row in rows:
         lines.append("| " + " | ".join(_escaped(text).replace("|", r"\|") for text in row) + " |")
@@ -102,13 +107,26 @@ def _code(text: str) -> str:
 
 
 def console(results: Plain) -> str:
-    """The table for people as aligned text."""
-    columns = []
-    for index, column in enumerate(zip(*_table(results), strict=True)):
-        cells = list(map(printable, column))
-        width = max(map(len, cells))
-        columns.append([text.rjust(width) if index else text.ljust(width) for text in cells])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+    """The essential columns as aligned text of at most WIDTH characters a line, then the causes."""
+    rows = results["rows"]
+    names = ["model", *(printable(row["name"]) for row in rows)]
+    half = LONGEST_NAME // 2
+    names = [x if len(x) <= LONGEST_NAME else f"{x[: half - 1]}…{x[-half:]}" for x in names]
+    found = {column.path: column for column in columns_of(results) if column.essential}
+    order = [path for part in BY_WEIGHT for path in found if re.fullmatch(part, path)]
+    shown, room = set(), WIDTH - max(map(len, names))
+    texts = {path: _cells(column, results, brief=True) for path, column in found.items()}
+    for path in order:
+        width = 2 + max(map(len, texts[path]))
+        if width <= room:
+            room -= width
+            shown.add(path)
+    columns = [[text.ljust(max(map(len, names))) for text in names]]
+    for cells in (texts[path] for path in found if path in shown):
+        columns.append([text.rjust(max(map(len, cells))) for text in cells])
+    lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+    causes = (f"{row['name']}: {row['cause']}" for row in rows if row["cause"])
+    return "\n".join([*lines, *(fill(printable(text), WIDTH) for text in causes)])
 
 
 def csv_table(results: Plain) -> str:

@@ -119,6 +119,16 @@ def test_the_protocol_has_the_libraries_and_settings_of_cuda(monkeypatch):
     assert difference.startswith("versions.tf32: matmul")
 
 
+def test_pretrained_weights_are_part_of_the_protocol_by_their_bytes(rectangles, tmp_path):
+    weights = tmp_path / "some.pt"
+    weights.write_bytes(b"abc")  # whose SHA-256 begins with ba7816bf8f01
+    words = ("--cfg", "yolov5n", "--data", str(rectangles))
+    plain, tuned = parsed(*words), parsed(*words, "--init-weights", str(weights))
+    made = [make_protocol(one, load_splits(one), CPU) for one in (plain, tuned)]
+    found = "training.init_weights: none and some.pt ba7816bf8f01"
+    assert differences(*made) == [found]
+
+
 @pytest.mark.parametrize(
     ("protocol", "models", "reasons"),
     [

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.checkpoint import model_payload, save_checkpoint
 from engine.compare import costs
 from engine.compare.bootstrap import difference, draw, weighted_ap
 from engine.compare.config import CompareConfig
@@ -37,6 +38,8 @@ from engine.evaluate.matching import BoxTable
 from engine.measure.latency import Latency, LatencyConfig
 from engine.measure.roofline import PEAK_SIZES, PeakSizes
 from engine.train.config import TrainConfig
+from models.builder import build_detector
+from models.yaml.parser import load_spec
 from tests.engine.compare.test_bootstrap import known
 from tests.engine.compare.test_record import PROTOCOL as record_protocol
 from tests.engine.compare.test_record import a_record
@@ -226,6 +229,30 @@ def test_equal_budgets_are_noted(tiny_model):
     (found,) = model_entries(config, classes=3)
     assert found.profile.flops == pytest.approx(1.2e7, rel=0.02)
     assert "gflops=0.012" in found.model.notes[0]
+
+
+def test_pretrained_weights_are_counted_by_hand(tiny_model, tmp_path, capsys):
+    """The file is of five classes, the model of three: all but the detection convolutions match."""
+    spec = load_spec(str(tiny_model))
+    weights, other = tmp_path / "five.pt", tmp_path / "other.pt"
+    save_checkpoint(weights, model_payload(build_detector(spec, classes=5)))
+    wide = tmp_path / "wide.yaml"
+    wide.write_text("width_multiple: 2\n" + tiny_model.read_text())
+    save_checkpoint(other, model_payload(build_detector(load_spec(str(wide)), classes=5)))
+    config = CompareConfig(cfg=(str(tiny_model),), imgsz=64, init_weights=str(weights))
+    (found,) = model_entries(config, classes=3)
+    own = dict(found.detector().named_parameters())
+    last = f"model.{len(found.spec.layers) - 1}.m."
+    body = sum(value.numel() for name, value in own.items() if not name.startswith(last))
+    assert found.model.pretrained == body
+    note = f"--init-weights five.pt: {body:,} of {found.profile.params:,} parameters loaded"
+    assert found.model.notes[0].startswith(note)
+    flags = run_flags(config, found, 0)
+    assert flags[flags.index("--weights") + 1] == str(weights)
+    assert capsys.readouterr().err == ""
+    (none,) = model_entries(replace(config, init_weights=str(other)), classes=3)
+    assert none.model.pretrained == 0
+    assert "nothing in other.pt matches" in capsys.readouterr().err
 
 
 def test_the_computed_cost_adds_up(tiny_model):

@@ -130,10 +130,22 @@ def test_csv_has_every_number_with_all_digits(sample):
     assert [line["batch 32 layout"] for line in lines] == ["channels last"] * 2 + [""]
 
 
-def test_the_console_table_is_aligned(sample):
+def test_the_console_table_is_aligned_and_at_most_120_columns_wide(sample):
     lines = console(sample).splitlines()
+    heads = ["AP", "ΔAP [95 %]", "params M", "GFLOPs", "ms at 1", "ms at 32", "speed-up at 1"]
+    assert lines[0].split("  ")[0] == "model"
+    assert [text.strip() for text in lines[0].split("  ") if text.strip()][1:] == heads
     end = lines[0].index("params M") + len("params M")
-    assert all(line[end - 1] in "0123456789M" for line in lines)
+    assert all(line[end - 1] in "0123456789M" for line in lines[:4])
+    assert lines[2].split()[-3:] == ["14.37", "10.92", "0.87"]
+    assert lines[4].startswith("yolov5n-broken: seed 0: GPU memory ran out")
+    sample["rows"][0]["name"] = "yolov5n + " + "a" * 40 + " + free"
+    sample["rows"][2]["cause"] = "why " * 80
+    narrow = console(sample).splitlines()
+    assert max(map(len, narrow)) <= 120
+    assert narrow[1].startswith("yolov5n + aaaaaaaaa…" + "a" * 13 + " + free")  # 19 + 1 + 20
+    assert narrow[0].endswith("GFLOPs  ms at 1  ms at 32")
+    assert len(narrow) == 4 + 3
 
 
 def test_numbers_as_they_are_shown(sample):
