@@ -86,14 +86,10 @@ def make_protocol(config: CompareConfig, splits: Splits | None, device: torch.de
             images=len(splits.trained["train"]),
             epochs=config.epochs,
             batch_size=config.batch_size,
-            pretrained=False,
+            pretrained=bool(config.init_weights),
         )
         values = recipe(asdict(load_hyp(hyp)))
-        protocol["training"] = {
-            **training,
-            "patience": 0,
-            "hyp": values,
-        }  # all epochs: equal budgets
+        protocol["training"] = {**training, "patience": 0, "hyp": values}  # 0: equal budgets
         if AUTO in {config.hyp, config.optimizer}:
             protocol[CHOSEN] = {"hyp": hyp, "optimizer": training["optimizer"]}
         if values["mosaic"] and len(splits.trained["train"]) > POOL:

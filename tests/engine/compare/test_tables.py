@@ -247,7 +247,7 @@ def test_pretrained_weights_are_counted_by_hand(tiny_model, tmp_path, capsys):
     assert found.model.pretrained == body
     note = f"--init-weights five.pt: {body:,} of {found.profile.params:,} parameters loaded"
     assert found.model.notes[0].startswith(note)
-    flags = run_flags(config, found, 0)
+    flags = run_flags(config, found, 0, {})
     assert flags[flags.index("--weights") + 1] == str(weights)
     assert capsys.readouterr().err == ""
     (none,) = model_entries(replace(config, init_weights=str(other)), classes=3)
