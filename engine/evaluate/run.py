@@ -21,7 +21,7 @@ from engine.evaluate.config import SPEED_CONF, ValConfig
 from engine.evaluate.evaluator import check, evaluate
 from engine.evaluate.metrics import DetectionMetrics, save_labels, save_metrics, save_predictions
 from engine.evaluate.plots import BatchImages, plot_study, save_plots
-from engine.export.runtime import Network, load_network, to_half
+from engine.export.runtime import Exported, Network, load_network, to_half
 from utils.config import DEFAULT_SIZE, changed
 from utils.errors import UserError
 from utils.files import check_run_dir, find_config, new_run_dir, write_text
@@ -71,6 +71,13 @@ class Validation:
         self.model, trained = load_network(config.weights, device=world.device)
         if config.half:
             to_half(self.model)
+        inside = self.model.metadata.suppression if isinstance(self.model, Exported) else None
+        if inside is not None and config.conf_thres < inside.conf:
+            raise UserError(
+                f"{config.weights}: its in-graph suppression keeps nothing under {inside.conf:g},"
+                f" so that AP would be another: give --conf {inside.conf:g}, or export it with"
+                f" --conf {config.conf_thres:g}"
+            )
         config = _completed(config, trained)
         self.config, self.world = config, world
         with distributed.main_first():

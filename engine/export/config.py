@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.config import MAX_PIXELS, check_options, option, threads_option
+from utils.config import MAX_PIXELS, changed, check_options, flag, option, threads_option
 
 FORMATS = ("onnx", "openvino", "torchscript")
+MOST_DETECTIONS = 4096  # as many boxes enter suppression in the graph
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,20 @@ class ExportConfig:
     batch_size: int = option(1, flags=("--batch",), min=1, max=1024, help="images per call")
     dynamic: bool = option(False, help="any batch, height and width instead of --img and --batch")
     half: bool = option(False, help="weights in float16; inputs and outputs stay float32")
+    nms: str = option(
+        "none",
+        choices=("none", "in-graph"),
+        help="outputs: boxes and scores of all cells, or the detections that suppression keeps",
+    )
+    conf_thres: float = option(
+        0.25, flags=("--conf",), min=0, max=1, help="confidence threshold of --nms in-graph"
+    )
+    iou_thres: float = option(
+        0.45, flags=("--iou",), min=0, max=1, help="IoU threshold of --nms in-graph"
+    )
+    max_det: int = option(
+        300, min=1, max=MOST_DETECTIONS, help="rows of --nms in-graph for each image"
+    )
     threads: int = threads_option()
 
     def __post_init__(self) -> None:
@@ -37,3 +52,8 @@ class ExportConfig:
             raise ValueError("give --weights, or --cfg for random weights")
         if len(self.imgsz) > 2:
             raise ValueError(f"--img is one number or height and width, got {len(self.imgsz)}")
+        if self.nms == "in-graph" and "torchscript" in self.include:
+            raise ValueError("--nms in-graph is for onnx and openvino")
+        idle = {"conf_thres", "iou_thres", "max_det"} & changed(self).keys()
+        if self.nms == "none" and idle:
+            raise ValueError(f"{flag(min(idle))} does nothing without --nms in-graph")

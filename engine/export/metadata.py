@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from utils.errors import UserError, cause_of
+from utils.nms import NmsConfig
 
 FORMAT = "featherdet-export-1"
 KEY = "featherdet"  # under which a file keeps it
@@ -15,7 +16,10 @@ KEY = "featherdet"  # under which a file keeps it
 
 @dataclass(frozen=True)
 class Metadata:
-    """Images (B, 3, H, W) float32 in [0, 1] -> boxes (B, N, 4) xyxy pixels, scores (B, N, C)."""
+    """Images (B, 3, H, W) float32 in [0, 1] -> boxes (B, N, 4) xyxy pixels, scores (B, N, C).
+
+    With `suppression` -> detections (B, max_det, 6), see `engine.export.suppression`.
+    """
 
     names: tuple[str, ...]
     stride: int  # the largest; H and W are multiples of it
@@ -23,6 +27,7 @@ class Metadata:
     batch: int | None  # B; None: any
     head: str
     data: str  # the data set that the network was trained on; '': not known
+    suppression: NmsConfig | None = None  # in the graph
     format: str = FORMAT
 
     def to_text(self) -> str:
@@ -35,6 +40,7 @@ class Metadata:
         try:
             values: Mapping[str, Any] = json.loads(text or "")
             names, size = tuple(map(str, values["names"])), values["size"]
+            suppression = values["suppression"]
             found = Metadata(
                 names=names,
                 stride=int(values["stride"]),
@@ -42,6 +48,7 @@ class Metadata:
                 batch=None if values["batch"] is None else int(values["batch"]),
                 head=str(values["head"]),
                 data=str(values["data"]),
+                suppression=None if suppression is None else NmsConfig(**suppression),
             )
             known = bool(names) and found.stride > 0 and values["format"] == FORMAT
         except Exception as error:

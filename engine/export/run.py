@@ -6,6 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from engine.checkpoint import TrainedWith, load_trained
 from engine.export.config import ExportConfig
 from engine.export.metadata import KEY, Metadata
 from engine.export.runtime import open_exported, required
+from engine.export.suppression import suppressed
 from models.builder import build_detector
 from models.detector import Detector
 from models.yaml.parser import load_spec
@@ -22,6 +24,7 @@ from utils.config import DEFAULT_SIZE
 from utils.environment import use_threads
 from utils.errors import UserError
 from utils.files import write_bytes, write_text
+from utils.nms import NmsConfig, nms
 from utils.terminal import say
 
 OPSET = 18  # of ONNX: the exporter's own
@@ -52,6 +55,14 @@ def run(config: ExportConfig) -> None:
         batch=None if config.dynamic else config.batch_size,
         head=type(model.head).__name__,
         data=trained.data,
+        suppression=NmsConfig(
+            conf=config.conf_thres,
+            iou=config.iou_thres,
+            max_det=config.max_det,
+            multi_label=False,
+        )
+        if config.nms == "in-graph"
+        else None,
     )
     model = model.to(memory_format=torch.contiguous_format)
     # a size of 1 would be taken for a constant
@@ -94,12 +105,34 @@ class Exportable(nn.Module):
 
 @torch.inference_mode()
 def difference(model: Detector, path: Path, images: Tensor) -> float:
-    """How far a file's outputs are from the model's: scores, and boxes by the image's side."""
+    """How far a file's outputs are from the model's: scores, and boxes by the image's side.
+
+    The detections of an in-graph suppression are compared with `utils.nms.nms` in PyTorch.
+    """
     boxes, scores = model.head.dense(model(images.to(next(model.parameters()).dtype)))
-    found_boxes, found_scores = open_exported(path, torch.device("cpu")).outputs(images)
+    exported = open_exported(path, torch.device("cpu"))
+    found = exported.outputs(images)
     side = max(images.shape[2:])
-    apart = ((boxes - found_boxes).abs().max() / side, (scores - found_scores).abs().max())
-    return float(torch.stack(apart).max())
+    if exported.metadata.suppression is None:
+        apart = ((boxes - found[0]).abs().max() / side, (scores - found[1]).abs().max())
+        return float(torch.stack(apart).max())
+    own = kept_rows(boxes, scores, exported.metadata.suppression)
+    # two scores that are almost equal may change places, so each box has its nearest one
+    box = (found[0][:, :, None, :4] - own[:, None, :, :4]).abs().amax(-1).amin(-1).max() / side
+    return max(float(box), float((found[0][..., 4] - own[..., 4]).abs().max()))
+
+
+def kept_rows(boxes: Tensor, scores: Tensor, config: NmsConfig) -> Tensor:
+    """What an in-graph suppression should give, by `utils.nms.nms`: (B, max_det or N, 6)."""
+    images, cells = boxes.shape[:2]
+    image = torch.arange(images).repeat_interleave(cells)
+    kept = nms(image, boxes.flatten(0, 1), scores.flatten(0, 1), config, images=images)
+    rows = boxes.new_zeros(images, min(config.max_det, cells), 6)
+    for row, item in zip(rows, kept, strict=True):
+        row[: len(item)] = torch.cat(
+            (item.boxes, item.scores[:, None], item.labels[:, None].float()), 1
+        )
+    return rows
 
 
 def to_onnx(network: nn.Module, images: Tensor, metadata: Metadata, base: Path) -> Path:
@@ -144,6 +177,7 @@ WRITERS: dict[str, Callable[[nn.Module, Tensor, Metadata, Path], Path]] = {
 }
 
 
+@lru_cache(maxsize=1)  # two formats begin with it
 def onnx_bytes(network: nn.Module, images: Tensor, metadata: Metadata) -> bytes:
     """An ONNX file of an Exportable, traced with `images`; of any size if the metadata has none."""
     import onnx
@@ -165,5 +199,7 @@ def onnx_bytes(network: nn.Module, images: Tensor, metadata: Metadata) -> bytes:
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")
+    if metadata.suppression is not None:
+        model = suppressed(model, metadata.suppression)
     onnx.helper.set_model_props(model, {KEY: metadata.to_text()})
     return model.SerializeToString()

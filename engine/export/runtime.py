@@ -52,8 +52,8 @@ class Exported:
         self.names, self.max_stride = metadata.names, metadata.stride
         self._run = run
 
-    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) in [0, 1] -> boxes (B, N, 4) xyxy pixels, scores (B, N, classes)."""
+    def outputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) in [0, 1] -> boxes and scores, or detections alone, as in Metadata."""
         size, batch = self.metadata.size, self.metadata.batch or len(images)
         if size is not None and tuple(images.shape[2:]) != size:
             raise UserError(
@@ -66,11 +66,17 @@ class Exported:
             filled = torch.cat((some, some.new_zeros(short, *some.shape[1:]))) if short else some
             found = map(torch.from_numpy, self._run(filled.numpy()))
             parts.append([item[: len(some)] for item in found])
-        boxes, scores = (torch.cat(items) for items in zip(*parts, strict=True))
-        return boxes, scores
+        return tuple(torch.cat(items) for items in zip(*parts, strict=True))
 
     def detect(self, images: Tensor, conf: float) -> tuple[Tensor, Tensor, Tensor]:
         """As in Network."""
+        if self.metadata.suppression is not None:
+            (rows,) = self.outputs(images)
+            image, row = (rows[..., 4] > conf).nonzero(as_tuple=True)
+            rows = rows[image, row]
+            scores = rows.new_zeros(len(rows), len(self.names))
+            scores.scatter_(1, rows[:, 5:].long(), rows[:, 4:5])
+            return image, rows[:, :4], scores
         boxes, scores = self.outputs(images)
         low = scores.amax(2) <= conf  # not so for NaN, which must be noticed
         image, row = low.logical_not().nonzero(as_tuple=True)

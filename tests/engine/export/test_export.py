@@ -7,6 +7,9 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import onnx
+import onnxruntime
+import openvino
 import pytest
 import torch
 
@@ -18,13 +21,14 @@ from engine.export import cached, runtime
 from engine.export.config import FORMATS
 from engine.export.metadata import Metadata
 from engine.export.runtime import load_network, open_exported
+from engine.export.suppression import suppressed
 from engine.predict import run as detect_run
 from engine.predict.predictor import Predictor
 from models.builder import build_detector
 from models.detector import Detector
 from models.yaml.parser import load_spec
 from utils.errors import UserError
-from utils.nms import NmsConfig
+from utils.nms import NmsConfig, nms
 from utils.seeding import generator
 
 CPU = torch.device("cpu")
@@ -67,6 +71,71 @@ def test_outputs_are_those_of_the_detector(weights, files):
         with pytest.raises(UserError, match="takes images of 64 x 96 pixels, not 64 x 64"):
             network.outputs(images[..., :64])
     assert b"forward" not in (files / "tiny.onnx").read_bytes()  # source lines, with paths
+
+
+IDENTITY = """
+<ir_version: 10, opset_import: ["" : 18]>
+network (float[B, N, 4] raw_boxes, float[B, N, C] raw_scores)
+=> (float[B, N, 4] boxes, float[B, N, C] scores)
+{ boxes = Identity (raw_boxes) scores = Identity (raw_scores) }
+"""
+
+
+@pytest.mark.parametrize(
+    ("cells", "conf", "iou", "most"), [(900, 0.4, 0.5, 40), (60, 0.9, 0.3, 300)]
+)
+def test_suppression_in_the_graph_is_our_own(tmp_path, cells, conf, iou, most):
+    random = generator(0)
+    corners = random.random((3, cells, 2)) * 90
+    boxes = np.concatenate((corners, corners + 5 + 40 * random.random((3, cells, 2))), 2)
+    scores = random.random((3, cells, 4)) * (random.random((3, cells, 1)) < 0.7)
+    scores[2] = 0  # an image of nothing
+    arrays = [boxes.astype(np.float32), scores.astype(np.float32)]
+    config = NmsConfig(conf=conf, iou=iou, max_det=most, multi_label=False)
+    model = suppressed(onnx.parser.parse_model(IDENTITY), config)
+    onnx.save(model, tmp_path / "nms.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "nms.onnx")
+    (found,) = session.run(None, dict(zip(("raw_boxes", "raw_scores"), arrays, strict=True)))
+    image = torch.arange(3).repeat_interleave(cells)
+    own = nms(image, *(torch.from_numpy(a).flatten(0, 1) for a in arrays), config, images=3)
+    assert found.shape == (3, min(most, cells), 6)
+    assert len(own[0]) == most if cells == 900 else 10 < len(own[0]) < cells
+    for rows, kept in zip(found, own, strict=True):
+        columns = (kept.boxes, kept.scores[:, None], kept.labels[:, None])
+        np.testing.assert_array_equal(rows[: len(kept)], torch.cat(columns, 1).numpy())
+        assert not rows[len(kept) :].any()
+    opened = openvino.compile_model(
+        tmp_path / "nms.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    np.testing.assert_array_equal(opened(arrays)[0], found)
+
+
+def test_files_with_suppression_inside_run_everywhere(weights, rectangles, tmp_path, capsys):
+    copy = tmp_path / "tiny.pt"
+    copy.write_bytes(weights.read_bytes())
+    flags = ["--nms", "in-graph", "--conf", "0.001", "--iou", "0.5", "--max-det", "20"]
+    export.main(["--weights", str(copy), "--include", "onnx", "openvino", "--img", "64", *flags])
+    pictures = [generator(1, i).integers(0, 256, (50, 64, 3), dtype=np.uint8) for i in range(3)]
+    settings = replace(ALL, iou=0.5, max_det=20, multi_label=False)
+    ours = Predictor(copy, image_size=(64, 64), device="cpu", nms=settings).batch(pictures)
+    for file in (NAMES["onnx"], NAMES["openvino"]):
+        theirs = Predictor(tmp_path / file, device="cpu", nms=settings).batch(pictures)
+        for a, b in zip(ours, theirs, strict=True):
+            assert len(a.detections) == 20
+            torch.testing.assert_close(a.detections.scores, b.detections.scores, rtol=1e-4, atol=0)
+            torch.testing.assert_close(a.detections.boxes, b.detections.boxes, rtol=0, atol=0.01)
+    command = ["--weights", str(tmp_path / "tiny.onnx"), "--data", str(rectangles), "--noplots"]
+    command += ["--workers", "0", "--project", str(tmp_path / "runs")]
+    val.main(command)
+    assert " all " in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"keeps nothing under 0\.001, so that AP would be another"):
+        val.main([*command, "--conf", "0.0001"])
+    for wrong, cause in (
+        (["--conf", "0.4"], "--conf-thres does nothing without --nms in-graph"),
+        (["--nms", "in-graph", "--include", "torchscript"], "is for onnx and openvino"),
+    ):
+        with pytest.raises(UserError, match=cause):
+            export.main(["--weights", str(copy), *wrong])
 
 
 def test_the_free_head_is_exported(tiny_model, tmp_path):
@@ -152,7 +221,7 @@ def test_mistakes_are_one_line(weights, files, tmp_path, monkeypatch):
 
 
 def test_metadata_of_others_is_refused():
-    own = Metadata(("a",), 32, (64, 96), None, "Detect", "shapes")
+    own = Metadata(("a",), 32, (64, 96), None, "Detect", "shapes", NmsConfig(conf=0.4))
     assert Metadata.from_text(own.to_text(), "f") == own
     assert Metadata.from_text(replace(own, size=None, batch=3).to_text(), "f").batch == 3
     values = json.loads(own.to_text())
