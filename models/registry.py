@@ -195,6 +195,7 @@ ALIASES = {"c": "c_out", "k": "kernel", "s": "stride"}
 # Names that YOLOv5's model files take from torch.nn, and the blocks that stand for them here.
 YAML_NAMES = {
     "nn.Conv2d": "Conv2d",
+    "nn.ConvTranspose2d": "ConvTranspose2d",
     "nn.MaxPool2d": "MaxPool",
     "nn.Upsample": "Upsample",
     "nn.ZeroPad2d": "ZeroPad",

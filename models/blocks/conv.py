@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
 _ACTIVATION_TEXT = re.compile(
     r"(?:nn\.)?(?P<name>[A-Za-z0-9]+)(?:\(\s*(?P<value>[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?)?\s*\))?"
 )
-Kernel = Positive | tuple[Positive, Positive]
+Kernel = Positive | tuple[Positive, Positive]  # of both axes, or of rows and columns
 Gate = Literal["Sigmoid", "Hardsigmoid"]  # the latter is relu6(x + 3) / 6
 _defaults: ContextVar[tuple[str, tuple[float, float]]] = ContextVar(
     "defaults", default=("SiLU", (BN_EPS, BN_MOMENTUM))
@@ -139,7 +139,7 @@ class Conv(Block):
         c_in: int,
         c_out: Positive,
         kernel: Kernel = 1,
-        stride: Positive = 1,
+        stride: Kernel = 1,
         padding: Natural | None = None,
         groups: Positive = 1,
         act: Act = True,

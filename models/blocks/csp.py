@@ -59,13 +59,52 @@ class C3(Block):
         self.cv1 = Conv(c_in, hidden, 1)
         self.cv2 = Conv(c_in, hidden, 1)
         self.cv3 = Conv(2 * hidden, c_out, 1)
-        self.m = nn.Sequential(*(self.make_unit(hidden, shortcut, groups) for _ in range(n)))
+        self.m: nn.Module = nn.Sequential(
+            *(self.make_unit(hidden, shortcut, groups) for _ in range(n))
+        )
 
     def make_unit(self, width: int, shortcut: bool, groups: int) -> nn.Module:
         return Bottleneck(width, width, shortcut, groups, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
+
+
+@register
+class CrossConv(Block):
+    """1 x k to c_out * expansion, k x 1 to c_out, plus the input when asked and the widths agree.
+
+    (B, c_in, H, W) -> (B, c_out, ceil(H / stride), ceil(W / stride)).  YOLOv5's unit of C3x; a
+    shortcut needs stride 1.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: Positive,
+        kernel: Odd = 3,
+        stride: Positive = 1,
+        groups: Positive = 1,
+        expansion: Factor = 1.0,
+        shortcut: bool = False,
+    ) -> None:
+        super().__init__(c_out)
+        hidden = hidden_width(c_out, expansion)
+        self.cv1 = Conv(c_in, hidden, (1, kernel), (1, stride))
+        self.cv2 = Conv(hidden, c_out, (kernel, 1), (stride, 1), groups=groups)
+        self.add = shortcut and c_in == c_out
+
+
+@register
+class C3x(C3):
+    """C3 whose n inner units are CrossConvs of kernel 3.
+
+    (B, c_in, H, W) -> (B, c_out, H, W).  With h = c_out * expansion, params = 2 h (c_in + 2)
+    + (2 h + 2) c_out + n (6 h^2 + 4 h) for one group.
+    """
+
+    def make_unit(self, width: int, shortcut: bool, groups: int) -> nn.Module:
+        return CrossConv(width, width, 3, 1, groups, 1.0, shortcut)
 
 
 @register
@@ -119,6 +158,24 @@ class SPP(Block):
     def forward(self, x: Tensor) -> Tensor:
         x = self.cv1(x)
         return self.cv2(torch.cat([x, *(pool(x) for pool in self.m)], 1))
+
+
+@register
+class C3SPP(C3):
+    """C3 with an SPP in place of its units: (B, c_in, H, W) -> (B, c_out, H, W)."""
+
+    ignores = ("shortcut", "groups")
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: Positive,
+        kernels: Sequence[Odd] = (5, 9, 13),
+        expansion: Factor = 0.5,
+    ) -> None:
+        super().__init__(c_in, c_out, expansion=expansion)
+        hidden = hidden_width(c_out, expansion)
+        self.m = SPP(hidden, hidden, kernels)
 
 
 @register

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -47,6 +49,52 @@ class MixConv(Block):
     def fuse_(self) -> None:
         if isinstance(self.bn, nn.BatchNorm2d):
             fold(self.convs, self.bn)
+            self.bn = nn.Identity()
+
+
+@register
+class MixConv2d(Block):
+    """Convolutions of several kernel sizes side by side, each of the whole input; BN, activation.
+
+    (B, c_in, H, W) -> (B, c_out, ceil(H / stride), ceil(W / stride)).  YOLOv5's form of
+    arXiv:1907.09595: each has gcd(c_in, own c_out) groups.  The parts are equally wide, or with
+    `equal_ch` false as wide as makes width * kernel^2 equal.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: Positive,
+        kernels: Sequence[Odd] = (1, 3),
+        stride: Positive = 1,
+        equal_ch: bool = True,
+        act: Act = True,
+    ) -> None:
+        super().__init__(c_out)
+        n, total = len(kernels), sum(kernel**-2 for kernel in kernels)
+        if equal_ch:  # where n * i / (c_out - 1), for channel i, passes a whole number
+            ends = [0, *(part * (c_out - 1) // n + 1 for part in range(1, n)), c_out]
+            widths = [end - start for start, end in itertools.pairwise(ends)]
+        else:
+            widths = [round(c_out * kernel**-2 / total) for kernel in kernels]
+            widths[0] += c_out - sum(widths)  # rounding
+        if min(widths) < 1:
+            raise ValueError(f"{c_out} channels are too few for the kernels {tuple(kernels)}")
+        self.m = nn.ModuleList(
+            nn.Conv2d(
+                c_in, width, kernel, stride, kernel // 2, groups=math.gcd(c_in, width), bias=False
+            )
+            for kernel, width in zip(kernels, widths, strict=True)
+        )
+        self.bn: nn.Module = batch_norm(c_out)
+        self.act = make_activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(torch.cat([conv(x) for conv in self.m], 1)))
+
+    def fuse_(self) -> None:
+        if isinstance(self.bn, nn.BatchNorm2d):
+            fold(self.m, self.bn)
             self.bn = nn.Identity()
 
 

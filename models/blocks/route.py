@@ -1,4 +1,4 @@
-"""Rows without a convolution: they join, resize, pool or pad maps, or end a classifier."""
+"""Rows that join, resize, pool or pad maps, or end a classifier."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.blocks.conv import make_activation
-from models.registry import Act, Block, Natural, Positive, Ratio, register
+from models.registry import Act, Block, Natural, Positive, Ratio, must_divide, register
 
 EPSILON = 1e-4  # the paper's; keeps the quotient finite where all weights are 0
 
@@ -77,6 +77,64 @@ class Upsample(Block):
     ) -> None:
         super().__init__(c_in)
         self.enlarge = nn.Upsample(scale_factor=scale_factor, mode=mode)
+
+
+@register
+class ConvTranspose2d(nn.ConvTranspose2d, Block):
+    """torch's transposed convolution with bias, without BN or activation (`nn.ConvTranspose2d`).
+
+    (B, c_in, H, W) -> (B, c_out, H', W'), H' = (H - 1) stride - 2 padding + kernel
+    + output_padding: kernel 2 and stride 2 double the map.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: Positive,
+        kernel: Positive = 2,
+        stride: Positive = 1,
+        padding: Natural = 0,
+        output_padding: Natural = 0,
+        groups: Positive = 1,
+        bias: bool = True,
+    ) -> None:
+        must_divide(groups, c_in=c_in, c_out=c_out)
+        super().__init__(c_in, c_out, kernel, stride, padding, output_padding, groups, bias)
+        self.c_out = c_out
+
+
+@register
+class Contract(Block):
+    """Squares of `gain` x `gain` pixels as channels; Expand's inverse.
+
+    (B, c_in, gain H, gain W) -> (B, c_in gain^2, H, W): channel (row * gain + column) * c_in + c is
+    channel c at that pixel of the square.  Both sides of the map must be multiples of `gain`.
+    """
+
+    def __init__(self, c_in: int, gain: Positive = 2) -> None:
+        super().__init__(c_in * gain**2)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = x.unflatten(3, (-1, self.gain)).unflatten(2, (-1, self.gain))
+        return squares.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+
+
+@register
+class Expand(Block):
+    """Channels as squares of `gain` x `gain` pixels; Contract's inverse.
+
+    (B, c_in, H, W) -> (B, c_in / gain^2, gain H, gain W).
+    """
+
+    def __init__(self, c_in: int, gain: Positive = 2) -> None:
+        super().__init__(c_in // gain**2)
+        must_divide(gain**2, c_in=c_in)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = x.unflatten(1, (self.gain, self.gain, -1))
+        return squares.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
 
 
 @register

@@ -2,10 +2,10 @@
 
 Operator by operator, as eager execution runs them:
 
-- multiply-adds (MACs): Conv2d and Linear, of the model as it is (unfused: BN apart).
+- multiply-adds (MACs): convolutions and matrix products, of the model as it is (unfused: BN apart).
 - operations, by output element: BN 2 (scale, shift); activations, additions, multiplications and
-  nearest upsampling 1; bilinear upsampling 7; max-pool k^2 - 1 comparisons; average pool k^2;
-  a mean one per *input* element; the bias of a convolution or linear layer 1.
+  nearest upsampling 1; softmax 5; bilinear upsampling 7; max-pool k^2 - 1 comparisons; average
+  pool k^2; a mean one per *input* element; the bias of a convolution or linear layer 1.
 - copies, concatenation, padding and allocations cost no operation; views are no kernels at all.
 - memory: inputs are read and results written once, whatever caches may save.
 """
@@ -39,6 +39,8 @@ def _per_output(operations: int) -> Callable[[Sequence[Any], int], Work]:
 OPERATORS: Mapping[str, tuple[str, Callable[[Sequence[Any], int], Work]]] = {
     "addmm": ("linear", lambda args, outputs: (outputs * args[1].shape[1], outputs)),
     "mm": ("linear", lambda args, outputs: (outputs * args[0].shape[1], 0)),
+    "bmm": ("linear", lambda args, outputs: (outputs * args[0].shape[2], 0)),
+    "_safe_softmax": ("element-wise", _per_output(5)),
     "max_pool2d_with_indices": (
         "pool",
         lambda args, outputs: (0, outputs * (args[1][0] * args[1][-1] - 1)),
@@ -144,6 +146,10 @@ def describe(
         )
         bias = 0 if args[2] is None else out.numel()
         kind, work = convolution.kind, (convolution.macs, bias)
+    elif name == "convolution" and args[6] and args[1].dim() == 4:  # transposed: by input pixel
+        kind = "dense" if args[8] == 1 else "group"
+        pixels, bias = args[0].numel() // args[0].shape[1], 0 if args[2] is None else 1
+        work = (pixels * args[1].numel(), bias * written[0].numel())
     elif name in OPERATORS:
         kind, formula = OPERATORS[name]
         work = formula(args, written[0].numel())

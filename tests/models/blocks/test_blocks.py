@@ -381,6 +381,54 @@ def test_sizes_by_hand() -> None:
     assert round_channels(11, 8) == 16  # 8 would be under 90 %
 
 
+def test_contract_and_expand_are_inverse_and_keep_the_phases() -> None:
+    x = torch.arange(2 * 4 * 6, dtype=torch.float32).view(1, 2, 4, 6)
+    small = BLOCKS["Contract"](2)(x)
+    for channel in range(8):
+        row, column, c = channel // 4, channel // 2 % 2, channel % 2
+        assert torch.equal(small[0, channel], x[0, c, row::2, column::2])
+    assert torch.equal(BLOCKS["Expand"](8)(small), x)
+
+
+@pytest.mark.parametrize(
+    ("c_out", "kernels", "equal", "widths"),
+    [
+        (8, (1, 3), True, [4, 4]),
+        (10, (1, 3, 5), True, [4, 3, 3]),  # linspace(0, 3 - 1e-6, c_out), rounded down
+        (11, (1, 3, 5), True, [4, 3, 4]),
+        (10, (1, 3), False, [9, 1]),  # 9 * 1^2 == 1 * 3^2
+    ],
+)
+def test_widths_of_mixconv2d(
+    c_out: int, kernels: tuple[int, ...], equal: bool, widths: list[int]
+) -> None:
+    block = BLOCKS["MixConv2d"](6, c_out, kernels, equal_ch=equal)
+    assert [conv.out_channels for conv in block.m] == widths
+
+
+def test_transformer_layer_by_hand() -> None:
+    """softmax(q k^T / sqrt(d)) v in each head, over the pixels; every sum by matrix products."""
+    torch.manual_seed(0)
+    block, x = BLOCKS["TransformerBlock"](8, 8, heads=2).eval(), torch.randn(2, 8, 3, 2)
+    layer, pixels = block.tr[0], x.flatten(2).transpose(1, 2)  # (B, pixels, channels)
+    y = pixels + pixels @ block.linear.weight.T + block.linear.bias
+    projections = zip(
+        (layer.q, layer.k, layer.v),
+        layer.ma.in_proj_weight.chunk(3),
+        layer.ma.in_proj_bias.chunk(3),
+        strict=True,
+    )
+    heads = [
+        ((y @ own.weight.T) @ weight.T + bias).unflatten(2, (2, 4)).transpose(1, 2)
+        for own, weight, bias in projections
+    ]
+    q, k, v = heads
+    found = ((q @ k.transpose(2, 3) / 2).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    y = found @ layer.ma.out_proj.weight.T + layer.ma.out_proj.bias + y
+    y = y @ layer.fc1.weight.T @ layer.fc2.weight.T + y
+    torch.testing.assert_close(block(x), y.transpose(1, 2).unflatten(2, (3, 2)))
+
+
 def test_dropout_acts_in_training_alone() -> None:
     block, x = BLOCKS["Linear"](1000, 4, bias=False, dropout=0.5), torch.ones(1, 1000)
     assert not torch.equal(block(x), block(x))

@@ -75,12 +75,18 @@ def test_macs_and_operations_by_hand(
     assert (cost.macs, cost.operations) == expected
 
 
+def test_macs_of_attention_by_hand() -> None:
+    """6 pixels of 4 channels: ten square linear layers, q k^T and its product with v."""
+    cost = count(BLOCKS["TransformerBlock"](4, 4, heads=2), (1, 4, 2, 3))
+    assert cost.macs == 10 * 6 * 4 * 4 + 2 * 6 * 6 * 4
+    assert cost.uncounted == {}
+
+
 @pytest.mark.parametrize(
     ("function", "name"),
     [
-        (lambda x: x.softmax(1), "aten._softmax"),
-        (lambda x: x @ x, "aten.bmm"),
-        (lambda x: F.conv_transpose2d(x, x.new_empty(4, 4, 2, 2)), "aten.convolution"),
+        (lambda x: x.erf(), "aten.erf"),
+        (lambda x: F.conv3d(x[None], x.new_empty(1, 1, 3, 3, 3), padding=1)[0], "aten.convolution"),
         (lambda x: x.cumsum(1), "aten.cumsum"),
     ],
 )
@@ -98,6 +104,7 @@ def test_what_is_not_counted_is_named(function: Callable[[Tensor], Tensor], name
         ("MixConvBlock", 16, {"c_out": 16, "kernels": [3, 5], "se": 0.5}),
         ("OSAStage", 24, {"c_out": 16, "n": 3}),
         ("ShuffleDown", 16, {"c_out": 16}),
+        ("ConvTranspose2d", 16, {"c_out": 8, "kernel": 4, "stride": 2, "padding": 1, "groups": 2}),
     ],
 )
 def test_macs_equal_torch_flop_counter(block: str, c_in: int, args: dict[str, object]) -> None:
