@@ -2,8 +2,7 @@
 
 The set is made of hard links to the images of a folder, and their labels, in a temporary folder.
 Every scan is a process of its own that has imported torch.  With `--peer` Ultralytics, in an
-environment of its own, reads the same files; it opens the headers of images, this project decodes
-them.
+environment of its own, reads the same files.
 """
 
 from __future__ import annotations

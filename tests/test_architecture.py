@@ -14,7 +14,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = tuple(sorted(path.name for path in ROOT.glob("*.py")))
-MODULES = ("models.profile.__main__", "data.shapes.__main__", "data.convert.__main__")
+MODULES = (
+    "models.profile.__main__",
+    "data.convert.__main__",
+    "data.index.__main__",
+    "data.shapes.__main__",
+)
 ROOMS = ("engine", "models", "data", "utils")
 # Who may import whom; benchmarks are scripts in a folder.
 ALLOWED = {

@@ -40,10 +40,10 @@ _FORMATS: dict[str, tuple[bytes, Callable[[io.BytesIO], ImageFile]]] = {
     "WEBP": (rb"(?s)RIFF....WEBP", WebPImagePlugin.WebPImageFile),
 }
 _PLAIN = {"JPEG": {"L", "RGB"}, "PNG": {"L", "RGB", "RGBA"}}  # modes cv2 reads as Pillow does
-_EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 _ORIENTATION = 0x0112
 _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # for cv2, by orientation; 5 to 8 after transposing
-_TRANSPOSED = {5, 6, 7, 8}
+TRANSPOSED = {5, 6, 7, 8}
 _BITS_PER_SAMPLE = 258
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _REDUCED = {size: getattr(cv2, f"IMREAD_REDUCED_COLOR_{size}") for size in (2, 4, 8)}
@@ -133,7 +133,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         if width * height <= MAX_PIXELS and header.mode in _PLAIN["JPEG"]:
             small = _read_plain(data, "JPEG", header, cv2.IMREAD_REDUCED_GRAYSCALE_8)
             if small.shape == (-(-height // 8), -(-width // 8)):
-                turned = _orientation(data, "JPEG", header) in _TRANSPOSED
+                turned = orientation(data, "JPEG", header) in TRANSPOSED
                 return (width, height) if turned else (height, width)
     height, width = decode_image(data).shape[:2]
     return height, width
@@ -234,16 +234,16 @@ def _read_by_pillow(header: ImageFile) -> np.ndarray:
 
 
 def _upright(image: np.ndarray, data: bytes, kind: str, header: ImageFile) -> np.ndarray:
-    orientation = _orientation(data, kind, header)
-    if orientation in _TRANSPOSED:
+    turn = orientation(data, kind, header)
+    if turn in TRANSPOSED:
         image = cv2.transpose(image)
-    return cv2.flip(image, _FLIPS[orientation]) if orientation in _FLIPS else image
+    return cv2.flip(image, _FLIPS[turn]) if turn in _FLIPS else image
 
 
-def _orientation(data: bytes, kind: str, header: ImageFile) -> Any:
+def orientation(data: bytes, kind: str, header: ImageFile) -> Any:
     """The camera's (Exif 2.3, tag 0x0112) that is yet to be undone; 1 where it cannot be read."""
     late = kind == "PNG" and b"eXIf" in data  # this chunk may follow the pixels
-    if kind == "TIFF" or not (late or _EXIF_KEYS & header.info.keys()):
+    if kind == "TIFF" or not (late or EXIF_KEYS & header.info.keys()):
         return 1  # OpenCV has applied the tag of a TIFF itself
     try:
         return header.getexif().get(_ORIENTATION, 1)

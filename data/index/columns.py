@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from data.index.waiting import map_files
+
 _SETTLED = 2_000_000_000  # ns; a file system's clock may stand still for that long
 _CODEC = ("utf-8", "surrogatepass")  # undecodable bytes of file names are surrogates
 
@@ -276,7 +278,7 @@ def file_states(paths: Iterable[str]) -> np.ndarray:
     time.  All are 0 where there is no file; the first is -1 for a link that leads nowhere.
     """
     settled = time.time_ns() - _SETTLED
-    numbers = itertools.chain.from_iterable(map(_state, paths))
+    numbers = itertools.chain.from_iterable(map_files(_state, paths))
     states = np.fromiter(numbers, np.int64).reshape(-1, 3)
     states[states[:, 2] > settled, 2] = -1
     return states

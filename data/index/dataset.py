@@ -73,12 +73,14 @@ def load_dataset_config(name_or_path: str) -> DatasetConfig:
     return DatasetConfig(file, root, splits, names)
 
 
-def load_split(config: DatasetConfig, split: str, *, single_cls: bool = False) -> DataIndex:
+def load_split(
+    config: DatasetConfig, split: str, *, single_cls: bool = False, decode: bool = False
+) -> DataIndex:
     """Scan a split: read all labels, check all images, skip and report what is wrong.
 
     With `single_cls` all objects are of one class 'object'. The result of the scan is kept in the
-    user's cache folder. Raises UserError when nothing is usable, or more than the share MAX_BAD
-    of the images is not.
+    user's cache folder; with `decode` it is made anew, and every image is decoded. Raises UserError
+    when nothing is usable, or more than the share MAX_BAD of the images is not.
     """
     source = config.splits.get(split)
     if source is None:
@@ -95,7 +97,8 @@ def load_split(config: DatasetConfig, split: str, *, single_cls: bool = False) -
         assert config.names is not None  # load_dataset_config has seen to it
         parsed = read_yolo(source, config.names, known=known)
     paths = parsed.entries.paths
-    checks = scan_images(paths, known.entries.paths if known else Texts.of(()), known_checks)
+    known_paths = known.entries.paths if known else Texts.of(())
+    checks = scan_images(paths, known_paths, known_checks, decode=decode)
     if parsed is not known or checks != known_checks:
         save_cache(file, parsed, checks)
     index = build_index(parsed, checks, single_cls=single_cls)

@@ -16,6 +16,7 @@ import numpy as np
 
 from data.index.columns import Entries
 from data.index.records import SKIPPED_ROW, Labels, Problem, Row
+from data.index.waiting import map_files
 from utils.errors import UserError
 from utils.images import ImageError, read_bytes
 
@@ -35,7 +36,7 @@ def read_rows(
     contents: Sequence[bytes | ImageError] = (),
 ) -> Labels:
     """Rows of the label files of `images`: all at once, or where anything is odd line by line."""
-    contents = contents or [_content(entries.label_files[i]) for i in images]
+    contents = contents or [*map_files(_content, (entries.label_files[i] for i in images))]
     with contextlib.suppress(DeprecationWarning, ValueError):
         return _plain_rows(images, contents, len(names))
     half = len(images) // 2

@@ -1,130 +1,95 @@
-"""Check every image of a split: is it complete, how large is it; and report what was wrong."""
+"""Check every image of a split: is it complete, how large is it; and report what was wrong.
+
+Where there is little to decode, images are decoded; else headers and ends of files are read, which
+shows what was cut off, but no damage in between.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import re
-import sys
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import stat
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from tqdm import tqdm
 
 from data.index.columns import ImageCheck, ImageChecks, Texts, file_states
+from data.index.decoder import INCOMPLETE, DecoderLog
 from data.index.records import Problem
-from utils.images import ImageError, cause_of, image_format, image_size, read_bytes
+from data.index.waiting import map_files
+from utils.headers import size_by_header
+from utils.images import (
+    MAX_BYTES,
+    cause_of,
+    image_format,
+    image_size,
+    read_bytes,
+)
 from utils.terminal import is_main_rank, warn_main
 
-INCOMPLETE = "remature end"  # in complaints about an image whose rest was filled with grey
 MIN_SIDE = 10  # pixels; on less there is nothing to detect
 SHOWN = 10  # problems written to stderr; the report file has all
-_COMPLAINT = re.compile(rb"(?:Corrupt JPEG data|Premature end of JPEG file)[^\n]*\n?")
-_STDERR = 2  # file descriptor
+DECODED = 1 << 30  # bytes of images; a core decodes as many in about ten seconds
 _EDGE = 16 << 10  # bytes hashed at either end of a file to know it again
-_MAX_THREADS = 16
-_AT_ONCE = 64  # images that a thread takes at a time
 
 
-class DecoderLog:
-    """What libjpeg writes to the process's stderr, where no line names its image.
-
-    While entered, file descriptor 2 leads into a temporary file; at the end libjpeg's complaints
-    are dropped and the rest is passed on.  Where the system has no room for that, nothing is
-    redirected and nothing is found; nor on Windows, which cannot read at a place of a file.
-    """
-
-    def __enter__(self) -> DecoderLog:
-        self.stderr: IO[str] = sys.stderr  # for a progress bar: the terminal
-        self._saved: int | None = None
-        if not hasattr(os, "pread"):
-            return self
-        with contextlib.suppress(OSError, ValueError):  # no descriptor, or no temporary folder
-            self._file = tempfile.TemporaryFile()
-            self._saved = os.dup(_STDERR)
-            os.dup2(self._file.fileno(), _STDERR)
-            if sys.stderr.fileno() == _STDERR:
-                self.stderr = os.fdopen(os.dup(self._saved), "w")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._saved is None:
-            return
-        os.dup2(self._saved, _STDERR)
-        os.close(self._saved)
-        if self.stderr is not sys.stderr:
-            self.stderr.close()
-        rest = _COMPLAINT.sub(b"", os.pread(self._file.fileno(), self.size(), 0))
-        self._file.close()
-        if rest:
-            os.write(_STDERR, rest)
-
-    def size(self) -> int:
-        """Bytes written so far."""
-        return 0 if self._saved is None else os.fstat(self._file.fileno()).st_size
-
-    def complaint(self, start: int) -> str | None:
-        """The first complaint since there were `start` bytes."""
-        if self.size() == start:
-            return None
-        found = _COMPLAINT.search(os.pread(self._file.fileno(), self.size() - start, start))
-        return found[0].decode().strip() if found else None
-
-
-def scan_images(paths: Texts, known_paths: Texts, known: ImageChecks) -> ImageChecks:
+def scan_images(
+    paths: Texts, known_paths: Texts, known: ImageChecks, *, decode: bool = False
+) -> ImageChecks:
     """One check for each path; `known` ones whose file has not changed are not read again.
 
-    Every other image is decoded, in threads (OpenCV and Pillow release the lock).  What libjpeg
-    complained about meanwhile is decoded once more, alone, to learn which image it is.
+    Other images are decoded if they have at most DECODED bytes together.  With `decode` all images
+    are, known or not.  What libjpeg complained about meanwhile is decoded once more, alone, to
+    learn which image it is.
     """
     checks = ImageChecks.of(file_states(paths))
     old = np.arange(len(paths))
     if known_paths != paths:
         places = {path: i for i, path in enumerate(known_paths)}
         old = np.array([places.get(path, -1) for path in paths], np.int64)
+    if decode:
+        old[:] = -1
     kept = np.flatnonzero((old >= 0) & (checks.states[:, 2] > 0))
     kept = kept[(checks.states[kept] == known.states[old[kept]]).all(1)]
     checks.edges[kept], checks.sizes[kept] = known.edges[old[kept]], known.sizes[old[kept]]
     now = np.full(len(known_paths), -1)
     now[old[kept]] = kept
     checks.causes.update({int(now[i]): text for i, text in known.causes.items() if now[i] >= 0})
-    _look_at(np.delete(np.arange(len(paths)), kept), paths, checks, known, old)
+    todo = np.delete(np.arange(len(paths)), kept)
+    decode = decode or checks.states[todo, 0].sum() <= DECODED
+    _look_at(
+        todo, paths, checks, lambda i: known[int(old[i])] if old[i] >= 0 else None, decode=decode
+    )
     return checks
 
 
 def _look_at(
-    todo: np.ndarray, paths: Texts, checks: ImageChecks, known: ImageChecks, old: np.ndarray
+    todo: np.ndarray,
+    paths: Texts,
+    checks: ImageChecks,
+    known: Callable[[int], ImageCheck | None],
+    *,
+    decode: bool,
 ) -> None:
-    """Check the images `todo`; image i is number old[i] in `known`, or -1."""
+    """Check the images `todo`, of which a former scan may have known some."""
 
-    def check(some: Sequence[int]) -> list[tuple[int, ImageCheck, bool]]:
-        results = []
-        for i in some:
-            printed = log.size()
-            kept = known[int(old[i])] if old[i] >= 0 else None
-            found = check_image(Path(paths[i]), kept)
-            results.append((i, found, found is not kept and log.size() != printed))
-        return results
+    def check(i: int) -> tuple[int, ImageCheck, bool]:
+        printed, before = log.size(), known(i)
+        found = check_image(Path(paths[i]), before, decode=decode)
+        return i, found, found is not before and log.size() != printed
 
     def check_alone(path: Path) -> ImageCheck:
-        before = log.size()
-        found = check_image(path)
-        complaint = log.complaint(before)
+        start = log.size()
+        found = check_image(path, decode=True)
+        complaint = log.complaint(start)
         if complaint is None or found.cause is not None:
             return found
         usable = replace(found, cause=complaint)
         return replace(usable, height=0, width=0) if INCOMPLETE in complaint else usable
 
-    chunks = [todo[start : start + _AT_ONCE].tolist() for start in range(0, len(todo), _AT_ONCE)]
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    with DecoderLog() as log, ThreadPoolExecutor(threads) as pool:
+    with DecoderLog() as log:
         bar = tqdm(
             total=len(paths),
             initial=len(paths) - len(todo),
@@ -135,49 +100,49 @@ def _look_at(
             file=log.stderr,
         )
         suspects = []
-        for some in pool.map(check, chunks):
-            for i, found, suspect in some:
-                checks[i] = found
-                if suspect:
-                    suspects.append(i)
-            bar.update(len(some))
+        for i, found, suspect in map_files(check, todo.tolist(), parallel=decode):
+            checks[i] = found
+            if suspect:
+                suspects.append(i)
+            bar.update()
         bar.close()
         for i in suspects:
             checks[i] = check_alone(Path(paths[i]))
 
 
-def check_image(path: Path, known: ImageCheck | None = None) -> ImageCheck:
+def check_image(path: Path, known: ImageCheck | None = None, *, decode: bool) -> ImageCheck:
     """Size of an image as decoded, or the cause why it cannot be used.
 
     `known` is returned when size, time and the hash of the file's two ends are still its own.
+    Without `decode` only files are decoded whose header and end do not show that they are whole.
     """
+    found, sides = ImageCheck(0, 0, ""), None
     try:
         status = path.stat()
-        size, time = status.st_size, status.st_mtime_ns
-        if known is not None and (known.size, known.mtime_ns) == (size, time):
-            with path.open("rb") as file:
-                if known.edges == _hash_ends(file, size):
-                    return known
-        data = read_bytes(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            read_bytes(path)  # names the cause
+        with path.open("rb", buffering=_EDGE) as file:
+            head = file.read(_EDGE)
+            file.seek(max(0, status.st_size - _EDGE))
+            tail = file.read(_EDGE)
+            edges = hashlib.blake2b(head + tail, digest_size=16).hexdigest()
+            found = ImageCheck(status.st_size, status.st_mtime_ns, edges)
+            if known is not None and found == replace(known, height=0, width=0, cause=None):
+                return known
+            if not decode:
+                sides = size_by_header(file, tail)
+        if sides is None:
+            data = read_bytes(path)
+            if image_format(data) == "GIF":
+                return replace(found, cause="GIF; not an image format that is read")
+            sides = image_size(data)
     except Exception as error:
-        return ImageCheck(0, 0, "", cause=cause_of(path, error))
-    found = ImageCheck(size, time, _hash_ends(BytesIO(data), len(data)))
-    if image_format(data) == "GIF":
-        return replace(found, cause="GIF; not an image format that is read")
-    try:
-        height, width = image_size(data)
-    except ImageError as error:
-        return replace(found, cause=str(error))
+        return replace(found, cause=cause_of(path, error))
+    height, width = sides
     if min(height, width) < MIN_SIDE:
         cause = f"{width}x{height} pixels; a side under {MIN_SIDE} shows nothing"
         return replace(found, cause=cause)
     return replace(found, height=height, width=width)
-
-
-def _hash_ends(file: IO[bytes], size: int) -> str:
-    head = file.read(_EDGE)
-    file.seek(max(0, size - _EDGE))
-    return hashlib.blake2b(head + file.read(_EDGE), digest_size=16).hexdigest()
 
 
 def report_problems(problems: Sequence[Problem], report: Path) -> None:

@@ -16,10 +16,11 @@ import numpy as np
 
 from data.index.cache import cache_file
 from data.index.columns import ImageRecord, Records, SharedBytes
+from data.index.decoder import decode_whole
 from utils.boxes import Letterbox
 from utils.config import local_ranks
 from utils.errors import UserError
-from utils.images import ImageError, read_image
+from utils.images import ImageError, read_bytes
 from utils.terminal import warn
 
 FREE_SHARE = 0.8  # --cache ram leaves the rest of the free memory to the network,
@@ -56,6 +57,7 @@ class ImageStore:
         self.shapes = np.array(shapes, np.int32).reshape(-1, 2)
         self.cache, self.cache_line = choose_cache(cache, self.shapes, size, device_memory)
         self._area = area
+        self._odd = SharedBytes(max(len(records), 1))  # images a decoder has complained about
         home = cache_file("images", "").parent / "images"  # next to the scans
         self._folder = home / f"{size}{'-area' if area else ''}" if self.cache == "disk" else None
         self._all = SharedImages(image_bytes(self.shapes)) if self.cache == "ram" else None
@@ -66,7 +68,7 @@ class ImageStore:
         self._recent = SharedImages(np.full(recent, largest)) if fits and recent else None
 
     def __getitem__(self, position: int) -> np.ndarray:
-        """The image of record `position`. Raises UserError when its file has become unreadable."""
+        """The image of record `position`. Raises UserError when its file is damaged."""
         if self._folder is not None:
             return self._from_disk(self._folder, position)
         return self._kept(self._all, position, position)
@@ -106,12 +108,15 @@ class ImageStore:
         fits = [n for n in (8, 4, 2) if max(source) >= n * self.size and not self._area]
         reduce = fits[0] if fits else 1
         try:
-            image = read_image(record.path, reduce=reduce)
+            image, complaint = decode_whole(read_bytes(record.path), reduce=reduce)
         except ImageError as error:
             raise UserError(
-                f"{record.path}: unreadable since the scan: {error}; "
-                "repair or remove it and start again"
+                f"{record.path}: unreadable: {error}; repair or remove it and start again"
+                " (python -m data.index finds all such images)"
             ) from error
+        if complaint is not None and not self._odd.array[position]:
+            self._odd.array[position] = 1
+            warn(f"warning: {record.path}: {complaint}; used as decoded")
         if image.shape[:2] not in (source, tuple(-(-side // reduce) for side in source)):
             raise UserError(
                 f"{record.path}: was {source[1]}x{source[0]} pixels at the scan and has changed; "

@@ -72,9 +72,9 @@ class BatchLoader:
     """torch's DataLoader for whole batches, with its failures as one-line errors.
 
     `keys` has one item per batch; `make` turns it into the batch, in the workers.
-    Iterating raises UserError for a file that has become unreadable since the scan and
-    FeatherDetError, naming the process, when a worker has died (torch may raise that between two
-    batches as well: see dead_workers_named).
+    Iterating raises UserError for a file that cannot be read or decoded and FeatherDetError,
+    naming the process, when a worker has died (torch may raise that between two batches as well:
+    see dead_workers_named).
     """
 
     def __init__(self, make: MakeBatch, keys: Any, *, workers: int, pin_memory: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.index.scan import INCOMPLETE, DecoderLog
+from data.index.decoder import decode_whole
 from data.sources.capture import (
     Capture,
     CaptureError,
@@ -219,12 +219,7 @@ def _read_image(path: Path) -> np.ndarray:
     data = read_bytes(path)
     if image_format(data) == "GIF" and path.suffix.lower() != ".gif":
         raise ImageError("GIF data under another name")
-    with DecoderLog() as log:
-        image = decode_image(data)
-        complaint = log.complaint(0) or ""
-    if INCOMPLETE in complaint:
-        raise ImageError(complaint)
-    return image
+    return decode_whole(data)[0]
 
 
 def _reopen(url: str, limits: StreamConfig) -> Capture:

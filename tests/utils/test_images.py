@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from utils.headers import size_by_header
 from utils.images import ImageError, decode_image, image_format, image_size, read_image
 
 GENERATOR = np.random.default_rng(0)
@@ -99,6 +100,35 @@ def test_every_mode_and_orientation_equals_pillow(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_the_size_without_the_pixels(name: str) -> None:
     assert image_size(FILES[name]) == decode_image(FILES[name]).shape[:2]
+
+
+def by_header(data: bytes) -> tuple[int, int] | None:
+    return size_by_header(io.BytesIO(data), data[-2000:])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_size_of_a_whole_file_is_in_its_header(name: str) -> None:
+    """Not of formats that are left to the decoder, nor where metadata may turn the image."""
+    data, left = FILES[name], ("gif", "tiff", "TIFF", "exif", "PNG, ", "WEBP, ")
+    size = None if any(word in name for word in left) else decode_image(data).shape[:2]
+    assert by_header(data) == size
+
+
+@pytest.mark.parametrize("name", ["jpeg", "progressive", "cmyk jpeg", "png", "palette", "bmp"])
+def test_a_file_that_ends_too_early_is_left_to_the_decoder(name: str) -> None:
+    data = FILES[name]
+    assert by_header(data) == by_header(data + bytes(30)) == (60, 80)
+    for end in (*range(0, len(data) - 9, 7), len(data) - 1):
+        assert by_header(data[:end]) is None, end
+        if name != "bmp":  # to which zeros are pixels
+            assert by_header(data[:end].ljust(len(data), b"\0")) is None, end
+
+
+def test_a_webp_that_ends_too_early_is_left_to_the_decoder() -> None:
+    for options in ({}, {"lossless": True}):
+        data = encode(RGB, "WEBP", **options)
+        assert by_header(data) == (60, 80)
+        assert [by_header(data[:end]) for end in (10, 100, len(data) - 1)] == [None] * 3
 
 
 @pytest.mark.parametrize("progressive", [False, True])

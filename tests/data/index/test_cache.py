@@ -31,7 +31,7 @@ def test_second_start_equals_the_first_and_reads_nothing_anew(
     names = ["scan.image_size"]
     if age == "settled":
         request.getfixturevalue("settled")
-        names += ["rows._content", "coco._read", "scan._hash_ends", "dataset.save_cache"]
+        names += ["rows._content", "coco._read", "scan.hashlib", "dataset.save_cache"]
     yolo = yolo_set({"a.jpg": BOX + POLYGON, "b.jpg": None, "c.jpg": BOX + "9 1 1 1 1\n"})
     (yolo.parent / "set" / "images" / "train" / "gone.jpg").symlink_to("nothing")
     crowd = {**ITEM, "iscrowd": 1, "segmentation": {"counts": "x", "size": [1, 1]}}

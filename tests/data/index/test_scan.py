@@ -5,8 +5,11 @@ import cv2
 import numpy as np
 import pytest
 
-from data.index.scan import DecoderLog, check_image
-from utils.errors import UserError
+from data.index.__main__ import main as check
+from data.index.decoder import DecoderLog
+from data.index.scan import check_image
+from data.loading.store import ImageStore
+from utils.errors import PartlyDoneError, UserError
 
 BOX = "0 0.5 0.5 0.25 0.5\n"
 
@@ -39,9 +42,20 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("name", "data", "cause"), BAD.values(), ids=BAD)
-def test_a_bad_image_is_skipped_named_and_left_alone(scan, images, name, data, cause, capfd):
+@pytest.fixture
+def large(monkeypatch):
+    """Every set counts as large: images are not decoded."""
+    monkeypatch.setattr("data.index.scan.DECODED", -1)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_is_skipped_named_and_left_alone(scan, images, kind, size, capfd, request):
     file, folder = images
+    name, data, cause = BAD[kind]
+    options = {"decode": True} if kind == "half with an end" else {}  # needs that in a large set
+    if size == "large":
+        request.getfixturevalue("large")
     (folder / name).write_bytes(data)
 
     def digests():
@@ -49,7 +63,7 @@ def test_a_bad_image_is_skipped_named_and_left_alone(scan, images, name, data, c
         return {path: hashlib.sha256(path.read_bytes()).digest() for path in paths}
 
     before = digests()
-    index = scan(file)
+    index = scan(file, **options)
     (problem,) = index.problems
     assert problem.where == str(folder / name)
     assert cause in problem.cause
@@ -75,6 +89,28 @@ def test_a_jpeg_with_bytes_left_over_is_named_and_used(scan, images, capfd, data
     assert problem.text.endswith(" extraneous bytes before marker 0xd9; used as decoded")
     assert not [line for line in capfd.readouterr().err.splitlines() if line.startswith("Corrupt")]
     assert scan(file).problems == index.problems  # again, from the cache
+
+
+def test_damage_that_only_decoding_shows_is_found_by_training_and_on_demand(
+    scan, images, large, capfd
+):
+    file, folder = images
+    bad = folder / "bad.jpg"
+    bad.write_bytes(BAD["half with an end"][1])
+    index = scan(file)
+    assert (len(index), index.problems) == (9, ())
+    (position,) = [i for i, record in enumerate(index.records) if record.path == bad]
+    cause = "Corrupt JPEG data: premature end of data segment"
+    with pytest.raises(UserError, match=rf"bad\.jpg: unreadable: {cause}; .* data\.index"):
+        ImageStore(index.records, 64)[position]
+    capfd.readouterr()
+    with pytest.raises(PartlyDoneError, match="1 images are left out"):
+        check(["--data", str(file)])
+    assert f"{bad}: {cause}; image skipped\n" in capfd.readouterr().err
+    assert [problem.cause for problem in scan(file).problems] == [cause]  # as it was found
+    bad.unlink()
+    check(["--data", str(file)])
+    assert len(scan(file)) == 8
 
 
 def test_what_others_print_during_a_scan_is_passed_on(capfd):
@@ -186,11 +222,12 @@ def test_only_the_first_rank_speaks_and_shows_a_bar(scan, images, monkeypatch, c
 
 def test_known_images_are_not_decoded_again(tmp_path, write_image, monkeypatch):
     path = write_image(tmp_path / "a.jpg")
-    first = check_image(path)
+    first = check_image(path, decode=True)
     assert (first.height, first.width, first.cause) == (48, 64, None)
+    assert check_image(path, decode=False) == first
     monkeypatch.setattr("data.index.scan.image_size", lambda data: (99, 98))
-    assert check_image(path, first) is first
+    assert check_image(path, first, decode=True) is first
     status = path.stat()
     path.write_bytes(path.read_bytes()[:-3] + b"x\xff\xd9")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert check_image(path, first).height == 99
+    assert check_image(path, first, decode=True).height == 99

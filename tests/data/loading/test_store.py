@@ -77,8 +77,19 @@ def test_none_reads_again(tmp_path, make_image):
     with pytest.raises(UserError, match=r"a\.png: was 48x64 pixels at the scan and has changed"):
         store[0]
     item.path.unlink()
-    with pytest.raises(UserError, match=r"a\.png: unreadable since the scan: No such file"):
+    with pytest.raises(UserError, match=r"a\.png: unreadable: No such file"):
         store[0]
+
+
+def test_what_libjpeg_complains_about_is_said_once_with_the_name(tmp_path, capfd, make_image):
+    item, _ = make_image(tmp_path / "a.jpg", 64, 48)
+    data = item.path.read_bytes()
+    item.path.write_bytes(data[:-2] + b"extra" * 20 + data[-2:])
+    store = ImageStore([item], 64)
+    shape = store[0].shape
+    assert (shape, store[0].shape) == ((64, 48, 3), (64, 48, 3))
+    cause = "Corrupt JPEG data: 98 extraneous bytes before marker 0xd9"
+    assert capfd.readouterr().err == f"warning: {item.path}: {cause}; used as decoded\n"
 
 
 def test_ram_that_does_not_fit_warns_and_goes_on(tmp_path, monkeypatch, capsys, make_image):
