@@ -171,22 +171,32 @@ class Records(Sequence[ImageRecord]):
     def __getitem__(self, index: int) -> ImageRecord:  # type: ignore[override]  # no slices
         index = range(len(self))[index]
         height, width = self.sizes[index].tolist()
-        rows = slice(*self.starts[index : index + 2].tolist())
-        text = self.ids[index]
+        rows = self.rows(index)
         return ImageRecord(
             path=Path(self.paths[index]),
             height=height,
             width=width,
-            image_id=int(text) if self.numeric[index] else text,
+            image_id=self.image_id(index),
             boxes=self.boxes[rows],
             labels=self.labels[rows],
             crowd=self.crowd[rows],
             areas=self.areas[rows],
-            segments=tuple(
-                self.points[a:b] if b > a else None
-                for a, b in zip(self.begins[rows].tolist(), self.ends[rows].tolist(), strict=True)
-            ),
+            segments=self.segments(rows),
         )
+
+    def image_id(self, index: int) -> int | str:
+        """The data set's own id of an image."""
+        text = self.ids[index]
+        return int(text) if self.numeric[index] else text
+
+    def rows(self, index: int) -> slice:
+        """Which of `boxes`, `labels` and `crowd` are of image `index`."""
+        return slice(*self.starts[index : index + 2].tolist())
+
+    def segments(self, rows: slice) -> tuple[np.ndarray | None, ...]:
+        """The polygons of these boxes."""
+        begins, ends = self.begins[rows].tolist(), self.ends[rows].tolist()
+        return tuple(self.points[a:b] if b > a else None for a, b in zip(begins, ends, strict=True))
 
     def __repr__(self) -> str:
         return repr(tuple(self))

@@ -112,9 +112,8 @@ class Augmentation:
             canvas = self._tile(key, first, key.shape)
             matrix = random_matrix(canvas.size, key.shape, rng, hyp)
             sample = affine(canvas, matrix, key.shape)
-            record = key.pool[first]
-            left, top = replace(self.store.geometry(record), dst=key.shape).offset
-            height, width = self.store.shape(record)
+            left, top = self.store.on_canvas(key.pool[first], key.shape).offset
+            height, width = self.store.shape(key.pool[first])
             views.append(View([first], (left + width, top + height), key.shape, matrix))
         gains = hsv_gains(rng, hyp)
         flips = [axis for axis in (1, 0) if rng.random() < (hyp.fliplr, hyp.flipud)[axis]]
@@ -166,19 +165,18 @@ def to_sample(
 
     On a grey `canvas` (height, width) if given, in its centre, else without padding.
     """
-    record, geometry = store.records[index], store.geometry(index)
+    records, scale = store.records, store.scales[index]
+    rows = records.rows(index)
+    boxes, segments = records.boxes[rows], records.segments(rows)
+    offset = (0, 0)
     if canvas is not None:
-        if is_grey(image):
-            image = grey(canvas)
-        else:
-            image = Letterbox(geometry.dst, canvas, store.size).apply(image)
-        geometry = replace(geometry, dst=canvas)
-    outlines = whole_segments(record.boxes, record.segments)
+        place = store.on_canvas(index, canvas)
+        offset, image = place.offset, grey(canvas) if is_grey(image) else place.apply(image)
     whole = Sample(
         image=image,
-        boxes=geometry.to_network(record.boxes),
-        labels=record.labels,
-        image_id=record.image_id,
-        segments=scale_segments(outlines, geometry.scale_xy, geometry.offset),
+        boxes=boxes * scale + np.array(offset * 2, np.float32),
+        labels=records.labels[rows],
+        image_id=records.image_id(index),
+        segments=scale_segments(whole_segments(boxes, segments), scale[:2], offset),
     )
-    return keep(whole, ~record.crowd)
+    return keep(whole, ~records.crowd[rows])

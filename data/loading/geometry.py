@@ -31,11 +31,13 @@ def transform(
     """
     if not is_axis_aligned(matrix):
         return _by_corners(boxes, segments, matrix, size)
-    exact = boxes * np.diag(matrix)[[0, 1, 0, 1]] + matrix[[0, 1, 0, 1], 2]
-    clipped = exact.clip(0, (size[1], size[0]) * 2)
+    exact = boxes * matrix[[0, 1, 0, 1], [0, 1, 0, 1]] + matrix[[0, 1, 0, 1], 2]
+    clipped = np.minimum(np.maximum(exact, 0), (size[1], size[0]) * 2)
     moved = clipped.astype(np.float32)
     gone = (moved[:, 2:] <= moved[:, :2]).any(1)
     moved[gone] = 0
+    if not any(outline is not None for outline in segments):
+        return moved, segments
     scaled = list(scale_segments(segments, (matrix[0, 0], matrix[1, 1]), matrix[:2, 2]))
     for owner in np.flatnonzero(gone):
         scaled[owner] = None

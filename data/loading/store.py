@@ -53,8 +53,11 @@ class ImageStore:
     ) -> None:
         self.records = Records.of(records)
         self.size = size
-        shapes = [self.geometry(position).dst for position in range(len(records))]
-        self.shapes = np.array(shapes, np.int32).reshape(-1, 2)
+        sources = self.records.sizes.reshape(-1, 2)
+        ratios = size / sources.max(1, keepdims=True)
+        self.shapes = np.maximum(np.rint(sources * ratios), 1).astype(np.int32)  # as Letterbox does
+        # (N, 4) float32: stored pixels per source pixel, x y x y
+        self.scales = np.tile(self.shapes[:, ::-1] / sources[:, ::-1], 2).astype(np.float32)
         self.cache, self.cache_line = choose_cache(cache, self.shapes, size, device_memory)
         self._area = area
         self._odd = SharedBytes(max(len(records), 1))  # images a decoder has complained about
@@ -96,30 +99,28 @@ class ImageStore:
         height, width = self.shapes[position].tolist()
         return height, width
 
-    def geometry(self, position: int) -> Letterbox:
-        """The scale from record `position`'s image to the stored one (no padding)."""
-        height, width = self.records.sizes[position].tolist()
-        whole = Letterbox((height, width), (self.size, self.size))
-        return Letterbox(whole.src, whole.size, self.size)
+    def on_canvas(self, position: int, canvas: tuple[int, int]) -> Letterbox:
+        """The stored image of record `position`, unscaled, in the centre of a canvas."""
+        return Letterbox(self.shape(position), canvas, self.size)
 
     def _read(self, position: int) -> np.ndarray:
-        record, (height, width) = self.records[position], self.shapes[position].tolist()
-        source = (record.height, record.width)
+        path = Path(self.records.paths[position])
+        source, (height, width) = tuple(self.records.sizes[position].tolist()), self.shape(position)
         fits = [n for n in (8, 4, 2) if max(source) >= n * self.size and not self._area]
         reduce = fits[0] if fits else 1
         try:
-            image, complaint = decode_whole(read_bytes(record.path), reduce=reduce)
+            image, complaint = decode_whole(read_bytes(path), reduce=reduce)
         except ImageError as error:
             raise UserError(
-                f"{record.path}: unreadable: {error}; repair or remove it and start again"
+                f"{path}: unreadable: {error}; repair or remove it and start again"
                 " (python -m data.index finds all such images)"
             ) from error
         if complaint is not None and not self._odd.array[position]:
             self._odd.array[position] = 1
-            warn(f"warning: {record.path}: {complaint}; used as decoded")
+            warn(f"warning: {path}: {complaint}; used as decoded")
         if image.shape[:2] not in (source, tuple(-(-side // reduce) for side in source)):
             raise UserError(
-                f"{record.path}: was {source[1]}x{source[0]} pixels at the scan and has changed; "
+                f"{path}: was {source[1]}x{source[0]} pixels at the scan and has changed; "
                 "start again"
             )
         if image.shape[:2] != source and (source[0] % reduce or source[1] % reduce):
@@ -135,7 +136,7 @@ class ImageStore:
         return image
 
     def _from_disk(self, folder: Path, position: int) -> np.ndarray:
-        path = self.records[position].path
+        path = Path(self.records.paths[position])
         try:
             status = path.stat()
         except OSError:

@@ -111,8 +111,8 @@ def _crop_and_resize(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int
     right, bottom = max(left + columns, 0), max(top + rows, 0)
     window = image[max(top, 0) : bottom, max(left, 0) : right]
     if window.shape[:2] != (rows, columns):
-        window = np.full((rows, columns, 3), GREY, dtype=np.uint8)
-        _lay(window, image, -left, -top)
+        window = np.empty((rows, columns, 3), dtype=np.uint8)
+        _fill(window, (0, 0, columns, rows), image, (-left, -top))
     if (rows, columns) != size:
         window = cv2.resize(window, size[::-1], interpolation=cv2.INTER_LINEAR)
     return window
@@ -131,9 +131,11 @@ def hsv(sample: Sample, gains: np.ndarray, out: np.ndarray) -> Sample:
     if (gains == 1).all():
         out[:] = sample.image
         return replace(sample, image=out)
-    image = cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV)
+    image = changed = cv2.cvtColor(sample.image, cv2.COLOR_RGB2HSV)
     if gains[0] * HUES < 256:  # OpenCV takes hues of 180 and more modulo 180
-        changed = cv2.transform(image, np.column_stack((np.diag(gains), [ROUND_DOWN] * 3)))
+        factors = np.full((3, 4), ROUND_DOWN)
+        factors[:, :3] = np.diag(gains)
+        cv2.transform(image, factors, dst=image)
     else:  # the same in four times the time
         steps = np.arange(256, dtype=np.float64)[:, None] * gains
         steps[:, 0] %= HUES
@@ -230,10 +232,10 @@ def mosaic4(
     if not all(is_grey(sample.image) for sample in samples):
         canvas = np.empty((side, side, 3), dtype=np.uint8)
         x1, y1, x2, y2 = (min(max(v, 0), side) for v in seen or (0, 0, side, side))
-        drawn = canvas[y1:y2, x1:x2]
-        drawn[:] = GREY
-        for sample, (left, top) in zip(samples, places, strict=True):
-            _lay(drawn, sample.image, left - x1, top - y1)
+        x, y = min(max(centre[0], x1), x2), min(max(centre[1], y1), y2)
+        corners = [(x1, y1, x, y), (x, y1, x2, y), (x1, y, x, y2), (x, y, x2, y2)]
+        for sample, place, corner in zip(samples, places, corners, strict=True):
+            _fill(canvas, corner, sample.image, place)
     for sample, (left, top) in zip(samples, places, strict=True):
         boxes.append(sample.boxes + np.array([left, top, left, top], dtype=np.float32))
         segments += scale_segments(sample.segments, (1, 1), (left, top))
@@ -272,9 +274,16 @@ def is_grey(image: np.ndarray) -> bool:
     return image.strides[0] == 0
 
 
-def _lay(canvas: np.ndarray, image: np.ndarray, left: int, top: int) -> None:
-    """Draw `image` at (left, top) as far as the canvas reaches."""
-    (height, width), (rows, columns) = image.shape[:2], canvas.shape[:2]
-    x1, y1 = max(left, 0), max(top, 0)
-    x2, y2 = max(min(left + width, columns), x1), max(min(top + height, rows), y1)
-    canvas[y1:y2, x1:x2] = image[y1 - top : y2 - top, x1 - left : x2 - left]
+def _fill(
+    canvas: np.ndarray,
+    area: tuple[int, int, int, int],
+    image: np.ndarray,
+    place: tuple[int, int],
+) -> None:
+    """Draw the `area` (x1, y1, x2, y2): `image`, whose corner is at `place` (x, y), and grey."""
+    (x1, y1, x2, y2), (left, top) = area, place
+    begin, end = min(max(left, x1), x2), max(min(left + image.shape[1], x2), x1)
+    first, last = min(max(top, y1), y2), max(min(top + image.shape[0], y2), y1)
+    canvas[y1:first, x1:x2] = canvas[last:y2, x1:x2] = GREY
+    canvas[first:last, x1:begin] = canvas[first:last, end:x2] = GREY
+    canvas[first:last, begin:end] = image[first - top : last - top, begin - left : end - left]

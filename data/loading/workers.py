@@ -81,6 +81,8 @@ class BatchLoader:
         self._keys = keys
         self._started: Iterator[Batch] | None = None
         warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
+        if not workers:
+            _reuse_memory()
         self._loader = DataLoader(
             _Batches(make),
             batch_size=None,  # an item of `keys` is a whole batch
@@ -196,10 +198,14 @@ def _start_worker(number: int) -> None:
     for number in STOP_SIGNALS:  # sent to whole groups
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
     sys.excepthook = _ignore_lost_parent
-    # after freeing this, glibc reuses the memory of images instead of asking for cleared pages
-    np.empty(REUSED_BYTES, np.uint8)
+    _reuse_memory()
     # multiprocessing would print a traceback, drop the batch and leave the parent waiting
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
+
+
+def _reuse_memory() -> None:
+    """After freeing this, glibc reuses the memory of images instead of asking for cleared pages."""
+    np.empty(REUSED_BYTES, np.uint8)
 
 
 def _cannot_send(error: Exception, batch: object) -> NoReturn:
