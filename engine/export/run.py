@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from engine.checkpoint import TrainedWith, load_trained
 from engine.export.config import ExportConfig
 from engine.export.metadata import KEY, Metadata
-from engine.export.runtime import open_exported, required
+from engine.export.runtime import open_exported, required, without_telemetry
 from engine.export.suppression import suppressed
 from models.builder import build_detector
 from models.detector import Detector
@@ -144,8 +144,7 @@ def to_onnx(network: nn.Module, images: Tensor, metadata: Metadata, base: Path) 
 
 def to_openvino(network: nn.Module, images: Tensor, metadata: Metadata, base: Path) -> Path:
     """BASE_openvino_model/BASE.xml and .bin, by OpenVINO's converter, from ONNX."""
-    import openvino
-
+    openvino = without_telemetry("openvino")
     folder = base.with_name(f"{base.name}_openvino_model")
     if folder.exists():
         shutil.rmtree(folder)

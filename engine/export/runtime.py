@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -134,9 +137,18 @@ def required(name: str) -> None:
         raise UserError(f"{name} needs packages that are missing: pip install {' '.join(missing)}")
 
 
-def _onnx(path: Path, device: torch.device) -> tuple[str | None, Run]:
-    import onnxruntime
+def without_telemetry(name: str) -> Any:
+    """onnxruntime or openvino, imported such that it reports nothing to its makers' servers.
 
+    Both do so unasked; OpenVINO even from a forked process, which can hang in the linker's lock.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # not importable
+    return importlib.import_module(name)
+
+
+def _onnx(path: Path, device: torch.device) -> tuple[str | None, Run]:
+    onnxruntime = without_telemetry("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     wanted = ["CUDAExecutionProvider"] * (device.type == "cuda") + ["CPUExecutionProvider"]
@@ -149,8 +161,7 @@ def _onnx(path: Path, device: torch.device) -> tuple[str | None, Run]:
 
 def run_openvino(file: Path) -> Run:
     """An .xml or .onnx file in OpenVINO, on the CPU."""
-    import openvino
-
+    openvino = without_telemetry("openvino")
     # its default is bfloat16 where the processor has it, which moves boxes by pixels
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = openvino.Core().compile_model(file, "CPU", hints)

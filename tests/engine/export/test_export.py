@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import pytest
 import torch
 
@@ -20,7 +20,7 @@ from engine.checkpoint import load_detector, model_payload, save_checkpoint
 from engine.export import cached, runtime
 from engine.export.config import FORMATS
 from engine.export.metadata import Metadata
-from engine.export.runtime import load_network, open_exported
+from engine.export.runtime import load_network, open_exported, without_telemetry
 from engine.export.suppression import suppressed
 from engine.predict import run as detect_run
 from engine.predict.predictor import Predictor
@@ -31,6 +31,7 @@ from utils.errors import UserError
 from utils.nms import NmsConfig, nms
 from utils.seeding import generator
 
+onnxruntime, openvino = map(without_telemetry, ("onnxruntime", "openvino"))
 CPU = torch.device("cpu")
 NAMES = {"onnx": "tiny.onnx", "openvino": "tiny_openvino_model", "torchscript": "tiny.torchscript"}
 ALL = NmsConfig(conf=0.001, iou=1.0, max_det=50)  # random weights have near ties
@@ -136,6 +137,12 @@ def test_files_with_suppression_inside_run_everywhere(weights, rectangles, tmp_p
     ):
         with pytest.raises(UserError, match=cause):
             export.main(["--weights", str(copy), *wrong])
+
+
+def test_runtimes_report_nothing_to_their_makers():
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    assert "openvino_telemetry.main" not in sys.modules
+    assert openvino.tools.ovc.telemetry.__module__ == "openvino.tools.ovc.telemetry_stub"
 
 
 def test_the_free_head_is_exported(tiny_model, tmp_path):

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.export.runtime import without_telemetry
 from models.blocks.conv import fuse, row_defaults
 from models.builder import build_classifier, build_detector
 from models.detector import Detector
@@ -344,7 +344,7 @@ def test_export_is_the_same(net: nn.Module, subject: Case | Network) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_is_the_same(net: nn.Module, subject: Case | Network) -> None:
-    inputs, file = subject.inputs(), io.BytesIO()
+    inputs, file, onnxruntime = subject.inputs(), io.BytesIO(), without_telemetry("onnxruntime")
     torch.onnx.export(net, (inputs,), file, dynamo=False, opset_version=17)
     onnx.checker.check_model(onnx.load_from_string(file.getvalue()))
     session = onnxruntime.InferenceSession(file.getvalue())
