@@ -10,6 +10,7 @@ import torch
 
 from data.loading.compose import Plan, inverse_of
 from data.loading.geometry import scale_segments, whole_segments
+from data.loading.memory import Allocate
 from data.loading.sample import Batch, Sample, collate
 from data.loading.store import ImageStore
 from data.loading.transforms import (
@@ -28,7 +29,6 @@ from data.loading.transforms import (
     random_matrix,
     source_window,
 )
-from data.loading.workers import batch_memory
 from utils.boxes import Letterbox
 from utils.hyp import Hyperparameters
 from utils.seeding import generator
@@ -75,19 +75,19 @@ class Augmentation:
     seed: int
     on_device: bool = False  # a batch then has source images and a plan to compose them
 
-    def __call__(self, key: BatchKey) -> Batch:
+    def __call__(self, key: BatchKey, allocate: Allocate) -> Batch:
         """A batch of key.shape; its letterboxes are identities.
 
         Raises UserError when a file has become unreadable.
         """
         whole = Letterbox(key.shape, key.shape)
         if not self.on_device:
-            images = batch_memory(len(key), *key.shape, 3)
+            images = allocate((len(key), *key.shape, 3))
             drawn = (self._sample(key, row, None, out) for row, out in enumerate(images.numpy()))
             return collate([(sample, whole) for sample in drawn], images)
         plan = Plan.blank(len(key), 2 if self.hyp.mixup else 1)
         rows = [(self._sample(key, row, plan, None), whole) for row in range(len(key))]
-        sources = batch_memory(len(key.new), self.store.size, self.store.size, 3)
+        sources = allocate((len(key.new), self.store.size, self.store.size, 3))
         for source, position in zip(sources.numpy(), key.new, strict=True):
             image = self.store[key.pool[position]]
             source[: image.shape[0], : image.shape[1]] = image

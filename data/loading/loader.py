@@ -11,6 +11,7 @@ import numpy as np
 
 from data.index.records import DataIndex
 from data.loading.augment import Augmentation, BatchKey, to_sample
+from data.loading.memory import Allocate
 from data.loading.sample import Batch
 from data.loading.store import ImageStore
 from data.loading.workers import BatchLoader, stack
@@ -96,6 +97,7 @@ class TrainLoader(BatchLoader):
         super().__init__(
             Augmentation(store, hyp, config.seed, on_device=config.on_device),
             self._sampler,
+            size=3 * config.batch_size * config.image_size**2,
             workers=config.workers,
             pin_memory=config.pin_memory,
         )
@@ -146,16 +148,20 @@ class ValLoader(BatchLoader):
         super().__init__(
             functools.partial(_letterboxed, store, letterboxes),
             batches,
+            size=3 * config.batch_size * max((math.prod(i.dst) for i in letterboxes), default=0),
             workers=config.workers,
             pin_memory=config.pin_memory,
         )
 
 
 def _letterboxed(
-    store: ImageStore, letterboxes: Sequence[Letterbox], positions: Sequence[int]
+    store: ImageStore,
+    letterboxes: Sequence[Letterbox],
+    positions: Sequence[int],
+    allocate: Allocate,
 ) -> Batch:
     rows = ((to_sample(store, i, letterboxes[i].dst, store[i]), letterboxes[i]) for i in positions)
-    return stack(rows, len(positions))
+    return stack(rows, len(positions), allocate)
 
 
 class _TrainSampler:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from data.loading.compose import Plan
 from utils.boxes import Letterbox, Targets
-from utils.terminal import warn_once
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,14 @@ class Batch:
     slots: Tensor | None = None  # with a plan: (K,) int64, of each of its K sources
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`; the copy is asynchronous when the memory is pinned."""
-        return self._each(lambda part: part.to(device, non_blocking=True), self.targets.to(device))
+        """The batch on `device`; the copy is asynchronous when the memory is pinned.
+
+        Other memory may be used again as soon as nobody holds this batch.
+        """
+        pinned = self.images.is_pinned()
+        return self._each(
+            lambda part: part.to(device, non_blocking=pinned), self.targets.to(device)
+        )
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by torch's DataLoader)."""
@@ -73,22 +78,18 @@ class Batch:
         return len(self.images if self.plan is None else self.plan)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What a worker sends: shared memory of the images where it has room, the rest as bytes.
-
-        Each tensor would take a file descriptor.
-        """
-        images = self.images.permute(0, 2, 3, 1)
-        sent = images if images.is_shared() else images.numpy()
+        """What a worker sends: bytes; each tensor would take a file descriptor."""
+        images = self.images.permute(0, 2, 3, 1).numpy()
         parts = [
             None if part is None else [item.numpy() for item in vars(part).values()]
             for part in (self.targets, self.plan)
         ]
         slots = None if self.slots is None else self.slots.numpy()
-        return _received, (sent, *parts, slots, self.letterboxes, self.image_ids)
+        return _received, (images, *parts, slots, self.letterboxes, self.image_ids)
 
 
 def _received(
-    images: Tensor | np.ndarray,
+    images: np.ndarray,
     targets: Sequence[np.ndarray],
     plan: Sequence[np.ndarray] | None,
     slots: np.ndarray | None,
@@ -96,13 +97,8 @@ def _received(
     image_ids: tuple[int | str, ...],
 ) -> Batch:
     """The batch, in the process that asked for it."""
-    if isinstance(images, np.ndarray) and len(images):
-        warn_once(
-            "warning: no room for a batch in /dev/shm: batches go through pipes, which is slower;"
-            " docker run --shm-size 1g, a smaller batch or fewer --workers may help"
-        )
     return Batch(
-        torch.as_tensor(images).permute(0, 3, 1, 2),
+        torch.from_numpy(images).permute(0, 3, 1, 2),
         Targets(*map(torch.from_numpy, targets)),
         letterboxes,
         image_ids,

@@ -5,25 +5,22 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import math
 import multiprocessing
 import multiprocessing.queues
 import os
 import signal
-import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from data.loading.memory import Allocate, BatchMemory, images_at
 from data.loading.sample import Batch, Sample, collate
 from utils.boxes import Letterbox
 from utils.errors import DEAD_WORKER, STOP_SIGNALS, FeatherDetError, UserError, cause_of
@@ -33,7 +30,7 @@ TOO_MANY_WORKERS = ".*worker processes in total"  # torch's warning; the user as
 REUSED_BYTES = 31 << 20  # under glibc's DEFAULT_MMAP_THRESHOLD_MAX
 TOO_MANY_FILES = "Too many open files"
 
-MakeBatch = Callable[[Any], Batch]
+MakeBatch = Callable[[Any, Allocate], Batch]
 
 
 @contextlib.contextmanager
@@ -44,49 +41,42 @@ def dead_workers_named() -> Iterator[None]:
     """
     try:
         yield
-    except (EOFError, ConnectionError) as error:
-        # the worker died while it handed over a batch, and torch did not see it yet
-        for worker in _workers():
-            worker.join(0.1)
-        dead = [str(worker.pid) for worker in _workers() if worker.exitcode is not None]
-        if not dead:
-            raise
-        raise _lost(f"worker (pid(s) {', '.join(dead)}) exited unexpectedly") from error
     except RuntimeError as error:
         if TOO_MANY_FILES in str(error):
             raise UserError(f"{TOO_MANY_FILES}: try ulimit -n 4096 or fewer --workers") from error
         found = DEAD_WORKER.search(str(error))
         if found is None:
             raise
-        raise _lost(found[0]) from error
-
-
-def _lost(cause: str) -> FeatherDetError:
-    return FeatherDetError(
-        f"a process that loads images has died: {cause}; fewer --workers, more memory or more"
-        " shared memory (/dev/shm) may help"
-    )
+        raise FeatherDetError(
+            f"a process that loads images has died: {found[0]}; fewer --workers or more memory may"
+            " help"
+        ) from error
 
 
 class BatchLoader:
     """torch's DataLoader for whole batches, with its failures as one-line errors.
 
-    `keys` has one item per batch; `make` turns it into the batch, in the workers.
+    `keys` has one item per batch; `make` turns it into the batch, in the workers, with images of at
+    most `size` bytes.  These are used again when nobody holds the batch any more.
     Iterating raises UserError for a file that cannot be read or decoded and FeatherDetError,
     naming the process, when a worker has died (torch may raise that between two batches as well:
     see dead_workers_named).
     """
 
-    def __init__(self, make: MakeBatch, keys: Any, *, workers: int, pin_memory: bool) -> None:
+    def __init__(
+        self, make: MakeBatch, keys: Any, *, size: int, workers: int, pin_memory: bool
+    ) -> None:
         self._keys = keys
+        # two for each worker, one that is used and one that is fetched meanwhile
+        memory = BatchMemory(size, 2 * workers + 2)
         self._started: Iterator[Batch] | None = None
         warnings.filterwarnings("ignore", message=TOO_MANY_WORKERS)
         if not workers:
             _reuse_memory()
         self._loader = DataLoader(
-            _Batches(make),
+            _Batches(make, memory),
             batch_size=None,  # an item of `keys` is a whole batch
-            sampler=keys,
+            sampler=_Places(keys, memory),
             num_workers=workers,
             pin_memory=pin_memory,
             worker_init_fn=_start_worker,
@@ -137,38 +127,62 @@ def _delivered(items: Iterator[Batch | UserError]) -> Iterator[Batch]:
             yield item
 
 
-class _Batches(Dataset):
-    def __init__(self, make: MakeBatch) -> None:
-        self._make = make
+class _Places:
+    """Each key with a place for its images, found when torch asks for it."""
 
-    def __getitem__(self, key: Any) -> Batch | UserError:
+    def __init__(self, keys: Any, memory: BatchMemory) -> None:
+        self._keys, self._memory = keys, memory
+
+    def __iter__(self) -> Iterator[tuple[Any, int | None]]:
+        return ((key, self._memory.lend()) for key in self._keys)
+
+
+class _Batches(Dataset):
+    def __init__(self, make: MakeBatch, memory: BatchMemory) -> None:
+        self._make, self._memory = make, memory
+
+    def __getitem__(self, item: tuple[Any, int | None]) -> Batch | _Sent | UserError:
         """The batch, or the error: torch would wrap an exception in a traceback."""
+        key, place = item
         try:
-            return self._make(key)
+            batch = self._make(key, functools.partial(self._memory.images, place))
         except UserError as error:
             return error
+        if place is None or get_worker_info() is None:
+            return batch
+        return _Sent(batch, self._memory.number, place)
 
 
-def stack(rows: Iterable[tuple[Sample, Letterbox]], count: int) -> Batch:
+@dataclass(frozen=True)
+class _Sent:
+    """A batch on its way from a worker to its parent, where it is a Batch again."""
+
+    batch: Batch
+    memory: int
+    place: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """All but the images, which stay where they are."""
+        rest = replace(self.batch, images=self.batch.images[:0])
+        shape = tuple(self.batch.images.permute(0, 2, 3, 1).shape)
+        return _received, (rest, self.memory, self.place, shape)
+
+
+def _received(rest: Batch, memory: int, place: int, shape: tuple[int, ...]) -> Batch:
+    return replace(rest, images=images_at(memory, place, shape).permute(0, 3, 1, 2))
+
+
+def stack(rows: Iterable[tuple[Sample, Letterbox]], count: int, allocate: Allocate) -> Batch:
     """A batch of `count` samples of one size."""
     kept: list[tuple[Sample, Letterbox]] = []
     for sample, letterbox in rows:
         if not kept:
-            images = batch_memory(count, *sample.image.shape)
+            images = allocate((count, *sample.image.shape))
             pixels = images.numpy()
         # the sample's own memory is used again for the next one
         pixels[len(kept)] = sample.image
         kept.append((replace(sample, image=pixels[len(kept)]), letterbox))
     return collate(kept, images)
-
-
-def batch_memory(*shape: int) -> Tensor:
-    """Uninitialised bytes; those of a worker are shared, if /dev/shm (64 MB in Docker) has room."""
-    if get_worker_info() is not None and all(shape):
-        with contextlib.suppress(RuntimeError):  # full, read-only or missing
-            empty = torch.empty(0, dtype=torch.uint8)  # the rest as torch's default_collate
-            return empty.set_(empty.untyped_storage()._new_shared(math.prod(shape))).view(shape)
-    return torch.from_numpy(np.empty(shape, np.uint8))  # NumPy asks for large pages
 
 
 @functools.cache
@@ -187,17 +201,10 @@ def _kill_workers() -> None:
         worker.kill()
 
 
-def _ignore_lost_parent(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """A parent that ends while it fetches a batch resets the connection of the worker's thread."""
-    if not issubclass(kind, ConnectionError):
-        sys.__excepthook__(kind, error, trace)
-
-
 def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism
     for number in STOP_SIGNALS:  # sent to whole groups
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
-    sys.excepthook = _ignore_lost_parent
     _reuse_memory()
     # multiprocessing would print a traceback, drop the batch and leave the parent waiting
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]

@@ -66,9 +66,7 @@ def test_a_killed_worker_is_named_and_the_program_ends(rectangles, root):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        # a batch has 1.2 MB, and 4 are in flight
-        pytest.param("size=2m", "no room for a batch in /dev/shm", marks=pytest.mark.slow),
-        ("size=1m", "no room for a batch in /dev/shm"),
+        ("size=1m", None),  # a batch has 1.2 MB
         ("size=1m,ro", "images are loaded in the main process"),
     ],
 )
@@ -81,9 +79,11 @@ def test_a_small_dev_shm_never_hangs(rectangles, root, options, line):
     total, errors = outcome(SUM, root, rectangles, *unshare)
     assert total == expected, errors
     lines = [item for item in errors.splitlines() if "warning" in item]
-    assert [line in item for item in lines] == [True]
-    assert "docker run --shm-size" in lines[0]
-    assert "--workers" in lines[0]
+    assert len(lines) == (line is not None)
+    for item in lines:
+        assert line in item
+        assert "docker run --shm-size" in item
+        assert "--workers" in item
 
 
 @pytest.fixture
@@ -97,18 +97,21 @@ def batches_of(rectangles, tmp_path, monkeypatch):
     return make
 
 
-def test_without_room_batches_go_through_the_pipe(batches_of, monkeypatch, capsys):
-    def full(self, size):
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
-
-    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
-    warn_once.cache_clear()
-    for expected, batch in zip(batches_of(0), batches_of(2), strict=True):
-        assert torch.equal(batch.images, expected.images)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_is_used_again_when_nobody_holds_the_batch(batches_of, workers):
+    """Held batches stay as they are; those that find no place come through the pipe."""
+    expected, loader = list(batches_of(0)), batches_of(workers)
+    held = [batch for _ in range(4) for batch in loader]
+    for batch, same in zip(held, 4 * expected, strict=True):
+        assert torch.equal(batch.images, same.images)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(batch.targets.boxes, expected.targets.boxes)
-        batch.images[0] = 0  # in memory of its own
-    assert capsys.readouterr().err.count("no room for a batch in /dev/shm") == 1
+        assert torch.equal(batch.targets.boxes, same.targets.boxes)
+    del held, batch, same
+    assert len({batch.images.data_ptr() for _ in range(4) for batch in loader}) <= 2 * workers + 2
+    views = [batch.images[:1] for batch in loader]  # a view keeps the place
+    for _ in range(4):
+        list(loader)
+    assert all(map(torch.equal, views, [batch.images[:1] for batch in expected]))
 
 
 @pytest.mark.gpu
