@@ -1,10 +1,11 @@
-"""Boxes with readable labels on RGB images; image grids; image files."""
+"""Boxes with readable labels on RGB images; grids of such images; the palette; image files."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,8 +34,13 @@ PIXELS_PER_LINE = 240  # geometric mean side per pixel of line thickness
 PIXELS_PER_LETTER = 40  # ... and per pixel of font size
 SMALLEST_FONT = 10
 TINIEST_FONT = 7  # only where a label would not fit into the image otherwise
-GAP = 2  # white pixels between the cells of a grid
-LONGEST_GRID = 1920  # pixels of a side
+GAP = 4  # white pixels between the tiles of a grid
+LONGEST_GRID = 1920  # pixels of its longer side; larger tiles are shrunk
+SMALLEST_TILE = 400  # pixels of its longer side; smaller tiles are enlarged, or labels hide them
+TITLE_FONT = 13
+LONGEST_NAME = 28  # letters of a class name in a plot
+LETTERS_ABREAST = 40  # under a plot of four inches
+WHITE = (255, 255, 255)
 
 # Fonts with the scripts that DejaVu lacks; Pillow looks for them in the system's folders.
 WIDE_FONTS = (
@@ -62,6 +68,24 @@ def _colors() -> list[Color]:
         chosen.append((red, green, blue))
         nearest = np.minimum(nearest, ((cube - chosen[-1]) ** 2).sum(1))
     return chosen
+
+
+def plot_color(label: int) -> tuple[float, float, float]:
+    """The `color` of a class as matplotlib takes it, shares of 1."""
+    red, green, blue = color(label)
+    return red / 255, green / 255, blue / 255
+
+
+def plot_name(name: str) -> str:
+    """A name that fits next to a plot and that matplotlib does not read as a formula or hides."""
+    text = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    text = text.replace("$", r"\$")
+    return " " + text if text.startswith("_") else text
+
+
+def tick_rotation(names: Sequence[str]) -> int:
+    """Degrees by which names under a plot must be turned so as not to overlap."""
+    return 90 if len(names) * max(map(len, names), default=0) > LETTERS_ABREAST else 0
 
 
 def text_color(background: Color) -> Color:
@@ -105,13 +129,15 @@ def draw_boxes(
         shade = color(classes[row])
         # level lines on whole pixels: LINE_AA would only blur them (the letters are anti-aliased)
         cv2.rectangle(canvas, (left, top), (right, bottom), shade, line, cv2.LINE_8)
-    taken = np.zeros((0, 4))
+    taken, areas = np.zeros((0, 4)), np.array(pixels).reshape(-1, 4)
     for row in [] if hide_labels else best:  # the best ones have the first choice
         text = _text(classes[row], names, None if values is None or hide_conf else values[row])
         size, shade = font_size, color(classes[row])
         while (patch := _label(text, size, shade)).shape[1] > width and size > TINIEST_FONT:
             size -= 1  # until it fits into the image
-        left, top, right, bottom = _position(patch, pixels[row], line // 2, taken, (height, width))
+        left, top, right, bottom = _position(
+            patch, pixels[row], line // 2, taken=taken, boxes=areas, shape=(height, width)
+        )
         taken = np.vstack((taken, (left, top, right, bottom)))
         canvas[top:bottom, left:right] = patch[: bottom - top, : right - left]
     return canvas
@@ -126,24 +152,39 @@ def _text(label: int, names: Sequence[str], score: float | None) -> str:
 
 
 def _position(
-    patch: np.ndarray, box: Pixels, outer: int, taken: np.ndarray, shape: tuple[int, int]
+    patch: np.ndarray,
+    box: Pixels,
+    outer: int,
+    *,
+    taken: np.ndarray,
+    boxes: np.ndarray,
+    shape: tuple[int, int],
 ) -> Pixels:
-    """Where a label goes: above the box if that is inside the image and free of other labels.
+    """Where a label goes: above the box if that is inside the image and hides nothing.
 
-    Else inside its top, below it, or at its right end; the position that hides least of `taken`.
+    Else inside its top, below it, at its right end or beside it: the position that hides least of
+    the labels in `taken` and of those `boxes` more than half of which it would cover.
     """
     height, width = shape
     rows, columns = min(patch.shape[0], height), min(patch.shape[1], width)
     above, inside, below = box[1] - outer - rows, box[1], box[3] + outer + 1
     left, right = box[0] - outer, box[2] + outer + 1 - columns
+    after, before = box[2] + outer + 1, box[0] - outer - columns
+    known = np.vstack((taken, boxes))
+    sizes = (known[:, 2:] - known[:, :2]).clip(min=1).prod(1)
+    sizes[: len(taken)] = 0  # of a label, any part counts
     best, min_hidden = (0, 0, columns, rows), math.inf
-    for x, y in ((left, above), (left, inside), (left, below), (right, above), (right, inside)):
+    for x, y in (
+        *((left, above), (left, inside), (left, below), (right, above), (right, inside)),
+        *((after, inside), (before, inside), (right, below)),
+    ):
         if not (0 <= y <= height - rows) and y != inside:
             continue
         x, y = min(max(x, 0), width - columns), min(max(y, 0), height - rows)
         area = (x, y, x + columns, y + rows)
-        low, high = np.maximum(taken[:, :2], area[:2]), np.minimum(taken[:, 2:], area[2:])
-        hidden = float((high - low).clip(min=0).prod(1).sum())
+        low, high = np.maximum(known[:, :2], area[:2]), np.minimum(known[:, 2:], area[2:])
+        overlap = (high - low).clip(min=0).prod(1)
+        hidden = float(overlap[overlap > sizes / 2].sum())
         if hidden < min_hidden:
             best, min_hidden = area, hidden
     return best
@@ -192,22 +233,54 @@ def _font_for(char: str) -> str | None:
     return None
 
 
-def grid(images: Sequence[np.ndarray]) -> np.ndarray:
-    """RGB images of one size, row by row in a square -> one RGB image.
+@dataclass(frozen=True)
+class Tile:
+    """One image of a grid; boxes in its pixels."""
 
-    They are shrunk where the square would be larger than LONGEST_GRID.
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    boxes: np.ndarray  # (N, 4) xyxy
+    labels: np.ndarray  # (N,)
+    title: str  # the name of its file
+    scores: np.ndarray | None = None  # (N,) of detections
+
+
+def draw_tiles(tiles: Sequence[Tile], names: Sequence[str]) -> np.ndarray:
+    """Tiles of one image size, row by row in a square -> one RGB image, titles above the images.
+
+    Before anything is drawn, images are enlarged to SMALLEST_TILE, or shrunk so that the square's
+    longer side is LONGEST_GRID.
     """
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    shrink = min(LONGEST_GRID / (columns * max(images[0].shape[:2])), 1)
-    height, width = (max(round(side * shrink), 1) for side in images[0].shape[:2])
+    columns = math.ceil(math.sqrt(len(tiles)))
+    height, width = tiles[0].image.shape[:2]
+    side = max(height, width)
+    scale = min(max(side, SMALLEST_TILE), max(LONGEST_GRID // columns, 1)) / side
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    kind = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    cells = []
+    for tile in tiles:
+        image = tile.image if scale == 1 else cv2.resize(tile.image, size, interpolation=kind)
+        drawn = draw_boxes(image, tile.boxes * scale, tile.labels, names=names, scores=tile.scores)
+        cells.append(np.vstack((_title(tile.title, size[0]), drawn)))
+    rows, (height, width) = math.ceil(len(cells) / columns), cells[0].shape[:2]
     shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3)
     canvas = np.full(shape, 255, dtype=np.uint8)
-    for index, image in enumerate(images):
+    for index, cell in enumerate(cells):
         top, left = index // columns * (height + GAP), index % columns * (width + GAP)
-        cell = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         canvas[top : top + height, left : left + width] = cell
     return canvas
+
+
+def _title(text: str, width: int) -> np.ndarray:
+    """A white strip with the text; of a long one the middle is left out, since ends differ."""
+    text = "".join(char if char.isprintable() and _font_for(char) else "?" for char in text)
+    patch, kept = _label(text, TITLE_FONT, WHITE), len(text)
+    while patch.shape[1] > width and kept > 2:
+        kept -= 1
+        short = f"{text[: kept // 2]}…{text[-(kept - kept // 2) :]}"
+        patch = _label(short, TITLE_FONT, WHITE)
+    strip = np.full((patch.shape[0], width, 3), 255, np.uint8)
+    strip[:, : patch.shape[1]] = patch[:, :width]
+    return strip
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

@@ -63,6 +63,12 @@ class DataIndex:
         """How many images (or, with SKIPPED_ROW, boxes) were left out."""
         return sum(problem.kind == kind for problem in self.problems)
 
+    def file_names(self, image_ids: Iterable[int | str]) -> list[str]:
+        """The names, without folders, of the files of these images."""
+        records = Records.of(self.records)
+        rows = {image_id: row for row, image_id in enumerate(records.ids)}
+        return [Path(records.paths[rows[str(image_id)]]).name for image_id in image_ids]
+
     def describe(self) -> str:
         """The scan line: what there is, and what was left out or changed."""
         return (

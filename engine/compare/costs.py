@@ -108,7 +108,7 @@ def measure(
         threads=settings["threads"],
         batches=list(config.batches),
         settings=settings,
-        roof=None if peak is None else peak.to_dict(),
+        device_peak=None if peak is None else peak.to_dict(),
         energy_source=sources[0] if sources else None,
     )
     return measurement, measured

@@ -171,7 +171,7 @@ class Measurement:
     threads: int | None
     batches: list[int]
     settings: dict[str, Any]  # of engine/measure/latency.py
-    roof: dict[str, float] | None  # peaks of the device: flops_per_second, bytes_per_second, ...
+    device_peak: dict[str, float] | None  # flops_per_second, bytes_per_second, ...
     energy_source: str | None
 
 

@@ -10,25 +10,26 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from data.index.records import DataIndex
+from data.loading.plots import tiles_of
 from data.loading.sample import Batch
 from engine.evaluate.matching import confusion_matrix
 from engine.evaluate.metrics import DetectionMetrics, by_id, truth_of
 from utils.boxes import Detections
-from utils.drawing import draw_boxes, grid, write_image
+from utils.drawing import Tile, draw_tiles, plot_color, plot_name, tick_rotation, write_image
 from utils.files import writing
 from utils.terminal import warn
 
 DRAWN_BATCHES = 3
-DRAWN_IMAGES = 16  # of a batch
 DRAWN_CONF = 0.25
 LEGEND_CLASSES = 20  # more lines than this have no legend
 NUMBERED_CLASSES = 30  # a larger matrix has no numbers in its cells
 PLOTTED_CLASSES = 1000  # a matrix of 30,000 classes would take gigabytes
 DPI = 200
 POINTS_PER_INCH = 72  # of letters
-MEAN_COLOR = "#1f3fbf"
+MEAN_COLOR, OTHER_COLOR = "black", "#8c8c8c"
 GRID_COLOR = "#d9d9d9"
 STYLE: dict[Any, Any] = {
     **{"axes.grid": True, "grid.color": GRID_COLOR, "grid.linewidth": 0.6, "axes.axisbelow": True},
@@ -39,24 +40,21 @@ STYLE: dict[Any, Any] = {
 class BatchImages:
     """Draws the first batches, for val_batch<n>_labels.jpg (ground truth) and _pred.jpg."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
+    def __init__(self, index: DataIndex) -> None:
+        self._index = index
         self._grids: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, batch: Batch, detections: Sequence[Detections]) -> None:
         """Draw a batch with its boxes and with `detections`, on the CPU, in network pixels."""
         if len(self._grids) == DRAWN_BATCHES:
             return
-        images = batch.images[:DRAWN_IMAGES].cpu().numpy().transpose(0, 2, 3, 1)
-        owner, labels, boxes = (item.cpu().numpy() for item in vars(batch.targets).values())
-        truth, found = [], []
-        for number, (image, item) in enumerate(zip(images, detections, strict=False)):
-            mine = owner == number
-            truth.append(draw_boxes(image, boxes[mine], labels[mine], names=self._names))
+        truth, found = tiles_of(batch, self._index), []
+        for tile, item in zip(truth, detections, strict=False):
             sure = (item.scores >= DRAWN_CONF).numpy()
-            b, scores, classes = (column.numpy()[sure] for column in vars(item).values())
-            found.append(draw_boxes(image, b, classes, names=self._names, scores=scores))
-        self._grids.append((grid(truth), grid(found)))
+            boxes, scores, labels = (column.numpy()[sure] for column in vars(item).values())
+            found.append(Tile(tile.image, boxes, labels, tile.title, scores))
+        names = self._index.names
+        self._grids.append((draw_tiles(truth, names), draw_tiles(found, names)))
 
     def save(self, folder: Path) -> None:
         """Write what was drawn into `folder`. UserError when a file cannot be written."""
@@ -79,7 +77,7 @@ def save_plots(
     curves, precision50 = metrics.curves, metrics.precision50
     assert curves is not None
     assert precision50 is not None
-    names = [index.names[label] for label in curves.classes]
+    classes = [(int(label), index.names[label]) for label in curves.classes]
     for title, values in (
         ("Precision", curves.precision),
         ("Recall", curves.recall),
@@ -87,11 +85,11 @@ def save_plots(
     ):
         path = folder / f"{title[: 2 if title == 'F1' else 1]}_curve.png"
         titles = (f"{title} and confidence", "Confidence", title)
-        _plot_lines(path, titles, curves.confidence, values, names)
+        _plot_lines(path, titles, curves.confidence, values, classes)
     recalls = np.linspace(0, 1, precision50.shape[1])
     titles = ("Precision and recall, IoU 0.5", "Recall", "Precision")
     precision = precision50[curves.classes]
-    _plot_lines(folder / "PR_curve.png", titles, recalls, precision, names, areas=True)
+    _plot_lines(folder / "PR_curve.png", titles, recalls, precision, classes, areas=True)
     matrix = confusion_matrix(metrics.detections, truth_of(by_id(index)), len(index.names))
     _plot_confusion(matrix, index.names, folder / "confusion_matrix.png")
 
@@ -101,12 +99,13 @@ def _plot_lines(
     titles: tuple[str, str, str],
     axis: np.ndarray,
     values: np.ndarray,
-    names: Sequence[str],
+    classes: Sequence[tuple[int, str]],
     *,
     areas: bool = False,
 ) -> None:
-    """One thin line for each class and a thick one for their mean, values (K, points).
+    """A thin line for each of the K classes (label, name) and a thick one for their mean.
 
+    values: (K, points).  Up to LEGEND_CLASSES have the colours of their boxes, more are grey.
     The legend gives the maximum of the mean, or with `areas` the area under each line as COCO takes
     it (the mean over the recalls).  titles: of the figure and its two axes.
     """
@@ -116,11 +115,11 @@ def _plot_lines(
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=titles[1], ylabel=titles[2])
     axes.set_title(titles[0], fontweight="bold")
     few = len(values) <= LEGEND_CLASSES
-    colors = mpl.colormaps["tab20"].colors if few else ["#8c8c8c"]  # type: ignore[attr-defined]
-    width, depth = (1.3, 0.9) if few else (0.6, 0.45)
-    for row, (line, name) in enumerate(zip(values, names, strict=True)):
-        shade, label = colors[row % len(colors)], name + f" {line.mean():.3f}" * areas
-        axes.plot(axis, line, color=shade, linewidth=width, alpha=depth, label=_short(label))
+    width, depth = (1.5, 0.9) if few else (0.6, 0.45)
+    for line, (number, name) in zip(values, classes, strict=True):
+        shade = plot_color(number) if few else OTHER_COLOR
+        label = name + f" {line.mean():.3f}" * areas
+        axes.plot(axis, line, color=shade, linewidth=width, alpha=depth, label=plot_name(label))
     if len(values):
         handles = axes.get_lines() if few else []
         mean = values.mean(0)
@@ -133,13 +132,6 @@ def _plot_lines(
             style = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": 9}
         axes.legend(handles=[*thick, *handles], frameon=not few, **style)
     _save(figure, path)
-
-
-def _short(name: str) -> str:
-    """A name that fits next to a plot and that matplotlib does not read as a formula or hides."""
-    text = name if len(name) <= 28 else name[:27] + "…"
-    text = text.replace("$", r"\$")
-    return " " + text if text.startswith("_") else text
 
 
 def _plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -157,8 +149,8 @@ def _plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> Non
     image = axes.imshow(np.ma.masked_equal(share, 0), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the column")
     letters = float(np.clip(POINTS_PER_INCH * 0.6 * size / side, 5, 10))
-    ticks = [*(_short(name) for name in names), "background"]
-    axes.set_xticks(range(side), ticks, rotation=90, fontsize=letters)
+    ticks = [*(plot_name(name) for name in names), "background"]
+    axes.set_xticks(range(side), ticks, rotation=tick_rotation(ticks), fontsize=letters)
     axes.set_yticks(range(side), ticks, fontsize=letters)
     axes.set(xlabel="True", ylabel="Predicted")
     axes.set_title("Confusion matrix", fontweight="bold")
@@ -175,19 +167,42 @@ def _plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> Non
     _save(figure, path)
 
 
-def plot_study(sizes: Sequence[float], series: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Write one small diagram for each named series over the image sizes (pixels)."""
-    figure = Figure(figsize=(4.5 * len(series), 4), layout="constrained")
+def plot_study(
+    sizes: Sequence[float],
+    accuracy: Mapping[str, Sequence[float]],
+    times: Mapping[str, Sequence[float]],
+    path: Path,
+) -> None:
+    """Three panels: accuracy and times (ms per image) over the sizes (pixels), then one by other.
+
+    The last of `accuracy` is shown against the sum of the times, each point with its size.
+    """
+    figure = Figure(figsize=(15, 5), layout="constrained")
     with mpl.rc_context(STYLE):
-        row = figure.subplots(1, len(series), squeeze=False)[0]
-    for axes, (name, values) in zip(row, series.items(), strict=True):
-        axes.plot(sizes, values, marker="o", color=MEAN_COLOR, linewidth=2)
-        axes.set(xlabel="image size (pixels)", ylabel=name)
+        panels = figure.subplots(1, 3)
+    total = np.sum([*times.values()], axis=0)
+    for axes, series, title, unit in (
+        (panels[0], accuracy, "Accuracy", "AP"),
+        (panels[1], {"total": total, **times}, "Time", "ms per image"),
+    ):
+        for number, (name, values) in enumerate(series.items()):
+            shade = MEAN_COLOR if name == "total" else plot_color(number + 1)
+            axes.plot(sizes, values, marker="o", color=shade, linewidth=2, label=name)
+        axes.set(xlabel="image size (pixels)", ylabel=unit, title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.legend(frameon=False)
+    name, values = [*accuracy.items()][-1]
+    panels[2].plot(total, values, marker="o", color=MEAN_COLOR, linewidth=2)
+    for size, x, y in zip(sizes, total, values, strict=True):
+        panels[2].annotate(f"{size:g}", (x, y), (6, -12), textcoords="offset points", fontsize=9)
+    panels[2].set(xlabel="ms per image", ylabel=name, title="Accuracy against time, by image size")
+    for axes in panels:
         axes.set_ylim(bottom=0)
-    _save(figure, path)
+    panels[2].set_xlim(left=0)
+    _save(figure, path, dpi=120)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, *, dpi: int = DPI) -> None:
     with writing(path), warnings.catch_warnings():  # of names in scripts that the font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(path, dpi=DPI)
+        figure.savefig(path, dpi=dpi)

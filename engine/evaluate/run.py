@@ -119,7 +119,7 @@ class Validation:
         size = network_size(config.imgsz, self.model.max_stride)
         timing = config.task == "speed"
         writes = self.world.is_main and not timing
-        images = BatchImages(index.names) if writes and not config.noplots else None
+        images = BatchImages(index) if writes and not config.noplots else None
         metrics = self.measure(size, images)
         say_main(metrics.table(absent=config.verbose))
         if not timing:
@@ -165,7 +165,9 @@ class Validation:
             write_text(self.folder / "study.csv", table.getvalue())
             if not self.config.noplots:
                 columns = dict(zip(STUDY_COLUMNS, zip(*rows, strict=True), strict=True))
-                plot_study(columns.pop("size"), columns, self.folder / "study.png")
+                accuracy = {name: columns[name] for name in STUDY_COLUMNS[1:3]}
+                times = {name.removesuffix(" ms"): columns[name] for name in STUDY_COLUMNS[3:]}
+                plot_study(columns["size"], accuracy, times, self.folder / "study.png")
 
 
 def _completed(config: ValConfig, trained: TrainedWith) -> ValConfig:

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from data.loading.plots import plot_labels
 from engine.checkpoint import model_payload, save_checkpoint, without_folders
@@ -20,12 +22,14 @@ from models.heads.anchor import Detect
 from models.profile.counting import profile
 from models.profile.report import row_table, summary
 from utils.config import changed
-from utils.files import write_yaml
+from utils.files import write_yaml, writing
 from utils.terminal import say, warn
 
 METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
 # of results.csv after the ecosystem's columns, which are in its order
 OWN = ("images_per_second", "train_seconds", "val_seconds", "data_wait_share")
+SMOOTHING = 0.03  # of the epochs: the standard deviation of the weights in results.png
+DOTTED_EPOCHS = 60  # more points would be a band
 
 
 def announce(run: TrainRun) -> None:
@@ -66,7 +70,8 @@ def save(run: TrainRun, name: str, *, resumable: bool) -> Path:
     state, config = run.state, run.config.to_dict()
     if not state.all_finite():
         raise NonFiniteError(
-            f"epoch {state.epoch}, batch {state.batches}: the weights are not finite; not saved"
+            f"epoch {state.epoch + 1}, after batch {state.batches}: the weights are not finite;"
+            " not saved"
         )
     path = run.folder / "weights" / name
     training = {**state.to_dict(), "data_info": run.data_info, "config": config}
@@ -104,20 +109,38 @@ def _train_losses(rows: Iterable[Mapping[str, float]]) -> list[str]:
 
 
 def plot_results(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Losses and metrics over epochs as one plot."""
-    figure = Figure(figsize=(15, 6), layout="tight")
+    """Losses and metrics over epochs, counted from 1, each as measured and smoothed."""
+    figure = Figure(figsize=(15, 6.5), layout="constrained")
     axes = figure.subplots(2, 5).ravel()
-    epochs, train = [row["epoch"] for row in rows], _train_losses(rows)
+    epochs, train = np.array([row["epoch"] + 1 for row in rows]), _train_losses(rows)
     val = (name.replace("train/", "val/") for name in train)
     drawn = (*train, *METRICS[:2], *val, *METRICS[2:])
     for axis, name in zip(axes, drawn, strict=True):
-        values = [row.get(name, math.nan) for row in rows]
-        axis.plot(epochs, values, marker=".", linewidth=1.5)
-        axis.set_title(name, fontsize=10)
+        values = np.array([row.get(name, math.nan) for row in rows])
+        known = np.isfinite(values)
+        x, y = epochs[known], values[known]
+        size = 4 if len(x) <= DOTTED_EPOCHS else 0
+        axis.plot(x, y, marker="o", markersize=size, linewidth=1, color="#8fb3dc", label="measured")
+        axis.plot(x, smoothed(x, y), color="#1f3fbf", linewidth=2, label="smoothed")
+        axis.set_title(name, fontsize=11)
         axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     for axis in axes[5:]:
         axis.set_xlabel("epoch")
-    figure.savefig(path, dpi=120)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    with writing(path):
+        figure.savefig(path, dpi=120)
+
+
+def smoothed(epochs: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(N,) values at (N,) epochs -> their means with Gaussian weights, so that the trend shows.
+
+    The width grows with the number of epochs: a few keep their values.
+    """
+    sigma = max(SMOOTHING * len(epochs), 0.1)
+    weights = np.exp(-0.5 * ((epochs[:, None] - epochs) / sigma) ** 2)
+    return weights @ values / weights.sum(1)
 
 
 @contextmanager

@@ -240,7 +240,7 @@ def _save_and_stop(run: TrainRun, request: StopRequest, *, together: bool) -> No
     if run.world.is_main:
         path = save(run, "last.pt", resumable=True)
         warn(
-            f"stopped in epoch {run.state.epoch} after batch {run.state.batches} of"
+            f"stopped in epoch {run.state.epoch + 1} after batch {run.state.batches} of"
             f" {len(run.loader)}; continue with: --resume {path}"
         )
     if together:
@@ -253,7 +253,7 @@ def _finish(run: TrainRun) -> DetectionMetrics:
     run.val_loader.start()  # its workers begin while the weights are read
     weights = run.folder / "weights"
     drawn = run.world.is_main and not run.config.noplots
-    images = BatchImages(run.val.names) if drawn else None
+    images = BatchImages(run.val) if drawn else None
     if run.world.is_main:
         best = load_checkpoint(weights / "best.pt")
         run.state.ema.model.load_state_dict(best["model"])
@@ -265,5 +265,5 @@ def _finish(run: TrainRun) -> DetectionMetrics:
         if images is not None:
             plot_results(run.state.rows, run.folder / "results.png")
             save_plots(metrics, run.val, images, run.folder)
-        say(f"best.pt is from epoch {best['epoch'] - 1} of {run.state.epoch}; all in {run.folder}")
+        say(f"best.pt is from epoch {best['epoch']} of {run.state.epoch}; all in {run.folder}")
     return metrics

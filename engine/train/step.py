@@ -20,7 +20,6 @@ from engine.train.interrupts import StopRequest
 from engine.train.model import to_network
 from engine.train.optimizer import apply_rates, trainable, update_weights
 from engine.train.state import NonFiniteError, TrainRun, TrainState
-from utils.boxes import Targets
 from utils.seeding import generator
 
 READ_EVERY = 10  # steps between readings of a GPU's results; each one waits for the device
@@ -43,30 +42,29 @@ def check_finite(state: TrainState, noted: Noted) -> None:
         if not loss or not (norm or skipped):
             names = ", ".join(map(str, image_ids[:16])) + (" ..." if len(image_ids) > 16 else "")
             raise NonFiniteError(
-                f"the {'gradient' if loss else 'loss'} is not finite at epoch {state.epoch}, batch"
-                f" {index}, images {names}; stopped without saving: last.pt, if there is one, holds"
-                " the last good state; try a lower lr0, a longer warm-up, or --amp off"
+                f"the {'gradient' if loss else 'loss'} is not finite in epoch {state.epoch + 1},"
+                f" batch {index + 1}, images {names}; stopped without saving: last.pt, if there is"
+                " one, holds the last good state; try a lower lr0, a longer warm-up, or --amp off"
             )
 
 
-def rescale(
-    images: Tensor, targets: Targets, *, stride: int, seed: int, step: int
-) -> tuple[Tensor, Targets]:
-    """Images, bilinear, and boxes at the size that --multi-scale draws for batch `step`.
+def rescale(batch: Batch, *, stride: int, seed: int, step: int) -> Batch:
+    """The batch, its images bilinear, at the size that --multi-scale draws for batch `step`.
 
     The long side becomes 0.5 to 1.5 times what it is, the other in proportion, both rounded up to
     multiples of `stride`.
     """
-    height, width = images.shape[2:]
+    height, width = batch.images.shape[2:]
     long_side = max(height, width)
     low = math.ceil(long_side * SCALES[0] / stride)
     high = max(math.floor(long_side * SCALES[1] / stride), low)
     drawn = int(generator(seed, step).integers(low, high + 1)) * stride
     size = [math.ceil(side * drawn / long_side / stride) * stride for side in (height, width)]
+    images, targets = to_network(batch.images), batch.targets
     if size != [height, width]:
         images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
     scale = targets.boxes.new_tensor([size[1] / width, size[0] / height] * 2)
-    return images, replace(targets, boxes=targets.boxes * scale)
+    return replace(batch, images=images, targets=replace(targets, boxes=targets.boxes * scale))
 
 
 def train_step(run: TrainRun, batch: Batch) -> Tensor:
@@ -80,15 +78,10 @@ def train_step(run: TrainRun, batch: Batch) -> Tensor:
     rates = run.schedule.at(step)
     # for layers that draw (dropout): what a step draws does not depend on its past
     torch.manual_seed(int(generator(config.seed, step, world.rank).integers(2**63)))
-    images, targets = batch.images, batch.targets
-    if config.multi_scale:
-        images, targets = rescale(
-            to_network(images), targets, stride=state.model.max_stride, seed=config.seed, step=step
-        )
     state.pending += 1
     updates = state.pending >= rates.accumulate or step == run.schedule.last_step
     with nullcontext() if updates else run.no_sync():
-        loss, parts = run.forward_and_loss(images, targets)
+        loss, parts = run.forward_and_loss(batch.images, batch.targets)
         clock.end("forward and loss")
         state.scaler.scale(loss).backward()
     clock.end("backward")
@@ -127,6 +120,11 @@ def train_epoch(run: TrainRun, batches: Iterable[Batch], request: StopRequest) -
             run.clock.waited += time.perf_counter() - asked
             run.clock.end("data")
             draw_batch(run, batch)
+            if run.config.multi_scale:
+                step = state.epoch * total + state.batches
+                batch = rescale(
+                    batch, stride=state.model.max_stride, seed=run.config.seed, step=step
+                )
             noted.append((state.batches, batch.image_ids, train_step(run, batch)))
             state.batches += 1
             bar.update()
@@ -149,11 +147,19 @@ def train_epoch(run: TrainRun, batches: Iterable[Batch], request: StopRequest) -
 
 
 def draw_batch(run: TrainRun, batch: Batch) -> None:
-    """Rank 0: train_batch0.jpg to train_batch2.jpg from the run's first batches."""
-    index = run.state.batches
-    wanted = run.state.epoch == 0 and index < DRAWN_BATCHES
-    if wanted and run.world.is_main and not run.config.noplots:
-        plot_batch(batch, run.train.names, run.folder / f"train_batch{index}.jpg")
+    """Rank 0: train_batch0.jpg to train_batch2.jpg from the run's first batches.
+
+    And train_batch_no_mosaic.jpg from the first one that --close-mosaic leaves without mosaics.
+    """
+    config, epoch, index = run.config, run.state.epoch, run.state.batches
+    if config.noplots or not run.world.is_main:
+        return
+    names = [str(index)] * (epoch == 0 and index < DRAWN_BATCHES)
+    mosaics = bool(config.close_mosaic and run.hyp.mosaic and not config.rect)
+    if mosaics and index == 0 and epoch == max(config.epochs - config.close_mosaic, 0):
+        names.append("_no_mosaic")
+    for name in names:
+        plot_batch(batch, run.train, run.folder / f"train_batch{name}.jpg")
 
 
 def console_header(run: TrainRun) -> str:
@@ -164,7 +170,7 @@ def console_header(run: TrainRun) -> str:
 
 def console_row(run: TrainRun, batch: Batch) -> str:
     """One line under `console_header`: the epoch so far, and the size of its last batch."""
-    epoch = f"{run.state.epoch}/{run.schedule.epochs - 1}"
+    epoch = f"{run.state.epoch + 1}/{run.schedule.epochs}"
     memory = f"{torch.cuda.max_memory_reserved() / 2**30:.3g}G"
     losses = "".join(f"{value:11.4g}" for value in run.state.mean_losses().tolist())
     size = max(batch.images.shape[2:])

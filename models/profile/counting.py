@@ -176,19 +176,19 @@ def sentences(model: ModelProfile) -> tuple[str, str, str, str]:
     if total.unequal_widths is not None:
         widths = (
             f"G1: the 1x1 convolutions move {total.unequal_widths:.2f} times what equal widths "
-            "would; most {}, {:.2f}".format(*most("unequal_widths"))
+            "would; most in {}, {:.2f}".format(*most("unequal_widths"))
         )
     if total.groups is not None:
         groups = (
             f"G2: the group convolutions move {total.groups:.2f} times what one group would at "
-            "the same FLOPs; most {}, {:.2f}".format(*most("groups"))
+            "the same FLOPs; most in {}, {:.2f}".format(*most("groups"))
         )
     light = max(model.rows, key=lambda row: row.cost.elements_of(*LIGHT))
     return (
         widths,
         groups,
         f"G3: {total.kernels} kernels, {total.kernels / len(rows):.1f} per row, up to "
-        f"{total.branches} in parallel; most {', '.join(map(str, most('kernels')))}",
+        f"{total.branches} in parallel; most in {', '.join(map(str, most('kernels')))}",
         f"G4: element-wise operators and depthwise convolutions move {total.elementwise:.0%} of "
-        f"all elements; most {light.label}",
+        f"all elements; most in {light.label}",
     )

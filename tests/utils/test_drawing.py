@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from utils import drawing
-from utils.drawing import color, draw_boxes, grid, text_color, write_image
+from utils.drawing import Tile, color, draw_boxes, draw_tiles, plot_name, text_color, write_image
 from utils.errors import UserError
 
 
@@ -126,13 +126,52 @@ def test_names_have_glyphs_or_become_the_class_number(monkeypatch):
     drawing._font_for.cache_clear()
 
 
-def test_grid_places_cells_row_by_row_and_shrinks_them_where_they_are_too_large():
-    images = [np.full((40, 60, 3), value, np.uint8) for value in (10, 20, 30)]
-    out = grid(images)
-    assert out.shape == (82, 122, 3)
-    assert [int(out[y, x, 0]) for y, x in ((20, 20), (20, 90), (60, 20))] == [10, 20, 30]
-    assert out[60, 90, 0] == 255  # no fourth image
-    assert grid([np.zeros((960, 1920, 3), np.uint8)] * 2).shape == (480, 1922, 3)
+def tile(height, width, value, title="a.jpg"):
+    box = np.array([[width / 4, height / 4, width / 2, height / 2]])
+    image = np.full((height, width, 3), value, np.uint8)
+    return Tile(image, box, np.array([1]), title)
+
+
+def test_small_tiles_are_enlarged_before_drawing_and_have_the_names_of_their_files():
+    titles = ["a.jpg", "b.jpg", "c.jpg"]
+    out = draw_tiles([tile(40, 60, 10 * n + 10, name) for n, name in enumerate(titles)], ["a", "b"])
+    strip = drawing._title("a.jpg", 400).shape[0]
+    height, gap = strip + 267, 4  # 60 x 40 becomes 400 x 267
+    assert out.shape == (2 * height + gap, 800 + gap, 3)
+    for n, title in enumerate(titles):
+        top, left = n // 2 * (height + gap), n % 2 * (400 + gap)
+        assert np.array_equal(out[top : top + strip, left : left + 400], drawing._title(title, 400))
+        image = out[top + strip : top + height, left : left + 400]
+        assert tuple(image[100, 100]) == color(1)  # the box's left side, not blurred
+        assert tuple(image[260, 390]) == (10 * n + 10,) * 3
+    assert (out[height + gap :, 404:] == 255).all()  # no fourth image
+    large = draw_tiles([tile(960, 1920, 0)] * 2, ["a", "b"])
+    assert large.shape == (480 + strip, 1924, 3)
+
+
+def test_a_long_title_keeps_both_ends_and_is_no_wider_than_its_tile():
+    name = "camera_7_2026-11-27_" + "x" * 80 + "_frame_0042.jpg"
+    strip = drawing._title(name, 160)
+    assert strip.shape[1] == 160
+    patch = drawing._label("camera_", drawing.TITLE_FONT, drawing.WHITE)[:, :-8]
+    assert np.array_equal(strip[:, : patch.shape[1]], patch)
+    assert not np.array_equal(strip, drawing._title(name.replace("42", "43"), 160))
+
+
+def test_a_label_never_covers_its_whole_box_nor_another_one():
+    names = ["person", "umbrella"]
+    for x, y in itertools.product(range(0, 150, 10), range(14, 112, 7)):
+        boxes = [[x, y, x + 8, y + 8], [x, y - 13, x + 8, y - 5]]  # just where its label would be
+        out = draw_boxes(grey(), boxes, [0, 1], names=names)
+        for number, (left, top, right, bottom) in enumerate(boxes):
+            patch = out[top : bottom + 1, left : right + 1]
+            assert (patch == 114).all(2).sum() + (patch == color(number)).all(2).sum() >= 40
+
+
+def test_plots_show_names_as_they_are():
+    assert plot_name("$1 coin") == r"\$1 coin"
+    assert plot_name("_x") == " _x"
+    assert len(plot_name("x" * 80)) == 28
 
 
 def test_write_image_keeps_rgb_and_names_what_it_cannot_write(tmp_path):

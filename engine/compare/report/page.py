@@ -29,8 +29,8 @@ ASSETS = Path(__file__).parent / "assets"
 LIBRARY = "uplot/uPlot.iife.min.js"
 STYLES = ("uplot/uPlot.min.css", "report.css")
 SCRIPTS = (
-    "dom.js", "table.js", "pareto.js", "curves.js", "costs.js", "examples.js", "sections.js",
-    "main.js",
+    "dom.js", "export.js", "table.js", "pareto.js", "curves.js", "costs.js", "examples.js",
+    "sections.js", "main.js",
 )  # fmt: skip
 EXAMPLES = 6
 MAX_SIDE = 640  # pixels of an example

@@ -285,7 +285,7 @@ def summary(results: Plain) -> list[dict[str, str]]:
         warnings = [f"warning: {len(commits)} commits in one table"] * (len(commits) > 1)
         warnings += ["warning: uncommitted changes"] * any(one.endswith(DIRTY) for one in commits)
         items.append(("Code", ", ".join(commits), "; ".join(warnings)))
-    if measured and (peak := measured["roof"]):
+    if measured and (peak := measured["device_peak"]):
         rates = [peak[f"{key}_per_second"] / GIGA for key in ("flops", "bytes")]
         flops, traffic = (f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in rates)
         ridge = f"ridge {rates[0] / rates[1]:.3g} FLOP/B"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from data.index.records import DataIndex
 from data.loading.plots import plot_batch, plot_labels
 from data.loading.sample import Batch
+from utils import drawing
 from utils.boxes import Targets
 from utils.drawing import color
 from utils.errors import UserError
@@ -29,7 +32,21 @@ def index_of(tmp_path, make_record):
 def batch_of(count):
     boxes = torch.tensor([[8.0, 24.0, 40.0, 56.0]]).repeat(count, 1)
     images = torch.full((count, 3, 64, 64), 10, dtype=torch.uint8)
-    return Batch(images, Targets(torch.arange(count), torch.arange(count) % 3, boxes), (), ())
+    targets = Targets(torch.arange(count), torch.arange(count) % 3, boxes)
+    return Batch(images, targets, (), tuple(range(count)))
+
+
+@pytest.fixture
+def images_of(make_record):
+    """count -> an index of so many images, whose ids are their numbers."""
+
+    def make(count):
+        records = [
+            make_record(Path(f"folder/image_{n}.jpg"), 64, 64, image_id=n) for n in range(count)
+        ]
+        return DataIndex(tuple(records), ("a", "b", "c"), (0, 1, 2), (), "")
+
+    return make
 
 
 @pytest.mark.parametrize("classes", [1, 3, 80])
@@ -44,21 +61,26 @@ def test_labels_image_is_written(tmp_path, index_of, classes):
 
 
 @pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (3, 2, 2), (20, 4, 4)])
-def test_batch_image_is_a_grid_with_the_boxes(tmp_path, count, columns, rows):
-    plot_batch(batch_of(count), ("a", "b", "c"), tmp_path / "train_batch0.png")
+def test_batch_image_is_a_grid_with_boxes_and_file_names(tmp_path, images_of, count, columns, rows):
+    plot_batch(batch_of(count), images_of(count), tmp_path / "train_batch0.png")
     image = cv2.imread(str(tmp_path / "train_batch0.png"))[..., ::-1]
-    gap = 2
-    assert image.shape == (rows * (64 + gap) - gap, columns * (64 + gap) - gap, 3)
+    strip, gap = drawing._title("image_0.jpg", 400).shape[0], 4
+    height = strip + 400
+    assert image.shape == (rows * (height + gap) - gap, columns * (400 + gap) - gap, 3)
     for number in range(min(count, 16)):
-        top, left = number // columns * (64 + gap), number % columns * (64 + gap)
-        assert tuple(image[top + 50, left + 8]) == color(number % 3)
-        assert tuple(image[top + 60, left + 60]) == (10, 10, 10)
+        top, left = number // columns * (height + gap), number % columns * (400 + gap)
+        title = drawing._title(f"image_{number}.jpg", 400)
+        assert np.array_equal(image[top : top + strip, left : left + 400], title)
+        assert tuple(image[top + strip + 300, left + 50]) == color(number % 3)
+        assert tuple(image[top + strip + 380, left + 380]) == (10, 10, 10)
 
 
-def test_a_set_without_boxes_is_plotted_and_a_missing_folder_is_a_user_error(tmp_path, index_of):
+def test_a_set_without_boxes_is_plotted_and_a_missing_folder_is_a_user_error(
+    tmp_path, index_of, images_of
+):
     plot_labels(index_of([]), tmp_path / "labels.jpg")
     assert (tmp_path / "labels.jpg").stat().st_size > 1000
     with pytest.raises(UserError, match="cannot write"):
         plot_labels(index_of([]), tmp_path / "missing" / "labels.jpg")
     with pytest.raises(UserError, match="cannot write"):
-        plot_batch(batch_of(1), ("a", "b", "c"), tmp_path / "missing" / "batch.jpg")
+        plot_batch(batch_of(1), images_of(1), tmp_path / "missing" / "batch.jpg")

@@ -300,7 +300,7 @@ def test_what_cannot_be_measured_of_one_model_is_noted(
     assert (row.blocks is None) == (part != "measure_energy")
     cause = "not measured: OutOfMemoryError: out of memory"
     if part == "measure_peak":
-        assert measurement.roof is None
+        assert measurement.device_peak is None
         assert cause in capsys.readouterr().err
     else:
         assert row.model.notes[-1] == cause
@@ -350,7 +350,7 @@ def test_models_are_measured_side_by_side(tiny_model, measured, tmp_path):
     measurement, made = measured(tiny_model, wide)
     assert measurement.batches == [1, 2]
     assert measurement.device.startswith("cpu")
-    assert measurement.roof["flops_per_second"] > 0
+    assert measurement.device_peak["flops_per_second"] > 0
     for one in made:
         assert [at.batch for at in one.latency] == [1, 2]
         assert all(0 < at.least_ms <= at.p50_ms <= at.p90_ms for at in one.latency)

@@ -209,7 +209,7 @@ def test_the_report_has_a_lead_a_summary_and_notes(sample):
         ({}, "100 GFLOP/s", "20 GB/s, ridge 5 FLOP/B"),
         (gpu, "247,286 GFLOP/s", "2,845 GB/s, ridge 86.9 FLOP/B"),
     ):
-        sample["measurement"]["roof"].update(peaks)
+        sample["measurement"]["device_peak"].update(peaks)
         item = {"name": "Device peak", "value": value, "detail": detail}
         assert item in complete(sample)["summary"]
 

@@ -26,6 +26,7 @@ from engine.evaluate.tta import decode_augmented
 from models.builder import build_detector
 from models.losses.anchor import AnchorLoss
 from models.yaml.parser import load_spec
+from utils.drawing import SMALLEST_TILE, color
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
 
@@ -328,20 +329,25 @@ class TestFiles:
     def test_plots(self, index, tmp_path):
         """Also of a class whose letters the plots' font lacks, without a warning."""
         named = replace(index, names=("red", "\u884c\u4eba"))
-        images = BatchImages(named.names)
+        images = BatchImages(named)
         metrics = evaluate_on(CPU, named, images=images, batches=loader(index, batch_size=2))
         save_plots(metrics, named, images, tmp_path)
         curves = [f"{name}_curve.png" for name in ("PR", "P", "R", "F1")]
         batches = [f"val_batch{n}_{kind}.jpg" for n in range(3) for kind in ("labels", "pred")]
         for name in (*curves, "confusion_matrix.png", *batches):
             assert cv2.imread(str(tmp_path / name)).std() > 5, name
-        assert cv2.imread(str(tmp_path / "val_batch0_labels.jpg")).shape[0] == SIZE
+        drawn = cv2.imread(str(tmp_path / "val_batch0_labels.jpg")).astype(int)[..., ::-1]
+        assert drawn.shape[0] > SMALLEST_TILE  # enlarged, and with the names of the files
+        curve = cv2.imread(str(tmp_path / "PR_curve.png")).astype(int)[..., ::-1]
+        for picture in (drawn, curve):  # a class has one colour everywhere
+            assert (np.abs(picture - color(0)).max(2) < 60).sum() > 100
+        assert (curve == 0).all(2).sum() > 1000  # the mean
         assert not (tmp_path / "val_batch3_pred.jpg").exists()
 
     def test_thousands_of_classes_have_no_plots(self, metrics, index, tmp_path, capsys):
         """The confusion matrix of 30,000 classes alone would take 7 GB."""
         many = replace(index, names=tuple(map(str, range(30_000))))
-        save_plots(metrics, many, BatchImages(many.names), tmp_path / "none")
+        save_plots(metrics, many, BatchImages(many), tmp_path / "none")
         assert "30000 classes" in capsys.readouterr().err
         assert not (tmp_path / "none").exists()
 

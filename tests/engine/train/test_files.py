@@ -1,10 +1,11 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from engine.train.files import csv_text, plot_results, tensorboard
+from engine.train.files import csv_text, plot_results, smoothed, tensorboard
 
 COLUMNS = (
     "epoch,train/box_loss,train/obj_loss,train/cls_loss,metrics/precision,metrics/recall,"
@@ -31,6 +32,15 @@ def test_csv_has_the_columns_of_the_ecosystem_and_one_row_per_epoch():
 def test_no_value_stops_the_log(value, cell):
     line = csv_text([{"epoch": 0, "train/box_loss": value}]).splitlines()[1]
     assert line.rstrip(",") == f"0,{cell}".rstrip(",")
+
+
+def test_a_smoothed_line_keeps_a_constant_and_evens_out_noise():
+    epochs = np.arange(1.0, 101.0)
+    np.testing.assert_allclose(smoothed(epochs, np.full(100, 0.3)), 0.3)
+    noise = np.random.default_rng(0).normal(size=100)
+    assert smoothed(epochs, noise).std() < 0.5 * noise.std()
+    few = np.array([0.1, 0.5, 0.2])  # too few to be smoothed
+    np.testing.assert_allclose(smoothed(epochs[:3], few), few, atol=1e-6)
 
 
 def test_curves_are_drawn(tmp_path):

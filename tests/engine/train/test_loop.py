@@ -91,7 +91,7 @@ def test_nan_weights_end_the_run_and_are_never_saved(settings, tmp_path, monkeyp
                 next(run.state.model.parameters()).fill_(torch.nan)
 
     monkeypatch.setattr(step, "draw_batch", poison)
-    with pytest.raises(NonFiniteError, match="epoch 1, batch 2"):
+    with pytest.raises(NonFiniteError, match="epoch 2, batch 3"):
         fit(settings("--epochs", 3))
     for name in ("last.pt", "best.pt"):
         saved = load_checkpoint(tmp_path / "runs" / "exp" / "weights" / name)

@@ -23,6 +23,7 @@ from engine.train.step import (
     check_finite,
     console_header,
     console_row,
+    draw_batch,
     rescale,
     train_epoch,
 )
@@ -204,7 +205,7 @@ def test_a_loss_that_is_no_number_names_the_batch(new_run, at_batch):
     run = new_run(steps=4, nbs=2)
     at_batch(2, lambda: run.state.model.head.m[0].bias.data.fill_(torch.nan))
     with pytest.raises(
-        NonFiniteError, match=r"loss is not finite at epoch 0, batch 2, images image-2-0, image-2-1"
+        NonFiniteError, match=r"loss is not finite in epoch 1, batch 3, images image-2-0, image-2-1"
     ) as caught:
         run_epoch(run, batches_of(4))
     assert caught.value.exit_code == 1
@@ -214,7 +215,7 @@ def test_a_loss_that_is_no_number_names_the_batch(new_run, at_batch):
 def test_a_gradient_that_is_no_number_is_seen_at_the_same_step(new_run):
     run = new_run(steps=2, nbs=2)
     poison_gradients(run.state)
-    with pytest.raises(NonFiniteError, match="gradient is not finite at epoch 0, batch 0"):
+    with pytest.raises(NonFiniteError, match="gradient is not finite in epoch 1, batch 1"):
         run_epoch(run, batches_of(2))
 
 
@@ -224,7 +225,7 @@ def test_fp16_that_skips_every_update_ends_the_run(new_run):
     state = run.state
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     poison_gradients(state)
-    with pytest.raises(NonFiniteError, match=r"the gradient is not finite at epoch 0, batch \d"):
+    with pytest.raises(NonFiniteError, match=r"the gradient is not finite in epoch 1, batch \d"):
         run_epoch(run, batches_of(12))
     assert 4 <= state.batches < 12 or state.device.type == "cuda"
     assert state.ema.updates == 0
@@ -248,7 +249,7 @@ def test_the_first_bad_batch_of_a_window_is_named(device):
         for index, value in enumerate([1.0, float("inf"), float("nan")])
     ]
     check_finite(state, noted[:1])
-    with pytest.raises(NonFiniteError, match=r"the loss .* epoch 3, batch 8, images image-1;"):
+    with pytest.raises(NonFiniteError, match=r"the loss .* epoch 4, batch 9, images image-1;"):
         check_finite(state, noted)
 
 
@@ -282,19 +283,36 @@ def test_batches_are_on_the_device_in_order_and_none_is_lost(device):
 def test_multi_scale_draws_multiples_of_the_stride_within_half():
     images = torch.rand(1, 3, 32, 64)
     targets = Targets(torch.tensor([0]), torch.tensor([1]), torch.tensor([[8.0, 16.0, 24.0, 32.0]]))
-    seen = set()
+    seen, batch = set(), Batch(images, targets, (), ("a",))
     for number in range(100):
-        scaled, moved = rescale(images, targets, stride=4, seed=0, step=number)
-        height, width = scaled.shape[2:]
+        scaled = rescale(batch, stride=4, seed=0, step=number)
+        height, width = scaled.images.shape[2:]
         seen.add(width)
         assert height % 4 == 0
         assert 0 <= height - width / 2 < 4
         expected = targets.boxes * torch.tensor([width / 64, height / 32] * 2)
-        torch.testing.assert_close(moved.boxes, expected)
-        assert width != 64 or torch.equal(scaled, images)
-        again, _ = rescale(images, targets, stride=4, seed=0, step=number)
-        assert torch.equal(again, scaled)
+        torch.testing.assert_close(scaled.targets.boxes, expected)
+        assert width != 64 or torch.equal(scaled.images, images)
+        again = rescale(batch, stride=4, seed=0, step=number)
+        assert torch.equal(again.images, scaled.images)
     assert seen == set(range(32, 97, 4))
+
+
+def test_the_first_batches_and_the_first_one_without_mosaic_are_drawn(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(step, "plot_batch", lambda batch, index, path: drawn.append(path.name))
+    run = SimpleNamespace(
+        state=SimpleNamespace(epoch=0, batches=0),
+        config=TrainConfig(epochs=5, close_mosaic=2),
+        hyp=Hyperparameters(),
+        world=SimpleNamespace(is_main=True),
+        train=None,
+        folder=tmp_path,
+    )
+    for epoch, batches in [(0, 0), (0, 1), (0, 2), (0, 3), (2, 0), (3, 0), (3, 1), (4, 0)]:
+        run.state.epoch, run.state.batches = epoch, batches
+        draw_batch(run, batch_of(1, 0))
+    assert drawn == [f"train_batch{name}.jpg" for name in (0, 1, 2, "_no_mosaic")]
 
 
 def test_profile_names_the_parts(device):

@@ -298,4 +298,4 @@ def test_sentences_of_a_model_without_such_convolutions():
     texts = sentences(profile(RowGraph(spec, [nn.Conv2d(3, 8, 3)]), 16))
     assert texts[0] == "G1: no 1x1 convolutions"
     assert texts[1] == "G2: no group convolutions besides depthwise"
-    assert texts[2] == "G3: 1 kernels, 1.0 per row, up to 1 in parallel; most row 0 (Conv2d), 1"
+    assert texts[2] == "G3: 1 kernels, 1.0 per row, up to 1 in parallel; most in row 0 (Conv2d), 1"

@@ -31,7 +31,7 @@ class LayerCosts {
     if (!models.includes(this.model)) [this.model] = models;
     if (!this.model) {
       this.controls.replaceChildren();
-      this.host.replaceChildren(h("p", { class: "muted" }, "No model of the table has counted costs."));
+      this.host.replaceChildren(h("p", { class: "muted" }, "No model in the table has computed costs."));
       return;
     }
     const { row } = this.model;
@@ -95,6 +95,6 @@ class ErrorSplit {
         h("th", { scope: "row" }, marker(model), model.name),
         ...this.columns.map(({ cells, label }) => bars([[cells[model.index].value, cells[model.index].text]], max, model.color, hint(model, label))),
       ]))
-      : h("p", { class: "muted" }, "No model of the table has an error analysis."));
+      : h("p", { class: "muted" }, "No model in the table has an error analysis."));
   }
 }

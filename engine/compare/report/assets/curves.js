@@ -24,7 +24,7 @@ class CurvesChart {
     const shown = this.report.shown();
     const lines = this.runs.filter(({ model, run }) => shown.includes(model) && run.curves[this.name]);
     this.host.setAttribute("aria-label", `${this.name} over the epochs, one line per run`);
-    this.host.replaceChildren(h("p", { class: "muted" }, "No model of the table has this curve."));
+    this.host.replaceChildren(h("p", { class: "muted" }, "No model in the table has this curve."));
     if (!lines.length) return;
     const epochs = [...new Set(lines.flatMap(({ run }) => run.curves.epoch))].sort((a, b) => a - b);
     const data = [epochs, ...lines.map(({ run }) => {
@@ -44,7 +44,7 @@ class CurvesChart {
       legend: { markers: { fill: (plot, index) => plot.series[index].stroke() } },
       cursor: { y: false, points: { size: 6 } },
       scales: { x: { time: false } },
-      axes: [chartAxis("epoch", { size: 32, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] }), chartAxis(this.name, { size: 54 })],
+      axes: [chartAxis(["epoch"], { size: 32, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] }), chartAxis([this.name], { size: 54 })],
       series: [{ label: "epoch", value: (_, value) => value ?? epochs.at(-1) }, ...lines.map(({ model, run, index }, line) => ({
         label: model.name, class: first[line] === line ? "model" : "seed", stroke: model.color, width: 1.6, spanGaps: true,
         dash: DASHES[index % DASHES.length], points: { show: epochs.length < 30, size: 4 },

@@ -55,6 +55,8 @@ function choice(label, options, value, change, properties = {}, style = null) {
   return h("label", { class: style }, label, select);
 }
 
+const action = (id, label, onclick) => h("button", { type: "button", id, onclick }, label);
+
 function check(label, value, change, properties = {}) {
   const box = h("input", { type: "checkbox", ...properties, onchange: () => change(box.checked) });
   box.checked = value;
@@ -76,8 +78,18 @@ function ink(variable) {
   return color;
 }
 
-const chartAxis = (label, options) => ({
-  label, labelSize: 26, labelFont: "13px system-ui, sans-serif", font: "12px system-ui, sans-serif",
+// The first of the texts that is no longer than its axis; the last one is written smaller, then cut.
+function axisTitle({ ctx, bbox }, axis, texts) {
+  const room = (axis ? bbox.height : bbox.width) + 20 * devicePixelRatio;
+  const long = (text) => ctx.measureText(text).width > room;
+  let text = texts.find((item) => !long(item)) ?? texts.at(-1);
+  for (let size = 12; size >= 9 && long(text); size--) ctx.font = `${size * devicePixelRatio}px system-ui, sans-serif`;
+  while (long(text)) text = `${text.slice(0, -2)}…`;
+  return text;
+}
+
+const chartAxis = (titles, options) => ({
+  label: (plot, axis) => axisTitle(plot, axis, titles), labelSize: 26, labelFont: "13px system-ui, sans-serif", font: "12px system-ui, sans-serif",
   stroke: () => ink("--muted"), grid: { stroke: () => ink("--rule"), width: 1 }, ticks: { show: false }, ...options,
 });
 

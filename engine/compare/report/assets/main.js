@@ -20,13 +20,13 @@ class Report {
     this.table = new ResultsTable(this);
     this.pareto = this.numeric.length ? new ParetoChart(this) : { empty: true };
     this.parts = [
-      ["results", "Results", "All numbers of all models. The filters below apply to every figure of this page.", this.table],
+      ["results", "Results", "The most important numbers first; \u201cAll columns\u201d shows the others. Search and filters apply to every figure of this page.", this.table],
       ["pareto", "Trade-offs", "Any number against any other.", this.pareto],
       ["curves", "Training curves", null, new CurvesChart(this)],
       ["layers", "Cost by layer", "Why fewer FLOPs were, or were not, faster.", new LayerCosts(this)],
       ["errors", "Error analysis", null, new ErrorSplit(this)],
       ["examples", "Examples", null, new Examples(this, examples)],
-      ["protocol", "Protocol", "The settings that all models share. Models of different protocols are never compared in one table.", { node: protocolTables(results) }],
+      ["protocol", "Protocol", "The settings that all models share. Models with different protocols never share a table.", { node: protocolTables(results) }],
       ["commands", "Commands", "Each command repeats one run.", { node: commandList(this) }],
     ].filter(([, , , part]) => !part.empty);
   }

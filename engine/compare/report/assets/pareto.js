@@ -19,7 +19,7 @@ class ParetoChart {
     this.node = h("div", { class: "pareto" },
       h("figure", { class: "figure" },
         h("div", { class: "controls" }, select("x"), select("y"), h("div", { class: "row checks" }, this.logBox,
-          check("error bars", true, turn("errors"), { id: "pareto-errors" }), check("names", true, turn("names"), { id: "pareto-names" }))),
+          check("error bars", true, turn("errors"), { id: "pareto-errors" }), check("names", true, turn("names"), { id: "pareto-names" }), action("export-png", "PNG", () => saveChart(this.plot, this.host)))),
         this.host, this.list, this.missing,
         caption("Each marker is a model; the ring marks the baseline. The dashed line is the Pareto front of all models of the comparison: no other model is at least as good in both numbers and better in one. Bars are one standard deviation over the seeds. Drag to zoom, double-click to reset.")),
       this.card);
@@ -43,7 +43,7 @@ class ParetoChart {
     const log = positive && (this.log ?? Math.max(...values("x")) / Math.min(...values("x")) > 8);
     Object.assign(this.logBox.querySelector("input"), { checked: log, disabled: !positive });
     if (this.points.length) this.build(x, y, extent(values("x"), log), extent(values("y"), false), log);
-    else this.host.replaceChildren(h("p", { class: "muted" }, "No model of the table has both numbers."));
+    else this.host.replaceChildren(h("p", { class: "muted" }, "No model in the table has both numbers."));
     this.choose(this.points.some((point) => point.model === this.chosen) ? this.chosen : null);
   }
 
@@ -53,8 +53,7 @@ class ParetoChart {
 
   build(x, y, [left, right], rangeY, log) {
     const lower = x.better === "lower";
-    const wide = this.host.clientWidth > 500;
-    const label = (column) => (wide ? `${column.title} (${column.better} is better)` : column.title);
+    const label = ({ title, better, label, note }) => [`${title} (${better} is better)`, title, [label, note].filter(Boolean).join(", ")];
     // The line ends where x is worst: from the last model of the front on, nothing better is known.
     const heights = this.points.map((point) => (point.leads ? point.y.value : null));
     const known = heights.filter((value) => value !== null);
@@ -93,27 +92,41 @@ class ParetoChart {
     ctx.restore();
   }
 
-  // The markers are buttons over the canvas, so that keyboard and screen reader reach them. A name stands right of
-  // its marker, left of it near the edge, and not at all where it would cover another.
+  // The Pareto front as upright and level rectangles without area: left, right, top, bottom.
+  line(plot, width) {
+    const lower = this.report.column(this.axes.x).better === "lower";
+    const spots = this.front.map(({ x, y }) => [plot.valToPos(x.value, "x"), plot.valToPos(y.value, "y")]);
+    if (!spots.length) return [];
+    const ends = lower ? [...spots, [width, spots.at(-1)[1]]] : [[0, spots[0][1]], ...spots];
+    return ends.slice(1).flatMap(([x, y], index) => {
+      const [fromX, fromY] = ends[index];
+      return [[fromX, x, ...(lower ? [fromY, fromY] : [y, y])], [...(lower ? [x, x] : [fromX, fromX]), Math.min(fromY, y), Math.max(fromY, y)]];
+    });
+  }
+
+  // The markers are buttons over the canvas, so that keyboard and screen reader reach them. A name stands beside, above
+  // or below its marker, where it covers no other name, no marker and no part of the Pareto front; else it is left out.
   place(plot) {
     const [width, height] = [plot.over.clientWidth, plot.over.clientHeight];
     plot.over.querySelectorAll(".point").forEach((node) => node.remove());
     const spots = this.points.map((point) => [plot.valToPos(point.x.value, "x"), plot.valToPos(point.y.value, "y")]);
     const inside = ([x, y]) => x >= 0 && x <= width && y >= 0 && y <= height;
-    const taken = spots.map(([x, y]) => [x - 7, x + 7, y]);
-    const free = ([from, to, y]) => from > 0 && to < width + 8
-      && !taken.some(([left, right, other]) => from < right && to > left && Math.abs(y - other) < 14);
+    const taken = [...spots.map(([x, y]) => [x - 7, x + 7, y - 7, y + 7]), ...this.line(plot, width)];
+    const free = ([left, right, top, bottom]) => left > 0 && right < width + 8 && top > 0 && bottom < height
+      && !taken.some((other) => left < other[1] && right > other[0] && top < other[3] && bottom > other[2]);
     for (const index of [...this.points.keys()].filter((item) => inside(spots[item])).sort((a, b) => this.points[b].leads - this.points[a].leads)) {
       const [x, y] = spots[index];
       const node = this.button(this.points[index], x / width, y < height / 2);
       Object.assign(node.style, { left: `${x}px`, top: `${y}px` });
       plot.over.append(node);
       const tag = node.querySelector(".tag");
-      const room = tag.offsetWidth + 4;
-      const spot = [[x + 9, x + 9 + room, y], [x - 9 - room, x - 9, y]].find(free);
-      tag.hidden = !this.names || !spot;
-      tag.classList.toggle("left", Boolean(spot) && spot[0] < x);
-      if (spot && this.names) taken.push(spot);
+      const [wide, high] = [tag.offsetWidth, tag.offsetHeight];
+      const places = [9, -9 - wide, -wide / 2, 3, -3 - wide].flatMap((start, at) => (at < 2 ? [-high / 2, 3, -3 - high] : [9, -9 - high]).map((from) => [start, from]));
+      const place = places.find(([start, from]) => free([x + start, x + start + wide, y + from, y + from + high]));
+      tag.hidden = !this.names || !place;
+      if (tag.hidden) continue;
+      taken.push([x + place[0], x + place[0] + wide, y + place[1], y + place[1] + high]);
+      Object.assign(tag.style, { left: `${place[0] + 14}px`, top: `${place[1] + 14}px` }); // 14: half a button
     }
   }
 

@@ -11,9 +11,10 @@ class ResultsTable {
     this.words = "";
     this.limits = [];
     this.hidden = new Set(HIDDEN_GROUPS);
+    this.all = false; // else the essential columns alone
     if (report.columns.filter((column) => column.group === "AP by class").length > MAX_CLASSES) this.hidden.add("AP by class");
     this.count = h("p", { class: "status", id: "row-count", role: "status" });
-    this.chips = h("div", { class: "chips", "aria-label": "Active limits" });
+    this.chips = h("div", { class: "chips", "aria-label": "Active filters" });
     this.body = h("tbody");
     this.table = h("table", { class: "results", id: "results-table" },
       h("caption", { class: "hidden-text" }, "All models of the comparison; click a heading to sort"), this.head(), this.body);
@@ -21,7 +22,7 @@ class ResultsTable {
     this.node = h("div", {}, this.filters(), this.chips, this.groupBoxes(), this.count,
       scroller("Table of results", "on-screen", this.table), this.paper,
       h("p", { class: "caption" }, h("b", {}, "Table 1. "),
-        "Mean ± standard deviation over the seeds. Costs are per image, FLOPs = 2 · MACs. Δ is the difference to the baseline with the interval of a paired bootstrap over the images; an asterisk and colour mark an interval that excludes 0. The best number of a column is bold. Hover over a number for the values of its seeds."));
+        "Mean ± standard deviation over the seeds. Costs are per image, FLOPs = 2 · MACs. Δ is the difference from the baseline with the 95 % interval of a paired bootstrap over the images; an asterisk and colour mark an interval that excludes 0. The best number of a column is bold. Hover over a number for the values of its seeds."));
   }
 
   head() {
@@ -31,12 +32,7 @@ class ResultsTable {
         scope: "colgroup", class: "group-start", "data-group": group, colspan: columns.filter((column) => column.group === group).length,
       }, h("span", {}, group)))),
       h("tr", {}, this.heading({ path: "name", label: "Model" }, "name"),
-        columns.map((column, index) => this.heading(column, this.style(index)))));
-  }
-
-  style(index) {
-    const { columns } = this.report;
-    return columns[index].group === columns[index - 1]?.group ? "num" : "num group-start";
+        columns.map((column) => this.heading(column, "num"))));
   }
 
   heading({ path, label, title, unit, note, group }, style) {
@@ -49,7 +45,7 @@ class ResultsTable {
   filters() {
     const search = h("input", { type: "search", id: "filter-words", placeholder: "name, status, file, cause …",
       oninput: () => { this.words = search.value; this.report.refresh(); } });
-    const words = h("label", { class: "grow" }, "Models that contain", search);
+    const words = h("label", { class: "grow" }, "Search", search);
     const bar = { class: "controls", role: "search", "aria-label": "Filter the models" };
     if (!this.report.numeric.length) return h("div", bar, words);
     const limit = { path: this.report.defaults.y, sign: "≥" };
@@ -61,23 +57,38 @@ class ResultsTable {
     };
     number.addEventListener("keydown", (event) => { if (event.key === "Enter") add(); });
     return h("div", bar, words,
-      choice("Limit a column", this.report.options(), limit.path, (path) => { limit.path = path; }, { id: "limit-key" }),
+      choice("Filter by", this.report.options(), limit.path, (path) => { limit.path = path; }, { id: "limit-key" }),
       h("div", { class: "row" },
-        choice("to", [["≥", "≥"], ["≤", "≤"]], "≥", (sign) => { limit.sign = sign; }, { id: "limit-sign" }),
+        choice("is", [["≥", "≥"], ["≤", "≤"]], "≥", (sign) => { limit.sign = sign; }, { id: "limit-sign" }),
         h("label", { class: "wide" }, "value", number),
-        h("div", { class: "field" }, "\u00a0", h("button", { type: "button", id: "limit-add", onclick: add }, "Add limit"))));
+        h("div", { class: "field" }, "\u00a0", h("button", { type: "button", id: "limit-add", onclick: add }, "Add filter"))));
   }
 
   groupBoxes() {
-    return h("div", { class: "controls", role: "group", "aria-label": "Columns" }, this.report.groups.map((group) =>
-      check(group, !this.hidden.has(group), (on) => {
-        this.hidden[on ? "delete" : "add"](group);
-        this.hideColumns();
-      }, { "data-columns": group })));
+    const turn = (change) => (on) => { change(on); this.hideColumns(); };
+    this.boxes = h("div", { class: "row checks", role: "group", "aria-label": "Groups of columns" }, this.report.groups.map((group) =>
+      check(group, !this.hidden.has(group), turn((on) => this.hidden[on ? "delete" : "add"](group)), { "data-columns": group })));
+    return h("div", { class: "controls", role: "group", "aria-label": "Columns" },
+      check("All columns", this.all, turn((on) => { this.all = on; }), { id: "all-columns" }), this.boxes,
+      h("div", { class: "row" }, action("export-csv", "CSV", () => saveText("table.csv", csvText(this))),
+        action("export-latex", "LaTeX", () => saveText("table.tex", latexText(this)))));
+  }
+
+  columns() {
+    return this.report.columns.filter((column) => (this.all ? !this.hidden.has(column.group) : column.essential));
   }
 
   hideColumns() {
-    for (const cell of this.table.querySelectorAll("[data-group]")) cell.hidden = this.hidden.has(cell.dataset.group);
+    const shown = this.columns();
+    const count = (group) => shown.filter((column) => column.group === group).length;
+    const starts = new Set(shown.filter((column, index) => column.group !== shown[index - 1]?.group));
+    for (const cell of this.table.querySelectorAll("[data-group]")) {
+      const column = shown.find(({ path }) => path === cell.dataset.path);
+      cell.hidden = cell.dataset.path ? !column : !count(cell.dataset.group);
+      if (column) cell.classList.toggle("group-start", starts.has(column));
+      else if (!cell.hidden) cell.colSpan = count(cell.dataset.group);
+    }
+    this.boxes.hidden = !this.all;
   }
 
   // The better end first, then the other end, then the order of the record.
@@ -117,7 +128,7 @@ class ResultsTable {
     }
     this.count.textContent = `${this.models.length} of ${this.report.models.length} models`;
     this.chips.replaceChildren(...this.limits.map((limit, index) =>
-      h("button", { type: "button", title: "Remove this limit", onclick: () => { this.limits.splice(index, 1); this.report.refresh(); } },
+      h("button", { type: "button", title: "Remove this filter", onclick: () => { this.limits.splice(index, 1); this.report.refresh(); } },
         `${this.report.column(limit.path).title} ${limit.sign} ${limit.value} ✕`)));
     this.hideColumns();
   }
@@ -129,21 +140,22 @@ class ResultsTable {
       model.baseline ? badge("baseline") : null, row.status === "done" ? null : badge(row.status),
       row.cause ? h("span", { class: "cause" }, row.cause) : null));
     return h("tr", { "data-row": model.index }, name,
-      this.report.columns.map((column, index) => this.cell(column, column.cells[model.index], this.style(index))));
+      this.report.columns.map((column) => this.cell(column, column.cells[model.index])));
   }
 
-  cell(column, cell, style) {
-    const marks = [style, cell.value === null ? "absent" : "", cell.best ? "best" : "", cell.significant ? (cell.value > 0 ? "better" : "worse") : ""];
+  cell(column, cell) {
+    const marks = ["num", cell.value === null ? "absent" : "", cell.best ? "best" : "", cell.significant ? (cell.value > 0 ? "better" : "worse") : ""];
     return h("td", { class: marks.filter(Boolean).join(" "), title: cell.hint || null, "data-group": column.group, "data-path": column.path },
       h("span", { class: "main" }, cell.text), cell.spread ? h("span", { class: "spread" }, ` ${cell.spread}`) : null);
   }
 
-  // For paper: the visible groups one below the other, each with the names of the models.
+  // For paper: the essential columns, or the visible groups one below the other, each with the names of the models.
   layOut() {
-    this.paper.replaceChildren(...this.report.groups.filter((group) => !this.hidden.has(group)).map((group) => {
+    const groups = this.all ? new Set(this.columns().map(({ group }) => group)) : [null];
+    this.paper.replaceChildren(...[...groups].map((group) => {
       const copy = this.table.cloneNode(true);
       copy.removeAttribute("id");
-      for (const cell of copy.querySelectorAll("[data-group]")) if (cell.dataset.group !== group) cell.remove();
+      for (const cell of copy.querySelectorAll("[data-group]")) if (group && cell.dataset.group !== group) cell.remove();
       return copy;
     }));
   }

@@ -1,5 +1,9 @@
 """report.html in a browser: table and charts show the record and obey their reader."""
 
+import csv
+import time
+
+import cv2
 import numpy as np
 import pytest
 
@@ -44,6 +48,14 @@ def limit(opened, key, sign, value):
 
 def test_groups_of_columns_are_hidden_and_rows_filtered_in_table_and_chart(opened):
     heading = opened.find("thead [data-path='cost.backbone.macs']")
+    displayed = "[...document.querySelectorAll('thead [data-path]')].filter((n) => n.checkVisibility()).map((n) => n.dataset.path)"
+    essential = ["accuracy.AP", "difference.AP", "accuracy.AP50", "cost.params", "cost.flops"]
+    essential += ["latency.0.p50_ms", "latency.1.p50_ms", "speedup.latency.0.factor"]
+    assert opened.run(displayed) == ["name", *essential, "training.seconds"]
+    spans = "[...document.querySelectorAll('#results-table thead tr:first-child th')].filter((n) => !n.hidden).map((n) => n.colSpan)"
+    assert opened.run(spans) == [3, 2, 2, 1, 1]
+    opened.click("#all-columns")
+    assert "accuracy.APs" in opened.run(displayed)
     assert not heading.is_displayed()
     opened.click("[data-columns='Cost by section']")
     assert heading.is_displayed()
@@ -175,3 +187,75 @@ def test_head_protocol_and_commands_are_those_of_the_record_and_can_be_copied(op
     opened.click(".command .copy")
     assert opened.find(".command .copy").text == "Copied"
     assert opened.run("navigator.clipboard.readText()") == results["command"]
+
+
+def test_what_is_shown_is_saved_as_csv_latex_and_png(opened, results, tmp_path):
+    where = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    opened.driver.execute_cdp_cmd("Browser.setDownloadBehavior", where)
+    opened.enter("filter-words", "yolov5n", "input")
+    for name in ("csv", "latex", "png"):
+        opened.click(f"#export-{name}")
+    wanted = {"table.csv", "table.tex", "pareto.png"}
+    for _ in range(100):
+        if wanted <= {path.name for path in tmp_path.iterdir()}:
+            break
+        time.sleep(0.1)
+    lines = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [line["model"] for line in lines] == opened.models()[:7]
+    for line, row in zip(lines, results["rows"], strict=False):
+        assert float(line["params"]) == row["cost"]["params"]
+        ap = row["accuracy"] and row["accuracy"]["AP"]["mean"]
+        assert float(line["AP"] or -1) == pytest.approx(-1 if ap is None else ap, rel=1e-12)
+    tex = (tmp_path / "table.tex").read_text().splitlines()
+    assert tex[0] == r"\begin{tabular}{lrrrrrrrrr}"
+    assert tex[2].startswith(r"Model & AP & $\Delta$AP & AP50 & Params, M & FLOPs, G & Median,")
+    assert tex[4].startswith(r"yolov5n & 0.410 $\pm$ 0.014 & baseline & \textbf{0.760} $\pm$ 0.014")
+    assert r"yolov5n-ghost & 0.365 $\pm$ 0.007 & $-$0.045 [$-$0.055, $-$0.035]*" in tex[5]
+    picture = cv2.imread(str(tmp_path / "pareto.png"))
+    width, height = opened.run("[report.pareto.plot.width, report.pareto.plot.height]")
+    assert picture.shape[:2] == (height, width)
+    shown = opened.run(MARKER)
+    pixel = picture[round(shown[1]), round(shown[0])][::-1].tolist()
+    assert pixel == pytest.approx([0x2F, 0x6F, 0xC4], abs=40)  # of the baseline's marker
+
+
+MARKER = """(({ plot }) => {
+    const style = document.querySelector(".point[data-row='0']").style;
+    return [plot.bbox.left + parseFloat(style.left) + 3, plot.bbox.top + parseFloat(style.top) + 2];
+})(report.pareto)"""
+TITLES = """(async () => {
+    const cut = [];
+    for (const { path } of report.numeric) {
+        Object.assign(report.pareto.axes, { x: path, y: path });
+        report.pareto.draw();
+        await new Promise((done) => setTimeout(done));
+        const { plot } = report.pareto;
+        for (const axis of [0, 1]) {
+            plot.ctx.font = "13px system-ui, sans-serif";
+            const text = plot.axes[axis].label(plot, axis);
+            const room = axis ? plot.bbox.height : plot.bbox.width;
+            if (text.includes("…") || plot.ctx.measureText(text).width > room + 20) cut.push([path, axis, text]);
+        }
+    }
+    return cut;
+})()"""
+CROSSED = """(({ plot, front }) => {
+    const over = plot.over.getBoundingClientRect();
+    const spots = front.map(({ x, y }) => [over.left + plot.valToPos(x.value, "x"), over.top + plot.valToPos(y.value, "y")]);
+    const tags = [...document.querySelectorAll(".point .tag")].filter((tag) => !tag.hidden).map((tag) => [tag.textContent, tag.getBoundingClientRect()]);
+    return [tags.length, tags.filter(([, box]) => spots.some(([x, y], index) => {
+        const [endX, endY] = spots[index + 1] ?? [over.right, y];
+        const level = box.top < y && box.bottom > y && box.left < endX && box.right > x;
+        return level || (box.left < endX && box.right > endX && box.top < y && box.bottom > endY && endY < y);
+    })).map(([name]) => name)];
+})(report.pareto)"""
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_no_name_covers_the_front_and_no_axis_title_is_cut(page, written, width):
+    page.open(written, width=width)
+    count, crossed = page.run(CROSSED)  # AP over latency
+    assert count >= 4
+    assert crossed == []
+    assert page.run(TITLES) == []
+    assert page.complaints() == []

@@ -67,6 +67,10 @@ def test_colours_can_be_chosen_and_paper_has_a_table_for_each_group_of_columns(o
         colours.append(opened.run("getComputedStyle(document.body).backgroundColor"))
         opened.click("#theme")
     assert colours[0] == colours[1] != colours[2]
+    opened.run("dispatchEvent(new Event('beforeprint'))")
+    assert len(opened.texts(".on-paper table")) == 1  # of the essential columns
+    opened.run("dispatchEvent(new Event('afterprint'))")
+    opened.click("#all-columns")
     groups = len(opened.texts("[data-columns]:checked"))
     opened.run("dispatchEvent(new Event('beforeprint'))")
     assert len(opened.texts(".on-paper table")) == groups
