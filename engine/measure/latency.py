@@ -190,11 +190,11 @@ class _Run:
     def _cost(self) -> tuple[int, int, str]:
         """FLOPs of an image; bytes of weights, images and peak activations; their source.
 
-        All models of a comparison are on the device at once, so the rise over the present use
-        counts.
+        FLOPs are those of the published form: a merged MixConv multiplies by zeros.  All models of
+        a comparison are on the device at once, so the rise over the present use counts.
         """
         model, images, device = self._model, self._images, self._device
-        flops = count(model, (1, *images.shape[1:])).flops
+        flops = count(self.candidate.model, (1, *images.shape[1:])).flops
         tensors = (*model.parameters(), *model.buffers())
         weights = sum(tensor.nbytes for tensor in tensors)
         if device.type != "cuda":

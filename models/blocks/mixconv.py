@@ -6,12 +6,16 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.blocks.conv import SE, Conv, batch_norm, fold, make_activation, match
 from models.registry import Act, Block, Count, Factor, Odd, Positive, Ratio, hidden_width, register
+
+MAX_MERGED = 7  # kernel; a larger one multiplies by more zeros than cutting and joining maps costs
 
 
 @register
@@ -19,7 +23,8 @@ class MixConv(Block):
     """Depthwise convolution with another kernel size for each part of the channels, BN, activation.
 
     (B, c_in, H, W) -> (B, c_in, H', W').  arXiv:1907.09595, section 3.1; parts are equal but for
-    the remainder, which the first one gets.  Kernels must be odd.
+    the remainder, which the first one gets.  Kernels must be odd.  Fused, kernels up to MAX_MERGED
+    become one convolution of the largest.
     """
 
     def __init__(
@@ -34,14 +39,17 @@ class MixConv(Block):
             raise ValueError(f"{len(kernels)} kernels for {c_in} channels")
         share, others = c_in // len(kernels), len(kernels) - 1
         self.widths = [c_in - share * others] + [share] * others
-        self.convs = nn.ModuleList(
+        self.convs: Any = nn.ModuleList(
             nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False)
             for width, kernel in zip(self.widths, kernels, strict=True)
         )
+        self.conv: Any = None  # all of them as one, once fused
         self.bn: nn.Module = batch_norm(c_in)
         self.act = make_activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.conv is not None:
+            return self.act(self.conv(x))
         parts = x.split(self.widths, 1)
         mixed = [conv(part) for conv, part in zip(self.convs, parts, strict=True)]
         return self.act(self.bn(torch.cat(mixed, 1)))
@@ -50,6 +58,18 @@ class MixConv(Block):
         if isinstance(self.bn, nn.BatchNorm2d):
             fold(self.convs, self.bn)
             self.bn = nn.Identity()
+            if max(conv.kernel_size[0] for conv in self.convs) <= MAX_MERGED:
+                self.conv, self.convs = _merged(self.convs), nn.ModuleList()
+
+
+def _merged(parts: Any) -> nn.Conv2d:
+    """One depthwise convolution for several side by side: their kernels, padded with zeros."""
+    kernel, width = max(part.kernel_size[0] for part in parts), sum(p.out_channels for p in parts)
+    weights = [F.pad(part.weight, [(kernel - part.kernel_size[0]) // 2] * 4) for part in parts]
+    stride, bias = parts[0].stride, torch.cat([part.bias for part in parts])
+    merged = nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, device="meta")
+    merged.weight, merged.bias = nn.Parameter(torch.cat(weights)), nn.Parameter(bias)
+    return merged
 
 
 @register

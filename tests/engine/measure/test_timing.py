@@ -311,6 +311,16 @@ class TestLatency:
             expected, found = model.eval()(images), ready(images)
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(expected, found, strict=True))
 
+    def test_flops_are_those_of_the_published_form(self):
+        """Not of the zeros that a fused MixConv multiplies by."""
+        model = build_detector(load_spec("yolov5n-mixconv"), classes=3)
+        config = LatencyConfig(batches=(1,), rounds=1, warm_up=0)
+        found = measure_latency([Candidate("mix", model, 64)], config, device=CPU)[0]["mix", 1]
+        assert found.gflops_per_second == pytest.approx(
+            profile(model, 64).flops * found.images_per_second / 1e9
+        )
+        assert profile(model, 64).flops < profile(prepare(model, CPU), 64).flops
+
     def test_the_order_of_two_models_is_right(self):
         """A nano model at 64 px against a small one at 256 px: some fifty times the work."""
         small = Candidate("small", build_detector(load_spec("yolov5n"), classes=3), 64)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import models.blocks  # noqa: F401  fills the registry
 from models import registry
-from models.blocks.conv import activation, make_activation, row_defaults
+from models.blocks.conv import activation, fuse, make_activation, row_defaults
 from models.blocks.ghost import DFC
 from models.blocks.shuffle import channel_shuffle
 from models.profile.cost import parameters
@@ -379,6 +379,24 @@ def test_sizes_by_hand() -> None:
     assert shapes == [(4, 1, 3, 3), (3, 1, 5, 5), (3, 1, 7, 7)]  # the first has the remainder
     assert [round_channels(value, 4) for value in (30, 5, 18, 168, 1)] == [32, 8, 20, 168, 4]
     assert round_channels(11, 8) == 16  # 8 would be under 90 %
+
+
+def test_a_fused_mixconv_is_one_convolution_if_its_kernels_are_small() -> None:
+    """Its values are those of the parts in test_contract.py."""
+    block, large = (BLOCKS["MixConv"](10, [3, 5, last]).eval() for last in (7, 9))
+    parts = [conv.weight.clone() for conv in block.convs]
+    for one in (block, large):
+        one.bn.eps = 0.0  # nothing but identity to fold
+        fuse(one)
+    weight, at = block.conv.weight, 0
+    assert weight.shape == (10, 1, 7, 7)
+    for part, kernel in zip(parts, (3, 5, 7), strict=True):
+        edge, rows = (7 - kernel) // 2, slice(at, at + len(part))
+        inner = weight[rows, :, edge : 7 - edge, edge : 7 - edge]
+        torch.testing.assert_close(inner, part)
+        assert weight[rows].count_nonzero() == part.count_nonzero()
+        at += len(part)
+    assert large.conv is None
 
 
 def test_contract_and_expand_are_inverse_and_keep_the_phases() -> None:
