@@ -49,7 +49,6 @@ INSTEAD = {
     "model": "use --weights for a checkpoint, --cfg for a model file",
     "ndjson-console": "not in FeatherDet: results.csv has a row for each epoch",
     "ndjson-file": "not in FeatherDet: results.csv has a row for each epoch",
-    "nms": "not in FeatherDet: suppression is not part of an exported file",
     "notest": "use --noval",
     "opset": "leave it out: ONNX files are of opset 18",
     "optimize": "leave it out: export.py has one form of each file",

@@ -150,6 +150,8 @@ def as_rgb(image: Any, *, bgr: bool = False) -> np.ndarray:
     if isinstance(image, str | Path):
         if not str(image):
             raise ValueError("an empty file name is no image")
+        if "://" in str(image):
+            raise ValueError("a URL goes to stream()")
         return read_image(Path(image))
     if isinstance(image, bytes | bytearray | memoryview):
         if not len(image):

@@ -58,6 +58,9 @@ class Predictor:
     Nothing changes after construction: threads may share a predictor.
     """
 
+    # with these alone, `predictor.conf = 0.4`, as in YOLOv5, is an error and not without effect
+    __slots__ = ("_augment", "_stride", "device", "image_size", "model", "names", "nms", "trained")
+
     def __init__(  # noqa: PLR0913  keywords of its users
         self,
         weights: str | Path | Detector,
