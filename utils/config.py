@@ -9,7 +9,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field
 from typing import Any, NoReturn, TypeVar
 
@@ -122,13 +122,43 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def parse(config: type[C], argv: Sequence[str] | None, *, prog: str, description: str) -> C:
+def parse(
+    config: type[C],
+    argv: Sequence[str] | None,
+    *,
+    prog: str | None = None,
+    description: str | None = None,
+) -> C:
     """Read `argv` into `config`. Raises UserError for unknown flags and impossible values."""
     return parse_given(config, argv, prog=prog, description=description)[0]
 
 
+def from_settings(config: type[C], settings: Mapping[str, Any]) -> tuple[C, frozenset[str]]:
+    """`parse_given` of a program's settings: flags without dashes, with Python's values.
+
+    A sequence gives several values; True a flag without a value; None, or False where the default
+    is False, leaves the flag out.
+    """
+    words: list[str] = []
+    switches = {field.name for field in dataclasses.fields(config) if field.default is False}  # type: ignore[arg-type]
+    for name, value in settings.items():
+        if value is None or (value is False and name in switches):
+            continue
+        if value is True:
+            words.append(flag(name))
+        elif isinstance(value, list | tuple):
+            words += [flag(name), *map(str, value)]
+        else:
+            words.append(f"{flag(name)}={value}")
+    return parse_given(config, words)
+
+
 def parse_given(
-    config: type[C], argv: Sequence[str] | None, *, prog: str, description: str
+    config: type[C],
+    argv: Sequence[str] | None,
+    *,
+    prog: str | None = None,
+    description: str | None = None,
 ) -> tuple[C, frozenset[str]]:
     """As `parse`, and the names of the fields that `argv` gives, be it with their default value."""
     parser = ArgumentParser(

@@ -107,6 +107,11 @@ def _lock(descriptor: int) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def home() -> Path:
+    """Where cfg/data's sets lie in datasets/: the checkout, or the current folder if installed."""
+    return ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()
+
+
 def find_config(name: str, folder: str) -> Path:
     """The YAML file that a user means by `name`.
 
@@ -119,23 +124,23 @@ def find_config(name: str, folder: str) -> Path:
     """
     path = Path(name)
     file = path if path.suffix in {".yaml", ".yml"} else Path(f"{name}.yaml")
-    home = ROOT / "cfg" / folder
+    shipped = ROOT / "cfg" / folder
     anywhere = not (path.is_absolute() or name.startswith((".", "~")))
     try:
         if path.is_file():
             return path
-        if anywhere and (home / file).is_file():
-            return shown(home / file)
+        if anywhere and (shipped / file).is_file():
+            return shown(shipped / file)
         if file.is_file():
             return file
         if folder == "data" and path.is_dir():
             return _yaml_in(path)
-        if anywhere and (home / file.name).is_file():
-            warn_once(f"{name} does not exist; {shown(home / file.name)} is used instead")
-            return shown(home / file.name)
+        if anywhere and (shipped / file.name).is_file():
+            warn_once(f"{name} does not exist; {shown(shipped / file.name)} is used instead")
+            return shown(shipped / file.name)
     except OSError as error:  # a name too long, a folder without permission
         raise UserError(f"{name[:80]}: {error.strerror}") from error
-    known = sorted(item.stem for item in home.glob("*.yaml"))
+    known = sorted(item.stem for item in shipped.glob("*.yaml"))
     raise UserError(
         f"{name}: no such file, and not the name of a file in cfg/{folder}"
         f"{nearest(file.stem, known)}"

@@ -16,11 +16,12 @@ from data.index.scan import report_problems, scan_images
 from data.index.yolo import YoloSource, read_yolo
 from data.shapes.files import ensure_shapes
 from utils.errors import UserError, nearest
-from utils.files import find_config
+from utils.files import ROOT, find_config, home
 from utils.terminal import warn_main
 from utils.yamlio import Document, load_yaml
 
 SPLITS = ("train", "val", "test")
+SHIPPED = ROOT / "cfg" / "data"
 MAX_BAD = 0.5  # share of a split's images that may be unusable before it is refused
 _KEYS = ("path", *SPLITS, "names", "nc", "generate")
 _COCO_KEYS = ("images", "annotations")
@@ -54,7 +55,10 @@ def load_dataset_config(name_or_path: str) -> DatasetConfig:
     if foreign:
         never = " ('download' is never run: fetch the data yourself)" if "download" in data else ""
         warn_main(f"{file}: ignored: {', '.join(foreign)}{never}")
-    root = _path(document, file.parent.resolve(), data.get("path", "."), "path")
+    base = file.parent.resolve()
+    if base == SHIPPED:  # not into the folder of installed packages
+        base = home() / SHIPPED.relative_to(ROOT)
+    root = _path(document, base, data.get("path", "."), "path")
     splits = {
         key: _source(document, root, data[key], key) for key in SPLITS if data.get(key) is not None
     }

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.shapes.scene import NAMES, compose
 from utils.config import option, parse
 from utils.errors import UserError
-from utils.files import ROOT
+from utils.files import home
 from utils.seeding import generator
 from utils.terminal import say
 
@@ -29,7 +29,7 @@ CATEGORY_IDS = (3, 5, 8, 13, 17, 21, 34, 40, 55, 89)  # with gaps, as COCO's own
 PNG_EVERY, JPEG_QUALITY = 8, 92  # every 8th image is a PNG, the others JPEG
 VIDEO_NAME = "shapes.avi"
 _STAMP = "version.json"
-_DEFAULT_ROOT = ROOT / "datasets" / "shapes"
+_DEFAULT_ROOT = Path("datasets", "shapes")  # in home()
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,14 @@ def scene(split: str, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
     return compose(generator(SEED, list(SPLITS).index(split), index))
 
 
-def ensure_shapes(root: Path = _DEFAULT_ROOT) -> Path:
+def ensure_shapes(root: Path | None = None) -> Path:
     """Draw the data set into `root` unless it is there already; returns `root`.
 
     Layout: annotations/instances_{train,val}.json, train/, val/ and a short video.  The folder
     appears whole or not at all, and several processes may ask at once.  Raises UserError when
     `root` holds something else or cannot be written.
     """
+    root = root or home() / _DEFAULT_ROOT
     try:
         while not _is_current(root):
             root.parent.mkdir(parents=True, exist_ok=True)
@@ -124,5 +125,5 @@ def _write_video(path: Path, *, frames: int = 30) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Draw the data set and print its folder."""
     config = parse(ShapesConfig, argv, prog="python -m data.shapes", description=__doc__ or "")
-    say(f"shapes: {ensure_shapes(Path(config.root or _DEFAULT_ROOT))}")
+    say(f"shapes: {ensure_shapes(Path(config.root) if config.root else None)}")
     return 0

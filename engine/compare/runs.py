@@ -55,7 +55,7 @@ NOT_KEPT = (
 def training_command(plan: Comparison, run: RunPlan, device: str) -> list[str]:
     """The process that starts a run, or resumes it."""
     folder, config = plan.run_folder(run), plan.config
-    command = [sys.executable, str(ROOT / "train.py"), "--workers", str(config.workers)]
+    command = [sys.executable, str(ROOT / "featherdet"), "train", "--workers", str(config.workers)]
     command += ["--noplots", "--device", device]
     if state_of(folder) == HALF:
         return [*command, "--resume", str(folder)]
@@ -169,7 +169,8 @@ def _start(plan: Comparison, run: RunPlan, device: str) -> _Job:
     log = plan.folder / "logs" / f"{run.id}.log"
     log.parent.mkdir(exist_ok=True)
     plan.run_folder(run).parent.mkdir(exist_ok=True)
-    environment = {**os.environ, "TQDM_MININTERVAL": LOG_EVERY}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "TQDM_MININTERVAL": LOG_EVERY}
     if threads := plan.protocol["device"]["threads"] or plan.config.threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     command = training_command(plan, run, device)

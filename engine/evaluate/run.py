@@ -33,8 +33,8 @@ STUDY_COLUMNS = ("size", "mAP50", "mAP50-95", "pre-process ms", "inference ms", 
 SHOWN = ("conf", "iou", "max_det", "image_size", "rect", "augment", "half", "batch_size", "device")
 
 
-def run(config: ValConfig) -> None:
-    """Carry out `config.task`, print the results and where the files are.
+def run(config: ValConfig) -> DetectionMetrics | None:
+    """Carry out `config.task`, print the results and where the files are; None for a study.
 
     Works under torchrun, too: each rank takes its share, rank 0 prints and writes.
     Raises UserError for what cannot be read or does not fit together.
@@ -44,11 +44,12 @@ def run(config: ValConfig) -> None:
         validation = Validation(config, world)
         settings = ", ".join(f"{key}={value}" for key, value in changed(config).items())
         say_main(f"val.py: {settings}")
+        metrics = None
         with dead_workers_named():
             if config.task == "study":
                 validation.study()
             else:
-                validation.validate()
+                metrics = validation.validate()
         if config.task != "speed":
             say_main(f"results: {validation.folder}")
     except torch.OutOfMemoryError as error:
@@ -56,6 +57,8 @@ def run(config: ValConfig) -> None:
             f"out of GPU memory: batch {config.batch_size} is too much for {world.device}; try"
             " half the --batch-size, a smaller --img or --half"
         ) from error
+    else:
+        return metrics
     finally:
         distributed.cleanup()
 
@@ -112,7 +115,7 @@ class Validation:
             images=images,
         )
 
-    def validate(self) -> None:
+    def validate(self) -> DetectionMetrics:
         """Evaluate once; print tables and speed, write metrics, detections and plots as asked."""
         config, index, folder = self.config, self.index, self.folder
         assert config.imgsz is not None  # completed
@@ -135,6 +138,7 @@ class Validation:
                 save_labels(metrics, index, folder / "labels", scores=config.save_conf)
         if images is not None:
             save_plots(metrics, index, images, folder)
+        return metrics
 
     def settings(self, size: int) -> dict[str, Any]:
         """What the metrics depend on, as plain values."""

@@ -32,8 +32,8 @@ CLASSES = 80  # of --cfg
 TOLERANCE = 1e-3  # of boxes in pixels over the image's side, and of scores; float16: 20 times
 
 
-def run(config: ExportConfig) -> None:
-    """Write the files that `config` asks for and print where they are. Raises UserError."""
+def run(config: ExportConfig) -> list[Path]:
+    """Write the files (or folders) that `config` asks for, print where they are. UserError."""
     use_threads(config.threads)
     for name in config.include:
         required(name)
@@ -69,6 +69,7 @@ def run(config: ExportConfig) -> None:
     batch = max(config.batch_size, 2) if config.dynamic else config.batch_size
     images = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(0))
     network = Exportable(model, half=config.half).eval().requires_grad_(False)
+    paths = []
     for name in config.include:
         start = time.perf_counter()
         path = WRITERS[name](network, images, metadata, base)
@@ -83,6 +84,8 @@ def run(config: ExportConfig) -> None:
             f"{path} ({written / 1e6:.1f} MB, {time.perf_counter() - start:.1f} s);"
             f" outputs differ from PyTorch's by {apart:.1g}"
         )
+        paths.append(path)
+    return paths
 
 
 class Exportable(nn.Module):

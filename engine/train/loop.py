@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -37,8 +39,27 @@ COMPILER = ("torch._dynamo", "torch._inductor")  # where the errors of torch.com
 Log = Callable[[Mapping[str, float]], None]  # writes a row of results.csv elsewhere
 
 
-def fit(config: TrainConfig, given: Collection[str] | None = None) -> DetectionMetrics:
-    """Train as `config` says; the metrics of the best weights on the validation images.
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: its folder, the metrics of `best` on the validation images, all epochs."""
+
+    folder: Path
+    metrics: DetectionMetrics
+    rows: list[dict[str, float]]  # of results.csv
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best epoch."""
+        return self.folder / "weights" / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        """The weights of the last epoch."""
+        return self.folder / "weights" / "last.pt"
+
+
+def fit(config: TrainConfig, given: Collection[str] | None = None) -> TrainResult:
+    """Train as `config` says; what came of it.
 
     `given`: the fields that the command line names, which a resumed run applies or refuses; None:
     those that differ from their defaults.  Leaves a run folder as docs/training.md describes.
@@ -55,7 +76,7 @@ def fit(config: TrainConfig, given: Collection[str] | None = None) -> DetectionM
             # each new size would be timed again by cuDNN
             fixed_size = not (run.config.multi_scale or run.config.rect)
             with reproducible(world.device, benchmark=fixed_size):
-                return _train(run, request)
+                return TrainResult(run.folder, _train(run, request), run.state.rows)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"GPU memory ran out: batch {config.batch_size} at {config.imgsz} px is too much for"

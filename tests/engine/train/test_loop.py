@@ -23,7 +23,8 @@ LOSSES = ("train/box_loss", "train/obj_loss", "train/cls_loss")
 
 def test_a_run_leaves_all_its_files(settings, tmp_path, capsys, rows_of):
     config = settings("--epochs", 2, "--save-period", 1, "--profile", "--cos-lr")
-    metrics = fit(dataclasses.replace(config, noplots=False))
+    result = fit(dataclasses.replace(config, noplots=False))
+    metrics = result.metrics
     folder = tmp_path / "runs" / "exp"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert names >= {
