@@ -184,7 +184,7 @@ def latencies(config: RowsConfig, dtype: str, graph: bool) -> list[Row]:
             "MB": one.memory_bytes and one.memory_bytes / MEGA,
             **({"cause": one.cause} if one.cause else {}),
         }
-        for (name, batch), one in found.items()
+        for (name, batch, _), one in found.items()
     ]
 
 

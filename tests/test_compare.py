@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -495,6 +496,7 @@ def test_the_table_is_there_before_anything_is_measured(flags, fake, tmp_path, m
         (("--hyp", "defalt"), "default"),
         (("--records", "nowhere"), "no such folder"),
         (("--device", "7"), "--device 7"),
+        (("--runtime", "torch", "openvino"), "openvino needs .* pip install openvino$"),
         (("--latency-graph",), "--latency-graph .*on a CPU leave it out"),
         (("--latency-dtype", "fp16"), "--latency-dtype fp16: .*use bf16 or fp32"),
     ],
@@ -502,7 +504,10 @@ def test_the_table_is_there_before_anything_is_measured(flags, fake, tmp_path, m
 def test_mistakes_end_it_before_anything_is_written(
     flags, fake, tmp_path, change, message, monkeypatch
 ):
-    if change[0] in {"--cfg", "--hyp", "--records", "--device"}:  # before the data are read
+    there = importlib.util.find_spec
+    missing = lambda name: None if name == "openvino" else there(name)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", missing)
+    if change[0] in {"--cfg", "--hyp", "--records", "--device", "--runtime"}:  # before the data
         monkeypatch.setattr(setup, "load_splits", lambda config: 1 / 0)
     with pytest.raises(UserError, match=message):
         compare.main([*flags, *change])

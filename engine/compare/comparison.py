@@ -125,9 +125,11 @@ def _conclude(plan: Comparison, *, changed: bool) -> Results:
         seconds=config.latency_seconds,
         dtype=config.latency_dtype,
         graph=config.latency_graph,
+        runtimes=config.runtime,
     )
     device = select_device(plan.devices[0])
-    measurement, made = measure(made, plan.models, device=device, config=timing)
+    exports = folder / "exports"
+    measurement, made = measure(made, plan.models, device=device, config=timing, exports=exports)
     made = with_speedup(made, plan.baseline)
     results = replace(results, rows=made, measurement=measurement)
     plain = _write(results, folder)

@@ -21,6 +21,7 @@ from utils.config import (
 )
 from utils.hyp import AUTO
 
+RUNTIMES = ("torch", "onnxruntime", "openvino")
 TRAIN, EVALUATE, PROFILE, TABLE = "train", "evaluate", "profile", "table"  # what is compared
 
 
@@ -99,6 +100,11 @@ class CompareConfig:
     dry_run: bool = option(False, help="list the runs with their costs, write nothing")
     profile_only: bool = option(False, help="costs and latency only; needs no data")
     classes: int = option(80, min=1, max=2**31, help="number of classes with --profile-only")
+    runtime: tuple[str, ...] = option(
+        ("torch",),
+        choices=RUNTIMES,
+        help="runtimes in which latency is measured; speed-up and plots are of the first one",
+    )
     latency_batches: tuple[int, ...] = option(
         (1, 32), metavar="N", min=1, max=2**31, help="batch sizes whose latency is measured"
     )
@@ -120,25 +126,37 @@ class CompareConfig:
     exist_ok: bool = option(False, help="continue in this folder, or refuse at another protocol")
 
     def __post_init__(self) -> None:
-        if self.cfg and self.weights:
-            raise ValueError(
-                "--cfg and --weights exclude each other: what is trained here and what comes from"
-                " elsewhere have no protocol in common"
-            )
-        if not (self.cfg or self.weights or self.records):
-            raise ValueError("nothing to compare: give --cfg, --weights or --records")
         composed = self.backbone or self.neck or self.head or self.fit or self.init_weights
-        if composed and not self.cfg:
-            raise ValueError(
-                "--backbone, --neck, --head, --fit and --init-weights change models of --cfg;"
-                " give --cfg"
-            )
-        if self.profile_only and not (self.cfg or self.weights):
-            raise ValueError("--profile-only needs --cfg or --weights")
-        if self.profile_only and self.init_weights:
-            raise ValueError("--init-weights is for training; --profile-only trains nothing")
+        exported = set(self.runtime) != {"torch"}
+        refused = {
+            "--cfg and --weights exclude each other: what is trained here and what comes from"
+            " elsewhere have no protocol in common": self.cfg and self.weights,
+            "nothing to compare: give --cfg, --weights or --records": not (
+                self.cfg or self.weights or self.records
+            ),
+            "--backbone, --neck, --head, --fit and --init-weights change models of --cfg;"
+            " give --cfg": composed and not self.cfg,
+            "--profile-only needs --cfg or --weights": self.profile_only
+            and not (self.cfg or self.weights),
+            "--init-weights is for training; --profile-only trains nothing": self.profile_only
+            and self.init_weights,
+            "--latency-graph and --latency-dtype need --runtime torch; exported networks run in"
+            " float32": exported and (self.latency_graph or self.latency_dtype != "fp32"),
+        }
+        for message, wrong in refused.items():
+            if wrong:
+                raise ValueError(message)
         check_options(self)
-        names = ("seeds", "latency_batches", "cfg", "weights", "backbone", "neck", "head")
+        names = (
+            "seeds",
+            "latency_batches",
+            "cfg",
+            "weights",
+            "backbone",
+            "neck",
+            "head",
+            "runtime",
+        )
         lists = {name: getattr(self, name) for name in names}
         gpus = [part.strip().lower().removeprefix("cuda:") for part in self.device.split(",")]
         if "mps" in gpus:
@@ -153,7 +171,8 @@ class CompareConfig:
 
     @property
     def kind(self) -> str:
-        """TRAIN, EVALUATE, PROFILE, or TABLE (of records alone)."""
+        """RUNTIMES = ("torch", "onnxruntime", "openvino")
+        TRAIN, EVALUATE, PROFILE, or TABLE (of records alone)."""
         if self.profile_only:
             return PROFILE
         if self.cfg:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from engine.compare.plan import ModelEntry
 from engine.compare.schema import Cost, Layer, Measurement, Row
 from engine.measure.bench import NCHW, TYPES, forward_step, prepare, sample_images
 from engine.measure.energy import measure_energy
+from engine.measure.exported import TORCH
 from engine.measure.latency import FAULTS, Candidate, Latency, LatencyConfig, measure_latency
 from engine.measure.roofline import DevicePeak, by_block, measure_peak, roofline
 from models.detector import Detector
@@ -74,32 +76,38 @@ def measure(
     *,
     device: torch.device,
     config: LatencyConfig,
+    exports: Path = Path(),
 ) -> tuple[Measurement, list[Row]]:
     """Time all models that can be built on `device`, interleaved: the conditions, and the rows.
 
     rows: one for each of the entries.  A model that fails, at one batch size or at all, has its
-    cause in the row.
+    cause in the row.  `exports` is the folder of exported networks.
     """
     candidates = {
-        item.name: Candidate(item.name, item.detector(), item.profile.image_size)
+        item.name: Candidate(item.name, item.detector(), item.profile.image_size, item.model_id)
         for item in entries
         if item.profile is not None
     }
-    latencies, settings = measure_latency(list(candidates.values()), config, device=device)
+    latencies, settings = measure_latency(
+        list(candidates.values()), config, device=device, exports=exports
+    )
     try:
         peak = measure_peak(device, TYPES[config.dtype])
     except FAULTS as error:
         warn(f"the peak of {device} is not measured: {cause_of(error)}")
         peak = None
     measured = [
-        replace(row, latency=[latencies[row.name, n] for n in config.batches])
+        replace(
+            row,
+            latency=[latencies[row.name, n, x] for x in config.runtimes for n in config.batches],
+        )
         if row.name in candidates
         else row
         for row in rows
     ]
     batch = common_batch([row.latency for row in measured])
     for index, row in enumerate(measured):
-        if any(at.cause is None for at in row.latency):
+        if _layouts(row.latency):
             item = candidates[row.name]
             measured[index] = _with_details(row, item, peak, device, batch=batch, config=config)
     sources = [row.energy.source for row in measured if row.energy is not None]
@@ -107,6 +115,7 @@ def measure(
         device=settings["device"],
         threads=settings["threads"],
         batches=list(config.batches),
+        runtimes=list(config.runtimes),
         settings=settings,
         device_peak=None if peak is None else peak.to_dict(),
         energy_source=sources[0] if sources else None,
@@ -116,9 +125,15 @@ def measure(
 
 def common_batch(latencies: Sequence[Sequence[Latency]]) -> int | None:
     """The largest batch size that all models run at, except those that run at none."""
-    working = [{at.batch for at in latency if at.cause is None} for latency in latencies]
+    working = [set(_layouts(latency)) for latency in latencies]
     able = [batches for batches in working if batches]
     return max(set.intersection(*able), default=None) if able else None
+
+
+def _layouts(latency: Sequence[Latency]) -> dict[int, str]:
+    """By batch size the faster layout in PyTorch; where that was not timed, NCHW."""
+    timed = [at for at in latency if at.runtime == TORCH] or latency
+    return {at.batch: at.layout or NCHW for at in timed if at.cause is None}
 
 
 def _with_details(
@@ -132,10 +147,10 @@ def _with_details(
 ) -> Row:
     """A row with the times of its layers and blocks, eager, and the energy at a batch size.
 
-    In the layout that was faster at the smallest batch, and at that batch size.
+    In PyTorch, in the layout that was faster at the smallest batch, and at that batch size.
     """
     assert row.cost is not None
-    layouts = {at.batch: at.layout or NCHW for at in row.latency if at.cause is None}
+    layouts = _layouts(row.latency)
     dtype = TYPES[config.dtype]
     try:
         if peak is not None:
@@ -171,7 +186,7 @@ def with_speedup(table: Sequence[Row], baseline: str) -> list[Row]:
     base = next((row for row in table if row.name == baseline), None)
     if base is None or base.cost is None:
         return list(table)
-    times = {at.batch: at.p50_ms for at in base.latency}
+    times = {(at.batch, at.runtime): at.p50_ms for at in base.latency}
 
     def factor(slow: float | None, own: float | None) -> float | None:
         return slow / own if slow and own else None
@@ -181,7 +196,11 @@ def with_speedup(table: Sequence[Row], baseline: str) -> list[Row]:
         speedup = None
         if row is not base and row.cost is not None:
             latency = [
-                {"batch": at.batch, "factor": factor(times.get(at.batch), at.p50_ms)}
+                {
+                    "batch": at.batch,
+                    "runtime": at.runtime,
+                    "factor": factor(times.get((at.batch, at.runtime)), at.p50_ms),
+                }
                 for at in row.latency
             ]
             speedup = {"flops": factor(base.cost.flops, row.cost.flops), "latency": latency}

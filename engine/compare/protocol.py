@@ -111,7 +111,8 @@ def file_digest(path: str | Path) -> str:
 
 def latency_settings(config: CompareConfig) -> dict[str, Any]:
     """How the table's times are taken."""
-    return {"dtype": config.latency_dtype, "graph": config.latency_graph}
+    runtimes = {"runtimes": list(config.runtime)} if config.runtime != ("torch",) else {}
+    return {"dtype": config.latency_dtype, "graph": config.latency_graph, **runtimes}
 
 
 def recipe(hyp: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,13 +153,14 @@ class Row:
     difference: dict[str, Difference] | None = None  # keys AP, AP50, AP75; None for the baseline
     errors: ErrorSplit | None = None  # mean over seeds
     training: Training | None = None
-    latency: list[Latency] = field(default_factory=list)  # for each of measurement.batches
+    # for each of measurement.runtimes each of measurement.batches
+    latency: list[Latency] = field(default_factory=list)
     # roofline.Times of each kind of block at batch 1, with `bound`; longest measured first
     blocks: list[dict[str, Any]] | None = None
     energy: Energy | None = None
     # The baseline's cost divided by the row's own: 'flops', None for a row without any, and
-    # 'latency', by the p50: 'batch' and 'factor', None where one of the two failed, for each of
-    # Row.latency.  None for the baseline, and where either has no model.
+    # 'latency', by the p50: 'batch', 'runtime' and 'factor', None where one of the two failed, for
+    # each of Row.latency.  None for the baseline, and where either has no model.
     speedup: dict[str, Any] | None = None
 
 
@@ -170,6 +171,7 @@ class Measurement:
     device: str
     threads: int | None
     batches: list[int]
+    runtimes: list[str]  # the first one is that of speed-ups and default axes
     settings: dict[str, Any]  # of engine/measure/latency.py
     device_peak: dict[str, float] | None  # flops_per_second, bytes_per_second, ...
     energy_source: str | None

@@ -29,6 +29,7 @@ from engine.compare.schema import Run
 from engine.distributed import select_device
 from engine.evaluate.matching import BoxTable
 from engine.evaluate.metrics import by_id, truth_of
+from engine.measure.exported import require_runtimes
 from engine.train.config import TrainConfig
 from models.profile.counting import profile_spec
 from models.spec import ModelSpec
@@ -148,6 +149,12 @@ def run_devices(config: CompareConfig) -> tuple[str, ...]:
     """
     named = [part.strip() for part in config.device.split(",") if part.strip()] or [""]
     first = select_device(named[0])
+    require_runtimes(config.runtime)
+    if first.type != "cpu" and set(config.runtime) != {"torch"}:
+        raise UserError(
+            f"--runtime {' '.join(config.runtime)}: onnxruntime and openvino are measured on a CPU;"
+            " add --device cpu"
+        )
     if first.type == "cpu":
         if config.latency_graph:
             raise UserError("--latency-graph captures CUDA graphs; on a CPU leave it out")

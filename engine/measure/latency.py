@@ -3,7 +3,8 @@
 Each round goes through all models, beginning with the next one, so that a falling clock, a warming
 cache or the load of other processes affects all alike.  The network alone is timed, from images on
 the device to raw maps: decoding and suppression are the same for all.  Every model takes part in
-both memory layouts, and the faster one counts at each batch size.
+both memory layouts, and the faster one counts at each batch size.  Other runtimes than PyTorch take
+part in the same rounds, with the exported network, which decodes its outputs.
 """
 
 from __future__ import annotations
@@ -15,13 +16,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from engine.measure.bench import LAYOUTS, TYPES, forward_step, prepare, sample_images, synchronize
+from engine.measure.bench import (
+    LAYOUTS,
+    NCHW,
+    TYPES,
+    forward_step,
+    prepare,
+    sample_images,
+    synchronize,
+)
+from engine.measure.exported import TORCH, exported_step, versions
 from models.profile.cost import count
 from utils.environment import device_name
 from utils.errors import cause_of
@@ -36,11 +47,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to time, any module that takes (B, 3, S, S) images, with its own image size S."""
+    """A model to time, any module that takes (B, 3, S, S) images, with its own image size S.
+
+    In other runtimes than PyTorch a Detector; `key` is its file name there, without a folder.
+    """
 
     name: str
     model: nn.Module
     image_size: int
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ class LatencyConfig:
     seconds: float = 60.0
     dtype: str = "fp32"  # of weights and images, a key of TYPES
     graph: bool = False  # replay a CUDA graph: the time of the device without Python's
+    runtimes: tuple[str, ...] = (TORCH,)
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,7 @@ class Latency:
     memory_source: str | None = None  # MEASURED or MODELLED
     layout: str | None = None  # the faster one of LAYOUTS
     other_p50_ms: float | None = None  # in the slower one; None where it failed
+    runtime: str = TORCH
 
     @staticmethod
     def of(batch: int, durations: Sequence[float], flops: int, *more: Any) -> Latency:
@@ -85,33 +102,47 @@ class Latency:
 
 @torch.inference_mode()
 def measure_latency(
-    candidates: Sequence[Candidate], config: LatencyConfig, *, device: torch.device
-) -> tuple[dict[tuple[str, int], Latency], dict[str, Any]]:
-    """Time all candidates on `device`, interleaved, at each batch size.
+    candidates: Sequence[Candidate],
+    config: LatencyConfig,
+    *,
+    device: torch.device,
+    exports: Path = Path(),
+) -> tuple[dict[tuple[str, int, str], Latency], dict[str, Any]]:
+    """Time all candidates on `device`, interleaved, at each batch size and in each runtime.
 
-    Returns the latency by name and batch size, and the settings, as plain values for JSON.  A
-    candidate that cannot run there (out of memory, say) does not end the rest.
+    Returns the latency by name, batch size and runtime, and the settings, as plain values for JSON.
+    A candidate that cannot run there (out of memory, say) does not end the rest.  `exports` is the
+    folder of exported networks.
     """
-    results: dict[tuple[str, int], Latency] = {}
+    results: dict[tuple[str, int, str], Latency] = {}
     pool = torch.cuda.graph_pool_handle() if config.graph else None
-    runs = [[_Run(item, x, config, device, pool) for x in LAYOUTS] for item in candidates]
+    runs = [
+        [_Run(item, layout, config, device, pool) for layout in LAYOUTS]
+        if runtime == TORCH
+        else [_ExportedRun(item, runtime, config, exports)]
+        for item in candidates
+        for runtime in config.runtimes
+    ]
     for batch in config.batches:
-        for run in chain(*runs):
+        for run in progress(f"preparing batch {batch}", [*chain(*runs)]):
             run.start(batch)
         able = [run for run in chain(*runs) if not run.cause]
         title = f"latency at batch {batch}"
         timed = interleave(able, config, device=device, title=title)
         for run, durations in zip(able, timed, strict=True):
             run.durations = durations
-        for pair in runs:
-            faster, slower = sorted(pair, key=_Run.median)
+        for same in runs:  # in both layouts
+            faster, *others = sorted(same, key=_Run.median)
             found = faster.result()
-            if not (found.cause or slower.cause):
-                found = replace(found, other_p50_ms=1000 * slower.median() / batch)
-            results[faster.candidate.name, batch] = found
+            for slower in others:
+                if not (found.cause or slower.cause):
+                    found = replace(found, other_p50_ms=1000 * slower.median() / batch)
+            results[faster.candidate.name, batch, found.runtime] = found
     settings = {
         **vars(config),
         "batches": list(config.batches),
+        "runtimes": list(config.runtimes),
+        "versions": versions(config.runtimes),
         "fused": True,
         "layouts": list(LAYOUTS),
         "device": device_name(device),
@@ -125,6 +156,8 @@ class _Run:
 
     `cause` is that of a failure at this batch size, after which it does nothing.
     """
+
+    faults: tuple[type[Exception], ...] = FAULTS
 
     def __init__(
         self,
@@ -180,7 +213,7 @@ class _Run:
         try:
             result = step()
             synchronize(self._device)
-        except FAULTS as error:
+        except self.faults as error:
             self.cause = cause_of(error)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -205,6 +238,33 @@ class _Run:
         synchronize(device)
         rise = torch.cuda.max_memory_allocated(device) - before
         return flops, weights + images.nbytes + rise, MEASURED
+
+
+class _ExportedRun(_Run):
+    """A model in another runtime, on the CPU."""
+
+    faults = (Exception,)  # each runtime has its own
+
+    def __init__(
+        self, candidate: Candidate, runtime: str, config: LatencyConfig, exports: Path
+    ) -> None:
+        super().__init__(candidate, NCHW, config, torch.device("cpu"), None)
+        self._runtime, self._exports = runtime, exports
+
+    def _prepare(self) -> None:
+        self._step = tuple
+        size = self.candidate.image_size
+        if self._model is None:
+            self._model = prepare(self.candidate.model, self._device)
+        self._images = sample_images(self._batch, size, self._device, like=self._model)
+        file = self._exports / f"{self.candidate.key}-{size}-batch{self._batch}.onnx"
+        self._step = exported_step(self._model, self._images, self._runtime, file)
+
+    def result(self) -> Latency:
+        flops = self._attempt(lambda: count(self._model, (1, *self._images.shape[1:])).flops)
+        if flops is None:
+            return Latency(self._batch, self.cause, runtime=self._runtime)
+        return replace(Latency.of(self._batch, self.durations, flops), runtime=self._runtime)
 
 
 def interleave(

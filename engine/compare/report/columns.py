@@ -6,8 +6,7 @@ All functions take the plain values of results.json (engine/compare/schema.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.compare.schema import ACCURACY, FAILED, PROFILED
@@ -62,7 +61,6 @@ ESSENTIAL = {
     "accuracy.AP", "accuracy.AP50", "difference.AP", "cost.params", "cost.flops",
     "speedup.latency.0.factor", "training.seconds",
 }  # fmt: skip
-DETAILS = {"difference", "classes", "errors"}  # parts of a row with many columns
 Plain = Mapping[str, Any]
 
 
@@ -146,7 +144,7 @@ def columns_of(results: Plain) -> list[Column]:
         found += [replace(column, label=f"{part} {column.label}", head="") for column in some]
     found += _columns("Guidelines G1 to G4", "cost", "", GUIDELINES)
     if measurement and measurement["batches"]:
-        found += _measured(rows, measurement["batches"])
+        found += _measured(rows, places(measurement))
     if any(row["training"] for row in rows):
         found += _columns("Training", "training", "training ", TRAINING, kind=SPREAD)
     if any(row["model"]["pretrained"] is not None for row in rows):
@@ -185,20 +183,27 @@ def _accuracy(rows: Sequence[Plain]) -> Iterator[Column]:
             yield Column(path, "AP50 lost to", kind, csv, title=title, better="lower")
 
 
-def _measured(rows: Sequence[Plain], batches: Sequence[int]) -> Iterator[Column]:
-    """Latency by batch size, speed-ups, throughput, memory, energy."""
-    yield from _timed(batches, "Latency", LATENCY)
+def places(measurement: Plain) -> list[str]:
+    """Where each of Row.latency was taken: 'batch 1', with other runtimes 'batch 1, openvino'."""
+    runtimes, batches = measurement["runtimes"], measurement["batches"]
+    named = [f", {name}" for name in runtimes] if runtimes != ["torch"] else [""]
+    return [f"batch {size}{name}" for name in named for size in batches]
+
+
+def _measured(rows: Sequence[Plain], notes: Sequence[str]) -> Iterator[Column]:
+    """Latency by batch size and runtime, speed-ups, throughput, memory, energy."""
+    yield from _timed(notes, "Latency", LATENCY)
     if len(rows) > 1:
         csv, title = "speed-up by FLOPs", "Speed-up computed from FLOPs"
         yield Column("speedup.flops", "Speed-up", "By FLOPs", csv, csv, title, format=".2f")
-        for index, batch in enumerate(batches):
-            path, csv = f"speedup.latency.{index}.factor", f"speed-up at {batch}"
-            title, note = f"Speed-up measured at batch {batch}", f"batch {batch}"
-            head = f"measured at {batch}"
-            more = {"format": ".2f", "note": note, "brief": f"speed-up at {batch}"}
+        for index, note in enumerate(notes):
+            at = note.removeprefix("batch ")
+            path, csv = f"speedup.latency.{index}.factor", f"speed-up at {at}"
+            title, head = f"Speed-up measured at {note}", f"measured at {at}"
+            more = {"format": ".2f", "note": note, "brief": f"speed-up at {at}"}
             yield Column(path, "Speed-up", "Measured", csv, head, title, **more)
     group = "Throughput, memory and energy"
-    yield from _timed(batches, group, RATES)
+    yield from _timed(notes, group, RATES)
     spent = sorted({row["energy"]["batch"] for row in rows if row["energy"]})
     note = f"at {', '.join(map(str, spent))}" if spent else ""
     head, energy, power = (f"{text} {note}".rstrip() for text in ("J/image", "Energy", "Power"))
@@ -209,19 +214,23 @@ def _measured(rows: Sequence[Plain], batches: Sequence[int]) -> Iterator[Column]
     yield from _columns(group, "energy", "", numbers, note=note)
 
 
-def _timed(batches: Sequence[int], group: str, numbers: Numbers) -> Iterator[Column]:
-    """Columns for each batch size; rates are in table.md for the largest one only."""
+def _timed(notes: Sequence[str], group: str, numbers: Numbers) -> Iterator[Column]:
+    """Columns for each of `places`; rates are in table.md for the first runtime's largest batch."""
+    sizes = [int(note.split(",")[0].removeprefix("batch ")) for note in notes]
     for number in numbers:
-        for index, batch in enumerate(batches):
-            path, note = f"latency.{index}", f"batch {batch}"
-            (column,) = _columns(group, path, f"{note} ", [number], note=note)
-            shown = numbers is LATENCY or batch == max(batches)
+        for index, note in enumerate(notes):
+            path, csv = f"latency.{index}", note.replace(",", "")
+            if number[0] == "memory_bytes" and note.partition(", ")[2] not in {"", "torch"}:
+                continue  # is not known there
+            (column,) = _columns(group, path, f"{csv} ", [number], note=note)
+            shown = numbers is LATENCY or index == sizes.index(max(sizes))
+            at = note.removeprefix("batch ")
             yield replace(
                 column,
-                head=column.head.format(batch) if shown else "",
+                head=column.head.format(at) if shown else "",
                 title=f"{column.title or column.label} at {note}",
                 second=f"{path}.p90_ms" if number[0] == "p50_ms" else "",
-                brief=f"ms at {batch}" if number[0] == "p50_ms" else "",
+                brief=f"ms at {at}" if number[0] == "p50_ms" else "",
             )
 
 
@@ -264,53 +273,3 @@ def _absence(column: Column, row: Plain, baseline: str | None, cause: str | None
     if row["status"] == FAILED:
         return FAILED
     return "not trained" if part == "training" or row["status"] == PROFILED else NOT_MEASURED
-
-
-def pareto_front(costs: Sequence[float | None], values: Sequence[float | None]) -> list[int]:
-    """By rising cost the points that no other one beats: none is as cheap and better, or as good
-    and cheaper.  Points without a cost or a value are left out.
-    """
-    points = [
-        (cost, -value, index)
-        for index, (cost, value) in enumerate(zip(costs, values, strict=True))
-        if cost is not None and value is not None
-    ]
-    best: list[tuple[float, float, int]] = []
-    for point in sorted(points):
-        if not best or point[1] < best[-1][1] or point[:2] == best[-1][:2]:
-            best.append(point)
-    return [index for _, _, index in best]
-
-
-def table_of(results: Plain) -> dict[str, Any]:
-    """What the report draws: `columns`, each with the `cells` of the rows in turn, and `fronts`.
-
-    `best` marks the best value of a column with different ones.  fronts[a][b]: the Pareto front of
-    two columns, a before b, by their paths; none where both belong to DETAILS.
-    """
-    columns: list[dict[str, Any]] = []
-    values: dict[str, list[float | None]] = {}  # by path; a higher one is better
-    parts = ("accuracy", "difference")  # a difference follows its metric
-    order = {f"{part}.{key}": index for index, key in enumerate(ACCURACY) for part in parts}
-    for one in sorted(columns_of(results), key=lambda one: order.get(one.path, len(order))):
-        cells = [cell(one, row, results["baseline"]) for row in results["rows"]]
-        sign = 1 if one.better == "higher" else -1
-        known = [None if found.value is None else sign * found.value for found in cells]
-        distinct = {value for value in known if value is not None}
-        if distinct:
-            values[one.path] = known
-        marked = len(distinct) > 1 and one.kind != DIFFERENCE
-        shown = [
-            {**asdict(found), "best": marked and value == max(distinct)}
-            for found, value in zip(cells, known, strict=True)
-        ]
-        unit = "" if one.format == DURATION else one.unit  # every text names its own
-        more = {"title": one.axis, "unit": unit, "scale": one.scale, "cells": shown}
-        more["essential"] = one.essential
-        columns.append({**asdict(one), **more})
-    fronts: dict[str, dict[str, list[int]]] = {path: {} for path in values}
-    for first, second in combinations(values, 2):
-        if not {first.split(".")[0], second.split(".")[0]} <= DETAILS:
-            costs = [None if value is None else -value for value in values[first]]
-            fronts[first][second] = pareto_front(costs, values[second])
-    return {"columns": columns, "fronts": fronts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from engine.compare.report.columns import Column, Plain, at, columns_of, pareto_front
+from engine.compare.report.columns import Column, Plain, at, columns_of, places
+from engine.compare.report.drawn import pareto_front
 
 DPI = 150
 FRONT_COLOR, OTHER_COLOR, GRID_COLOR = "#1f3fbf", "#8c8c8c", "#d9d9d9"
@@ -18,11 +20,12 @@ MARGIN = 1.2  # the axis ends at this multiple of the highest cost, for names ri
 
 def write_plots(results: Plain, folder: Path) -> None:
     """pareto_COST.png and .svg for every cost that a row with an AP has."""
-    batches = results["measurement"]["batches"] if results["measurement"] else []
+    taken = places(results["measurement"]) if results["measurement"] else []
+    names = [re.sub("[^a-z0-9]+", "_", note.replace("batch ", "batch")) for note in taken]
     paths = {
         "flops": "cost.flops",
         "params": "cost.params",
-        **{f"latency_batch{size}": f"latency.{i}.p50_ms" for i, size in enumerate(batches)},
+        **{f"latency_{name}": f"latency.{i}.p50_ms" for i, name in enumerate(names)},
         "energy": "energy.joules_per_image",
     }
     columns = {column.path: column for column in columns_of(results)}

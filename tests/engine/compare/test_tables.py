@@ -348,7 +348,7 @@ def test_models_are_measured_side_by_side(tiny_model, measured, tmp_path):
     wide = tmp_path / "wide.yaml"
     wide.write_text("width_multiple: 6\n" + tiny_model.read_text())
     measurement, made = measured(tiny_model, wide)
-    assert measurement.batches == [1, 2]
+    assert (measurement.batches, measurement.runtimes) == ([1, 2], ["torch"])
     assert measurement.device.startswith("cpu")
     assert measurement.device_peak["flops_per_second"] > 0
     for one in made:
@@ -384,7 +384,8 @@ def promised(sample):
 
 
 def test_speedups_by_hand(promised):
-    at = [{"batch": 1, "factor": 1.2}, {"batch": 32, "factor": None}]
+    torch_at = {"runtime": "torch"}
+    at = [{"batch": 1, "factor": 1.2, **torch_at}, {"batch": 32, "factor": None, **torch_at}]
     found, empty = {"flops": 3.0, "latency": at}, {"flops": None, "latency": []}
     assert [row.speedup for row in promised.rows] == [None, found, None, empty]
     turned = with_speedup(promised.rows[:2], "other")

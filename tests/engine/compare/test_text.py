@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.compare.report.columns import cell, columns_of, duration, pareto_front, table_of
+from engine.compare.report.columns import cell, columns_of, duration
+from engine.compare.report.drawn import pareto_front, table_of
 from engine.compare.report.plots import pareto_plot, write_plots
 from engine.compare.report.text import complete, console, csv_table, markdown
 from engine.compare.schema import DONE, PROFILED
@@ -71,6 +72,37 @@ def test_how_times_were_taken_is_stated(sample):
     assert "the faster one: NCHW." in text
     item = {"name": "Timing", "value": "fp16, CUDA graphs", "detail": "NCHW"}
     assert item in complete(sample)["summary"]
+
+
+def test_other_runtimes_have_columns_and_a_sentence(sample):
+    """In onnxruntime the ghost model is faster: that is the first runtime, torch the second."""
+    measured = sample["measurement"]
+    measured["runtimes"] = ["onnxruntime", "torch"]
+    measured["settings"]["versions"] = {"onnxruntime": "1.2", "torch": "2"}
+    for row, p50 in zip(sample["rows"], (8.0, 4.0, 2.0), strict=True):
+        own = {"runtime": "onnxruntime", "layout": None, "other_p50_ms": None, "p50_ms": p50}
+        row["latency"] = [{**one, **own} for one in row["latency"]] + row["latency"]
+    columns = {column.path: column for column in columns_of(sample)}
+    first, second = (columns[f"latency.{index}.p50_ms"] for index in (0, 2))
+    assert first.title == "Median latency at batch 1, onnxruntime"
+    assert second.csv == "batch 1 torch p50_ms"
+    assert "latency.0.memory_bytes" not in columns
+    assert "latency.2.memory_bytes" in columns
+    assert [cell(first, row, "").text for row in sample["rows"]] == ["8.00", "4.00", "2.00"]
+    text = markdown(sample)
+    heads = text.splitlines()[0].split(" | ")
+    assert "ms/image at 1, onnxruntime, p50 / p90" in heads
+    assert "images/s at 32, onnxruntime" in heads
+    assert "onnxruntime 1.2 run the exported network in float32, with its decoding" in text
+    assert "the faster one: channels last; NCHW for yolov5n-ghost at 1." in text
+    assert max(map(len, console(sample).splitlines())) <= 120
+    (line, *_) = csv.DictReader(io.StringIO(csv_table(sample)))
+    assert float(line["batch 1 onnxruntime p50_ms"]) == 8
+    assert line["batch 32 torch layout"] == "channels last"
+    made = complete(sample)
+    assert made["fronts"]["accuracy.AP"]["latency.0.p50_ms"] == [0, 1]
+    timing = next(item for item in made["summary"] if item["name"] == "Timing")
+    assert timing["value"] == "onnxruntime, torch (fp32, eager)"
 
 
 def test_names_of_others_stay_text(sample):

@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from engine.measure.bench import (
     prepare,
     sample_images,
 )
+from engine.measure.exported import ONNXRUNTIME, OPENVINO, TORCH, exported_step
 from engine.measure.latency import (
     MEASURED,
     MIN_ROUNDS,
@@ -182,9 +184,9 @@ class TestLatency:
         models = [Candidate("a", Waits(clock, 0.5), 8), Candidate("b", Waits(clock, 0.25), 16)]
         config = LatencyConfig(batches=(1, 4), rounds=7, warm_up=1)
         results, settings = measure_latency(models, config, device=CPU)
-        assert list(results) == [("a", 1), ("b", 1), ("a", 4), ("b", 4)]
+        assert list(results) == [(name, n, "torch") for n in (1, 4) for name in "ab"]
         assert [item.p50_ms for item in results.values()] == pytest.approx([500, 250, 500, 250])
-        a, b = results["a", 4], results["b", 4]
+        a, b = results["a", 4, "torch"], results["b", 4, "torch"]
         flops = [one.gflops_per_second * 1e9 / one.images_per_second for one in (a, b)]
         assert flops == pytest.approx([2 * 64 * 9, 2 * 256 * 9])
         assert a.memory_source == MODELLED
@@ -205,7 +207,7 @@ class TestLatency:
         assert [one.other_p50_ms for one in results.values()] == [2000, 2000, 500, 500]
         assert seen == {torch.bfloat16}
         assert (settings["dtype"], settings["graph"]) == ("bf16", False)
-        assert results[nchw, 1].memory_bytes == 2 * (84 + 3 * 64 + 3 * 36)
+        assert results[nchw, 1, "torch"].memory_bytes == 2 * (84 + 3 * 64 + 3 * 36)
 
     def test_a_graph_is_captured_once_and_replayed(self, monkeypatch):
         """What torch.cuda is asked for, in order; every run shares one pool."""
@@ -294,9 +296,36 @@ class TestLatency:
         ]
         config = LatencyConfig(batches=(4, 1), warm_up=3, rounds=5)
         results, _ = measure_latency(models, config, device=CPU)
-        assert results["bad", 4] == Latency(4, cause)
-        assert results["ok", 4].p50_ms == results["ok", 1].p50_ms == 1000
-        assert (results["bad", 1].cause is None) == (broken != {"fails": 0})
+        assert results["bad", 4, "torch"] == Latency(4, cause)
+        assert results["ok", 4, "torch"].p50_ms == results["ok", 1, "torch"].p50_ms == 1000
+        assert (results["bad", 1, "torch"].cause is None) == (broken != {"fails": 0})
+
+    def test_other_runtimes_take_part_with_one_exported_network(self, tiny_model, tmp_path):
+        pytest.importorskip("onnxscript")
+        names = [TORCH, *(one for one in (ONNXRUNTIME, OPENVINO) if find_spec(one))]
+        model = build_detector(load_spec(str(tiny_model)), classes=3)
+        plain = Candidate("plain", nn.Conv2d(3, 3, 1), 64, "none")  # cannot be exported
+        models = [Candidate("tiny", model, 64, "abc"), plain]
+        config = LatencyConfig(batches=(2,), rounds=5, warm_up=1, runtimes=tuple(names))
+        results, settings = measure_latency(models, config, device=CPU, exports=tmp_path)
+        assert list(results) == [(one.name, 2, name) for one in models for name in names]
+        assert [one.runtime for one in results.values()] == names * 2
+        assert all(results["tiny", 2, name].p50_ms > 0 for name in names)
+        failed = [results["plain", 2, name].cause for name in names[1:]]
+        assert all(cause.startswith("AttributeError") for cause in failed)
+        assert (settings["runtimes"], list(settings["versions"])) == (names, names)
+        (file,) = tmp_path.iterdir()
+        assert file.name == "abc-64-batch2.onnx"
+        written = file.stat().st_mtime_ns
+        ready = prepare(model, CPU)
+        images = sample_images(2, 64, CPU, like=ready)
+        with torch.inference_mode():
+            expected = ready.head.dense(ready(images))
+        for name in names[1:]:  # by the same file, and equal to PyTorch
+            found = exported_step(ready, images, name, file)()
+            for ours, theirs in zip(found, expected, strict=True):
+                assert torch.from_numpy(ours) == pytest.approx(theirs, abs=1e-3)
+        assert file.stat().st_mtime_ns == written
 
     def test_preparing_leaves_the_model_alone(self):
         torch.manual_seed(0)
@@ -342,10 +371,10 @@ class TestLatency:
         both, _ = measure_latency(models, config, device=device)
         alone, _ = measure_latency(models[:1], config, device=device)
         for batch in config.batches:
-            small, large = (both[name, batch] for name in names)
+            small, large = (both[name, batch, "torch"] for name in names)
             assert small.memory_source == MEASURED
             assert small.memory_bytes < large.memory_bytes
-            memory = alone["yolov5n", batch].memory_bytes
+            memory = alone["yolov5n", batch, "torch"].memory_bytes
             assert small.memory_bytes == pytest.approx(memory, rel=0.05)
 
 
