@@ -43,7 +43,7 @@ def copied(index: DataIndex, number: int, folder: Path) -> tuple[DataIndex, Path
                    (x2 - x1) / width, (y2 - y1) / height)  # fmt: skip
         rows = (" ".join(map(str, row)) + "\n" for row in zip(*columns, strict=True))
         (folder / "labels" / f"{position:06}.txt").write_text("".join(rows), encoding="utf-8")
-        records.append(replace(record, path=path))
+        records.append(replace(record, file=str(path)))
     file = folder / "data.yaml"
     content = {"path": str(folder), "train": "images", "val": "images", "names": [*index.names]}
     file.write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 import re
 import stat
 from collections.abc import Callable
@@ -58,12 +59,15 @@ def read_image(path: Path, *, reduce: int = 1) -> np.ndarray:
     return decode_image(read_bytes(path), reduce=reduce)
 
 
-def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
+def read_bytes(path: Path | str, *, limit: int = MAX_BYTES) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises ImageError."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116  a Path for each image costs time and memory
         regular = stat.S_ISREG(status.st_mode)
-        data = path.read_bytes() if regular and status.st_size <= limit else b""
+        data = b""
+        if regular and status.st_size <= limit:
+            with open(path, "rb") as file:  # noqa: PTH123
+                data = file.read()
     except Exception as error:
         raise ImageError(cause_of(path, error)) from error
     if not regular:
@@ -73,9 +77,9 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES) -> bytes:
     return data
 
 
-def cause_of(path: Path, error: Exception) -> str:
+def cause_of(path: Path | str, error: Exception) -> str:
     """Why `path` could not be read, in a few words."""
-    if getattr(error, "errno", None) in {errno.ENOENT, errno.ELOOP} and path.is_symlink():
+    if getattr(error, "errno", None) in {errno.ENOENT, errno.ELOOP} and Path(path).is_symlink():
         return "dangling or looping symbolic link"
     return getattr(error, "strerror", None) or str(error)
 

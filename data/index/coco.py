@@ -18,7 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.index.columns import Entries, Texts, stamp_of
+from data.index.columns import Entries, Texts
+from data.index.files import stamp_of
 from data.index.records import (
     NOTE,
     SKIPPED_IMAGE,

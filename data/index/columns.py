@@ -7,13 +7,12 @@ counted; arrays are not.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import math
 import os
 import tempfile
-import time
 import weakref
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,9 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from data.index.waiting import map_files
-
-_SETTLED = 2_000_000_000  # ns; a file system's clock may stand still for that long
 _CODEC = ("utf-8", "surrogatepass")  # undecodable bytes of file names are surrogates
 
 
@@ -66,9 +62,11 @@ class Texts(Sequence[str]):
     @staticmethod
     def of(texts: Iterable[str]) -> Texts:
         """The columns of `texts`."""
-        parts = [text.encode(*_CODEC) for text in texts]
-        ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-        return Texts(np.frombuffer(b"".join(parts), np.uint8), ends)
+        data, ends = bytearray(), array("q", [0])
+        for text in texts:
+            data += text.encode(*_CODEC)
+            ends.append(len(data))
+        return Texts(np.frombuffer(data, np.uint8), np.frombuffer(ends, np.int64))
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -110,7 +108,7 @@ class Entries:
 class ImageRecord:
     """One image file and its N boxes."""
 
-    path: Path
+    file: str  # a Path in every worker for every image would fill the table of interned texts
     height: int  # as decoded, EXIF orientation applied
     width: int
     image_id: int | str  # the data set's own
@@ -119,6 +117,11 @@ class ImageRecord:
     crowd: np.ndarray  # (N,) bool: ignore regions of the evaluation, never training targets
     areas: np.ndarray  # (N,) float32: COCO's 'area' where given, else the box's
     segments: tuple[np.ndarray | None, ...]  # per box (P, 2) float32 pixels, or None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.file)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,7 +150,7 @@ class Records(Sequence[ImageRecord]):
         polygons = [none if item is None else item for one in records for item in one.segments]
         ends = np.cumsum([0, *map(len, polygons)])
         return Records(
-            paths=Texts.of(str(item.path) for item in records),
+            paths=Texts.of(item.file for item in records),
             ids=Texts.of(str(item.image_id) for item in records),
             numeric=np.array([isinstance(item.image_id, int) for item in records], bool),
             sizes=np.array([(r.height, r.width) for r in records], np.int64).reshape(-1, 2),
@@ -173,7 +176,7 @@ class Records(Sequence[ImageRecord]):
         height, width = self.sizes[index].tolist()
         rows = self.rows(index)
         return ImageRecord(
-            path=Path(self.paths[index]),
+            file=self.paths[index],
             height=height,
             width=width,
             image_id=self.image_id(index),
@@ -196,7 +199,9 @@ class Records(Sequence[ImageRecord]):
     def segments(self, rows: slice) -> tuple[np.ndarray | None, ...]:
         """The polygons of these boxes."""
         begins, ends = self.begins[rows].tolist(), self.ends[rows].tolist()
-        return tuple(self.points[a:b] if b > a else None for a, b in zip(begins, ends, strict=True))
+        pairs = zip(begins, ends, strict=True)
+        # Python keeps 2,000 free tuples of each length if they are made of a generator
+        return tuple([self.points[a:b] if b > a else None for a, b in pairs])
 
     def __repr__(self) -> str:
         return repr(tuple(self))
@@ -279,33 +284,3 @@ class ImageChecks:
         self.sizes[index] = check.height, check.width
         if check.cause is not None:
             self.causes[index] = check.cause
-
-
-def file_states(paths: Iterable[str]) -> np.ndarray:
-    """(N, 3) int64: bytes and the times, in ns, of the last write and the last change of a file.
-
-    The time of a change cannot be set back; it is -1 where the next change could have the same
-    time.  All are 0 where there is no file; the first is -1 for a link that leads nowhere.
-    """
-    settled = time.time_ns() - _SETTLED
-    numbers = itertools.chain.from_iterable(map_files(_state, paths))
-    states = np.fromiter(numbers, np.int64).reshape(-1, 3)
-    states[states[:, 2] > settled, 2] = -1
-    return states
-
-
-def stamp_of(names: object, paths: Texts) -> str:
-    """A hash of `names`, `paths` and their files' states; '' if a file could change unnoticed."""
-    states = file_states(paths)
-    digest = hashlib.blake2b(repr(names).encode("utf-8", "replace"), digest_size=16)
-    for column in (paths.data, paths.ends, states):
-        digest.update(column.data)
-    return "" if (states[:, 2] < 0).any() else digest.hexdigest()
-
-
-def _state(path: str) -> tuple[int, int, int]:
-    try:
-        status = os.stat(path)  # noqa: PTH116  a Path for each would take longer than the call
-    except OSError:
-        return -int(os.path.lexists(path)), 0, 0
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

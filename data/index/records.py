@@ -21,6 +21,7 @@ SKIPPED_IMAGE = "image"
 SKIPPED_ROW = "row"
 NOTE = "note"  # reported, but nothing was left out
 _AT_ONCE = 65_536  # boxes
+_LINES = 1024  # of the fingerprint
 # Of the golden ratio; odd, so that no multiple loses a bit of the column
 _MULTIPLES = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, 8, dtype=np.uint64)
 
@@ -123,13 +124,17 @@ class Labels:
     @staticmethod
     def concatenate(parts: Iterable[Labels]) -> Labels:
         """The rows of all parts."""
-        columns = [vars(part) for part in (Labels.of(()), *parts)]
-        lengths = np.concatenate([np.diff(part.pop("starts")) for part in columns])
-        # A part's column goes as soon as it has been joined, or there would be two of everything
-        joined = {
-            name: np.concatenate([part.pop(name) for part in columns]) for name in [*columns[0]]
+        none = vars(Labels.of(())) | {"starts": np.zeros(0, np.int64)}
+        grown = {name: bytearray() for name in none}  # many small arrays would leave holes
+        for part in parts:
+            for name, column in (vars(part) | {"starts": np.diff(part.starts)}).items():
+                grown[name] += column.astype(none[name].dtype, copy=False).tobytes()
+        columns = {
+            name: np.frombuffer(grown[name], column.dtype).reshape(-1, *column.shape[1:])
+            for name, column in none.items()
         }
-        return Labels(**joined, starts=np.append(0, np.cumsum(lengths)))
+        lengths = columns.pop("starts")
+        return Labels(**columns, starts=np.append(0, np.cumsum(lengths)))
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,10 @@ def build_index(parsed: Parsed, checks: ImageChecks, *, single_cls: bool = False
     inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
     candidates = np.flatnonzero(usable[labels.image] & inside)
     rows = candidates[_first_of_equals(labels, boxes, candidates)]
-    rows = rows[np.argsort(labels.image[rows], kind="stable")]
+    images = labels.image[rows]
+    if (images[1:] < images[:-1]).any():
+        rows = rows[np.argsort(images, kind="stable")]
+    del images
     problems = [*parsed.problems, *_image_problems(parsed, checks, unreadable)]
     for row in np.flatnonzero(usable[labels.image] & ~inside).tolist():
         image, source = int(labels.image[row]), labels.sources[row]
@@ -213,10 +221,14 @@ def _first_of_equals(labels: Labels, boxes: np.ndarray, candidates: np.ndarray) 
     columns = (labels.image, *boxes.view(np.int32).T, labels.crowd, labels.classes)
     # To sort whole rows is slow: only those can be equal that have equal sums of odd multiples
     sums = np.zeros(len(candidates), np.uint64)
-    for column, multiple in zip(columns, _MULTIPLES, strict=True):
-        sums += column[candidates].astype(np.int64).view(np.uint64) * multiple
+    for start in range(0, len(sums), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        for column, multiple in zip(columns, _MULTIPLES, strict=True):
+            sums[some] += column[candidates[some]].astype(np.int64).view(np.uint64) * multiple
     ordered = np.sort(sums)
-    suspects = np.flatnonzero(np.isin(sums, ordered[1:][ordered[1:] == ordered[:-1]]))
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    del ordered
+    suspects = np.flatnonzero(np.isin(sums, repeated))  # few are compared one by one, in place
     table = np.column_stack([column[candidates[suspects]] for column in columns])
     _, first = np.unique(table, axis=0, return_index=True)
     chosen = np.ones(len(candidates), bool)
@@ -289,6 +301,6 @@ def _fingerprint(parsed: Parsed, checks: ImageChecks, single_cls: bool) -> str:
         f"{image_id}:{size}:{ends.hex() if any(ends) else ''}\n"
         for image_id, size, ends in zip(parsed.entries.ids, sizes, edges, strict=True)
     )
-    for some in iter(lambda: "".join(itertools.islice(lines, _AT_ONCE)), ""):
+    for some in iter(lambda: "".join(itertools.islice(lines, _LINES)), ""):
         digest.update(some.encode("utf-8", "replace"))
     return digest.hexdigest()

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from data.index.columns import Entries
+from data.index.files import map_files
 from data.index.records import SKIPPED_ROW, Labels, Problem, Row
-from data.index.waiting import map_files
 from utils.errors import UserError
 from utils.images import ImageError, read_bytes
 
@@ -67,7 +67,7 @@ def _content(path: str) -> bytes | ImageError:
     if not os.path.lexists(path):
         return b""
     try:
-        return read_bytes(Path(path), limit=MAX_LABEL_BYTES)
+        return read_bytes(path, limit=MAX_LABEL_BYTES)
     except ImageError as error:
         if Path(path).is_dir():
             text = f"{path}: is a folder, but a label file is expected there; move it away"

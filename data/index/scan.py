@@ -7,6 +7,7 @@ shows what was cut off, but no damage in between.
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.index.columns import ImageCheck, ImageChecks, Texts, file_states
+from data.index.columns import ImageCheck, ImageChecks, Texts
 from data.index.decoder import INCOMPLETE, DecoderLog
+from data.index.files import file_states, map_files
 from data.index.records import Problem
-from data.index.waiting import map_files
 from utils.headers import size_by_header
 from utils.images import (
     MAX_BYTES,
@@ -77,10 +78,10 @@ def _look_at(
 
     def check(i: int) -> tuple[int, ImageCheck, bool]:
         printed, before = log.size(), known(i)
-        found = check_image(Path(paths[i]), before, decode=decode)
+        found = check_image(paths[i], before, decode=decode)
         return i, found, found is not before and log.size() != printed
 
-    def check_alone(path: Path) -> ImageCheck:
+    def check_alone(path: str) -> ImageCheck:
         start = log.size()
         found = check_image(path, decode=True)
         complaint = log.complaint(start)
@@ -107,10 +108,10 @@ def _look_at(
             bar.update()
         bar.close()
         for i in suspects:
-            checks[i] = check_alone(Path(paths[i]))
+            checks[i] = check_alone(paths[i])
 
 
-def check_image(path: Path, known: ImageCheck | None = None, *, decode: bool) -> ImageCheck:
+def check_image(path: str, known: ImageCheck | None = None, *, decode: bool) -> ImageCheck:
     """Size of an image as decoded, or the cause why it cannot be used.
 
     `known` is returned when size, time and the hash of the file's two ends are still its own.
@@ -118,10 +119,10 @@ def check_image(path: Path, known: ImageCheck | None = None, *, decode: bool) ->
     """
     found, sides = ImageCheck(0, 0, ""), None
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116  a Path for each image takes time
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
             read_bytes(path)  # names the cause
-        with path.open("rb", buffering=_EDGE) as file:
+        with open(path, "rb", buffering=_EDGE) as file:  # noqa: PTH123
             head = file.read(_EDGE)
             file.seek(max(0, status.st_size - _EDGE))
             tail = file.read(_EDGE)

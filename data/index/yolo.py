@@ -6,20 +6,21 @@ import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data.index.columns import Entries, Texts, stamp_of
+from data.index.columns import Entries, Texts
+from data.index.files import stamp_of
 from data.index.records import NOTE, Labels, Parsed, Problem
 from data.index.rows import read_rows, text_lines
 from utils.errors import UserError
 from utils.images import IMAGE_SUFFIXES, MACOS, ImageError, read_bytes
 
 _MAX_LIST_BYTES = 1 << 30
-_AT_ONCE = 4096  # label files that are parsed together
+_AT_ONCE = 1024  # label files that are parsed together
 # Images by name, in formats that are not read: reported, rather than silently left out.
 _OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg"})
 
@@ -41,17 +42,17 @@ def read_yolo(source: YoloSource, names: tuple[str, ...], *, known: Parsed | Non
     for a path that does not exist and for a label path that is a directory.
     """
     images, problems = list_images(source)
-    label_folder = functools.cache(_label_folder)
-    parts = map(_parts, images)
-    label_files = Texts.of(f"{label_folder(folder)}{os.sep}{stem}.txt" for folder, stem, _ in parts)
     paths = Texts.of(images)
+    del images  # 118,287 texts
+    label_folder = functools.cache(_label_folder)
+    parts = map(_parts, paths)
+    label_files = Texts.of(f"{label_folder(folder)}{os.sep}{stem}.txt" for folder, stem, _ in parts)
     stamp = stamp_of((names, problems, hashlib.blake2b(paths.data.tobytes()).digest()), label_files)
     if known is not None and stamp and known.stamp == stamp:
         return known
     entries = Entries(
-        paths, *_ids(images, source.root), np.zeros((len(images), 2), np.int64), label_files
+        paths, *_ids(paths, source.root), np.zeros((len(paths), 2), np.int64), label_files
     )
-    del images  # 118,287 texts
     return Parsed(
         entries=entries,
         labels=Labels.concatenate(
@@ -66,7 +67,7 @@ def read_yolo(source: YoloSource, names: tuple[str, ...], *, known: Parsed | Non
     )
 
 
-def _ids(images: Sequence[str], root: Path) -> tuple[Texts, np.ndarray]:
+def _ids(images: Texts, root: Path) -> tuple[Texts, np.ndarray]:
     """Ids, and which are numbers: of the file names, or of paths where these are not unique."""
     ids = [_parts(image)[1] for image in images]
     numeric = np.array([s.isascii() and s.isdecimal() and len(s) < 19 for s in ids], bool)

@@ -44,7 +44,7 @@ def transform(
     cut = np.flatnonzero((clipped != exact).any(1))
     crossing = [owner for owner in cut if scaled[owner] is not None]  # most polygons do not
     if crossing:
-        outlines = tuple(scaled[owner] for owner in crossing)
+        outlines = tuple([scaled[owner] for owner in crossing])
         moved[crossing], left = _by_corners(moved[crossing], outlines, np.eye(3), size)
         for owner, outline in zip(crossing, left, strict=True):
             scaled[owner] = outline
@@ -116,7 +116,7 @@ def scale_segments(
 ) -> tuple[np.ndarray | None, ...]:
     """Polygons times (x, y) `scale` plus `offset`, float32; None stays None."""
     factor, shift = np.array(scale, dtype=np.float32), np.array(offset, dtype=np.float32)
-    return tuple(None if outline is None else outline * factor + shift for outline in segments)
+    return tuple([None if outline is None else outline * factor + shift for outline in segments])
 
 
 def whole_segments(
@@ -136,7 +136,7 @@ def whole_segments(
     extent = np.hstack((np.minimum.reduceat(points, start), np.maximum.reduceat(points, start)))
     whole = np.zeros(len(segments), dtype=bool)
     whole[owners] = (np.abs(extent - boxes[owners]) <= BOX_TOLERANCE).all(1)
-    return tuple(s if fits else None for s, fits in zip(segments, whole, strict=True))
+    return tuple([s if fits else None for s, fits in zip(segments, whole, strict=True)])
 
 
 def is_axis_aligned(matrix: np.ndarray) -> bool:

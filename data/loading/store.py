@@ -104,23 +104,23 @@ class ImageStore:
         return Letterbox(self.shape(position), canvas, self.size)
 
     def _read(self, position: int) -> np.ndarray:
-        path = Path(self.records.paths[position])
+        file = self.records.paths[position]
         source, (height, width) = tuple(self.records.sizes[position].tolist()), self.shape(position)
         fits = [n for n in (8, 4, 2) if max(source) >= n * self.size and not self._area]
         reduce = fits[0] if fits else 1
         try:
-            image, complaint = decode_whole(read_bytes(path), reduce=reduce)
+            image, complaint = decode_whole(read_bytes(file), reduce=reduce)
         except ImageError as error:
             raise UserError(
-                f"{path}: unreadable: {error}; repair or remove it and start again"
+                f"{file}: unreadable: {error}; repair or remove it and start again"
                 " (python -m data.index finds all such images)"
             ) from error
         if complaint is not None and not self._odd.array[position]:
             self._odd.array[position] = 1
-            warn(f"warning: {path}: {complaint}; used as decoded")
+            warn(f"warning: {file}: {complaint}; used as decoded")
         if image.shape[:2] not in (source, tuple(-(-side // reduce) for side in source)):
             raise UserError(
-                f"{path}: was {source[1]}x{source[0]} pixels at the scan and has changed; "
+                f"{file}: was {source[1]}x{source[0]} pixels at the scan and has changed; "
                 "start again"
             )
         if image.shape[:2] != source and (source[0] % reduce or source[1] % reduce):

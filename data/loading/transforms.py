@@ -26,7 +26,7 @@ def keep(sample: Sample, mask: np.ndarray) -> Sample:
     """The sample with only the boxes where `mask` (N,) is true."""
     if mask.all():
         return sample
-    segments = tuple(s for s, kept in zip(sample.segments, mask, strict=True) if kept)
+    segments = tuple([s for s, kept in zip(sample.segments, mask, strict=True) if kept])
     return replace(sample, boxes=sample.boxes[mask], labels=sample.labels[mask], segments=segments)
 
 
@@ -199,7 +199,7 @@ def copy_paste(sample: Sample, rng: np.random.Generator, *, share: float) -> Sam
         boxes = np.vstack((boxes, box))
         pasted.append(int(owner))
     labels = np.concatenate((sample.labels, [sample.labels[owner] for owner in pasted]))
-    segments = sample.segments + tuple(mirrored.segments[owner] for owner in pasted)
+    segments = sample.segments + tuple([mirrored.segments[owner] for owner in pasted])
     labels = labels.astype(np.int64)
     return replace(sample, image=image, boxes=boxes, labels=labels, segments=segments)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import multiprocessing
 import multiprocessing.queues
 import os
@@ -202,6 +203,7 @@ def _kill_workers() -> None:
 
 
 def _start_worker(number: int) -> None:
+    gc.freeze()  # to collect the parent's objects would write to all of them, and so copy them
     cv2.setNumThreads(0)  # the processes are the parallelism
     for number in STOP_SIGNALS:  # sent to whole groups
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop

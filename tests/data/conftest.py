@@ -47,7 +47,7 @@ def make_record():
             "segments": (None,) * count,
             **changes,
         }
-        return ImageRecord(path=path, height=height, width=width, boxes=boxes, **values)
+        return ImageRecord(file=str(path), height=height, width=width, boxes=boxes, **values)
 
     return make
 

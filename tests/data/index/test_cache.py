@@ -21,7 +21,7 @@ def kept(cache_home):
 @pytest.fixture
 def settled(monkeypatch):
     """The files of the test count as written long ago."""
-    monkeypatch.setattr("data.index.columns._SETTLED", -1 << 60)
+    monkeypatch.setattr("data.index.files._SETTLED", -1 << 60)
 
 
 @pytest.mark.parametrize("age", ["just written", "settled"])

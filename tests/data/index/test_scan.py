@@ -222,12 +222,12 @@ def test_only_the_first_rank_speaks_and_shows_a_bar(scan, images, monkeypatch, c
 
 def test_known_images_are_not_decoded_again(tmp_path, write_image, monkeypatch):
     path = write_image(tmp_path / "a.jpg")
-    first = check_image(path, decode=True)
+    first = check_image(str(path), decode=True)
     assert (first.height, first.width, first.cause) == (48, 64, None)
-    assert check_image(path, decode=False) == first
+    assert check_image(str(path), decode=False) == first
     monkeypatch.setattr("data.index.scan.image_size", lambda data: (99, 98))
-    assert check_image(path, first, decode=True) is first
+    assert check_image(str(path), first, decode=True) is first
     status = path.stat()
     path.write_bytes(path.read_bytes()[:-3] + b"x\xff\xd9")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert check_image(path, first, decode=True).height == 99
+    assert check_image(str(path), first, decode=True).height == 99

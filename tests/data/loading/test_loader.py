@@ -7,6 +7,7 @@ import gc
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -379,7 +380,7 @@ def pooled(monkeypatch, pool=4):
     files = []
     read = store_module.read_bytes
     monkeypatch.setattr(
-        store_module, "read_bytes", lambda path: files.append(path.stem) or read(path)
+        store_module, "read_bytes", lambda file: files.append(Path(file).stem) or read(file)
     )
     return files
 

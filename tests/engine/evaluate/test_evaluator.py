@@ -109,7 +109,7 @@ def make_index(
         rows = [row for row in objects if row[0] in labels]
         table = np.array(rows, dtype=np.float32).reshape(-1, 5)
         record = ImageRecord(
-            path=path,
+            file=str(path),
             height=height,
             width=width,
             image_id=10 * (len(IMAGES) - number),
@@ -314,7 +314,7 @@ class TestFiles:
         before = sorted(tmp_path.iterdir())
         paths = [tmp_path / "set" / folder / "same.jpg" for folder in "abcdefg"]
         paths[0] = tmp_path / "set" / ".." / ".." / tmp_path.name / "mine" / "a.jpg"
-        moved = [replace(r, path=p) for r, p in zip(index.records, paths, strict=True)]
+        moved = [replace(r, file=str(p)) for r, p in zip(index.records, paths, strict=True)]
         save_labels(metrics, replace(index, records=tuple(moved)), tmp_path / "run" / "labels")
         assert len(list((tmp_path / "run" / "labels").rglob("*.txt"))) == 7
         assert (tmp_path / "run" / "labels" / "mine" / "a.txt").is_file()

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -37,7 +35,7 @@ def test_sizes_are_at_network_size_without_the_tiny_and_the_crowds():
     boxes = np.array([[0, 0, 100, 50], [0, 0, 3, 100], [0, 0, 80, 80]], dtype=np.float32)
     crowd = np.array([False, False, True])
     areas, classes = np.ones(3, np.float32), np.zeros(3, np.int64)
-    record = ImageRecord(Path("a.jpg"), 200, 400, "a", boxes, classes, crowd, areas, (None,) * 3)
+    record = ImageRecord("a.jpg", 200, 400, "a", boxes, classes, crowd, areas, (None,) * 3)
     np.testing.assert_allclose(box_sizes([record], 200), [[50, 25]])
     assert box_sizes([], 320).shape == (0, 2)
 
