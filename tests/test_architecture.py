@@ -33,7 +33,7 @@ ALLOWED = {
 }
 LONGEST_FILE = 320
 LARGEST_FOLDER = 16  # Python files
-LINES = 25_600  # Python outside tests/; goes down, and up only with a capability
+LINES = 26_800  # Python outside tests/; goes down, and up only with a capability
 SCRIPT_LINES = 1_150  # JavaScript, CSS and HTML of our own
 # What runs text or bytes from outside as code.
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}
