@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.export.config import openvino_precision_option
 from utils.config import (
     MAX_PIXELS,
     MAX_WORKERS,
@@ -66,6 +67,7 @@ class ValConfig:
     )
     augment: bool = option(False, help="test-time augmentation: three scales, one mirrored")
     half: bool = option(False, help="half precision (CUDA only)")
+    openvino_precision: str = openvino_precision_option()
     save_txt: bool = option(False, help="write the detections as YOLO labels")
     save_conf: bool = option(False, help="append the scores to the labels of --save-txt")
     save_json: bool = option(False, help="write the detections as COCO results, predictions.json")

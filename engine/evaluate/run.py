@@ -21,7 +21,7 @@ from engine.evaluate.config import SPEED_CONF, ValConfig
 from engine.evaluate.evaluator import check, evaluate
 from engine.evaluate.metrics import DetectionMetrics, save_labels, save_metrics, save_predictions
 from engine.evaluate.plots import BatchImages, plot_study, save_plots
-from engine.export.runtime import Exported, Network, load_network, to_half
+from engine.export.runtime import Exported, Network, load_network, runtime_of, to_half
 from utils.config import DEFAULT_SIZE, changed
 from utils.errors import UserError
 from utils.files import check_run_dir, find_config, new_run_dir, write_text
@@ -30,7 +30,18 @@ from utils.yamlio import load_yaml
 
 WARM_UPS = 3  # forward passes on CUDA before a timing
 STUDY_COLUMNS = ("size", "mAP50", "mAP50-95", "pre-process ms", "inference ms", "NMS ms")
-SHOWN = ("conf", "iou", "max_det", "image_size", "rect", "augment", "half", "batch_size", "device")
+SHOWN = (
+    "conf",
+    "iou",
+    "max_det",
+    "image_size",
+    "rect",
+    "augment",
+    "half",
+    "batch_size",
+    "device",
+    "runtime",
+)
 
 
 def run(config: ValConfig) -> DetectionMetrics | None:
@@ -71,7 +82,9 @@ class Validation:
             raise UserError(f"--half needs CUDA; on {world.device.type} leave it out")
         if config.task != "speed":
             check_run_dir(config.project, config.name)
-        self.model, trained = load_network(config.weights, device=world.device)
+        self.model, trained = load_network(
+            config.weights, device=world.device, openvino_precision=config.openvino_precision
+        )
         if config.half:
             to_half(self.model)
         inside = self.model.metadata.suppression if isinstance(self.model, Exported) else None
@@ -149,6 +162,7 @@ class Validation:
             **{name: getattr(config, name) for name in own},
             "image_size": size,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "runtime": runtime_of(self.model),
             "ranks": self.world.world_size,
             "fingerprint": self.index.fingerprint,
         }

@@ -13,8 +13,8 @@ import torch
 
 from data.index.cache import cache_file
 from engine.checkpoint import load_trained
+from engine.export.formats import Exportable, onnx_bytes
 from engine.export.metadata import FORMAT, Metadata
-from engine.export.run import Exportable, onnx_bytes
 from engine.export.runtime import Exported, Network, open_exported, required, run_openvino
 from models.detector import Detector
 from utils.errors import cause_of
@@ -33,7 +33,9 @@ def export_file(weights: str | Path) -> Path:
     return folder / f"{digest}-{FORMAT}-{torch.__version__}.onnx"
 
 
-def in_runtime(weights: Any, model: Network, runtime: str, size: int) -> Network:
+def in_runtime(
+    weights: Any, model: Network, runtime: str, size: int, *, openvino_precision: str = "float32"
+) -> Network:
     """The checkpoint's network in `runtime` on a CPU; 'auto': in the fastest one at `size` pixels.
 
     Exports and measures once for each checkpoint; prints a line.  Where that fails with 'auto',
@@ -61,7 +63,9 @@ def in_runtime(weights: Any, model: Network, runtime: str, size: int) -> Network
             images = torch.rand(2, 3, model.max_stride * 2, model.max_stride * 3)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(file, onnx_bytes(network.eval().requires_grad_(False), images, metadata))
-        networks: dict[str, Network] = {name: opened(file, name) for name in names}
+        networks: dict[str, Network] = {
+            name: opened(file, name, openvino_precision) for name in names
+        }
     except Exception as error:
         if runtime != "auto":
             raise
@@ -70,23 +74,28 @@ def in_runtime(weights: Any, model: Network, runtime: str, size: int) -> Network
     if runtime != "auto":
         return networks[runtime]
     networks["torch"] = model
-    times = _times(file, networks, size)
+    times = _times(file, networks, size, openvino_precision)
     best, *_ = order = sorted(times, key=times.__getitem__)
     listed = ", ".join(f"{name} {times[name]:.0f} ms" for name in order)
-    say(f"{weights}: runs in {best} (an image of {size} pixels: {listed}); --runtime chooses")
+    how = f" ({openvino_precision})" * (best == "openvino" and openvino_precision != "float32")
+    say(f"{weights}: runs in {best}{how} (an image of {size} pixels: {listed}); --runtime chooses")
     return networks[best]
 
 
-def opened(file: Path, runtime: str) -> Exported:
+def opened(file: Path, runtime: str, openvino_precision: str) -> Exported:
     """A kept export in `runtime`."""
     exported = open_exported(file, CPU)
-    return exported if runtime == "onnxruntime" else Exported(exported.metadata, run_openvino(file))
+    if runtime == "onnxruntime":
+        return exported
+    return Exported(exported.metadata, run_openvino(file, precision=openvino_precision), runtime)
 
 
 @torch.inference_mode()
-def _times(file: Path, networks: dict[str, Network], size: int) -> dict[str, float]:
+def _times(
+    file: Path, networks: dict[str, Network], size: int, openvino_precision: str
+) -> dict[str, float]:
     """Milliseconds for an image in each runtime, in turn; kept next to `file`."""
-    key = f"{size}, {torch.get_num_threads()} threads"
+    key = f"{size}, {torch.get_num_threads()} threads, {openvino_precision}"
     kept_in = file.with_suffix(".json")
     try:
         kept = json.loads(kept_in.read_text(encoding="utf-8"))

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from utils.config import MAX_PIXELS, changed, check_options, flag, option, threads_option
 
+OPENVINO_PRECISIONS = ("float32", "bf16", "auto")
 FORMATS = ("onnx", "openvino", "torchscript")
 MOST_DETECTIONS = 4096  # as many boxes enter suppression in the graph
+
+
+def openvino_precision_option() -> Any:
+    """The field of `--openvino-precision`."""
+    return option(
+        OPENVINO_PRECISIONS[0],
+        choices=OPENVINO_PRECISIONS,
+        help="what OpenVINO computes in; auto: its own choice, bf16 where the processor has it",
+    )
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,13 @@ class ExportConfig:
     batch_size: int = option(1, flags=("--batch",), min=1, max=1024, help="images per call")
     dynamic: bool = option(False, help="any batch, height and width instead of --img and --batch")
     half: bool = option(False, help="weights in float16; inputs and outputs stay float32")
+    int8: bool = option(
+        False, help="weights and maps in 8 bits, with ranges from the training images of --data"
+    )
+    data: str = option("", help="data set YAML, by path or name, for --int8")
+    max_ap_loss: float = option(
+        1.0, min=0, max=1, help="more AP than this must not be lost by --int8 on the val split"
+    )
     nms: str = option(
         "none",
         choices=("none", "in-graph"),
@@ -54,6 +72,14 @@ class ExportConfig:
             raise ValueError(f"--img is one number or height and width, got {len(self.imgsz)}")
         if self.nms == "in-graph" and "torchscript" in self.include:
             raise ValueError("--nms in-graph is for onnx and openvino")
+        if self.int8 and not self.data:
+            raise ValueError("--int8 needs --data, whose training images tell the ranges")
+        if self.int8 and (self.half or "torchscript" in self.include):
+            raise ValueError("--int8 is for onnx and openvino, without --half")
+        if self.int8 and len(set(self.imgsz)) > 1:
+            raise ValueError("--int8 measures AP, which needs a square: one number for --img")
+        if not self.int8 and {"data", "max_ap_loss"} & changed(self).keys():
+            raise ValueError("--data and --max-ap-loss do nothing without --int8")
         idle = {"conf_thres", "iou_thres", "max_det"} & changed(self).keys()
         if self.nms == "none" and idle:
             raise ValueError(f"{flag(min(idle))} does nothing without --nms in-graph")

@@ -27,6 +27,7 @@ class Metadata:
     batch: int | None  # B; None: any
     head: str
     data: str  # the data set that the network was trained on; '': not known
+    precision: str = "float32"  # or float16, int8; images and outputs are float32
     suppression: NmsConfig | None = None  # in the graph
     format: str = FORMAT
 
@@ -48,6 +49,7 @@ class Metadata:
                 batch=None if values["batch"] is None else int(values["batch"]),
                 head=str(values["head"]),
                 data=str(values["data"]),
+                precision=str(values["precision"]),
                 suppression=None if suppression is None else NmsConfig(**suppression),
             )
             known = bool(names) and found.stride > 0 and values["format"] == FORMAT

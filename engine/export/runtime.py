@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ PACKAGES = {  # what a format needs to be written and run
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
     "torchscript": (),
+    "openvino int8": ("nncf",),
 }
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
@@ -50,8 +52,8 @@ class Exported:
 
     input_type = torch.float32
 
-    def __init__(self, metadata: Metadata, run: Run) -> None:
-        self.metadata = metadata
+    def __init__(self, metadata: Metadata, run: Run, runtime: str) -> None:
+        self.metadata, self.runtime = metadata, f"{runtime} {metadata.precision}"
         self.names, self.max_stride = metadata.names, metadata.stride
         self._run = run
 
@@ -86,7 +88,9 @@ class Exported:
         return image, boxes[image, row], scores[image, row]
 
 
-def load_network(weights: str | Path, *, device: torch.device) -> tuple[Network, TrainedWith]:
+def load_network(
+    weights: str | Path, *, device: torch.device, openvino_precision: str = "float32"
+) -> tuple[Network, TrainedWith]:
     """The network of a checkpoint, on `device`, or of an exported file, and its training.
 
     Raises UserError.
@@ -95,7 +99,7 @@ def load_network(weights: str | Path, *, device: torch.device) -> tuple[Network,
     if not (path.is_dir() or path.suffix in {".onnx", ".xml", ".torchscript"}):
         model, trained = load_trained(weights, device=device, fuse=True)
         return model.requires_grad_(False), trained
-    exported = open_exported(path, device)
+    exported = open_exported(path, device, openvino_precision=openvino_precision)
     size = exported.metadata.size
     return exported, TrainedWith(size[0] if size else None, exported.metadata.data)
 
@@ -109,25 +113,40 @@ def to_half(network: Network) -> None:
     network.to_half()
 
 
-def open_exported(path: Path, device: torch.device) -> Exported:
-    """A file (or folder) of export.py, ready to run. Raises UserError."""
+def runtime_of(network: Network) -> str:
+    """What computes a network, with its precision: 'torch float32', 'openvino int8, bf16'."""
+    if isinstance(network, Exported):
+        return network.runtime
+    return f"torch {str(network.input_type).removeprefix('torch.')}"
+
+
+def open_exported(
+    path: Path, device: torch.device, *, openvino_precision: str = "float32"
+) -> Exported:
+    """A file (or folder) of export.py, ready to run. Raises UserError.
+
+    `openvino_precision` is one of OPENVINO_PRECISIONS.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".onnx":
         required("onnxruntime")
-        opener = _onnx
+        runtime, opener = "onnxruntime", _onnx
     elif path.suffix == ".torchscript":
-        opener = _torchscript
+        runtime, opener = "torchscript", _torchscript
     else:
         required("openvino")
-        opener = _openvino
+        runtime, opener = "openvino", partial(_openvino, precision=openvino_precision)
     try:
         text, run = opener(path, device)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: cannot be opened: {cause_of(error)}") from error
-    return Exported(Metadata.from_text(text, path), run)
+    exported = Exported(Metadata.from_text(text, path), run, runtime)
+    if runtime == "openvino" and openvino_precision != "float32":
+        exported.runtime += f", {openvino_precision}"
+    return exported
 
 
 def required(name: str) -> None:
@@ -138,9 +157,9 @@ def required(name: str) -> None:
 
 
 def without_telemetry(name: str) -> Any:
-    """onnxruntime or openvino, imported such that it reports nothing to its makers' servers.
+    """onnxruntime, openvino or nncf, imported such that it reports nothing to its makers' servers.
 
-    Both do so unasked; OpenVINO even from a forked process, which can hang in the linker's lock.
+    They do so unasked; OpenVINO even from a forked process, which can hang in the linker's lock.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # not importable
@@ -159,23 +178,24 @@ def _onnx(path: Path, device: torch.device) -> tuple[str | None, Run]:
     return text, lambda images: session.run(None, {"images": images})
 
 
-def run_openvino(file: Path) -> Run:
-    """An .xml or .onnx file in OpenVINO, on the CPU."""
+def run_openvino(file: Path, *, precision: str = "float32") -> Run:
+    """An .xml or .onnx file in OpenVINO, on the CPU, in one of OPENVINO_PRECISIONS."""
     openvino = without_telemetry("openvino")
-    # its default is bfloat16 where the processor has it, which moves boxes by pixels
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    hints: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    if precision != "auto":  # its default is bfloat16 where possible, which moves boxes by pixels
+        hints["INFERENCE_PRECISION_HINT"] = {"float32": "f32"}.get(precision, precision)
     compiled = openvino.Core().compile_model(file, "CPU", hints)
     # a request of its own, since threads may share a network
     return lambda images: [*compiled.create_infer_request().infer([images]).values()]
 
 
-def _openvino(path: Path, device: torch.device) -> tuple[str | None, Run]:
+def _openvino(path: Path, device: torch.device, *, precision: str) -> tuple[str | None, Run]:
     files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
     if len(files) != 1:
         raise UserError(f"{path}: no folder of an OpenVINO model: {len(files)} .xml files in it")
     stated = files[0].with_name(f"{KEY}.json")
     text = stated.read_text(encoding="utf-8") if stated.is_file() else None
-    return text, run_openvino(files[0])
+    return text, run_openvino(files[0], precision=precision)
 
 
 def _torchscript(path: Path, device: torch.device) -> tuple[str | None, Run]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.export.config import openvino_precision_option
 from utils.config import MAX_PIXELS, check_options, option, threads_option
 
 RUNTIMES = ("auto", "torch", "onnxruntime", "openvino")
@@ -44,6 +45,7 @@ class DetectConfig:
         help="what computes on a CPU; auto: for 100 frames or more the fastest that is installed,"
         " by an export that is kept",
     )
+    openvino_precision: str = openvino_precision_option()
     view_img: bool = option(False, help="show the results in a window (q or Escape ends the run)")
     save_txt: bool = option(False, help="write labels/*.txt, YOLO's format")
     save_conf: bool = option(False, help="append the confidence to the rows of --save-txt")

@@ -50,9 +50,10 @@ class Predictor:
     `conf` and `iou` replace the thresholds of `nms`.
     `device` is '' (CUDA if present), 'cpu' or a GPU number.  `half` computes in float16, on CUDA
     only; `augment` adds scaled and mirrored views; `runtime` is what computes on a CPU: torch,
-    onnxruntime, openvino, or auto for the fastest of them (engine.export.cached); `names` replace
-    the class names in the checkpoint; only `classes`, by number or name, are reported unless a call
-    says otherwise.
+    onnxruntime, openvino, or auto for the fastest of them (engine.export.cached), and
+    `openvino_precision` float32, bf16 or auto, OpenVINO's own choice; `names` replace the class
+    names in the checkpoint; only `classes`, by number or name, are reported unless a call says
+    otherwise.
     Raises UserError for unusable weights or settings.
 
     Nothing changes after construction: threads may share a predictor.
@@ -73,6 +74,7 @@ class Predictor:
         half: bool = False,
         augment: bool = False,
         runtime: str = "torch",
+        openvino_precision: str = "float32",
         names: Sequence[str] | None = None,
         classes: Sequence[int | str] = (),
     ) -> None:
@@ -90,7 +92,9 @@ class Predictor:
             model = copy.deepcopy(weights).fuse().to(self.device)
             self.model = model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         else:
-            self.model, self.trained = load_network(weights, device=self.device)
+            self.model, self.trained = load_network(
+                weights, device=self.device, openvino_precision=openvino_precision
+            )
         self.names = tuple(names or self.model.names)
         self._augment = augment
         self._stride = self.model.max_stride
@@ -115,7 +119,9 @@ class Predictor:
         self.nms = self._only(classes or nms.classes or (), nms)
         if half:
             to_half(self.model)
-        self.model = in_runtime(weights, self.model, runtime, max(sides))
+        self.model = in_runtime(
+            weights, self.model, runtime, max(sides), openvino_precision=openvino_precision
+        )
         for _ in range(WARM_UPS if self.device.type == "cuda" else 0):
             self(np.zeros((sides[0], sides[-1], 3), np.uint8))
 

@@ -51,6 +51,7 @@ def run(config: DetectConfig) -> None:
         half=config.half,
         augment=config.augment,
         runtime=runtime,
+        openvino_precision=config.openvino_precision,
         names=names,
         classes=config.classes,
     )

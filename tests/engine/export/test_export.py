@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -16,8 +17,9 @@ import torch
 import detect
 import export
 import val
+from data.index.dataset import load_dataset_config, load_split
 from engine.checkpoint import load_detector, model_payload, save_checkpoint
-from engine.export import cached, runtime
+from engine.export import cached, int8, runtime
 from engine.export.config import FORMATS
 from engine.export.metadata import Metadata
 from engine.export.runtime import load_network, open_exported, without_telemetry
@@ -32,6 +34,11 @@ from utils.nms import NmsConfig, nms
 from utils.seeding import generator
 
 onnxruntime, openvino = map(without_telemetry, ("onnxruntime", "openvino"))
+RUNTIMES = {
+    "onnx": "onnxruntime float32",
+    "openvino": "openvino float32",
+    "torchscript": "torchscript float32",
+}
 CPU = torch.device("cpu")
 NAMES = {"onnx": "tiny.onnx", "openvino": "tiny_openvino_model", "torchscript": "tiny.torchscript"}
 ALL = NmsConfig(conf=0.001, iou=1.0, max_det=50)  # random weights have near ties
@@ -68,9 +75,14 @@ def test_outputs_are_those_of_the_detector(weights, files):
         torch.testing.assert_close(found_boxes, boxes, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(found_scores, scores, rtol=1e-4, atol=1e-5)
         assert network.names == ("a", "b", "c")
+        assert network.runtime == RUNTIMES[name]
         assert (network.metadata.size, network.metadata.batch) == ((64, 96), 2)
         with pytest.raises(UserError, match="takes images of 64 x 96 pixels, not 64 x 64"):
             network.outputs(images[..., :64])
+    exact = open_exported(files / NAMES["openvino"], CPU).outputs(images)[0]
+    rounded = open_exported(files / NAMES["openvino"], CPU, openvino_precision="bf16")
+    assert rounded.runtime == "openvino float32, bf16"
+    torch.testing.assert_close(rounded.outputs(images)[0], exact, rtol=0, atol=8)
     assert b"forward" not in (files / "tiny.onnx").read_bytes()  # source lines, with paths
 
 
@@ -143,6 +155,47 @@ def test_runtimes_report_nothing_to_their_makers():
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
     assert "openvino_telemetry.main" not in sys.modules
     assert openvino.tools.ovc.telemetry.__module__ == "openvino.tools.ovc.telemetry_stub"
+
+
+def test_int8_files_are_near_and_tell_their_ap(weights, rectangles, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "tiny.pt"
+    copy.write_bytes(weights.read_bytes())
+    formats = ["onnx", *["openvino"] * bool(importlib.util.find_spec("nncf"))]
+    words = ["--weights", str(copy), "--img", "64", "--int8", "--data", str(rectangles)]
+    export.main([*words, "--include", *formats, "--max-ap-loss", "0.3"])
+    told = [float(x) for x in re.findall(r"yaml: (0\.\d{4}), in float32", capsys.readouterr().out)]
+    model = load_detector(weights, device=CPU)
+    index = load_split(load_dataset_config(str(rectangles)), "val")
+    images = (
+        torch.stack([batch.images[0] for batch in int8._loader(index, 64, 1, 32)]).float() / 255
+    )
+    with torch.inference_mode():
+        boxes, scores = model.head.dense(model(images))
+    for name, ap in zip(formats, told, strict=True):
+        network = open_exported(tmp_path / NAMES[name].replace("tiny", "tiny_int8"), CPU)
+        assert network.metadata.precision == "int8"
+        found_boxes, found_scores = network.outputs(images)
+        for found, exact, limit in ((found_boxes, boxes, 4), (found_scores, scores, 0.05)):
+            apart = (found - exact).abs()
+            assert 0 < apart.mean() < limit / 4
+            assert apart.max() < limit
+        assert ap == pytest.approx(int8.precision_at(network, index, 64, conf=0.001), abs=5e-5)
+    values = iter((0.5, 0.45))
+    monkeypatch.setattr(int8, "precision_at", lambda *_, conf: next(values))
+    with pytest.raises(UserError, match=r"removed, since it loses 0\.0500 AP, more than --max-ap"):
+        export.main([*words, "--max-ap-loss", "0.04"])
+    assert not (tmp_path / "tiny_int8.onnx").exists()
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: name != "nncf" or None)
+    with pytest.raises(UserError, match="missing: pip install nncf"):
+        export.main([*words, "--include", "openvino"])
+    for wrong in (
+        ["--int8"],
+        ["--data", "x"],
+        [*words[4:], "--half"],
+        [*words[4:], "--img", "64", "96"],
+    ):
+        with pytest.raises(UserError, match="--int8"):
+            export.main(["--weights", str(copy), *wrong])
 
 
 def test_the_free_head_is_exported(tiny_model, tmp_path):
@@ -228,7 +281,7 @@ def test_mistakes_are_one_line(weights, files, tmp_path, monkeypatch):
 
 
 def test_metadata_of_others_is_refused():
-    own = Metadata(("a",), 32, (64, 96), None, "Detect", "shapes", NmsConfig(conf=0.4))
+    own = Metadata(("a",), 32, (64, 96), None, "Detect", "shapes", suppression=NmsConfig(conf=0.4))
     assert Metadata.from_text(own.to_text(), "f") == own
     assert Metadata.from_text(replace(own, size=None, batch=3).to_text(), "f").batch == 3
     values = json.loads(own.to_text())
