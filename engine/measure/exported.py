@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.export.formats import Exportable, onnx_bytes
 from engine.export.metadata import Metadata
-from engine.export.run import Exportable, onnx_bytes
 from engine.export.runtime import required, run_openvino
 from models.detector import Detector
 from utils.files import write_bytes
