@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from data.sources.locate import resolve
 from engine.compare.config import CompareConfig
 from engine.evaluate.config import ValConfig
 from engine.export.config import ExportConfig
@@ -96,6 +97,17 @@ REFUSED = {
     "detect.py predict model=yolov5n.pt": "unknown argument 'predict' (see --help)",
     "detect.py --weights a.pt b.pt --source c": "one checkpoint at a time",
     "detect.py show=True": "use --view-img",
+    "train.py --data coco.yaml --img-size 640 640": "--img is one number here",
+    "val.py --weights a.pt --imgsz 640 640": "--img is one number here",
+    "val.py --weights a.pt b.pt --data coco.yaml": "one checkpoint at a time",
+    "train.py --logdir runs": "use --project and --name",
+    "detect.py --cfg yolov3.cfg --weights a.pt --source b": "a checkpoint holds its model",
+    "detect.py --names coco.names": "a checkpoint holds its class names",
+    "detect.py --save-img": "unless --nosave is given",
+    "detect.py --save-json": "val.py has it",
+    "export.py --weights yolov5s.pt --include onnx --device 0": "this runs on the CPU",
+    "export.py --weights yolov5s.pt --data coco128.yaml": "holds its class names",
+    "export.py --weights yolov5s.pt --topk-all 100": "no TensorFlow files",
     "detect.py half=True": "flags here; use --half (",
 }
 
@@ -133,19 +145,42 @@ def test_these_lines_are_refused_with_the_right_word(line: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_values_of_the_short_forms() -> None:
-    config, _ = parsed("detect.py --weights a.pt --source b --conf 0.4 --iou 0.5 --imgsz 384 640")
-    assert (config.conf_thres, config.iou_thres, config.image_size) == (0.4, 0.5, (384, 640))
-    config, _ = parsed("detect.py --weights a.pt --source b --img 320")
-    assert config.image_size == 320
+# what a line's words mean, where that is not plain
+VALUES = {
+    "train.py --img 320 --batch 8 --cache": {"imgsz": 320, "batch_size": 8, "cache": "ram"},
+    "train.py --img-size 320 --batch-size -1": {"imgsz": 320, "batch_size": -1},
+    "train.py --resume": {"resume": "newest"},
+    "train.py --resume a/last.pt": {"resume": "a/last.pt"},
+    "train.py --weights '' --cfg yolov5s.yaml": {"weights": "", "cfg": "yolov5s.yaml"},
+    "train.py --freeze 0 1 2 --device 0,1": {"freeze": ("0", "1", "2"), "device": "0,1"},
+    "val.py --weights a --conf 0.1 --iou 0.5": {"conf_thres": 0.1, "iou_thres": 0.5},
+    "val.py --weights a --batch 4 --task test": {"batch_size": 4, "task": "test"},
+    "detect.py --weights a --source b --img 320": {"image_size": 320},
+    "detect.py --weights a --source 0 --imgsz 384 640": {"image_size": (384, 640)},
+    "detect.py --weights a --source b --conf 0.4 --iou 0.5": {"conf_thres": 0.4, "iou_thres": 0.5},
+    "detect.py --weights a --source b --classes 0 2": {"classes": ("0", "2")},
+    "export.py --weights a --img 320 --batch 2": {"imgsz": (320,), "batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("line", VALUES)
+def test_values(line: str) -> None:
+    config, _ = parsed(line)
+    assert {name: getattr(config, name) for name in VALUES[line]} == VALUES[line]
+
+
+def test_a_canvas_has_two_sides() -> None:
     with pytest.raises(UserError, match=r"--imgsz takes a long side, or height and width, got \(1"):
         parsed("detect.py --weights a.pt --source b --imgsz 1 2 3")
 
 
-def test_the_table_names_no_flag_that_is_there() -> None:
-    for config in (TrainConfig, ValConfig, DetectConfig, ExportConfig):
-        own = {flag(field.name).lstrip("-") for field in dataclasses.fields(config)}
-        assert own & set(INSTEAD) == set()
+def test_no_row_of_the_table_is_dead() -> None:
+    """A flag that one script has and another lacks may be in it."""
+    own = [
+        {flag(field.name).lstrip("-") for field in dataclasses.fields(config)}
+        for config in (TrainConfig, ValConfig, DetectConfig, ExportConfig)
+    ]
+    assert set.intersection(*own) & set(INSTEAD) == set()
 
 
 def test_recipes_have_yolov5_s_values(shared) -> None:
@@ -161,6 +196,26 @@ def test_recipes_have_yolov5_s_values(shared) -> None:
     voc, many = load_hyp("hyp.VOC.yaml"), load_hyp("hyp.Objects365.yaml")
     assert (voc.lr0, voc.momentum, voc.anchors) == (0.00334, 0.74832, 3.412)
     assert (many.lr0, many.momentum, many.anchors) == (0.00258, 0.779, 3.2)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("screen", "screen: not in FeatherDet: no picture is taken of the screen"),
+        ("screen 0 100 100 512 256", "no picture is taken of the screen"),
+        ("https://youtu.be/LNwODJXcvt4", "a page, not a video: download the video"),
+        ("https://www.youtube.com/watch?v=Zgi9g1ksQHc", "a page, not a video"),
+    ],
+)
+def test_sources_that_are_not_read(source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve([source], print)
+
+
+@pytest.mark.parametrize("name", ["engine", "coreml", "tflite"])
+def test_formats_that_are_not_written(name: str) -> None:
+    with pytest.raises(UserError, match=r"'onnx', 'openvino', 'torchscript'"):
+        parsed(f"export.py --weights yolov5s.pt --include {name}")
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,19 @@ _NO_WANDB = (
     " and, with tensorboard installed, its events"
 )
 _NO_MASKS = "not in FeatherDet: it trains detectors, no masks and no classifiers"
-# By name without dashes in front, '-' for '_'.  None of them is a flag of FeatherDet's scripts.
+# By name without dashes in front, '-' for '_'.  Some are flags of another script of FeatherDet.
 INSTEAD = {
     "accumulate": "set nbs in a --hyp file: gradients accumulate up to that many images",
     "adam": "use --optimizer Adam",
+    "agnostic-nms": "detect.py alone has it",
     "artifact-alias": _NO_WANDB,
     "bbox-interval": _NO_WANDB,
     "bucket": _NO_UPLOAD,
     "cache-images": "use --cache ram",
+    "cfg": "leave it out: a checkpoint holds its model",
+    "data": "leave it out: a checkpoint holds its class names",
     "deterministic": "leave it out: training on a CPU repeats bit for bit anyway",
+    "device": "leave it out: this runs on the CPU",
     "dnn": "not in FeatherDet: OpenCV's networks are not used; export.py writes ONNX files",
     "dropout": _NO_MASKS,
     "embed": "not in FeatherDet: feature maps are neither written nor drawn",
@@ -43,10 +47,12 @@ INSTEAD = {
     "local-rank": "leave it out: torchrun tells each process its rank by the environment",
     "log-artifacts": _NO_WANDB,
     "log-imgs": _NO_WANDB,
+    "logdir": "use --project and --name",
     "mask-ratio": _NO_MASKS,
     "merge": "not in FeatherDet: overlapping boxes are suppressed, never merged",
     "mode": "leave it out: train.py, val.py and detect.py are the modes",
     "model": "use --weights for a checkpoint, --cfg for a model file",
+    "names": "leave it out: a checkpoint holds its class names",
     "ndjson-console": "not in FeatherDet: results.csv has a row for each epoch",
     "ndjson-file": "not in FeatherDet: results.csv has a row for each epoch",
     "notest": "use --noval",
@@ -63,6 +69,8 @@ INSTEAD = {
     "save-format": "use --save-txt (YOLO's format) or --save-csv (pixels)",
     "save-frames": "use --save-txt or --save-crop: they name the frame of a video",
     "save-hybrid": "not in FeatherDet: labels among the detections score too high; use --save-txt",
+    "save-img": "leave it out: files are written unless --nosave is given",
+    "save-json": "val.py has it; in Python there is Result.to_coco",
     "show": "use --view-img",
     "show-boxes": "use --nosave, or --save-txt without drawing",
     "show-conf": "use --hide-conf",
@@ -71,8 +79,10 @@ INSTEAD = {
     "split": "use --task val, train or test",
     "stream-buffer": "leave it out: of a stream the newest frame is taken",
     "time": "not in FeatherDet: use --epochs, and --resume to go on",
+    "topk-all": "not in FeatherDet: there are no TensorFlow files",
     "update": _NO_UPLOAD,
     "upload-dataset": _NO_UPLOAD,
+    "verbose": "leave it out: val.py alone has more to print",
     "visualize": "not in FeatherDet: feature maps are neither written nor drawn",
     "workspace": "not in FeatherDet: there are no TensorRT files",
 }
@@ -82,8 +92,9 @@ def advice(argument: str, known: Collection[str]) -> str:
     """What to type for an `argument` that no flag of `known` matches: the rest of the message."""
     key, equals, value = argument.partition("=")
     if not equals and not key.startswith("-"):
-        ensemble = key.endswith(".pt")
-        return ": one checkpoint at a time, there are no ensembles" if ensemble else ""
+        number = ": the flag before it takes one value; --img is one number here"
+        ensemble = ": one checkpoint at a time, there are no ensembles"
+        return number if key.isdecimal() else ensemble if key.endswith(".pt") else ""
     name = key.lstrip("-").replace("_", "-").lower()
     spelled = f"--{name}"
     if equals and not key.startswith("-"):  # Ultralytics' key=value

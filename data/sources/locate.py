@@ -101,7 +101,9 @@ def _expand(value: str, report: Callable[[str], None]) -> list[SourceItem]:
         elif any(char in value for char in "*?["):
             found = [Path(name) for name in glob.glob(value, recursive=True)]  # noqa: PTH207  Path.glob takes no absolute pattern
         else:
-            raise UserError(f"{path}: no such file or folder")
+            screen = value.partition(" ")[0] == "screen"  # YOLOv5's word
+            cause = "not in FeatherDet: no picture is taken of the screen"
+            raise UserError(f"{path}: {cause if screen else 'no such file or folder'}")
         found = sorted((item for item in found if not item.name.startswith(MACOS)), key=str)
         files = [item for item in found if not item.is_dir()]
     except OSError as error:

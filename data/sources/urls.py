@@ -22,6 +22,7 @@ SCHEMES = ("http", "https", "rtsp", "rtsps")
 PORTS = {"rtsp": 554, "rtsps": 322}
 UNAUTHORIZED = 401  # cameras ask for digest authentication, which the video library knows
 MAX_IMAGE_BYTES = 128 << 20  # of one image behind a URL
+VIDEO_PAGES = ("youtube.com", "youtu.be")  # YOLOv5 looks for the video in them
 PLAYLISTS = ("mpegurl", "dash+xml")  # in content types
 
 
@@ -41,6 +42,8 @@ def check_url(url: str) -> None:
         )
     if not host:
         raise UserError(f"{public(url)}: the URL names no host")
+    if host.removeprefix("www.") in VIDEO_PAGES:
+        raise UserError(f"{public(url)}: a page, not a video: download the video, name its file")
 
 
 def public(url: str) -> str:
