@@ -33,7 +33,7 @@ class SharedBytes:
         else:
             descriptor, self.file = tempfile.mkstemp(prefix="shared-")
         os.ftruncate(descriptor, size)
-        self.array = np.memmap(self.file, dtype=np.uint8, mode="r+")
+        self.array = np.asarray(np.memmap(self.file, dtype=np.uint8, mode="r+"))
         weakref.finalize(self, _drop_file, self.file, descriptor, os.getpid())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class SharedBytes:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.array = np.memmap(self.file, dtype=np.uint8, mode="r+")
+        self.array = np.asarray(np.memmap(self.file, dtype=np.uint8, mode="r+"))
 
 
 def _drop_file(path: str, descriptor: int, owner: int) -> None:

@@ -195,13 +195,11 @@ class SharedImages:
             mark[0] = number + 1
 
     def _mark(self, slot: int) -> np.ndarray:
-        return np.asarray(self._block.array[8 * slot : 8 * slot + 8]).view(np.int64)
+        return self._block.array[8 * slot : 8 * slot + 8].view(np.int64)
 
     def _view(self, slot: int, shape: tuple[int, int]) -> np.ndarray:
         start = self._starts[slot]
-        return np.asarray(self._block.array[start : start + math.prod(shape) * 3]).reshape(
-            *shape, 3
-        )
+        return self._block.array[start : start + math.prod(shape) * 3].reshape(*shape, 3)
 
 
 def image_bytes(shapes: np.ndarray) -> np.ndarray:
