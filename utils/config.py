@@ -128,9 +128,10 @@ def parse(
     *,
     prog: str | None = None,
     description: str | None = None,
+    usage: str | None = None,
 ) -> C:
     """Read `argv` into `config`. Raises UserError for unknown flags and impossible values."""
-    return parse_given(config, argv, prog=prog, description=description)[0]
+    return parse_given(config, argv, prog=prog, description=description, usage=usage)[0]
 
 
 def from_settings(config: type[C], settings: Mapping[str, Any]) -> tuple[C, frozenset[str]]:
@@ -159,14 +160,17 @@ def parse_given(
     *,
     prog: str | None = None,
     description: str | None = None,
+    usage: str | None = None,
 ) -> tuple[C, frozenset[str]]:
     """As `parse`, and the names of the fields that `argv` gives, be it with their default value."""
     parser = ArgumentParser(
         prog=prog,
+        usage=usage,
         description=description,
         allow_abbrev=False,
-        epilog="--debug adds the traceback to an error. Exit codes: 0 done, 1 internal error, "
-        "2 user error, 3 partly done, 4 source lost, 129 hung up, 130 interrupted, 143 terminated.",
+        epilog="--debug adds the traceback to an error. Exit codes: 0 success, 1 internal error, "
+        "2 usage or input error, 3 partly done, 4 stream lost, 129 hangup, 130 interrupted, "
+        "143 terminated.",
     )
     hints = typing.get_type_hints(config)
     fields = [field for field in dataclasses.fields(config) if field.metadata]  # type: ignore[arg-type]
@@ -191,8 +195,8 @@ def _add(parser: ArgumentParser, field: Field[Any], hint: Any) -> tuple[str, ...
     flags = (flag(field.name), *field.metadata["flags"])
     required = field.default is MISSING
     keywords = {"dest": field.name, "required": required, **field.metadata["argument"]}
-    if not required and field.default not in ("", (), None, False):
-        value = field.default
+    value = field.default
+    if not required and not (value is None or value is False or value in ("", ())):
         text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         keywords["help"] += f" (default: {text.replace('%', '%%')})"
     if typing.get_origin(hint) in {typing.Union, types.UnionType}:

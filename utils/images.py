@@ -153,13 +153,13 @@ def as_rgb(image: Any, *, bgr: bool = False) -> np.ndarray:
     """
     if isinstance(image, str | Path):
         if not str(image):
-            raise ValueError("an empty file name is no image")
+            raise ValueError("the file name is empty")
         if "://" in str(image):
             raise ValueError("a URL goes to stream()")
         return read_image(Path(image))
     if isinstance(image, bytes | bytearray | memoryview):
         if not len(image):
-            raise ValueError("no bytes are no image")
+            raise ValueError("there are no bytes")
         return decode_image(bytes(image))
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):

@@ -1,6 +1,6 @@
-"""Other programs' annotations -> a data set with a data.yaml that train.py reads.
+"""Convert annotations of other programs to a data set with a data.yaml, ready for train.py.
 
-`python -m data.convert voc|coco|yolo|labelme SRC OUT`; SRC stays as it is.
+`python -m data.convert voc|coco|yolo|labelme SRC OUT`; SRC is never changed.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ USAGE = f"python -m data.convert {'|'.join(FORMATS)} SRC OUT [options]"
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """The command line of `python -m data.convert`; the first three need no flag."""
+    """The command line of `python -m data.convert`; the first three are given without flags."""
 
-    format: str = option(help="what SRC holds", choices=FORMATS)
+    format: str = option(help="annotation format of SRC", choices=FORMATS)
     src: str = option(help="folder of images and annotations (coco: or the JSON file)")
-    out: str = option(help="folder to make: images, COCO JSON and data.yaml")
+    out: str = option(help="new folder for images, COCO JSON and data.yaml")
     val: float = option(
-        0.2, help="share of the images for val, where SRC has no val split", min=0, max=0.9
+        0.2, help="share of the images for validation if SRC has no val split", min=0, max=0.9
     )
-    seed: int = option(0, help="of the drawing of val", min=0)
+    seed: int = option(0, help="seed of the random split", min=0)
     link: bool = option(False, help="link to the images of SRC instead of copying them")
     classes: tuple[str, ...] = option(
-        (), help="class names in order; default: of SRC (voc, labelme: in alphabetical order)"
+        (), help="class names in order; default: those of SRC (voc, labelme: alphabetical)"
     )
-    images: str = option("", help="folder of the images, if not below SRC (not for yolo)")
+    images: str = option("", help="folder of the images if they are not in SRC (not for yolo)")
 
     def __post_init__(self) -> None:
         check_options(self)
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"--classes: a name is given twice: {' '.join(self.classes)}")
+            raise ValueError(f"--classes: a name appears twice: {' '.join(self.classes)}")
 
 
 def convert(config: ConvertConfig) -> Converted:
@@ -51,18 +51,21 @@ def convert(config: ConvertConfig) -> Converted:
         if not path.is_dir() and not (path.is_file() and path == src and config.format == "coco"):
             raise UserError(f"{path}: no such folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there and not empty; remove it or name another folder")
+        raise UserError(f"{out} exists and is not empty; remove it or choose another folder")
     if out.resolve().is_relative_to(src.resolve()):
-        raise UserError(f"{out}: lies in {src}, which stays as it is; name a folder elsewhere")
+        raise UserError(f"{out} is inside {src}, which is never changed; choose a folder elsewhere")
     if config.format in {"voc", "labelme"}:
         found = read_pairs(config.format, src, Path(config.images or src), config.classes)
     elif config.format == "yolo":
         if config.images:
-            raise UserError("--images: YOLO's images and labels are found by their folders in SRC")
+            raise UserError(
+                "--images: images and labels of YOLO exports are found in SRC itself; leave the"
+                " flag out"
+            )
         found = read_yolo_folder(src, config.classes)
     else:
         if config.classes:
-            raise UserError("--classes: a COCO JSON names its classes itself")
+            raise UserError("--classes: a COCO JSON brings its own class names; leave the flag out")
         found = read_coco_folder(src, Path(config.images) if config.images else None)
     if "val" not in found.splits:
         found = cut(found, config.val, config.seed)
@@ -79,7 +82,11 @@ def main(argv: list[str] | None = None) -> None:
     flags = zip(("--format", "--src", "--out"), words, strict=False)
     rest = given[len(words) :]
     config = parse(
-        ConvertConfig, [*itertools.chain(*flags), *rest], prog=USAGE, description=__doc__ or ""
+        ConvertConfig,
+        [*itertools.chain(*flags), *rest],
+        prog="python -m data.convert",
+        usage=USAGE,
+        description=__doc__ or "",
     )
     found = convert(config)
     for split, records in found.splits.items():
@@ -94,8 +101,8 @@ def main(argv: list[str] | None = None) -> None:
             warn(f"warning: {split} has no box of {', '.join(missing)}")
     lowered = Counter(name.lower() for name in found.names)
     if alike := [name for name in found.names if lowered[name.lower()] > 1]:
-        warn(f"warning: these classes differ in upper and lower case only: {', '.join(alike)}")
-    say(f"{config.out}/data.yaml is written; to train:\n  python train.py --data {config.out}")
+        warn(f"warning: these class names differ only in case: {', '.join(alike)}")
+    say(f"wrote {config.out}/data.yaml; to train:\n  python train.py --data {config.out}")
     skipped = found.skipped
     if any(skipped):
         raise PartlyDoneError(

@@ -36,7 +36,7 @@ def read_yolo_folder(src: Path, classes: tuple[str, ...]) -> Converted:
             raise UserError(f"{files[0]}: {error}") from error
         classes = tuple(line.strip() for line in lines if line.strip())
         if not classes or len({*classes}) < len(classes):
-            raise UserError(f"{files[0]}: expected one name a line, no two alike")
+            raise UserError(f"{files[0]}: expected one name per line, all different")
     folders = {split: _folder(src, split) for split in SPLITS}
     if not (folders["train"] and folders["val"]):
         folders = {"train": src}
@@ -116,7 +116,9 @@ def _load(config: DatasetConfig) -> Converted:
     found = {split: load_split(config, split) for split in config.splits}
     first, *others = found.values()
     if any((i.names, i.category_ids) != (first.names, first.category_ids) for i in others):
-        raise UserError(f"{config.root}: the splits have different classes; convert each by itself")
+        raise UserError(
+            f"{config.root}: the splits have different classes; convert each one separately"
+        )
     problems = tuple(problem for index in found.values() for problem in index.problems)
     records = {split: index.records for split, index in found.items()}
     return Converted(records, first.names, first.category_ids, problems)

@@ -145,7 +145,7 @@ def _partners(
             )
     used = {*partners.values()}
     problems += [
-        Problem(str(file), "no image of this name")
+        Problem(str(file), "no image with this name")
         for files in by_stem.values()
         for file in files
         if file not in used

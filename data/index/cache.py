@@ -101,7 +101,7 @@ def save_cache(file: Path, parsed: Parsed, checks: ImageChecks) -> None:
         write_file(file, fill)
     except (OSError, UserError) as error:
         cause = cause_of(file, error)
-        warn_main(f"warning: no scan cache, every start scans again: {file.parent}: {cause}")
+        warn_main(f"warning: no scan cache, so every start scans again: {file.parent}: {cause}")
 
 
 def _plain(value: Any) -> str | list[Any]:

@@ -141,7 +141,7 @@ def _categories(path: Path, items: list[Any]) -> dict[int, str]:
         category = item if isinstance(item, dict) else {}
         number, name = category.get("id"), category.get("name")
         if type(number) is not int or not isinstance(name, str) or not name:
-            raise UserError(f"{path}: category {item!r} lacks a whole 'id' or a 'name'")
+            raise UserError(f"{path}: category {item!r} has no integer 'id' or no 'name'")
         if number in names:
             raise UserError(f"{path}: category id {number} appears twice")
         if name in ids:
@@ -164,7 +164,7 @@ def _entries(
         number, name = image.get("id"), image.get("file_name")
         where = f"{source.annotations}: images[{position}]"
         if not isinstance(number, int | str) or not isinstance(name, str) or not name:
-            problems.append(Problem(where, "lacks 'id' or 'file_name'"))
+            problems.append(Problem(where, "has no 'id' or no 'file_name'"))
         elif "\0" in name:
             problems.append(Problem(where, "a zero byte in 'file_name'"))
         elif number in entries:
@@ -208,7 +208,7 @@ def _row(item: Mapping[str, Any], image: int | None, label: int | None) -> Row:
     if width <= 0 or height <= 0:
         raise ValueError(f"bbox {box} has no area: width and height must be positive")
     if "area" in item and not (type(area) in {int, float} and 0 <= area <= sys.float_info.max):
-        raise ValueError(f"area {area!r} is not a finite number from 0")
+        raise ValueError(f"area {area!r} is not a finite number of at least 0")
     return Row(
         image=image,
         label=label,

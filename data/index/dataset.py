@@ -66,9 +66,7 @@ def load_dataset_config(name_or_path: str) -> DatasetConfig:
         raise UserError(f"{file}: none of the keys {', '.join(SPLITS)} names any images")
     names = _names(document)
     if names is None and any(isinstance(item, YoloSource) for item in splits.values()):
-        raise UserError(
-            f"{file}: no key 'names'; YOLO label files do not hold the names of the classes"
-        )
+        raise UserError(f"{file}: no key 'names'; YOLO label files hold no class names")
     if "generate" in data:
         if data["generate"] != "shapes":
             where = document.at("generate")
@@ -119,8 +117,8 @@ def load_split(
         )
     if not index.boxes:
         warn_main(
-            f"WARNING: {where}: NOT ONE BOX in {len(index.records)} images. Are the labels in the"
-            " right folder (docs/data-formats.md)?"
+            f"WARNING: {where}: no box in any of the {len(index.records)} images; are the labels in"
+            " the right folder (docs/data-formats.md)?"
         )
     warn_main(f"{name}: {index.describe()}")
     return index

@@ -163,7 +163,9 @@ def parse_row(row: Sequence[str], classes: int) -> tuple[int, tuple[float, ...],
         raise ValueError("commas; numbers are separated by spaces")
     if len(row) != _BOX and (len(row) < _MIN_POLYGON or not len(row) % 2):
         hint = " (a prediction with its confidence?)" if len(row) == _BOX + 1 else ""
-        raise ValueError(f"{len(row)} columns{hint}; a box has 5, a polygon an odd number from 7")
+        raise ValueError(
+            f"{len(row)} columns{hint}; a box has 5, a polygon an odd number of at least 7"
+        )
     number, *values = map(_number, row)
     polygon = None
     x, y, w, h = values[:4]
@@ -192,5 +194,5 @@ def _number(text: str) -> float:
     except ValueError:
         raise ValueError(f"{text[:40]!r} is not a number") from None
     if not math.isfinite(number):
-        raise ValueError("nan or inf is not a position")
+        raise ValueError("nan and inf are not coordinates")
     return number

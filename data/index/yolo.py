@@ -90,7 +90,7 @@ def list_images(source: YoloSource) -> tuple[list[str], list[Problem]]:
             if suffix not in IMAGE_SUFFIXES:
                 if suffix in _OTHER_SUFFIXES or origin != path:
                     kind = suffix[1:].upper() or "a file without suffix"
-                    problems.append(Problem(origin, f"{kind}; not an image format that is read"))
+                    problems.append(Problem(origin, f"{kind}; not a supported image format"))
             elif path in found:
                 problems.append(Problem(origin, f"{path} is listed twice; used once", NOTE))
             else:

@@ -49,8 +49,7 @@ def dead_workers_named() -> Iterator[None]:
         if found is None:
             raise
         raise FeatherDetError(
-            f"a process that loads images has died: {found[0]}; fewer --workers or more memory may"
-            " help"
+            f"a loader process died: {found[0]}; fewer --workers or more memory may help"
         ) from error
 
 

@@ -58,7 +58,7 @@ class Sources:
 
     The constructor raises UserError when a single value is missing, empty or forbidden.  Iteration
     ends with UserError when nothing at all could be read, and with SourceLostError when a stream
-    was lost for good.
+    could not be recovered.
     """
 
     def __init__(

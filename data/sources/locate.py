@@ -79,7 +79,7 @@ def _add_list(
         try:
             nearby = path.parent / line
             text = str(nearby) if "://" not in line and os.path.lexists(nearby) else line
-            items += _expand(text, report)  # a list within a list is of no known kind
+            items += _expand(text, report)  # a list within a list is unknown file type
         except UserError as error:
             bad.append((f"{path}:{number}", str(error)))
 
@@ -96,7 +96,7 @@ def _expand(value: str, report: Callable[[str], None]) -> list[SourceItem]:
             found = list(path.iterdir())
         elif path.exists() or path.is_symlink():
             if _kind(path) is None:
-                raise UserError(f"{path}: of no known kind ({KNOWN})")
+                raise UserError(f"{path}: unknown file type ({KNOWN})")
             return [SourceItem(str(_kind(path)), str(path))]
         elif any(char in value for char in "*?["):
             found = [Path(name) for name in glob.glob(value, recursive=True)]  # noqa: PTH207  Path.glob takes no absolute pattern

@@ -108,7 +108,7 @@ def _describe(url: str, timeout: float) -> str:
     if status[1:2] and status[1].startswith(b"3"):
         target = urllib.parse.urlsplit(headers.get("Location", "")).hostname or "another address"
         raise CaptureError(
-            f"redirects to {target}, which RTSP may not; give that URL itself if it is meant"
+            f"redirects to {target}, which RTSP may not; give that URL directly if you trust it"
         )
     return url
 

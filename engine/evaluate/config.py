@@ -78,7 +78,7 @@ class ValConfig:
         default_workers(), min=0, max=MAX_WORKERS, help="loading processes per rank; 0: none"
     )
     project: str = option("runs/val", help="folder of the runs")
-    name: str = option("exp", help="folder of this run; a number is added when it exists")
+    name: str = option("exp", help="folder of this run; a number is added if it exists")
     exist_ok: bool = option(False, help="write into an existing folder")
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ class ExportConfig:
 
     weights: str = option("", help="checkpoint, FeatherDet's or YOLOv5's")
     cfg: str = option(
-        "", help="model YAML, by path or name, in place of --weights: random weights, for its cost"
+        "", help="model YAML, by path or name, with random weights instead of --weights"
     )
     include: tuple[str, ...] = option(("onnx",), choices=FORMATS, help="the formats to write")
     imgsz: tuple[int, ...] = option(

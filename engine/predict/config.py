@@ -42,7 +42,7 @@ class DetectConfig:
     runtime: str = option(
         "auto",
         choices=RUNTIMES,
-        help="what computes on a CPU; auto: for 100 frames or more the fastest that is installed,"
+        help="inference runtime on a CPU; auto: the fastest one installed, for 100 frames or more,"
         " by an export that is kept",
     )
     openvino_precision: str = openvino_precision_option()
@@ -71,7 +71,7 @@ class DetectConfig:
         30.0, min=0.1, max=86_400, help="seconds to keep reconnecting to a lost stream"
     )
     project: str = option("runs/detect", help="folder of the runs")
-    name: str = option("exp", help="folder of this run; a number is added when it exists")
+    name: str = option("exp", help="folder of this run; a number is added if it exists")
     exist_ok: bool = option(False, help="write into an existing folder")
 
     def __post_init__(self) -> None:

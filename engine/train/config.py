@@ -36,9 +36,9 @@ FREE_ON_RESUME = (
 class TrainConfig:
     """One run; the defaults are those of the YOLO ecosystem."""
 
-    weights: str = option("", help="checkpoint to start from; '': random weights")
+    weights: str = option("", help="checkpoint to start from; default: random weights")
     cfg: str = option(
-        "", help="model YAML, by path or name; '': the checkpoint's own model, else yolov5n"
+        "", help="model YAML, by path or name; default: the model of --weights, else yolov5n"
     )
     backbone: str = option(
         "", metavar="NAME", help="backbone in place of the model's own, e.g. ghostnet-1.0"
@@ -60,11 +60,11 @@ class TrainConfig:
         help="ImageNet weights for the backbone: timm:NAME, or a .pth, .pt or .safetensors file",
     )
     allow_partial: bool = option(
-        False, help="accept --backbone-weights that fit less than 95 %% of the backbone"
+        False, help="accept --backbone-weights that match less than 95 %% of the backbone"
     )
     data: str = option("shapes", help="data set YAML, by path or name")
     hyp: str = option(
-        AUTO, help="hyper-parameter YAML, by path or name; auto: by the length of the run"
+        AUTO, help="hyper-parameter YAML, by path or name; auto: chosen by the length of the run"
     )
     epochs: int = option(100, min=1, max=2**31, help="passes over the training images")
     batch_size: int = option(
@@ -107,7 +107,7 @@ class TrainConfig:
     optimizer: str = option(
         AUTO,
         choices=OPTIMIZERS,
-        help="auto: by the length of the run, or what goes with --hyp; "
+        help="auto: chosen by the length of the run, or the one that goes with --hyp; "
         "Adam and AdamW start the bias warm-up at lr0 or below",
     )
     sync_bn: bool = option(False, help="batch normalisation over all ranks (CUDA only)")
@@ -115,7 +115,7 @@ class TrainConfig:
         default_workers(), min=0, max=MAX_WORKERS, help="loading processes per rank; 0: none"
     )
     project: str = option("runs/train", help="folder of the runs")
-    name: str = option("exp", help="folder of this run; a number is added when it exists")
+    name: str = option("exp", help="folder of this run; a number is added if it exists")
     exist_ok: bool = option(False, help="write into an existing folder")
     cos_lr: bool = option(False, help="cosine learning-rate decay instead of linear")
     label_smoothing: float = option(0.0, help="class targets s/2 and 1 - s/2 instead of 0 and 1")
@@ -164,7 +164,7 @@ class TrainConfig:
                 " backbone"
             )
         if self.allow_partial and not self.backbone_weights:
-            raise ValueError("--allow-partial needs --backbone-weights, which is not given")
+            raise ValueError("--allow-partial needs --backbone-weights")
         if not self.ddp_timeout > 0:
             raise ValueError(f"--ddp-timeout must be positive, got {self.ddp_timeout}")
         if self.rect and self.multi_scale:

@@ -79,7 +79,7 @@ def fit(config: TrainConfig, given: Collection[str] | None = None) -> TrainResul
                 return TrainResult(run.folder, _train(run, request), run.state.rows)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"GPU memory ran out: batch {config.batch_size} at {config.imgsz} px is too much for"
+            f"out of GPU memory: batch {config.batch_size} at {config.imgsz} px is too much for"
             f" {world.device}; try half the --batch-size (gradients accumulate to the nominal"
             " batch either way), --batch-size -1, or --amp fp16"
         ) from error

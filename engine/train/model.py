@@ -121,7 +121,7 @@ def model_file(config: TrainConfig) -> ModelSpec | Draft:
         if config.backbone or config.neck or config.head or config.fit:
             raise UserError(
                 "--backbone, --neck, --head and --fit change a model file: name it with --cfg"
-                " (--weights alone brings a finished model)"
+                " (--weights alone brings a complete model)"
             )
         return load_detector(config.weights, device="cpu").spec
     if config.weights:

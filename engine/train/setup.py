@@ -258,5 +258,5 @@ def _restore(
     if ranks != data_info["world size"]:
         warn_main(
             f"the run was saved by {ranks} ranks and continues with {data_info['world size']}:"
-            " close to, but not bit for bit, what it would have been"
+            " results will be close to those of an uninterrupted run, but not bit-identical"
         )

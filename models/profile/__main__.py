@@ -31,18 +31,24 @@ def _options(argv: Sequence[str] | None) -> Any:
     add("files", nargs="*", metavar="FILE", help="model YAML: a path or a name in cfg/")
     for flag, metavar, text in (
         ("--cfg", "FILE", "the same as FILE"),
-        ("--backbone", "NAME", "replaces the model's own: ghostnet-1.0"),
-        ("--neck", "NAME", "replaces the model's own: pan-ghost"),
-        ("--classify", "NAME", "count these backbones as classifiers instead"),
+        ("--backbone", "NAME", "backbone in place of the model's own, e.g. ghostnet-1.0"),
+        ("--neck", "NAME", "neck in place of the model's own, e.g. pan-ghost"),
+        ("--classify", "NAME", "profile these backbones as classifiers instead"),
     ):
         add(flag, nargs="+", default=[], metavar=metavar, help=text)
-    add("--head", nargs="+", default=[], choices=tuple(HEAD_ROWS), help="replaces the model's own")
+    add(
+        "--head",
+        nargs="+",
+        default=[],
+        choices=tuple(HEAD_ROWS),
+        help="head in place of the model's own",
+    )
     add("--fit", metavar="KIND=NUMBER", help="scale to a budget, e.g. gflops=4.5 or params=1.9e6")
-    add("--img", "--imgsz", type=int, default=640, help="side of the image in pixels")
+    add("--img", "--imgsz", type=int, default=640, help="image size in pixels (default: 640)")
     add("--classes", type=int, help="number of classes (default: 80; with --classify 1000)")
-    add("--json", action="store_true", help="print only a JSON list")
+    add("--json", action="store_true", help="print JSON only")
     add("--yaml", action="store_true", help="print the resolved model as YAML")
-    add("--plot", metavar="FILE", help="plot the share of GFLOPs by part of each model")
+    add("--plot", metavar="FILE", help="plot the share of each part in the GFLOPs of each model")
     parser.known = tuple(parser._option_string_actions)
     options = parser.parse_args(argv)
     options.files += options.cfg
@@ -54,10 +60,10 @@ def _options(argv: Sequence[str] | None) -> Any:
         options.files or options.backbone or options.neck or options.head or options.fit
     ):
         raise UserError(
-            "--classify takes backbones alone, without model files, --neck, --head or --fit"
+            "--classify takes only backbones, without model files, --neck, --head or --fit"
         )
     if options.json and options.yaml:
-        raise UserError("--json and --yaml exclude each other")
+        raise UserError("give either --json or --yaml")
     try:
         check_range("--img", options.img, 1, MAX_PIXELS)
         check_range("--classes", options.classes, 1, MAX_CLASSES)

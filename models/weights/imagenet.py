@@ -94,7 +94,8 @@ class Transfer:
         lines = [
             f"{self.source} into the backbone: {_percent(self.share)} of"
             f" {sum(map(_parameters, groups)):,} parameters",
-            f"  {'stage':<7}" + "".join(f"{head:>26}" for head in ("loaded", "missing", "unfit")),
+            f"  {'stage':<7}"
+            + "".join(f"{head:>26}" for head in ("loaded", "missing", "other shape")),
         ]
         for stage in (*dict.fromkeys(self.stages.values()), ALL):
             cells = (

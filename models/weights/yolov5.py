@@ -164,7 +164,7 @@ def _network(root: Any) -> tuple[str, Stub]:
 def _walk(name: str, stub: Stub, modules: dict[str, Stub], tensors: dict[str, TensorRef]) -> None:
     """Add the modules of a pickled nn.Module by path, and its tensors by state-dict name."""
     if len(modules) >= MAX_MODULES:
-        raise UserError("a network nested beyond reason; refused")
+        raise UserError("a network nested too deeply; refused")
     modules[name] = stub
     hidden = stub.state.get("_non_persistent_buffers_set", ())
     for kind in ("_parameters", "_buffers", "_modules"):

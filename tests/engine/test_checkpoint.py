@@ -196,7 +196,11 @@ def test_c5_write_fails(tmp_path):
         (KeyboardInterrupt(), KeyboardInterrupt, None),
         (RuntimeError("not on this device"), RuntimeError, "not on this device"),
         # torch raises this wherever the program is at that moment
-        (RuntimeError("DataLoader worker (pid 7) is killed"), FeatherDetError, "images has died"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed"),
+            FeatherDetError,
+            "a loader process died",
+        ),
     ],
 )
 def test_what_interrupts_a_write_is_not_a_write_error(

@@ -28,6 +28,7 @@ class Config:
     half: bool = option(False, help="half")
     conf: float = option(0.25, help="threshold", min=0, max=1)
     resume: str | None = option(None, help="run", const="newest")
+    seed: int = option(0, help="random")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -70,7 +71,8 @@ def test_help_shows_defaults_that_say_something(capsys: pytest.CaptureFixture[st
         run("--help")
     text = capsys.readouterr().out
     assert "size (default: 640)" in text
-    assert not any(word in text for word in ("None", "False"))
+    assert not any(word in text for word in ("None", "False", "(default: )"))
+    assert "random (default: 0)" in text
 
 
 def test_workers_are_shared_by_the_ranks_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_labelimg_voc_beside_its_images(src, convert):
     out = folder.parent / "out"
     assert printed.out == (
         "train: 3 images, 2 boxes, 1 background, 1 crowd\n  a<b 1, dog 1\n"
-        f"{out}/data.yaml is written; to train:\n  python train.py --data {out}\n"
+        f"wrote {out}/data.yaml; to train:\n  python train.py --data {out}\n"
     )
     assert "1 of 3 images have no .xml file: background" in printed.err
     data = json.loads((out / "annotations" / "instances_train.json").read_text())
@@ -160,7 +160,7 @@ def test_labelme_shapes(src, convert):
     }  # fmt: skip
     problems = (folder.parent / "out" / "problems.txt").read_text().splitlines()
     for text in (
-        "lost.json: no image of this name; image skipped",
+        "lost.json: no image with this name; image skipped",
         "b.json: no list 'shapes'; not a file of labelme; image skipped",
         "a.json: object 4: a line has no area; box skipped",
         "a.json: object 5: a point has no area; box skipped",
@@ -290,14 +290,14 @@ def test_what_is_wrong_with_an_xml_file_is_named_and_its_image_skipped(src, conv
         ("voc", {"a.xml": xml([("dog", (1, 2, 3, 4))])}, (), "no image below"),
         ("voc", {"a.jpg": None, "a.xml": xml([("cow", (1, 2, 3, 4))])}, ("--classes", "cows"),
          r"a\.xml: class 'cow' is not one of --classes; did you mean 'cows'"),
-        ("voc", {"a.jpg": None}, ("--classes", "a", "a"), "a name is given twice: a a"),
+        ("voc", {"a.jpg": None}, ("--classes", "a", "a"), "a name appears twice: a a"),
         ("voc", {"a.jpg": None}, ("--images", "nowhere"), "nowhere: no such folder"),
         ("coco", {"a.jpg": None}, ("--images", "nowhere"), "nowhere: no such folder"),
         ("yolo", {"a.jpg": None}, (), "neither a data.yaml nor classes.txt nor obj.names"),
         ("yolo", {"a.jpg": None, "classes.txt": "a\na\n"}, (), r"classes\.txt: expected one name"),
-        ("yolo", {"a.jpg": None}, ("--images", "."), "--images: YOLO's images and labels"),
+        ("yolo", {"a.jpg": None}, ("--images", "."), "--images: images and labels of YOLO"),
         ("coco", {"a.json": {"x": 1}}, (), "no COCO JSON"),
-        ("coco", {"a.json": {"x": 1}}, ("--classes", "a"), "a COCO JSON names its classes itself"),
+        ("coco", {"a.json": {"x": 1}}, ("--classes", "a"), "a COCO JSON brings its own class names"),
         ("coco", {"a.json": {"categories": [], "images": [{"file_name": "q.jpg"}]}}, (),
          r"its first image q\.jpg is not in .*--images DIR"),
         ("coco", {f"{n}.json": {"categories": [], "images": [{"file_name": "a.jpg"}]} for n in "ab"}
@@ -314,7 +314,10 @@ def test_out_and_the_command_line_are_checked_first(src, tmp_path, capsys):
     folder = src({"a.jpg": None, "a.xml": xml([("dog", (1, 2, 3, 4))])})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("mine")
-    for out, cause in ((tmp_path / "full", "is there and not empty"), (folder / "out", "lies in")):
+    for out, cause in (
+        (tmp_path / "full", "exists and is not empty"),
+        (folder / "out", "is inside"),
+    ):
         with pytest.raises(UserError, match=cause):
             main(["voc", str(folder), str(out)])
     for kind, name in (("voc", "nowhere"), ("yolo", "src/a.xml"), ("coco", "nowhere")):

@@ -175,7 +175,7 @@ def test_without_a_writable_cache_folder_it_works_with_one_warning(
     assert scan(file).boxes == 2
     error = capsys.readouterr().err
     assert error.count("warning") == 1
-    assert "no scan cache, every start scans again" in error
+    assert "no scan cache, so every start scans again" in error
     assert not list(cache_home.rglob("*.tmp"))
 
 

@@ -206,7 +206,7 @@ def test_nothing_usable_stops_and_no_box_at_all_is_said_loudly(scan, tmp_path, y
         scan(file)
     (tmp_path / "t" / "a.jpg").write_bytes(JPEG)
     assert scan(file).backgrounds == 1
-    assert "NOT ONE BOX in 1 images" in capsys.readouterr().err
+    assert "no box in any of the 1 images" in capsys.readouterr().err
 
 
 def test_only_the_first_rank_speaks_and_shows_a_bar(scan, images, monkeypatch, capsys):

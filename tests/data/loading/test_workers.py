@@ -156,7 +156,7 @@ def test_a_batch_that_cannot_be_sent_ends_in_one_line(batches_of, monkeypatch, c
         (
             "DataLoader worker (pid(s) 12, 34) exited unexpectedly\nadvice",
             FeatherDetError,
-            "a process that loads images has died: worker (pid(s) 12, 34) exited unexpectedly; ",
+            "a loader process died: worker (pid(s) 12, 34) exited unexpectedly; ",
         ),
     ],
 )

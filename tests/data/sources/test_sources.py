@@ -139,7 +139,7 @@ def test_bad_lines_of_a_list_are_named_with_their_number(tmp_path):
         (lambda d: d, "no images or videos in this folder"),
         (lambda d: d / "*.jpg", "no images or videos match this pattern"),
         (lambda d: (d / "x.xyz").write_text("x") and d / "*.xyz", "no images or videos match"),
-        (lambda d: (d / "x.xyz").write_text("x") and d / "x.xyz", "of no known kind"),
+        (lambda d: (d / "x.xyz").write_text("x") and d / "x.xyz", "unknown file type"),
         (lambda d: (d / "x.txt").write_text("\n") and d / "x.txt", "the list is empty"),
         (lambda d: (d / "x.txt").write_bytes(b"\xff\xfe\x00") and d / "x.txt", "not UTF-8"),
         (lambda d: "file:///etc/passwd", "file:// is refused"),

@@ -150,8 +150,8 @@ class TestCommandLine:
             (["yolov5n", "--backbone", "ghosnet-1.0"], "did you mean 'ghostnet-1.0'"),
             (["yolov5n", "--neck", "pan-gost"], "did you mean 'pan-ghost'"),
             (["yolov5n6", "--backbone", "ghostnet-1.0"], r"reads the end of its backbone \(P6\), the new one ends in P5.*pan-p6"),
-            (["--classify", "ghostnet-1.0", "--neck", "pan"], "takes backbones alone"),
-            (["yolov5n", "--json", "--yaml"], "exclude each other"),
+            (["--classify", "ghostnet-1.0", "--neck", "pan"], "takes only backbones"),
+            (["yolov5n", "--json", "--yaml"], "give either --json or --yaml"),
         ],
     )  # fmt: skip
     def test_mistakes_are_user_errors(self, argv: list[str], message: str) -> None:
