@@ -114,7 +114,7 @@ def test_size_and_data_of_the_checkpoint(small, tmp_path, monkeypatch, capsys):
     (run / "opt.yaml").write_text(f"data: {data}\n")
     val.main(flags)
     out = capsys.readouterr().out
-    expected = f"--img 96 (the size of its training), --data {data} (that of its training)"
+    expected = f"--img 96 (the size of its training), --data {data} (the data of its training)"
     assert f"{best}: {expected}\n" in out
     settings = json.loads((tmp_path / "runs/val/exp/metrics.json").read_text())["settings"]
     assert (settings["image_size"], settings["data"]) == (96, str(data))

@@ -101,7 +101,7 @@ def choose_recipe(
         optimizer = "AdamW" if short else "SGD"
         say_main(
             f"--hyp {hyp} --optimizer {optimizer}: {images} images in {epochs} epochs are {updates}"
-            f" updates of {nominal}, {'fewer than' if short else 'at least'} {SHORT_RUN}"
+            f" updates of {nominal} images, {'fewer than' if short else 'at least'} {SHORT_RUN}"
         )
     elif hyp == AUTO:
         hyp = "default" if optimizer == "SGD" else "finetune" if pretrained else "small"

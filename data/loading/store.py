@@ -243,9 +243,9 @@ def choose_cache(asked: str, shapes: np.ndarray, size: int, device_memory: int) 
     }
     amounts = {
         "device": f"{gib(squares)} of {gib(device_memory)} GiB for images on the device",
-        "ram": f"{gib(needed)} GiB in memory, {gib(free)} GiB are free",
-        "disk": f"{gib(needed)} GiB as files in {home}, {gib(disk)} GiB are free",
-        "none": f"{gib(needed)} GiB are decoded in every epoch",
+        "ram": f"{gib(needed)} GiB in memory, {gib(free)} GiB free",
+        "disk": f"{gib(needed)} GiB as files in {home}, {gib(disk)} GiB free",
+        "none": f"{gib(needed)} GiB to decode in every epoch",
     }
     choice = asked
     if asked == "auto" or not (fits[asked] or asked == "disk"):

@@ -196,7 +196,11 @@ def _completed(config: ValConfig, trained: TrainedWith) -> ValConfig:
     size, data, taken = config.imgsz, config.data, []
     if size is None and config.task != "study":
         size = trained.image_size or DEFAULT_SIZE
-        known = "the size of its training" if trained.image_size else "it does not tell its own"
+        known = (
+            "the size of its training"
+            if trained.image_size
+            else "the default: it does not state its own"
+        )
         taken.append(f"--img {size} ({known})")
     if not data:
         options_file = Path(config.weights).absolute().parent.parent / "opt.yaml"
@@ -209,11 +213,11 @@ def _completed(config: ValConfig, trained: TrainedWith) -> ValConfig:
                 data = name
                 break
         else:
-            cause = "it does not tell what it was trained on"
+            cause = "it does not state what it was trained on"
             if names:
-                cause = f"it was trained on {names[0]}, which is not here"
+                cause = f"it was trained on {names[0]}, which is not found here"
             raise UserError(f"{config.weights}: {cause}; name the data set by --data")
-        taken.append(f"--data {data} (that of its training)")
+        taken.append(f"--data {data} (the data of its training)")
     if taken:
         say_main(f"{config.weights}: {', '.join(taken)}")
     return replace(config, imgsz=size, data=data)

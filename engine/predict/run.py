@@ -65,4 +65,4 @@ def run(config: DetectConfig) -> None:
             if config.view_img and not show_window(result, drawn):
                 break
     if sources.problems:
-        raise PartlyDoneError(f"{len(sources.problems)} sources skipped or cut short, see above")
+        raise PartlyDoneError(f"sources skipped or incomplete: {len(sources.problems)}, see above")

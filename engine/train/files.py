@@ -57,8 +57,9 @@ def announce(run: TrainRun) -> None:
     if run.schedule.nominal_batch != run.hyp.nbs:
         warn(f"a short run: {run.schedule.shortened()}")
     found = run.environment
+    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
     ranks = f" x {found['ranks']}" if run.world.world_size > 1 else ""
-    say(f"training on {found['device']}{ranks}, {found['threads']} threads, into {run.folder}")
+    say(f"training on {found['device']}{ranks}, {threads}, into {run.folder}")
 
 
 def save(run: TrainRun, name: str, *, resumable: bool) -> Path:

@@ -97,7 +97,7 @@ def test_ram_that_does_not_fit_warns_and_goes_on(tmp_path, monkeypatch, capsys, 
     monkeypatch.setattr(store_module, "DISK_LIMIT", 0)
     item, image = make_image(tmp_path / "a.png", 64, 64)
     store = ImageStore([item], 64, cache="ram")
-    warning = "--cache ram needs 0.0 GiB in memory, 0.0 GiB are free; continuing with --cache none"
+    warning = "--cache ram needs 0.0 GiB in memory, 0.0 GiB free; continuing with --cache none"
     assert warning in capsys.readouterr().err
     np.testing.assert_array_equal(store[0], image)
     make_image(tmp_path / "a.png", 64, 64, seed=1)
