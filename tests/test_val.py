@@ -107,7 +107,7 @@ def test_size_and_data_of_the_checkpoint(small, tmp_path, monkeypatch, capsys):
     save_checkpoint(best, {**content, "config": {"imgsz": 96, "data": "data.yaml"}})
     flags = ["--weights", str(best), "--workers", "0", "--device", "cpu", "--noplots"]
     with pytest.raises(
-        UserError, match=r"trained on data\.yaml, which is not here; name .* --data"
+        UserError, match=r"trained on data\.yaml, which is not found here; name .* --data"
     ):
         val.main(flags)
     data = tmp_path / "data" / "data.yaml"
@@ -118,7 +118,7 @@ def test_size_and_data_of_the_checkpoint(small, tmp_path, monkeypatch, capsys):
     assert f"{best}: {expected}\n" in out
     settings = json.loads((tmp_path / "runs/val/exp/metrics.json").read_text())["settings"]
     assert (settings["image_size"], settings["data"]) == (96, str(data))
-    with pytest.raises(UserError, match=r"weights\.pt: it does not tell what it was trained on"):
+    with pytest.raises(UserError, match=r"weights\.pt: it does not state what it was trained on"):
         val.main(["--weights", "weights.pt", "--device", "cpu"])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is a file"):  # before the weights are read
