@@ -14,6 +14,7 @@ and --batch, a list for several values, True for a flag without a value.  What a
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +38,11 @@ __all__ = [
 _ROOT = Path(__file__).resolve().parent.parent
 
 
-def train(**settings: Any) -> TrainResult:
+def train(*, callbacks: Sequence[object] = (), **settings: Any) -> TrainResult:
     """Train as train.py does: the folder of the run, its metrics, and the rows of results.csv.
 
+    `callbacks`: objects with on_train_start(run), on_batch_end(run), on_epoch_end(run, row),
+    on_checkpoint(run, path), on_train_end(run, metrics), or some of these.
     Ctrl-C saves the state to resume from and raises KeyboardInterrupt.
     """
     _prepare()
@@ -47,7 +50,7 @@ def train(**settings: Any) -> TrainResult:
     from engine.train.loop import fit
     from utils.config import from_settings
 
-    return fit(*from_settings(TrainConfig, settings))
+    return fit(*from_settings(TrainConfig, settings), callbacks=callbacks)
 
 
 def evaluate(weights: str | Path, **settings: Any) -> DetectionMetrics | None:

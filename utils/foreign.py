@@ -11,8 +11,8 @@ from utils.hyp import Hyperparameters
 _NO_EVOLUTION = "not in FeatherDet: write a few --hyp files and train with each of them"
 _NO_UPLOAD = "not in FeatherDet: nothing is uploaded or downloaded"
 _NO_WANDB = (
-    "not in FeatherDet: a setting of YOLOv5's Weights & Biases logger; a run writes results.csv"
-    " and, with tensorboard installed, its events"
+    "not in FeatherDet: a setting of YOLOv5's Weights & Biases logger; use --loggers wandb, with"
+    " WANDB_PROJECT and WANDB_ENTITY in the environment"
 )
 _NO_MASKS = "not in FeatherDet: it trains detectors, no masks and no classifiers"
 # By name without dashes in front, '-' for '_'.  Some are flags of another script of FeatherDet.

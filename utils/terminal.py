@@ -1,8 +1,13 @@
-"""Printing. Text from files may hold control characters, which a terminal would obey."""
+"""Printing. Text from files may hold control characters, which a terminal would obey.
+
+`say` and `warn` are the records of one logger, whose own handler writes them to the terminal.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import os
 import sys
 import unicodedata
@@ -27,9 +32,34 @@ def formatted(value: float, form: str) -> str:
     return text if text.strip("+-0.%") else text.lstrip("+-")
 
 
+class Terminal(logging.Handler):
+    """Information on stdout, warnings on stderr; an error in writing is the caller's."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """The text alone, above the progress bars."""
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        bars = sys.modules.get("tqdm")  # not imported for the sake of a line
+        with bars.tqdm.external_write_mode(stream) if bars else contextlib.nullcontext():
+            stream.write(record.getMessage() + "\n")
+            stream.flush()
+
+
+def _logger() -> logging.Logger:
+    """The logger named featherdet; a program that has set it up already keeps its setting."""
+    logger = logging.getLogger("featherdet")
+    if not logger.handlers and logger.propagate and logger.level == logging.NOTSET:
+        logger.addHandler(Terminal())
+        logger.propagate = False
+        logger.setLevel(logging.INFO)
+    return logger
+
+
+LOGGER = _logger()
+
+
 def warn(text: str) -> None:
     """Print one readable line on stderr: warnings, errors, progress."""
-    sys.stderr.write(readable(text) + "\n")
+    LOGGER.warning("%s", readable(text))
 
 
 warn_once = functools.cache(warn)  # the same text only once in this process
@@ -37,8 +67,7 @@ warn_once = functools.cache(warn)  # the same text only once in this process
 
 def say(text: str) -> None:
     """Print readable lines on stdout: results."""
-    sys.stdout.write("\n".join(map(readable, text.split("\n"))) + "\n")
-    sys.stdout.flush()
+    LOGGER.info("%s", "\n".join(map(readable, text.split("\n"))))
 
 
 def is_main_rank() -> bool:

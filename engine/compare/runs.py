@@ -49,6 +49,7 @@ UNIT = 1e15  # FLOPs, of the bar
 NOT_KEPT = (
     "weights", "backbone_weights", "cfg", "backbone", "neck", "head", "data", "hyp", "resume",
     "device", "project", "name", "exist_ok", "seed",
+    "loggers",
 )  # fmt: skip
 
 
@@ -137,10 +138,10 @@ def _finish(plan: Comparison, run: RunPlan, cause: str | None, device: str) -> N
     if cause is not None:
         cause = printable(cause)
         plan.failed[run.id] = Run(run.seed, FAILED, run.command, cause)
-        tqdm.write(f"{run.title} failed: {cause}", file=sys.stderr)
+        warn(f"{run.title} failed: {cause}")
     else:
         ap = plan.done[run.id].accuracy["AP"]
-        tqdm.write(f"{run.title}: AP {'-' if ap is None else f'{ap:.3f}'}")
+        say(f"{run.title}: AP {'-' if ap is None else f'{ap:.3f}'}")
 
 
 def _train(
@@ -184,7 +185,7 @@ def _start(plan: Comparison, run: RunPlan, device: str) -> _Job:
             env=environment,
         )
     how = "resumes" if "--resume" in command else "starts"
-    tqdm.write(f"{run.title} {how}: {log}")
+    say(f"{run.title} {how}: {log}")
     return _Job(run, device, process, log, before)
 
 

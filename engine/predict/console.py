@@ -16,7 +16,7 @@ from tqdm import tqdm
 from engine.measure.bench import Speed
 from engine.predict.result import Result
 from utils.errors import UserError
-from utils.terminal import readable, say
+from utils.terminal import say, warn
 
 PROBE = "import cv2; cv2.namedWindow('probe'); cv2.destroyAllWindows()"
 PROBE_SECONDS = 20
@@ -49,7 +49,7 @@ class Console:
     def problem(self, text: str) -> None:
         """One line on stderr that does not break a progress bar."""
         self._end_video()
-        tqdm.write(readable(text), file=sys.stderr)
+        warn(text)
 
     def show(self, result: Result) -> None:
         """Report one frame."""

@@ -23,12 +23,14 @@ from utils.hyp import AUTO
 
 NEWEST = "newest"
 CACHES = ("auto", "none", "ram", "disk", "device")
+LOGGERS = ("tensorboard", "mlflow", "wandb")
 OPTIMIZERS = (AUTO, "SGD", "Adam", "AdamW")
 DEFAULT_TIMEOUT = 1800.0  # seconds; a scan or a final evaluation on rank 0 must fit in it
 # What --resume may change: where the data are, how to compute, when to stop and save.
 FREE_ON_RESUME = (
     "resume", "data", "device", "threads", "workers", "cache", "augment", "profile", "noplots",
     "ddp_timeout", "epochs", "patience", "nosave", "noval", "save_period", "exist_ok",
+    "loggers",
 )  # fmt: skip
 
 
@@ -147,6 +149,11 @@ class TrainConfig:
     compile: bool = option(False, help="compile forward and loss with torch.compile")
     grad_clip: float = option(10.0, min=0, help="maximum norm of the gradients; 0: no limit")
     profile: bool = option(False, help="print the time of each part of a training step")
+    loggers: tuple[str, ...] = option(
+        (),
+        choices=LOGGERS,
+        help="what else gets metrics, settings and pictures; by default tensorboard if installed",
+    )
     ddp_timeout: float = option(
         DEFAULT_TIMEOUT, help="seconds a rank waits for the others before the run fails"
     )

@@ -1,12 +1,10 @@
-"""What a training run writes: settings, checkpoints, results.csv, plots, TensorBoard's events."""
+"""What a training run writes: settings, checkpoints, results.csv, plots."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +86,7 @@ def save(run: TrainRun, name: str, *, resumable: bool) -> Path:
             "epoch": state.epoch,
         },
     )
+    run.emit("on_checkpoint", path)
     return path
 
 
@@ -142,25 +141,3 @@ def smoothed(epochs: np.ndarray, values: np.ndarray) -> np.ndarray:
     sigma = max(SMOOTHING * len(epochs), 0.1)
     weights = np.exp(-0.5 * ((epochs[:, None] - epochs) / sigma) ** 2)
     return weights @ values / weights.sum(1)
-
-
-@contextmanager
-def tensorboard(run: TrainRun) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """Inside, a function that writes a row of results.csv as events, if tensorboard is installed.
-
-    The older events of the epoch that a resumed run continues are removed.
-    """
-    if not run.world.is_main or importlib.util.find_spec("tensorboard") is None:
-        yield lambda row: None
-        return
-    from torch.utils.tensorboard import SummaryWriter  # heavy, and optional
-
-    with SummaryWriter(str(run.folder), purge_step=run.state.epoch) as writer:
-
-        def add(row: Mapping[str, float]) -> None:
-            for name, value in row.items():
-                if name != "epoch" and not math.isnan(value):
-                    writer.add_scalar(name, value, int(row["epoch"]))
-            writer.flush()
-
-        yield add

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +22,20 @@ from engine.evaluate.evaluator import evaluate
 from engine.evaluate.metrics import DetectionMetrics
 from engine.evaluate.plots import BatchImages, save_plots
 from engine.train.config import TrainConfig
-from engine.train.files import METRICS, announce, csv_text, plot_results, save, tensorboard
+from engine.train.files import METRICS, announce, plot_results, save
 from engine.train.interrupts import StopRequest, stop_requests
 from engine.train.loading import delivered
 from engine.train.setup import prepare_run
 from engine.train.state import TrainRun
 from engine.train.step import console_header, train_epoch
+from engine.train.writers import check_callbacks
 from models.losses.build import build_loss
 from utils.config import changed
 from utils.errors import FeatherDetError, TerminatedError, UserError, cause_of
-from utils.files import write_text
 from utils.terminal import say, warn
 
 VAL_AHEAD = 16  # steps before the end of an epoch at which its validation images are first loaded
 COMPILER = ("torch._dynamo", "torch._inductor")  # where the errors of torch.compile come from
-Log = Callable[[Mapping[str, float]], None]  # writes a row of results.csv elsewhere
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,12 @@ class TrainResult:
         return self.folder / "weights" / "last.pt"
 
 
-def fit(config: TrainConfig, given: Collection[str] | None = None) -> TrainResult:
-    """Train as `config` says; what came of it.
+def fit(
+    config: TrainConfig,
+    given: Collection[str] | None = None,
+    callbacks: Sequence[object] = (),
+) -> TrainResult:
+    """Train as `config` says; what came of it.  `callbacks`: engine/train/writers.py.
 
     `given`: the fields that the command line names, which a resumed run applies or refuses; None:
     those that differ from their defaults.  Leaves a run folder as docs/training.md describes.
@@ -67,11 +70,13 @@ def fit(config: TrainConfig, given: Collection[str] | None = None) -> TrainResul
     number, TerminatedError or KeyboardInterrupt after a signal, when last.pt holds the state to
     resume from.
     """
+    check_callbacks(callbacks)
     world = distributed.start(config.device, timeout=config.ddp_timeout, threads=config.threads)
     try:
         with dead_workers_named(), stop_requests() as request, ExitStack() as locks:
             with request.may_abort():
-                run = prepare_run(config, world, locks, changed(config) if given is None else given)
+                typed = changed(config) if given is None else given
+                run = prepare_run(config, world, locks, given=typed, callbacks=callbacks)
                 announce(run)
             # each new size would be timed again by cuDNN
             fixed_size = not (run.config.multi_scale or run.config.rect)
@@ -125,20 +130,24 @@ def reproducible(device: torch.device, *, benchmark: bool) -> Iterator[None]:
 
 def _train(run: TrainRun, request: StopRequest) -> DetectionMetrics:
     """All epochs, then the final evaluation."""
-    state = run.state
+    state, metrics = run.state, None
+    run.emit("on_train_start")
     try:
-        with tensorboard(run) as log:
+        try:
             while state.epoch < run.config.epochs and not _out_of_patience(run):
-                _epoch(run, request, log)
-    except BrokenPipeError:  # nobody reads the output any more; all steps up to here are complete
-        if run.world.is_main:
-            save(run, "last.pt", resumable=True)
-        raise
-    with request.may_abort():
-        return _finish(run)
+                _epoch(run, request)
+        except BrokenPipeError:  # nobody reads the output any more; all steps here are complete
+            if run.world.is_main:
+                save(run, "last.pt", resumable=True)
+            raise
+        with request.may_abort():
+            metrics = _finish(run)
+    finally:
+        run.emit("on_train_end", metrics)
+    return metrics
 
 
-def _epoch(run: TrainRun, request: StopRequest, log: Log) -> None:
+def _epoch(run: TrainRun, request: StopRequest) -> None:
     """One epoch of training (or the rest of it), its evaluation, its files."""
     state, config = run.state, run.config
     done = min(state.batches * config.batch_size, len(run.train))  # images
@@ -169,7 +178,7 @@ def _epoch(run: TrainRun, request: StopRequest, log: Log) -> None:
         row["images_per_second"] = images / seconds
         row["data_wait_share"] = run.clock.waited / seconds
     row["val_seconds"] = time.perf_counter() - started - seconds
-    _close_epoch(run, distributed.broadcast_object(row), metrics, log)
+    _close_epoch(run, distributed.broadcast_object(row), metrics)
 
 
 def epoch_batches(run: TrainRun, *, validate: bool) -> Iterator[Batch]:
@@ -218,9 +227,7 @@ def _row(run: TrainRun, metrics: DetectionMetrics | None) -> dict[str, float]:
     return row
 
 
-def _close_epoch(
-    run: TrainRun, row: dict[str, float], metrics: DetectionMetrics | None, log: Log
-) -> None:
+def _close_epoch(run: TrainRun, row: dict[str, float], metrics: DetectionMetrics | None) -> None:
     """Record the epoch's result, move on to the next one; write checkpoints and results, print."""
     state, config = run.state, run.config
     fitness = row.pop("fitness", math.nan)
@@ -232,7 +239,7 @@ def _close_epoch(
     state.start_epoch(epoch + 1)
     if not run.world.is_main:
         return
-    write_text(run.folder / "results.csv", csv_text(state.rows))
+    run.emit("on_epoch_end", row)
     last = epoch == config.epochs - 1 or _out_of_patience(run)
     if not config.nosave or last:
         if better or config.nosave or not (run.folder / "weights" / "best.pt").exists():
@@ -240,7 +247,6 @@ def _close_epoch(
         save(run, "last.pt", resumable=True)
         if config.save_period > 0 and (epoch + 1) % config.save_period == 0:
             save(run, f"epoch{epoch}.pt", resumable=False)
-    log(row)
     if metrics is not None:
         say("\n".join(metrics.table().splitlines()[:2]))
     if config.profile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from engine.train.model import (
 )
 from engine.train.optimizer import Schedule, build_optimizer, rate_scales
 from engine.train.state import StepClock, TrainRun, TrainState
+from engine.train.writers import check_loggers, writers
 from models.detector import Detector
 from models.losses.build import build_loss
 from models.spec import ModelSpec
@@ -41,12 +42,17 @@ from utils.terminal import warn_main
 
 
 def prepare_run(
-    config: TrainConfig, world: Distributed, locks: ExitStack, given: Collection[str] = ()
+    config: TrainConfig,
+    world: Distributed,
+    locks: ExitStack,
+    *,
+    given: Collection[str] = (),
+    callbacks: Sequence[object] = (),
 ) -> TrainRun:
     """Read the data, build the model, and restore the state of a run to resume.
 
-    `locks` gets the lock of the run's folder, `given` is as in `engine.train.loop.fit`.  Raises
-    UserError.
+    `locks` gets the lock of the run's folder; `given` and `callbacks` are as in
+    `engine.train.loop.fit`.  Raises UserError.
     """
     folder, saved = None, None
     if config.resume is None:
@@ -145,6 +151,7 @@ def prepare_run(
             "ranks": world.world_size,
             "threads": torch.get_num_threads(),
         },
+        callbacks=(*writers(config.loggers), *callbacks),
     )
 
 
@@ -187,6 +194,7 @@ def _lock(folder: Path, locks: ExitStack) -> None:
 
 def check_world(config: TrainConfig, world: Distributed) -> None:
     """Refuse what this machine or this number of ranks cannot do (UserError)."""
+    check_loggers(config.loggers)
     cuda = world.device.type == "cuda"
     if config.sync_bn and not cuda:
         raise UserError("--sync-bn: torch synchronises batch statistics on CUDA only; leave it out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,3 +164,11 @@ class TrainRun:
     clock: StepClock
     data_info: dict[str, Any]  # what a resumed run must find unchanged, and the number of ranks
     environment: dict[str, Any]  # versions and device, as plain values
+    callbacks: Sequence[object] = ()  # engine/train/writers.py
+
+    def emit(self, event: str, *values: object) -> None:
+        """On rank 0, tell the callbacks that have a method of this name."""
+        if self.world.is_main:
+            for callback in self.callbacks:
+                if method := getattr(callback, event, None):
+                    method(self, *values)

@@ -128,6 +128,7 @@ def train_epoch(run: TrainRun, batches: Iterable[Batch], request: StopRequest) -
             noted.append((state.batches, batch.image_ids, train_step(run, batch)))
             state.batches += 1
             bar.update()
+            run.emit("on_batch_end")
             if state.batches % read_every == 0 or state.batches == total:
                 check_finite(state, noted)
                 noted.clear()

@@ -1,11 +1,10 @@
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from engine.train.files import csv_text, plot_results, smoothed, tensorboard
+from engine.train.files import csv_text, plot_results, smoothed
 
 COLUMNS = (
     "epoch,train/box_loss,train/obj_loss,train/cls_loss,metrics/precision,metrics/recall,"
@@ -47,9 +46,3 @@ def test_curves_are_drawn(tmp_path):
     plot_results([row(0), row(1)], tmp_path / "results.png")
     with Image.open(tmp_path / "results.png") as image:
         assert image.size[0] > 1000
-
-
-def test_events_are_rank_0s(tmp_path):
-    with tensorboard(SimpleNamespace(folder=tmp_path, world=SimpleNamespace(is_main=False))) as log:
-        log(row(0))
-    assert not list(tmp_path.iterdir())

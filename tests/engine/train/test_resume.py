@@ -82,7 +82,7 @@ def stopped(stopped_once, tmp_path):
 
 def prepared(config, given=()):
     with ExitStack() as locks:
-        return prepare_run(config, distributed.start("cpu"), locks, given)
+        return prepare_run(config, distributed.start("cpu"), locks, given=given)
 
 
 def same(first, second, where="state"):
