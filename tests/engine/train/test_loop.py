@@ -199,9 +199,9 @@ def test_cudnn_measures_kernels_only_where_sizes_repeat(settings, monkeypatch, m
     """Not before the run is prepared either: the trial batches of --batch-size -1 differ."""
     seen = []
 
-    def noted(config, *_):
+    def noted(config, *_, **__):
         seen.append(torch.backends.cudnn.benchmark)
-        return SimpleNamespace(config=config)
+        return SimpleNamespace(config=config, folder=None, state=SimpleNamespace(rows=[]))
 
     world = Distributed(torch.device("cuda"))
     monkeypatch.setattr(loop.distributed, "start", lambda *_, **__: world)
