@@ -70,7 +70,8 @@ class CompareConfig:
     fit: str = option(
         "",
         metavar="KIND=NUMBER",
-        help="scale all models to one budget at --img: gflops=4.5, params=1.9e6",
+        help="scale all models to one budget at --img: gflops=4.5, params=1.9e6, or to a latency"
+        " measured here: ms=20@cpu, @cuda (PyTorch), @onnxruntime, @openvino",
     )
     hyp: str = option(AUTO, help="hyper-parameter YAML, as in train.py")
     batch_size: int = option(16, flags=("--batch",), min=1, max=2**31, help="images per batch")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine.checkpoint import Weights, load_checkpoint, load_detector, read_weights
 from engine.compare.config import TRAIN, CompareConfig
+from engine.compare.fit_latency import LatencyFitter, read_target
 from engine.compare.protocol import CHOSEN, Protocol, Splits, of_a_run
 from engine.compare.record import ID_LENGTH, model_id, run_id
 from engine.compare.schema import Model
@@ -95,7 +96,10 @@ def read_drafts(config: CompareConfig) -> dict[tuple[str, str, str, str], Draft]
 
 
 def _models(config: CompareConfig, classes: int) -> Iterator[ModelEntry]:
-    budget = read_budget(config.fit, image_size=config.imgsz) if config.fit else None
+    target, fitter = read_target(config), None
+    budget = None
+    if config.fit and target is None:
+        budget = read_budget(config.fit, image_size=config.imgsz)
     weights = read_weights(config.init_weights) if config.init_weights else None
     stems = [Path(file).stem for file in config.cfg]
     drafts = read_drafts(config)
@@ -107,12 +111,17 @@ def _models(config: CompareConfig, classes: int) -> Iterator[ModelEntry]:
         source, notes = _short_source(draft.source), list[str]()
         model = Model(file, backbone, neck, config.fit, "", source, notes, head)
         try:
-            if budget is None:
-                spec = draft.resolve()
-            else:
-                fitted = fit(draft, budget, classes=classes)
+            spec, found = draft.resolve(), budget
+            if target is not None:
+                fitter = fitter or LatencyFitter(config, target, spec, classes=classes)
+                latency = fitter.fit(draft)
+                notes.append(latency.text(target))
+                model = replace(model, fit=latency.budget, fitted_ms=latency.ms)
+                found = read_budget(latency.budget, image_size=config.imgsz)
+            if found is not None:
+                fitted = fit(draft, found, classes=classes)
                 spec = fitted.spec
-                notes.append(fitted.text(budget))
+                notes.append(fitted.text(found))
             profile = profile_spec(spec, image_size=config.imgsz, classes=classes)
         except UserError as error:
             yield ModelEntry(name, model, cause=str(error))

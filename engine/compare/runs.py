@@ -235,9 +235,13 @@ def evaluate_run(plan: Comparison, run: RunPlan, device: str) -> Record:
     weights = folder / "weights" / "best.pt" if trained else Path(entry.model.weights)
     detector = load_detector(weights, device=target, fuse=True)
     saved = load_checkpoint(weights) if trained else {}
+    settings: dict[str, Any] = {}
     if trained:
-        require_own(weights, detector, saved, entry.model_id, plan.protocol)
+        training = {**plan.protocol["training"], "fit": entry.model.fit}  # of ms= that in FLOPs
+        protocol = {**plan.protocol, "training": training}
+        require_own(weights, detector, saved, entry.model_id, protocol)
         environment = dict(saved["environment"])
+        settings = {**saved["config"], "fit": config.fit}
     else:
         environment = {**run_environment(target), "threads": plan.protocol["device"]["threads"]}
     index, pinned = plan.splits.evaluated, target.type == "cuda"
@@ -258,7 +262,7 @@ def evaluate_run(plan: Comparison, run: RunPlan, device: str) -> Record:
         curves=read_curves(folder / "results.csv") if trained else {},
         cost={key: getattr(entry.profile, key) for key in ("params", "macs", "flops")},
         environment=environment,
-        training={k: v for k, v in saved.get("config", {}).items() if k not in NOT_KEPT},
+        training={k: v for k, v in settings.items() if k not in NOT_KEPT},
     )
     require_one_training([*plan.done.values(), record])
     return save_record(plan.folder / FOLDER, record, metrics.detections, plan.truth)

@@ -51,6 +51,7 @@ class Model:
     notes: list[str]
     head: str = ""
     pretrained: int | None = None  # parameters that --init-weights has; None without that flag
+    fitted_ms: float | None = None  # median latency that --fit ms= found before training
 
 
 @dataclass(frozen=True)

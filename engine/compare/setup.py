@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from engine.compare.config import PROFILE, TABLE, TRAIN, CompareConfig, repeated
+from engine.compare.fit_latency import read_target
 from engine.compare.plan import ModelEntry, RunPlan, model_entries, read_drafts, runs
 from engine.compare.protocol import (
     LATENCY,
@@ -150,6 +151,7 @@ def run_devices(config: CompareConfig) -> tuple[str, ...]:
     named = [part.strip() for part in config.device.split(",") if part.strip()] or [""]
     first = select_device(named[0])
     require_runtimes(config.runtime)
+    read_target(config)
     if first.type != "cpu" and set(config.runtime) != {"torch"}:
         raise UserError(
             f"--runtime {' '.join(config.runtime)}: onnxruntime and openvino are measured on a CPU;"

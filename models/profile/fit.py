@@ -56,6 +56,8 @@ def read_budget(text: str, *, image_size: int) -> Budget:
     kind, equals, amount = text.partition("=")
     amount, at, size = amount.partition("@")
     kind = kind.strip().lower()
+    if kind == "ms":
+        raise UserError(f"--fit {text}: only compare.py fits models to a measured latency")
     if kind not in UNITS or not equals:
         raise UserError(
             f"--fit {text}: expected KIND=NUMBER with KIND one of {', '.join(UNITS)}"

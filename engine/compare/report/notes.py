@@ -8,6 +8,7 @@ from __future__ import annotations
 from engine.compare.report.columns import GIGA, SIGNIFICANT, Plain
 from engine.compare.schema import DONE, FAILED, PARTLY
 from engine.measure.energy import NOT_MEASURED
+from utils.terminal import formatted
 
 DIRTY = "-dirty"
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -31,6 +32,17 @@ def notes(results: Plain) -> list[str]:
         "FLOPs are 2 MACs of one image; MAC MB is ShuffleNetV2's memory access cost of the"
         " convolutions; activations: peak memory of the feature maps."
     )
+    fitted = {row["name"]: row["model"]["fitted_ms"] for row in results["rows"]}
+    if found := {name: ms for name, ms in fitted.items() if ms is not None}:
+        kind = protocol["fit"] if "fit" in protocol else protocol["training"]["fit"]
+        target = float(kind.partition("=")[2].partition("@")[0])
+        errors = (
+            f"{name} {ms:.2f} ms ({formatted(ms / target - 1, '+.1%')})"
+            for name, ms in found.items()
+        )
+        lines.append(
+            f"Scaled to {kind} before training, by the median measured then: {', '.join(errors)}."
+        )
     here, elsewhere = _devices(results)
     layouts = _layouts(results)
     if here and len(results["rows"]) > 1:
