@@ -39,6 +39,7 @@ LONGEST_GRID = 1920  # pixels of its longer side; larger tiles are shrunk
 SMALLEST_TILE = 400  # pixels of its longer side; smaller tiles are enlarged, or labels hide them
 TITLE_FONT = 13
 LONGEST_NAME = 28  # letters of a class name in a plot
+COVERED = 0.85  # of a box's area: too little of it is left to be seen
 LETTERS_ABREAST = 40  # under a plot of four inches
 WHITE = (255, 255, 255)
 
@@ -135,9 +136,12 @@ def draw_boxes(
         size, shade = font_size, color(classes[row])
         while (patch := _label(text, size, shade)).shape[1] > width and size > TINIEST_FONT:
             size -= 1  # until it fits into the image
-        left, top, right, bottom = _position(
+        place = _position(
             patch, pixels[row], line // 2, taken=taken, boxes=areas, shape=(height, width)
         )
+        if place is None:
+            continue
+        left, top, right, bottom = place
         taken = np.vstack((taken, (left, top, right, bottom)))
         canvas[top:bottom, left:right] = patch[: bottom - top, : right - left]
     return canvas
@@ -159,11 +163,12 @@ def _position(
     taken: np.ndarray,
     boxes: np.ndarray,
     shape: tuple[int, int],
-) -> Pixels:
+) -> Pixels | None:
     """Where a label goes: above the box if that is inside the image and hides nothing.
 
     Else inside its top, below it, at its right end or beside it: the position that hides least of
-    the labels in `taken` and of those `boxes` more than half of which it would cover.
+    the labels in `taken` and of those `boxes` more than half of which it would cover.  None where
+    even that covers a whole box: its colour tells the class, and a hidden object tells nothing.
     """
     height, width = shape
     rows, columns = min(patch.shape[0], height), min(patch.shape[1], width)
@@ -173,7 +178,7 @@ def _position(
     known = np.vstack((taken, boxes))
     sizes = (known[:, 2:] - known[:, :2]).clip(min=1).prod(1)
     sizes[: len(taken)] = 0  # of a label, any part counts
-    best, min_hidden = (0, 0, columns, rows), math.inf
+    best, min_hidden = None, math.inf
     for x, y in (
         *((left, above), (left, inside), (left, below), (right, above), (right, inside)),
         *((after, inside), (before, inside), (right, below)),
@@ -186,7 +191,8 @@ def _position(
         overlap = (high - low).clip(min=0).prod(1)
         hidden = float(overlap[overlap > sizes / 2].sum())
         if hidden < min_hidden:
-            best, min_hidden = area, hidden
+            whole = (overlap >= COVERED * sizes)[len(taken) :].any()
+            best, min_hidden = None if whole else area, hidden
     return best
 
 

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = load_dataset_config(config.data)
     skipped = sum(load_split(dataset, split, decode=True).skipped() for split in dataset.splits)
     if skipped:
-        raise PartlyDoneError(f"{skipped} images are left out")
+        raise PartlyDoneError(f"images left out: {skipped}")
 
 
 if __name__ == "__main__":

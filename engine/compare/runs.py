@@ -40,7 +40,7 @@ from utils.terminal import printable, say, warn
 
 POLL = 0.2  # seconds between looks at the runs
 LOG_EVERY = "10"  # seconds between lines of a progress bar in a log
-BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left"
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} remaining"
 ERROR_MARKS = ("error: ", "internal error: ")
 LONGEST_CAUSE = 300  # characters
 REDRAW, REDRAW_LOG = 1.0, 60.0  # seconds between drawings of the bar: terminal, file

@@ -91,7 +91,7 @@ class Validation:
         if inside is not None and config.conf_thres < inside.conf:
             raise UserError(
                 f"{config.weights}: its in-graph suppression keeps nothing under {inside.conf:g},"
-                f" so that AP would be another: give --conf {inside.conf:g}, or export it with"
+                f" so AP would differ: give --conf {inside.conf:g}, or export it with"
                 f" --conf {config.conf_thres:g}"
             )
         config = _completed(config, trained)

@@ -168,6 +168,16 @@ def test_a_label_never_covers_its_whole_box_nor_another_one():
             assert (patch == 114).all(2).sum() + (patch == color(number)).all(2).sum() >= 40
 
 
+def test_no_box_of_a_crowd_disappears_under_the_labels_of_others():
+    boxes = np.array([[x, y, x + 8, y + 8] for x in range(40, 100, 10) for y in range(40, 80, 10)])
+    out = draw_boxes(grey(), boxes, [0] * len(boxes), names=["person"], scores=[0.5] * len(boxes))
+    bare = draw_boxes(grey(), boxes, [0] * len(boxes), names=["person"], hide_labels=True)
+    for left, top, right, bottom in boxes:
+        area = slice(top, bottom), slice(left, right)
+        assert (out[area] == bare[area]).all(2).mean() > 0.1
+    assert (out != bare).any()  # those at the edge have labels
+
+
 def test_plots_show_names_as_they_are():
     assert plot_name("$1 coin") == r"\$1 coin"
     assert plot_name("_x") == " _x"

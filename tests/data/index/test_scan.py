@@ -104,7 +104,7 @@ def test_damage_that_only_decoding_shows_is_found_by_training_and_on_demand(
     with pytest.raises(UserError, match=rf"bad\.jpg: unreadable: {cause}; .* data\.index"):
         ImageStore(index.records, 64)[position]
     capfd.readouterr()
-    with pytest.raises(PartlyDoneError, match="1 images are left out"):
+    with pytest.raises(PartlyDoneError, match="images left out: 1"):
         check(["--data", str(file)])
     assert f"{bad}: {cause}; image skipped\n" in capfd.readouterr().err
     assert [problem.cause for problem in scan(file).problems] == [cause]  # as it was found
