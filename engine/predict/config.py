@@ -30,6 +30,13 @@ class DetectConfig:
         help="long side of the network's input, or its height and width; by default the size of"
         " the checkpoint's training, else 640",
     )
+    batch_size: int = option(
+        1,
+        flags=("--batch",),
+        min=1,
+        max=1024,
+        help="frames that go through the network together; of live streams one",
+    )
     conf_thres: float = option(0.25, flags=("--conf",), min=0, max=1, help="confidence threshold")
     iou_thres: float = option(
         0.45, flags=("--iou",), min=0, max=1, help="IoU threshold of non-maximum suppression"

@@ -8,7 +8,7 @@ print(predictor("image.jpg").text)
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -148,15 +148,29 @@ class Predictor:
         vid_stride: int = 1,
         stream: StreamConfig | None = None,
         classes: Sequence[int | str] | None = None,
+        batch: int = 1,
     ) -> Iterator[Result]:
         """The results of all frames of `source`, as for `--source` of detect.py, one after another.
 
+        `batch` frames go through the network together, of live streams one.
         See data.sources.frames.Sources for the kinds, what is skipped and which errors end it.
         """
         if not isinstance(source, Sources):
             source = Sources(source, stride=vid_stride, stream=stream)
-        for frame in source:
-            yield self.batch([frame.image], frames=[frame], classes=classes)[0]
+        yield from self.on_frames(source, classes=classes, batch=batch)
+
+    def on_frames(
+        self, frames: Iterable[Frame], *, classes: Sequence[int | str] | None = None, batch: int = 1
+    ) -> Iterator[Result]:
+        """As `stream`, of frames that were read."""
+        group: list[Frame] = []
+        for frame in frames:
+            group.append(frame)
+            if len(group) >= batch or frame.kind == "stream":
+                yield from self.batch([f.image for f in group], frames=group, classes=classes)
+                group = []
+        if group:
+            yield from self.batch([f.image for f in group], frames=group, classes=classes)
 
     def batch(
         self,

@@ -8,6 +8,7 @@ from data.sources.frames import Sources
 from engine.predict.config import MANY, DetectConfig
 from engine.predict.console import Console, require_display, show_window
 from engine.predict.outputs import Outputs
+from engine.predict.pipeline import DEPTH, ReadAhead, WriteBehind
 from engine.predict.predictor import Predictor
 from utils.environment import keep_freed_memory, use_threads
 from utils.errors import PartlyDoneError, UserError
@@ -25,11 +26,12 @@ def run(config: DetectConfig) -> None:
     if config.writes:
         check_run_dir(config.project, config.name)
     console = Console(stride=config.vid_stride)
+    reader = ReadAhead(console.problem, depth=DEPTH + config.batch_size)
     sources = Sources(
         config.source,
         stride=config.vid_stride,
         stream=StreamConfig(give_up=config.stream_timeout),
-        report=console.problem,
+        report=reader.report,
     )
     names = load_dataset_config(config.data).names if config.data else None
     if config.data and names is None:
@@ -58,11 +60,15 @@ def run(config: DetectConfig) -> None:
     if not config.imgsz:
         known = "the size of its training" if predictor.trained.image_size else "the default"
         say(f"{config.weights}: --img {predictor.image_size} ({known})")
-    with Outputs(config, inputs=sources.files) as outputs, console:
-        for result in predictor.stream(sources):
+    # a live stream gives its newest frame, which must not wait
+    files_only = len(sources.files) == len(sources)
+    frames = reader.frames(sources) if files_only else sources
+    with Outputs(config, inputs=sources.files) as outputs, console, WriteBehind() as later, reader:
+        for result in predictor.on_frames(frames, batch=config.batch_size):
             console.show(result)
-            drawn = outputs.write(result, draw=config.view_img)
-            if config.view_img and not show_window(result, drawn):
+            if not config.view_img:
+                later(outputs.write, result)
+            elif not show_window(result, outputs.write(result, draw=True)):
                 break
     if sources.problems:
         raise PartlyDoneError(f"sources skipped or incomplete: {len(sources.problems)}, see above")
