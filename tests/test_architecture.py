@@ -35,6 +35,7 @@ LONGEST_FILE = 320
 LARGEST_FOLDER = 16  # Python files
 LINES = 26_800  # Python outside tests/; goes down, and up only with a capability
 SCRIPT_LINES = 1_150  # JavaScript, CSS and HTML of our own
+REPORTING = {"nncf", "onnxruntime", "openvino"}  # to their makers, unless told otherwise
 # What runs text or bytes from outside as code.
 RUNS_CODE = {"eval", "exec", "compile", "__import__"}
 UNSAFE_LOADERS = {
@@ -100,6 +101,8 @@ def test_imports_go_one_way(name: str) -> None:
     allowed = ALLOWED.get(room, set(ROOMS))
     own = {target.split(".")[0] for target in imported(tree(name))} & {*ALLOWED, "tests"}
     assert own <= allowed, f"{name} imports {', '.join(sorted(own - allowed))}"
+    reporting = {target.split(".")[0] for target in imported(tree(name))} & REPORTING
+    assert not reporting, f"{name} imports {reporting} without `without_telemetry`"
     stems = {Path(script).stem for script in SCRIPTS}
     assert not {target.split(".")[0] for target in imported(tree(name))} & stems
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from collections.abc import Callable
@@ -95,6 +96,8 @@ WRITERS: dict[str, Callable[[nn.Module, Tensor, Metadata, Path], Path]] = {
 @lru_cache(maxsize=1)  # two formats begin with it
 def onnx_bytes(network: nn.Module, images: Tensor, metadata: Metadata) -> bytes:
     """An ONNX file of an Exportable, traced with `images`; of any size if the metadata has none."""
+    # its optimiser warns of every node that it leaves as it is
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
     free = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
     program = torch.onnx.export(
         network,

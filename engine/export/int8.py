@@ -115,8 +115,9 @@ def precision_at(network: Network, index: DataIndex, size: int, *, conf: float) 
 def quantized_onnx(content: bytes, images: Calibration) -> Any:
     """An ONNX model in INT8 by ONNX Runtime's static quantizer."""
     import onnx
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quantization: Any = without_telemetry("onnxruntime.quantization")
+    shape_inference = without_telemetry("onnxruntime.quantization.shape_inference")
 
     class Reader(quantization.CalibrationDataReader):
         batches = iter(images)
@@ -128,7 +129,7 @@ def quantized_onnx(content: bytes, images: Calibration) -> Any:
     with tempfile.TemporaryDirectory() as folder:  # its functions take and give files
         plain, ready, done = (Path(folder) / f"{name}.onnx" for name in ("plain", "ready", "done"))
         plain.write_bytes(content)
-        quant_pre_process(plain, ready, skip_symbolic_shape=True)
+        shape_inference.quant_pre_process(plain, ready, skip_symbolic_shape=True)
         nodes = onnx.load(ready).graph.node
         readers: dict[str, list[Any]] = {}
         for node in nodes:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.export.formats import Exportable, onnx_bytes
 from engine.export.metadata import Metadata
-from engine.export.runtime import required, run_openvino
+from engine.export.runtime import required, run_openvino, without_telemetry
 from models.detector import Detector
 from utils.files import write_bytes
 
@@ -51,8 +51,7 @@ def exported_step(
     if runtime == OPENVINO:
         run = run_openvino(file)
         return lambda: run(array)
-    import onnxruntime
-
+    onnxruntime = without_telemetry("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
