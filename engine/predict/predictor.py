@@ -195,7 +195,7 @@ class Predictor:
         ]
         titles = [path or f"image {n} of {len(images)}" for n, path in enumerate(paths, 1)]
         arrays = [_rgb(*pair, bgr=bgr) for pair in zip(images, titles, strict=True)]
-        boxes = [self._letterbox(image) for image in arrays]
+        boxes = [self.letterbox(image) for image in arrays]
         results: dict[int, Result] = {}
         for shape in dict.fromkeys(box.dst for box in boxes):
             rows = [row for row, box in enumerate(boxes) if box.dst == shape]
@@ -211,7 +211,8 @@ class Predictor:
                 )
         return [results[row] for row in range(len(arrays))]
 
-    def _letterbox(self, image: np.ndarray) -> Letterbox:
+    def letterbox(self, image: np.ndarray) -> Letterbox:
+        """Where an RGB image lies in the network's input."""
         source = (image.shape[0], image.shape[1])
         if isinstance(self.image_size, int):
             return Letterbox.tight(source, self.image_size, self._stride)

@@ -60,6 +60,20 @@ def run(config: DetectConfig) -> None:
     if not config.imgsz:
         known = "the size of its training" if predictor.trained.image_size else "the default"
         say(f"{config.weights}: --img {predictor.image_size} ({known})")
+    follow(config, predictor, sources, reader=reader, console=console)
+    if sources.problems:
+        raise PartlyDoneError(f"{len(sources.problems)} sources skipped or cut short, see above")
+
+
+def follow(
+    config: DetectConfig,
+    predictor: Predictor,
+    sources: Sources,
+    *,
+    reader: ReadAhead,
+    console: Console,
+) -> None:
+    """Detect on all frames; show and write what `config` asks for."""
     # a live stream gives its newest frame, which must not wait
     files_only = len(sources.files) == len(sources)
     frames = reader.frames(sources) if files_only else sources
@@ -70,5 +84,3 @@ def run(config: DetectConfig) -> None:
                 later(outputs.write, result)
             elif not show_window(result, outputs.write(result, draw=True)):
                 break
-    if sources.problems:
-        raise PartlyDoneError(f"sources skipped or incomplete: {len(sources.problems)}, see above")
