@@ -152,7 +152,7 @@ def test_options_train_and_change_the_result(settings, tmp_path, rows_of, plain_
         (("--batch", "0"), "positive or -1"),
         (("--hyp", "nosuch"), "no such file"),
         (("--backbone-weights", "a.pth", "--weights", "b.pt"), "exclude each other"),
-        (("--allow-partial",), "--backbone-weights, which is not given"),
+        (("--allow-partial",), "--allow-partial needs --backbone-weights"),
     ],
 )
 def test_what_cannot_work_is_refused_and_leaves_no_folder(settings, tmp_path, more, message):
