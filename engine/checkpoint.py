@@ -83,13 +83,14 @@ class TrainedWith:
 
 
 def load_trained(
-    weights: str | Path, *, device: torch.device | str, fuse: bool = False
+    weights: str | Path, *, device: torch.device | str, fuse: bool = False, nms: bool = False
 ) -> tuple[Detector, TrainedWith]:
     """The complete detector of a FeatherDet or YOLOv5 checkpoint, in eval mode, on `device`.
 
     The weights are channels_last, as the images are, so that no forward pass converts them.
     Every tensor is loaded, or UserError lists what does not fit; weights that are not finite are
-    refused.  With `fuse` the BatchNorms are folded into the convolutions.
+    refused.  With `fuse` it is for inference, see `Detector.fuse`; with `nms` of two branches the
+    one whose boxes need suppression.
     """
     path = Path(weights)
     content = _own_content(path)
@@ -100,7 +101,7 @@ def load_trained(
         model, options = to_detector(imported), imported.options
     require_finite(model.state_dict(), str(path))
     if fuse:
-        model.fuse()
+        model.fuse(nms=nms)
     size, data = (
         options.get(key) if isinstance(options, dict) else None for key in ("imgsz", "data")
     )

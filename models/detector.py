@@ -128,8 +128,28 @@ class Detector(RowGraph):
         return next(self.parameters()).dtype
 
     def detect(self, images: Tensor, conf: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> what may score over `conf`, as `Detect.decode` says."""
+        """Images (B, 3, H, W) in [0, 1] -> what may score over `conf`, as `Head.decode` says."""
         return self.head.decode(self(images), conf)
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether what it detects needs no suppression."""
+        return self.head.end_to_end
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether it was built with an end-to-end branch and one for NMS."""
+        return bool(self.spec.layers[-1].args.get("end_to_end"))
+
+    def deploy(self, *, nms: bool = False) -> Detector:
+        """Keep of the head what inference needs, in place: the end-to-end branch, or NMS's."""
+        self.model[-1] = self.head.deployed(nms=nms)
+        return self
+
+    def fuse(self, *, nms: bool = False) -> Detector:
+        """`deploy`, and fold every BatchNorm into its convolution, in place."""
+        self.deploy(nms=nms)
+        return super().fuse()
 
     @property
     def backbone_epsilon(self) -> float:

@@ -148,10 +148,15 @@ class Head(nn.Module, ABC):
     losses: ClassVar[tuple[str, str, str]]  # the parts of its loss
     classes: int
     stride: tuple[int, ...] = ()  # set by the builder, which measures it
+    end_to_end: bool = False  # whether its boxes need no suppression
 
     def set_stride(self, stride: Sequence[int], anchors: Sequence[Sequence[float]] | int) -> None:
         """Fix the levels' strides in pixels, and from them the first biases."""
         self.stride = tuple(stride)
+
+    def deployed(self, *, nms: bool) -> Head:
+        """What inference needs of it; of two branches the one with NMS, or the end-to-end one."""
+        return self
 
     @property
     def layout(self) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ DETECT = "Detect"  # the head that has anchors
 # What --head puts into the last row, and its options.
 HEAD_ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "anchor": (DETECT, {}),
-    "free": ("FreeDetect", {}),
+    "free": ("FreeDetect", {"end_to_end": False}),
+    "free-e2e": ("FreeDetect", {"end_to_end": True}),
 }
 TAP = re.compile(r"P[0-9]")
 

@@ -42,6 +42,11 @@ class Targets:
             F.pad(self.boxes, (0, 0, 0, more)),
         )
 
+    def twice(self, images: int) -> Targets:
+        """These of a batch of `images`, and the same again for as many images after them."""
+        index = torch.cat((self.image_index, self.image_index + images))
+        return Targets(index, self.labels.repeat(2), self.boxes.repeat(2, 1))
+
     def pin_memory(self) -> Targets:
         """The same targets in page-locked memory."""
         return Targets(*(item.pin_memory() for item in vars(self).values()))

@@ -15,6 +15,7 @@ from utils.yamlio import load_yaml
 
 AUTO = "auto"
 SHORT_RUN = 1000  # updates; where min_updates of YOLOv5's recipe begins to act, too
+FOR_DEFAULT = ("SGD", "MuSGD")
 FOR_ADAMW = ("small", "finetune")
 
 
@@ -59,6 +60,8 @@ class Hyperparameters:
     copy_paste: float = _number(0.0, high=1.0)
     # nominal batch size: gradients accumulate up to it
     nbs: float = _number(64.0, high=1e6, low=1.0)
+    cosine: float = _number(0.0, high=1.0)  # share of the epochs in which the rate falls so
+    close_mosaic: float = _number(0.0)  # epochs at the end without mosaic and mixup
     min_updates: float = _number(0.0)  # a run with fewer makes nbs smaller; not in YOLOv5
 
     @staticmethod
@@ -104,7 +107,7 @@ def choose_recipe(
             f" updates of {nominal} images, {'fewer than' if short else 'at least'} {SHORT_RUN}"
         )
     elif hyp == AUTO:
-        hyp = "default" if optimizer == "SGD" else "finetune" if pretrained else "small"
+        hyp = "default" if optimizer in FOR_DEFAULT else "finetune" if pretrained else "small"
     elif optimizer == AUTO:
         optimizer = "AdamW" if hyp in FOR_ADAMW else "SGD"
     return hyp, optimizer

@@ -23,7 +23,11 @@ CLASS_SHIFT = 2**20
 
 @dataclass(frozen=True)
 class NmsConfig:
-    """`conf` and `iou` thresholds in [0, 1]; `classes` keeps only these labels (None: all)."""
+    """`conf` and `iou` thresholds in [0, 1]; `classes` keeps only these labels (None: all).
+
+    Without `suppress`, for boxes of an end-to-end head, a box has its best class alone, and only
+    `conf`, `max_det` and `classes` matter.
+    """
 
     conf: float = 0.25
     iou: float = 0.45
@@ -31,6 +35,7 @@ class NmsConfig:
     agnostic: bool = False
     multi_label: bool = True
     classes: tuple[int, ...] | None = None
+    suppress: bool = True
 
     def __post_init__(self) -> None:
         check_range("NmsConfig.conf", self.conf, 0, 1)
@@ -50,7 +55,7 @@ def nms(
     most `max_det` leave, best first.  Nothing depends on the clock, the device or the other images
     of the batch.
     """
-    if config.multi_label:
+    if config.multi_label and config.suppress:
         row, label = (scores > config.conf).nonzero(as_tuple=True)
         score = scores[row, label]
     else:
@@ -69,6 +74,9 @@ def nms(
     apart = box.double() if config.agnostic else box.double() + (label * CLASS_SHIFT)[:, None]
     found = []
     for item in zip(*(x.split(counts) for x in (box, score, label, apart)), strict=True):
+        if not config.suppress:
+            found.append(Detections(*(column[: config.max_det] for column in item[:3])))
+            continue
         kept = _suppress(item[3][:MAX_CANDIDATES], item[1].double(), config)
         found.append(Detections(*(column[kept] for column in item[:3])))
     return found

@@ -45,7 +45,7 @@ class ModelEntry:
     def detector(self) -> Detector:
         """The model with random weights: costs and times do not depend on them."""
         assert self.spec is not None, self.cause
-        return build_detector(self.spec, classes=self.classes)
+        return build_detector(self.spec, classes=self.classes).deploy()
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ VERSIONS = "versions"
 LATENCY = "latency"  # how times are taken, of the table and not of a run
 EAGER = {"dtype": "fp32", "graph": False}  # what a protocol without LATENCY means
 NOT_LOCKED = ("device", "commit")  # of the environment; the device has a field of its own
-LATER = ("min_updates", "anchors")  # hyper-parameters that the first records do not have
+# hyper-parameters that the first records do not have
+LATER = ("min_updates", "anchors", "cosine", "close_mosaic")
 DIGITS = 12  # hexadecimal, of a file's hash
 SHOWN = 6  # differences in a message
 Protocol = dict[str, Any]
@@ -116,7 +117,7 @@ def latency_settings(config: CompareConfig) -> dict[str, Any]:
 
 
 def recipe(hyp: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters as records have them: older ones lack min_updates and anchors, 0 there."""
+    """Hyper-parameters as records have them: older ones lack LATER, 0 there."""
     return {key: value for key, value in hyp.items() if key not in LATER or value}
 
 

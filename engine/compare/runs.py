@@ -7,6 +7,7 @@ edited, and packages changed, while the comparison ran.
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import math
 import os
@@ -247,8 +248,19 @@ def evaluate_run(plan: Comparison, run: RunPlan, device: str) -> Record:
     index, pinned = plan.splits.evaluated, target.type == "cuda"
     sizes = (config.imgsz, config.batch_size, detector.max_stride)
     loader = LoaderConfig(*sizes, workers=config.workers, seed=0, pin_memory=pinned)
-    images = ValLoader(index, loader)
-    metrics = evaluate(detector, images, index, config=EvalConfig(), device=target, progress=False)
+    metrics, *others = (
+        evaluate(
+            copy.deepcopy(detector).fuse(nms=nms),
+            ValLoader(index, loader),
+            index,
+            config=EvalConfig(),
+            device=target,
+            progress=False,
+        )
+        for nms in ((False, True) if detector.has_branches else (False,))
+    )
+    for other in others:
+        metrics = metrics.with_branch(other)
     record = Record(
         name=entry.name,
         model_id=entry.model_id,

@@ -65,6 +65,9 @@ class ValConfig:
     study_sizes: tuple[int, ...] = option(
         STUDY_SIZES, metavar="PIXELS", min=1, max=MAX_PIXELS, help="image sizes of --task study"
     )
+    nms: bool = option(
+        False, help="of an end-to-end head use the branch for non-maximum suppression"
+    )
     augment: bool = option(False, help="test-time augmentation: three scales, one mirrored")
     half: bool = option(False, help="half precision (CUDA only)")
     openvino_precision: str = openvino_precision_option()

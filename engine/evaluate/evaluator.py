@@ -128,7 +128,12 @@ def _detect(
     drawn: BatchImages | None,
 ) -> Shard:
     numbers = {record.image_id: number for number, record in enumerate(records)}
-    suppression = NmsConfig(conf=config.conf, iou=config.iou, max_det=config.max_det)
+    suppression = NmsConfig(
+        conf=config.conf,
+        iou=config.iou,
+        max_det=config.max_det,
+        suppress=config.augment or not model.end_to_end,  # views overlap
+    )
     weight_type = model.input_type
     watch = Stopwatch(device, stages=3)
     parts: list[BoxTable] = []

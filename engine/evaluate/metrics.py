@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class DetectionMetrics:
     detections: BoxTable  # best first within each image; `image` is an index of `by_id`
     curves: Curves | None = None  # for the plots
     precision50: np.ndarray | None = None  # (classes, 101 recalls) of COCO, for the plots
+    other_branch: Mapping[str, float] = field(default_factory=dict)  # map50, map; {}: it has none
 
     @property
     def fitness(self) -> float:
@@ -87,6 +88,19 @@ class DetectionMetrics:
             )
         return "\n".join(lines)
 
+    def with_branch(self, other: DetectionMetrics) -> DetectionMetrics:
+        """These, and the mAP of the head's other branch."""
+        return replace(self, other_branch={"map50": other.map50, "map": other.map})
+
+    def branches_text(self, *, nms: bool) -> str:
+        """A line for both branches; `nms`: whether these metrics are of the one for NMS."""
+        own, other = {"map50": self.map50, "map": self.map}, self.other_branch
+        one, many = (other, own) if nms else (own, other)
+        return (
+            f"end to end: mAP50 {one['map50']:.3f}, mAP50-95 {one['map']:.3f};"
+            f" with NMS (--nms): mAP50 {many['map50']:.3f}, mAP50-95 {many['map']:.3f}"
+        )
+
     def coco_text(self) -> str:
         """COCO's twelve lines."""
         return twelve_lines(self.coco)
@@ -100,6 +114,7 @@ class DetectionMetrics:
             "coco": dict(self.coco),
             "per_class": [{key: None if v != v else v for key, v in item} for item in classes],
             "losses": dict(self.losses) or None,
+            **({"other_branch": dict(self.other_branch)} if self.other_branch else {}),
             "speed_ms": self.speed._asdict(),
         }
 

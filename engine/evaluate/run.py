@@ -22,6 +22,7 @@ from engine.evaluate.evaluator import check, evaluate
 from engine.evaluate.metrics import DetectionMetrics, save_labels, save_metrics, save_predictions
 from engine.evaluate.plots import BatchImages, plot_study, save_plots
 from engine.export.runtime import Exported, Network, load_network, runtime_of, to_half
+from models.detector import Detector
 from utils.config import DEFAULT_SIZE, changed
 from utils.errors import UserError
 from utils.files import check_run_dir, find_config, new_run_dir, write_text
@@ -83,10 +84,17 @@ class Validation:
         if config.task != "speed":
             check_run_dir(config.project, config.name)
         self.model, trained = load_network(
-            config.weights, device=world.device, openvino_precision=config.openvino_precision
+            config.weights,
+            device=world.device,
+            openvino_precision=config.openvino_precision,
+            nms=config.nms,
         )
-        if config.half:
-            to_half(self.model)
+        self.other: Network | None = None  # the head's other branch
+        if isinstance(self.model, Detector) and self.model.has_branches:
+            self.other, _ = load_network(config.weights, device=world.device, nms=not config.nms)
+        for network in (self.model, self.other) if config.half else ():
+            if network is not None:
+                to_half(network)
         inside = self.model.metadata.suppression if isinstance(self.model, Exported) else None
         if inside is not None and config.conf_thres < inside.conf:
             raise UserError(
@@ -104,13 +112,19 @@ class Validation:
         if world.is_main and config.task != "speed":
             self.folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
 
-    def measure(self, size: int, images: BatchImages | None = None) -> DetectionMetrics:
-        """One evaluation at `size` pixels (a multiple of the stride); a short warm-up on CUDA."""
+    def measure(
+        self, size: int, images: BatchImages | None = None, *, model: Network | None = None
+    ) -> DetectionMetrics:
+        """One evaluation at `size` pixels (a multiple of the stride); a short warm-up on CUDA.
+
+        `model`: another one than the settings mean.
+        """
+        model = model or self.model
         config, world = self.config, self.world
         loader = LoaderConfig(
             image_size=size,
             batch_size=config.batch_size,
-            stride=self.model.max_stride,
+            stride=model.max_stride,
             workers=config.workers,
             seed=0,
             rank=world.rank,
@@ -118,9 +132,9 @@ class Validation:
             rect=config.rect,
         )
         if world.device.type == "cuda":
-            warm_up(self.model, size, config.batch_size, world.device)
+            warm_up(model, size, config.batch_size, world.device)
         return evaluate(
-            self.model,
+            model,
             ValLoader(self.index, loader),
             self.index,
             config=config.evaluation,
@@ -140,6 +154,9 @@ class Validation:
         say_main(metrics.table(absent=config.verbose))
         if not timing:
             say_main(metrics.coco_text())
+            if self.other is not None:
+                metrics = metrics.with_branch(self.measure(size, model=self.other))
+                say_main(metrics.branches_text(nms=config.nms))
         say_main(metrics.speed.text())
         settings = self.settings(size)
         say_main("at " + ", ".join(f"{key} {settings[key]}" for key in SHOWN))
@@ -156,7 +173,7 @@ class Validation:
     def settings(self, size: int) -> dict[str, Any]:
         """What the metrics depend on, as plain values."""
         config, device = self.config, self.world.device
-        own = ("rect", "half", "batch_size", "weights", "data", "split")
+        own = ("rect", "nms", "half", "batch_size", "weights", "data", "split")
         return {
             **vars(config.evaluation),
             **{name: getattr(config, name) for name in own},

@@ -26,11 +26,12 @@ CPU = torch.device("cpu")
 ROUNDS = 5  # of one image in each runtime; the median counts
 
 
-def export_file(weights: str | Path) -> Path:
+def export_file(weights: str | Path, *, end_to_end: bool = False) -> Path:
     """Where the export of a checkpoint is kept; another content or version is another file."""
     digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:32]
     folder = cache_file("exports", "").parent / "exports"
-    return folder / f"{digest}-{FORMAT}-{torch.__version__}.onnx"
+    form = "-e2e" if end_to_end else ""
+    return folder / f"{digest}{form}-{FORMAT}-{torch.__version__}.onnx"
 
 
 def in_runtime(
@@ -53,12 +54,15 @@ def in_runtime(
         names = [runtime]
     try:
         required("onnx")
-        file = export_file(weights)
+        end_to_end = model.end_to_end
+        file = export_file(weights, end_to_end=end_to_end)
         if not file.is_file():
             say(f"{weights}: exporting once for {' and '.join(names)} (--runtime torch does not)")
-            plain, _ = load_trained(weights, device=CPU, fuse=True)
+            plain, _ = load_trained(weights, device=CPU, fuse=True, nms=not end_to_end)
             head = type(plain.head).__name__
-            metadata = Metadata(plain.names, plain.max_stride, None, None, head, "")
+            metadata = Metadata(
+                plain.names, plain.max_stride, None, None, head, "", end_to_end=end_to_end
+            )
             network = Exportable(plain.to(memory_format=torch.contiguous_format), half=False)
             images = torch.rand(2, 3, model.max_stride * 2, model.max_stride * 3)
             file.parent.mkdir(parents=True, exist_ok=True)

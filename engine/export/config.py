@@ -51,7 +51,8 @@ class ExportConfig:
     nms: str = option(
         "none",
         choices=("none", "in-graph"),
-        help="outputs: boxes and scores of all cells, or the detections that suppression keeps",
+        help="outputs: boxes and scores of all cells (of an end-to-end head its detections), or the"
+        " detections that suppression keeps",
     )
     conf_thres: float = option(
         0.25, flags=("--conf",), min=0, max=1, help="confidence threshold of --nms in-graph"

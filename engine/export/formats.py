@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from engine.export.metadata import KEY, Metadata
 from engine.export.runtime import without_telemetry
@@ -20,13 +21,14 @@ from models.detector import Detector
 from utils.files import write_bytes, write_text
 
 OPSET = 18  # of ONNX: the exporter's own
+ROWS = 300  # of an end-to-end network, for each image
 SUFFIXES = {"onnx": ".onnx", "openvino": "_openvino_model", "torchscript": ".torchscript"}
 
 
 class Exportable(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] -> boxes (B, N, 4) xyxy pixels, scores (B, N, classes).
+    """Images (B, 3, H, W) in [0, 1] -> what Metadata states.
 
-    Outputs of their own, since boxes and scores have different ranges, which integers need.
+    Boxes and scores are outputs of their own, since their ranges differ, which integers need.
     """
 
     def __init__(self, model: Detector, *, half: bool) -> None:
@@ -36,19 +38,32 @@ class Exportable(nn.Module):
         if half:
             self.model.to_half()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        return self.model.head.dense(self.model(images.to(self.dtype)))
+        boxes, scores = self.model.head.dense(self.model(images.to(self.dtype)))
+        return (best_rows(boxes, scores),) if self.model.end_to_end else (boxes, scores)
 
 
-def to_onnx(network: nn.Module, images: Tensor, metadata: Metadata, base: Path) -> Path:
+def best_rows(boxes: Tensor, scores: Tensor) -> Tensor:
+    """(B, N, 4), (B, N, classes) -> (B, 300, 6): box, score and class of the best boxes.
+
+    A box has its best class alone.
+    """
+    score, label = scores.max(-1, keepdim=True)
+    rows = torch.cat((boxes, score, label.to(boxes.dtype)), -1)
+    rows = F.pad(rows, (0, 0, 0, ROWS))  # a small image may have fewer
+    best = rows[..., 4].topk(ROWS, 1).indices
+    return rows.gather(1, best[..., None].expand(-1, -1, 6))
+
+
+def to_onnx(network: Exportable, images: Tensor, metadata: Metadata, base: Path) -> Path:
     """BASE.onnx, by torch.export."""
     path = named(base, "onnx", metadata)
     write_bytes(path, onnx_bytes(network, images, metadata))
     return path
 
 
-def to_openvino(network: nn.Module, images: Tensor, metadata: Metadata, base: Path) -> Path:
+def to_openvino(network: Exportable, images: Tensor, metadata: Metadata, base: Path) -> Path:
     """BASE_openvino_model/BASE.xml and .bin, by OpenVINO's converter, from ONNX."""
     folder = named(base, "openvino", metadata)
     temporary = base.with_name(f".{base.name}.onnx")
@@ -76,7 +91,7 @@ def save_openvino(model: Any, folder: Path, metadata: Metadata) -> None:
     write_text(folder / f"{KEY}.json", metadata.to_text())
 
 
-def to_torchscript(network: nn.Module, images: Tensor, metadata: Metadata, base: Path) -> Path:
+def to_torchscript(network: Exportable, images: Tensor, metadata: Metadata, base: Path) -> Path:
     """BASE.torchscript, by tracing."""
     path = named(base, "torchscript", metadata)
     with warnings.catch_warnings():
@@ -86,7 +101,7 @@ def to_torchscript(network: nn.Module, images: Tensor, metadata: Metadata, base:
     return path
 
 
-WRITERS: dict[str, Callable[[nn.Module, Tensor, Metadata, Path], Path]] = {
+WRITERS: dict[str, Callable[[Exportable, Tensor, Metadata, Path], Path]] = {
     "onnx": to_onnx,
     "openvino": to_openvino,
     "torchscript": to_torchscript,
@@ -94,7 +109,7 @@ WRITERS: dict[str, Callable[[nn.Module, Tensor, Metadata, Path], Path]] = {
 
 
 @lru_cache(maxsize=1)  # two formats begin with it
-def onnx_bytes(network: nn.Module, images: Tensor, metadata: Metadata) -> bytes:
+def onnx_bytes(network: Exportable, images: Tensor, metadata: Metadata) -> bytes:
     """An ONNX file of an Exportable, traced with `images`; of any size if the metadata has none."""
     # its optimiser warns of every node that it leaves as it is
     logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
@@ -103,7 +118,7 @@ def onnx_bytes(network: nn.Module, images: Tensor, metadata: Metadata) -> bytes:
         network,
         (images,),
         input_names=["images"],
-        output_names=["boxes", "scores"],
+        output_names=["detections"] if network.model.end_to_end else ["boxes", "scores"],
         opset_version=OPSET,
         dynamo=True,
         dynamic_shapes=({**free},) if metadata.size is None else None,

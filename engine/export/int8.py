@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.index.dataset import DatasetConfig, load_dataset_config, load_split
 from data.index.records import DataIndex
@@ -21,6 +21,7 @@ from engine.evaluate.config import EvalConfig
 from engine.evaluate.evaluator import evaluate
 from engine.export.config import ExportConfig
 from engine.export.formats import (
+    Exportable,
     megabytes,
     named,
     onnx_bytes,
@@ -40,7 +41,7 @@ CONVOLUTIONS = frozenset({"Conv", "Convolution", "GroupConvolution"})
 
 
 def write_int8(
-    config: ExportConfig, network: nn.Module, images: Tensor, metadata: Metadata, base: Path
+    config: ExportConfig, network: Exportable, images: Tensor, metadata: Metadata, base: Path
 ) -> list[Path]:
     """Files in INT8, and what they lose in AP on the val split. UserError over --max-ap-loss."""
     dataset = load_dataset_config(config.data)

@@ -19,6 +19,8 @@ class Metadata:
     """Images (B, 3, H, W) float32 in [0, 1] -> boxes (B, N, 4) xyxy pixels, scores (B, N, C).
 
     With `suppression` -> detections (B, max_det, 6), see `engine.export.suppression`.
+    End to end -> detections (B, 300, 6), best first: box, score, class; score 0 where there are
+    fewer.
     """
 
     names: tuple[str, ...]
@@ -29,6 +31,7 @@ class Metadata:
     data: str  # the data set that the network was trained on; '': not known
     precision: str = "float32"  # or float16, int8; images and outputs are float32
     suppression: NmsConfig | None = None  # in the graph
+    end_to_end: bool = False
     format: str = FORMAT
 
     def to_text(self) -> str:
@@ -51,6 +54,7 @@ class Metadata:
                 data=str(values["data"]),
                 precision=str(values["precision"]),
                 suppression=None if suppression is None else NmsConfig(**suppression),
+                end_to_end=bool(values.get("end_to_end", False)),
             )
             known = bool(names) and found.stride > 0 and values["format"] == FORMAT
         except Exception as error:

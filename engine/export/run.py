@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from engine.checkpoint import TrainedWith, load_trained
 from engine.export.config import ExportConfig
-from engine.export.formats import WRITERS, Exportable, megabytes
+from engine.export.formats import WRITERS, Exportable, best_rows, megabytes
 from engine.export.int8 import write_int8
 from engine.export.metadata import Metadata
 from engine.export.runtime import open_exported, required
@@ -34,11 +35,13 @@ def run(config: ExportConfig) -> list[Path]:
     for name in config.include:
         required(name)
         required(f"{name} int8" if config.int8 and name == "openvino" else name)
+    suppresses = config.nms == "in-graph"
     if config.weights:
-        model, trained = load_trained(config.weights, device="cpu", fuse=True)
+        model, trained = load_trained(config.weights, device="cpu", fuse=True, nms=suppresses)
         base = Path(config.weights).with_suffix("")
     else:
-        model = build_detector(load_spec(config.cfg), classes=CLASSES).eval().fuse()
+        model = build_detector(load_spec(config.cfg), classes=CLASSES).eval()
+        model.fuse(nms=suppresses)
         trained, base = TrainedWith(), Path(Path(config.cfg).stem)
     stride = model.max_stride
     sides = config.imgsz or (trained.image_size or DEFAULT_SIZE,)
@@ -59,8 +62,9 @@ def run(config: ExportConfig) -> list[Path]:
             max_det=config.max_det,
             multi_label=False,
         )
-        if config.nms == "in-graph"
+        if suppresses
         else None,
+        end_to_end=model.end_to_end,
     )
     model = model.to(memory_format=torch.contiguous_format)
     # a size of 1 would be taken for a constant
@@ -91,18 +95,22 @@ def run(config: ExportConfig) -> list[Path]:
 def difference(model: Detector, path: Path, images: Tensor) -> float:
     """How far a file's outputs are from the model's: scores, and boxes by the image's side.
 
-    The detections of an in-graph suppression are compared with `utils.nms.nms` in PyTorch.
+    The detections of an in-graph suppression are compared with `utils.nms.nms` in PyTorch, those of
+    an end-to-end head with `best_rows`.
     """
     boxes, scores = model.head.dense(model(images.to(next(model.parameters()).dtype)))
     exported = open_exported(path, CPU)
-    found = exported.outputs(images)
+    found, suppression = exported.outputs(images), exported.metadata.suppression
     side = max(images.shape[2:])
-    if exported.metadata.suppression is None:
+    if suppression is None and not model.end_to_end:
         apart = ((boxes - found[0]).abs().max() / side, (scores - found[1]).abs().max())
         return float(torch.stack(apart).max())
-    own = kept_rows(boxes, scores, exported.metadata.suppression)
+    if suppression is not None:
+        own = known = kept_rows(boxes, scores, suppression)
+    else:
+        own, known = best_rows(boxes, scores), F.pad(boxes, (0, 0, 0, 1))
     # two scores that are almost equal may change places, so each box has its nearest one
-    box = (found[0][:, :, None, :4] - own[:, None, :, :4]).abs().amax(-1).amin(-1).max() / side
+    box = (found[0][:, :, None, :4] - known[:, None, :, :4]).abs().amax(-1).amin(-1).max() / side
     return max(float(box), float((found[0][..., 4] - own[..., 4]).abs().max()))
 
 

@@ -43,6 +43,10 @@ class Network(Protocol):
     def input_type(self) -> torch.dtype:
         """The type of its images."""
 
+    @property
+    def end_to_end(self) -> bool:
+        """Whether what it detects needs no suppression."""
+
     def detect(self, images: Tensor, conf: float) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, H, W) in [0, 1] -> what may score over `conf`, as from `Head.decode`."""
 
@@ -55,10 +59,11 @@ class Exported:
     def __init__(self, metadata: Metadata, run: Run, runtime: str) -> None:
         self.metadata, self.runtime = metadata, f"{runtime} {metadata.precision}"
         self.names, self.max_stride = metadata.names, metadata.stride
+        self.end_to_end = metadata.end_to_end
         self._run = run
 
     def outputs(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) in [0, 1] -> boxes and scores, or detections alone, as in Metadata."""
+        """(B, 3, H, W) in [0, 1] -> what Metadata states."""
         size, batch = self.metadata.size, self.metadata.batch or len(images)
         if size is not None and tuple(images.shape[2:]) != size:
             raise UserError(
@@ -75,9 +80,9 @@ class Exported:
 
     def detect(self, images: Tensor, conf: float) -> tuple[Tensor, Tensor, Tensor]:
         """As in Network."""
-        if self.metadata.suppression is not None:
+        if self.metadata.suppression is not None or self.end_to_end:
             (rows,) = self.outputs(images)
-            image, row = (rows[..., 4] > conf).nonzero(as_tuple=True)
+            image, row = (rows[..., 4] <= conf).logical_not().nonzero(as_tuple=True)
             rows = rows[image, row]
             scores = rows.new_zeros(len(rows), len(self.names))
             scores.scatter_(1, rows[:, 5:].long(), rows[:, 4:5])
@@ -89,17 +94,23 @@ class Exported:
 
 
 def load_network(
-    weights: str | Path, *, device: torch.device, openvino_precision: str = "float32"
+    weights: str | Path,
+    *,
+    device: torch.device,
+    openvino_precision: str = "float32",
+    nms: bool = False,
 ) -> tuple[Network, TrainedWith]:
     """The network of a checkpoint, on `device`, or of an exported file, and its training.
 
-    Raises UserError.
+    With `nms`, of two branches the one whose boxes need suppression.  Raises UserError.
     """
     path = Path(weights)
     if not (path.is_dir() or path.suffix in {".onnx", ".xml", ".torchscript"}):
-        model, trained = load_trained(weights, device=device, fuse=True)
+        model, trained = load_trained(weights, device=device, fuse=True, nms=nms)
         return model.requires_grad_(False), trained
     exported = open_exported(path, device, openvino_precision=openvino_precision)
+    if nms and exported.end_to_end:
+        raise UserError(f"{path}: has the end-to-end branch only; export it with --nms in-graph")
     size = exported.metadata.size
     return exported, TrainedWith(size[0] if size else None, exported.metadata.data)
 

@@ -61,6 +61,9 @@ class DetectConfig:
     nosave: bool = option(False, help="write no annotated copies")
     classes: tuple[str, ...] = option((), help="only these classes, by number or name")
     agnostic_nms: bool = option(False, help="suppress overlaps across classes")
+    nms: bool = option(
+        False, help="of an end-to-end head use the branch for non-maximum suppression"
+    )
     augment: bool = option(False, help="test-time augmentation: two more views of each image")
     line_thickness: int | None = option(
         None,

@@ -49,11 +49,11 @@ class Predictor:
     is scaled to fit and padded to; None: the number that the checkpoint was trained at, else 640.
     `conf` and `iou` replace the thresholds of `nms`.
     `device` is '' (CUDA if present), 'cpu' or a GPU number.  `half` computes in float16, on CUDA
-    only; `augment` adds scaled and mirrored views; `runtime` is what computes on a CPU: torch,
-    onnxruntime, openvino, or auto for the fastest of them (engine.export.cached), and
-    `openvino_precision` float32, bf16 or auto, OpenVINO's own choice; `names` replace the class
-    names in the checkpoint; only `classes`, by number or name, are reported unless a call says
-    otherwise.
+    only; `augment` adds scaled and mirrored views; `use_nms` takes of an end-to-end head the branch
+    whose boxes are suppressed; `runtime` is what computes on a CPU: torch, onnxruntime, openvino,
+    or auto for the fastest of them (engine.export.cached), and `openvino_precision` float32, bf16
+    or auto, OpenVINO's own choice; `names` replace the class names in the checkpoint; only
+    `classes`, by number or name, are reported unless a call says otherwise.
     Raises UserError for unusable weights or settings.
 
     Nothing changes after construction: threads may share a predictor.
@@ -73,6 +73,7 @@ class Predictor:
         iou: float | None = None,
         half: bool = False,
         augment: bool = False,
+        use_nms: bool = False,
         runtime: str = "torch",
         openvino_precision: str = "float32",
         names: Sequence[str] | None = None,
@@ -89,11 +90,14 @@ class Predictor:
         self.trained = TrainedWith()
         self.model: Network
         if isinstance(weights, Detector):
-            model = copy.deepcopy(weights).fuse().to(self.device)
+            model = copy.deepcopy(weights).fuse(nms=use_nms).to(self.device)
             self.model = model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
         else:
             self.model, self.trained = load_network(
-                weights, device=self.device, openvino_precision=openvino_precision
+                weights,
+                device=self.device,
+                openvino_precision=openvino_precision,
+                nms=use_nms,
             )
         self.names = tuple(names or self.model.names)
         self._augment = augment
@@ -116,6 +120,7 @@ class Predictor:
             raise UserError(
                 f"{len(self.names)} class names given, the model has {len(self.model.names)}"
             )
+        nms = replace(nms, suppress=augment or not self.model.end_to_end)  # views overlap
         self.nms = self._only(classes or nms.classes or (), nms)
         if half:
             to_half(self.model)

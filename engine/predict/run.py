@@ -52,6 +52,7 @@ def run(config: DetectConfig) -> None:
         ),
         half=config.half,
         augment=config.augment,
+        use_nms=config.nms,
         runtime=runtime,
         openvino_precision=config.openvino_precision,
         names=names,

@@ -24,7 +24,7 @@ from utils.hyp import AUTO
 NEWEST = "newest"
 CACHES = ("auto", "none", "ram", "disk", "device")
 LOGGERS = ("tensorboard", "mlflow", "wandb")
-OPTIMIZERS = (AUTO, "SGD", "Adam", "AdamW")
+OPTIMIZERS = (AUTO, "SGD", "MuSGD", "Adam", "AdamW")
 DEFAULT_TIMEOUT = 1800.0  # seconds; a scan or a final evaluation on rank 0 must fit in it
 # What --resume may change: where the data are, how to compute, when to stop and save.
 FREE_ON_RESUME = (
@@ -49,7 +49,8 @@ class TrainConfig:
     head: str = option(
         "",
         choices=tuple(HEAD_ROWS),
-        help="head in place of the model's own: anchor (YOLOv5's) or free (anchor-free)",
+        help="head in place of the model's own: anchor (YOLOv5's), free (anchor-free) or free-e2e"
+        " (and without NMS)",
     )
     fit: str = option(
         "",
@@ -139,7 +140,10 @@ class TrainConfig:
         0, min=0, max=2**63 - 1, help="seed of initial weights, image order and augmentation"
     )
     close_mosaic: int = option(
-        0, min=0, max=2**63 - 1, help="train the last N epochs without mosaic"
+        0,
+        min=0,
+        max=2**63 - 1,
+        help="train the last N epochs without mosaic and mixup; 0: as the --hyp file says",
     )
     amp: str = option(
         "auto",

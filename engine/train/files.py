@@ -17,7 +17,7 @@ from data.loading.plots import plot_labels
 from engine.checkpoint import model_payload, save_checkpoint, without_folders
 from engine.train.state import NonFiniteError, TrainRun
 from models.heads.anchor import Detect
-from models.profile.counting import profile
+from models.profile.counting import profile_spec
 from models.profile.report import row_table, summary
 from utils.config import changed
 from utils.files import write_yaml, writing
@@ -39,7 +39,7 @@ def announce(run: TrainRun) -> None:
     say(f"settings: {settings or 'all default'}")
     write_yaml(run.folder / "opt.yaml", config.to_dict())
     if config.resume is None:
-        counted = profile(model, config.imgsz)
+        counted = profile_spec(model.spec, image_size=config.imgsz, classes=len(model.names))
         say(row_table(counted))
         say(summary(counted, model.spec.source))
         write_yaml(run.folder / "hyp.yaml", dataclasses.asdict(run.hyp))

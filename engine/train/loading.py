@@ -61,7 +61,7 @@ def make_loaders(
         replace(common, on_device=on_device, device_memory=memory),
         hyp,
         epochs=config.epochs,
-        mosaic_epochs=config.epochs - config.close_mosaic,
+        mosaic_epochs=config.epochs - (config.close_mosaic or round(hyp.close_mosaic)),
     )
     images = DeviceImages(loader.slots, config.imgsz, device) if on_device else None
     return loader, ValLoader(val, common), images

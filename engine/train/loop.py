@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -29,6 +30,7 @@ from engine.train.setup import prepare_run
 from engine.train.state import TrainRun
 from engine.train.step import console_header, train_epoch
 from engine.train.writers import check_callbacks
+from models.detector import Detector
 from models.losses.build import build_loss
 from utils.config import changed
 from utils.errors import FeatherDetError, TerminatedError, UserError, cause_of
@@ -153,6 +155,7 @@ def _epoch(run: TrainRun, request: StopRequest) -> None:
     done = min(state.batches * config.batch_size, len(run.train))  # images
     started = time.perf_counter()
     run.clock.start()
+    run.loss.start_epoch(state.epoch, config.epochs)
     if run.world.is_main:
         warn(console_header(run))
     validate = not config.noval or state.epoch == config.epochs - 1
@@ -191,13 +194,23 @@ def epoch_batches(run: TrainRun, *, validate: bool) -> Iterator[Batch]:
 
 
 def _evaluate(
-    run: TrainRun, *, losses: bool = False, images: BatchImages | None = None
+    run: TrainRun,
+    *,
+    losses: bool = False,
+    images: BatchImages | None = None,
+    branch: Detector | None = None,
 ) -> DetectionMetrics:
     """The averaged weights on the validation images; with losses, in the type of the run.
 
-    The final metrics, without losses, are float32's, as val.py's are.
+    The final metrics, without losses, are float32's, as val.py's are.  `branch`: of the weights, to
+    be evaluated instead.
     """
-    config, model, device = run.config, run.state.ema.model, run.world.device
+    config, device = run.config, run.world.device
+    model = branch or run.state.ema.model
+    loss = None
+    if losses:
+        loss = build_loss(model, run.hyp, image_size=config.imgsz)
+        loss.start_epoch(run.state.epoch, config.epochs)
     with torch.autocast(device.type, run.autocast, enabled=losses and run.autocast is not None):
         return evaluate(
             model,
@@ -205,7 +218,7 @@ def _evaluate(
             run.val,
             config=EvalConfig(single_cls=config.single_cls),
             device=device,
-            loss=build_loss(model, run.hyp, image_size=config.imgsz) if losses else None,
+            loss=loss,
             images=images,
         )
 
@@ -286,9 +299,15 @@ def _finish(run: TrainRun) -> DetectionMetrics:
         run.state.ema.model.load_state_dict(best["model"])
     distributed.broadcast_tensors(run.state.ema.tensors())
     metrics = _evaluate(run, images=images)
+    model = run.state.ema.model
+    if model.has_branches:
+        with_nms = copy.deepcopy(model).deploy(nms=True)
+        metrics = metrics.with_branch(_evaluate(run, branch=with_nms))
     if run.world.is_main:
         strip_checkpoint(weights / "last.pt")  # a finished run needs no optimizer any more
         say(metrics.table())
+        if metrics.other_branch:
+            say(metrics.branches_text(nms=False))
         if images is not None:
             plot_results(run.state.rows, run.folder / "results.png")
             save_plots(metrics, run.val, images, run.folder)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from engine.train.musgd import MuSGD
 from models.detector import Detector
 from models.spec import SECTIONS, ModelSpec
 from utils.errors import UserError, nearest
@@ -19,6 +20,7 @@ from utils.hyp import Hyperparameters
 
 BIASES, WEIGHTS, NORMS = range(3)  # the groups, as x/lr0, x/lr1, x/lr2 in results.csv
 SCALE = "lr_scale"  # of a group
+ADAPTIVE = ("Adam", "AdamW")
 MIN_WARMUP_STEPS = 100  # YOLOv5's floor for small data sets
 
 
@@ -34,6 +36,9 @@ class Rates:
 @dataclass(frozen=True)
 class Schedule:
     """Warm-up, then linear or cosine decay per epoch from lr0 to lr0 * lrf.
+
+    With `cosine` or hyp.cosine the decay is a cosine over the last epochs, whose share of all is
+    hyp.cosine (1 without it); before them the rate is lr0 (RTMDet, arXiv:2212.07784, table 8).
 
     `batch_size` is the total over ranks.  `step` counts batches from 0 over the whole run.
     `adaptive` optimizers (Adam, AdamW) take steps of the size of the rate whatever the gradient, so
@@ -89,7 +94,9 @@ class Schedule:
     def factor(self, epoch: int) -> float:
         """The learning rate of `epoch` (from 0) as a share of lr0, without warm-up."""
         lrf, done = self.hyp.lrf, epoch / self.epochs
-        if self.cosine:
+        share = self.hyp.cosine or float(self.cosine)
+        if share:
+            done = max(done - (1 - share), 0) / share
             return lrf + (1 - lrf) * (1 + math.cos(math.pi * done)) / 2
         return lrf + (1 - lrf) * (1 - done)
 
@@ -176,7 +183,7 @@ def build_optimizer(
     weight_decay: float,
     scales: Mapping[nn.Parameter, float] | None = None,
 ) -> Optimizer:
-    """SGD with Nesterov momentum, Adam or AdamW (momentum is beta1) over three groups.
+    """SGD with Nesterov momentum, MuSGD, Adam or AdamW (momentum is beta1) over three groups.
 
     biases (by name), weights, on which alone `weight_decay` acts, and norms (any other tensor of
     one axis).  `scales` multiply the rate of single parameters (1 where none is given); every scale
@@ -196,7 +203,9 @@ def build_optimizer(
             kind = BIASES if bias else NORMS if parameter.ndim <= 1 else WEIGHTS
             first = 3 * ordered.index(scales.get(parameter, 1.0))
             groups[first + kind]["params"].append(parameter)
-    if name != "SGD":
+    if name == "MuSGD":
+        return MuSGD(groups, lr=hyp.lr0, momentum=hyp.momentum)
+    if name in ADAPTIVE:
         adaptive = {"Adam": Adam, "AdamW": AdamW}[name]
         return adaptive(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)
     momentum = hyp.momentum

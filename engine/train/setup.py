@@ -27,7 +27,7 @@ from engine.train.model import (
     model_to_train,
     wrapped,
 )
-from engine.train.optimizer import Schedule, build_optimizer, rate_scales
+from engine.train.optimizer import ADAPTIVE, Schedule, build_optimizer, rate_scales
 from engine.train.state import StepClock, TrainRun, TrainState
 from engine.train.writers import check_loggers, writers
 from models.detector import Detector
@@ -95,7 +95,7 @@ def prepare_run(
         steps_per_epoch=len(loader),
         batch_size=config.batch_size,
         cosine=config.cos_lr,
-        adaptive=config.optimizer != "SGD",
+        adaptive=config.optimizer in ADAPTIVE,
     )
     optimizer = build_optimizer(
         model,
@@ -105,8 +105,13 @@ def prepare_run(
         scales=rate_scales(model, config.lr_scale),
     )
     autocast = autocast_type(config, world.device)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=autocast is torch.float16)
-    state = TrainState(model, ModelEma(model), optimizer, scaler, world.device)
+    state = TrainState(
+        model,
+        ModelEma(model),
+        optimizer,
+        torch.amp.GradScaler(world.device.type, enabled=autocast is torch.float16),
+        world.device,
+    )
     data_info = {
         "train data": train.fingerprint,
         "validation data": val.fingerprint,
@@ -120,15 +125,8 @@ def prepare_run(
         folder = new_run_dir(config.project, config.name, exist_ok=config.exist_ok)
         _lock(folder, locks)
         (folder / "weights").mkdir(exist_ok=True)
-    step, no_sync = wrapped(
-        ForwardAndLoss(
-            model,
-            build_loss(model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing),
-            world,
-            autocast=autocast,
-        ),
-        config,
-    )
+    loss = build_loss(model, hyp, image_size=config.imgsz, label_smoothing=config.label_smoothing)
+    step, no_sync = wrapped(ForwardAndLoss(model, loss, world, autocast=autocast), config)
     return TrainRun(
         config=config,
         hyp=hyp,
@@ -140,6 +138,7 @@ def prepare_run(
         val_loader=val_loader,
         device_images=device_images,
         forward_and_loss=step,
+        loss=loss,
         no_sync=no_sync,
         schedule=schedule,
         autocast=autocast,

@@ -22,6 +22,7 @@ from engine.train.config import TrainConfig
 from engine.train.ema import ModelEma
 from engine.train.optimizer import Schedule, load_optimizer, trainable
 from models.detector import Detector
+from models.losses.build import Loss
 from utils.boxes import Targets
 from utils.errors import FeatherDetError
 from utils.hyp import Hyperparameters
@@ -156,6 +157,7 @@ class TrainRun:
     device_images: DeviceImages | None  # where the device composes the images
     # ForwardAndLoss, perhaps compiled and distributed
     forward_and_loss: Callable[[Tensor, Targets], tuple[Tensor, Tensor]]
+    loss: Loss  # of forward_and_loss
     # in this context a backward pass leaves its gradients on their rank
     no_sync: Callable[[], AbstractContextManager[None]]
     schedule: Schedule

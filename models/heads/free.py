@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,28 +31,45 @@ class FreeDetect(Head):
     A tower is two 3x3 convolutions and a 1x1; `depthwise` makes each 3x3 a depthwise one and a 1x1
     (None: where no level is wider than YOLOv5-n's).  `width`: the channels of the class tower
     (None: the finest level's, but no fewer than the classes up to 100).  The box tower is as wide
-    where depthwise, else a quarter.  `small_objects`: in training a box's side under 8 pixels
-    counts as 16 where its points are looked for, so that the smallest boxes have some.
+    where depthwise, else a quarter.
+
+    `end_to_end` adds a second branch of the same form, `one`, in which one point learns each box,
+    so that its boxes need no suppression.  Training runs both, and the second one's gradient ends
+    at the maps (arXiv:2405.14458, section 3.1); `raw maps` are then those of the first branch
+    followed by those of the second.  Inference uses one of them, see `deployed`.
+
+    Of the loss: `assigner` chooses the points that learn a box (models.losses.assign);
+    `small_objects`: a box's side under 8 pixels counts as 16 where its points are looked for, so
+    that the smallest boxes have some; `class_loss`: BCE, quality focal or varifocal loss.
     """
 
     losses = ("box", "side", "cls")
     channel_args = ("width",)
     ignores = ("anchors",)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  options of a row
         self,
         c_in: Sequence[int],
         width: Positive | None = None,
         depthwise: bool | None = None,
         reg_max: Annotated[int, Range(1, 64)] = 1,
         small_objects: bool = False,
+        end_to_end: bool = False,
+        assigner: Literal["aligned", "simota", "dynamic"] = "aligned",
+        class_loss: Literal["bce", "qfl", "vfl"] = "bce",
         *,
         classes: int,
     ) -> None:
         super().__init__()
         if classes < 1:
             raise ValueError(f"FreeDetect needs at least one class, got {classes}")
-        self.classes, self.reg_max, self.small_objects = classes, reg_max, small_objects
+        if small_objects and assigner == "simota":
+            raise ValueError(
+                "small_objects changes nothing with assigner simota, which looks around the centre"
+                " of a box whatever its size"
+            )
+        self.classes, self.reg_max = classes, reg_max
+        self.small_objects, self.assigner, self.class_loss = small_objects, assigner, class_loss
         light = max(c_in) <= LIGHT if depthwise is None else depthwise
         width = width or max(c_in[0], min(classes, MAX_CLASS_WIDTH))
         box_width = max(width if light else width // 4, 16, 4 * reg_max)
@@ -60,16 +77,32 @@ class FreeDetect(Head):
         self.class_stem = nn.ModuleList(_stem(c, width, light) for c in c_in)
         self.box = nn.ModuleList(nn.Conv2d(box_width, 4 * reg_max, 1) for _ in c_in)
         self.classify = nn.ModuleList(nn.Conv2d(width, classes, 1) for _ in c_in)
+        self.end_to_end = end_to_end
+        self.one: FreeDetect | None = None
+        if end_to_end:
+            self.one = FreeDetect(c_in, width, light, reg_max, classes=classes)
+            self.one.end_to_end = True
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """One feature map per level -> one raw map per level."""
+        """One feature map per level -> one raw map per level and branch."""
         towers = (self.box_stem, self.box), (self.class_stem, self.classify)
-        return [
+        raw = [
             torch.cat(
                 [self.predict(end[level], stem[level](feature)) for stem, end in towers], 1
             ).permute(0, 2, 3, 1)
             for level, feature in enumerate(maps)
         ]
+        if self.one is not None:
+            raw += self.one([feature.detach() for feature in maps])
+        return raw
+
+    def deployed(self, *, nms: bool) -> Head:
+        """As in Head."""
+        one, self.one = self.one, None
+        if one is None or nms:
+            self.end_to_end = self.end_to_end and not nms
+            return self
+        return one
 
     @torch.no_grad()
     def set_stride(self, stride: Sequence[int], anchors: Sequence[Sequence[float]] | int) -> None:
@@ -81,6 +114,8 @@ class FreeDetect(Head):
                 assert isinstance(convolution, nn.Conv2d)
                 assert convolution.bias is not None
                 convolution.bias.fill_(value)
+        if self.one is not None:
+            self.one.set_stride(stride, anchors)
 
     def sides(self, y: Tensor) -> Tensor:
         """The box's part of raw maps, (..., 4 * reg_max) -> distances (..., 4) in strides."""
@@ -91,6 +126,8 @@ class FreeDetect(Head):
 
     def decode(self, raw: Sequence[Tensor], conf: float) -> tuple[Tensor, Tensor, Tensor]:
         """As in Head: the points whose best class is over `conf`."""
+        if self.one is not None:
+            return self.one.decode(raw[len(self.stride) :], conf)
         images, boxes, scores = [], [], []
         for y, stride in zip(raw, self.stride, strict=True):
             sides = 4 * self.reg_max
@@ -104,6 +141,8 @@ class FreeDetect(Head):
 
     def dense(self, raw: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As in Head."""
+        if self.one is not None:
+            return self.one.dense(raw[len(self.stride) :])
         boxes, scores = [], []
         for y, stride in zip(raw, self.stride, strict=True):
             y = y.float()

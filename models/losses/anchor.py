@@ -192,6 +192,9 @@ class AnchorLoss:
         losses = torch.stack(parts) * self.gains
         return losses.sum() * (raw[0].shape[0] * world_size), losses.detach()
 
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Nothing depends on the epoch."""
+
     def grid(self, images: torch.Size) -> Grid:
         """The constants of the raw maps of images (B, 3, H, W), on the device of the head."""
         anchors, stride = self.head.anchors, self.head.stride

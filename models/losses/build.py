@@ -35,6 +35,9 @@ class Loss(Protocol):
         one process with the whole batch.
         """
 
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Set what depends on the epoch, from 0 to epochs - 1."""
+
     def grid(self, images: torch.Size) -> Any:
         """Constants on the head's device for images (B, 3, H, W), which a compiled call needs."""
 

@@ -1,10 +1,8 @@
-"""The anchor-free head's loss: task-aligned assignment, BCE of soft targets, CIoU, sides."""
+"""The anchor-free head's loss: BCE of soft targets, CIoU, sides, at the points of `assign`."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,97 +10,15 @@ from torch.nn import functional as F
 
 from models.detector import Detector
 from models.heads.free import FreeDetect, centre_size
+from models.losses.assign import Pairs, Points, assign
 from utils.boxes import Targets, complete_iou
 from utils.errors import UserError
 from utils.hyp import Hyperparameters
 
-CANDIDATES = 10  # points that a box takes at most
-ALPHA, BETA = 0.5, 6.0  # powers of the score and of the IoU
 BOX, SIDE, DISTRIBUTION, CLASS = 7.5, 6.0, 1.5, 0.5  # gains
-SMALL, ENLARGED = 8.0, 16.0  # pixels: a side under the first counts as the second
-TINY = torch.finfo(torch.float32).tiny  # so that an IoU of 0.001 to the sixth power counts
-
-
-@dataclass(frozen=True)
-class Points:
-    """The points of all levels, level by level, row by row."""
-
-    pixels: Tensor  # (N, 2) float
-    strides: Tensor  # (N, 2) float: the same in strides of their level
-    stride: Tensor  # (N, 1) float, pixels
-
-    @staticmethod
-    @functools.lru_cache(maxsize=32)
-    def of(
-        sizes: tuple[tuple[int, int], ...], stride: tuple[int, ...], device: torch.device
-    ) -> Points:
-        """Kept on the device by shape: a copy in every step would wait for the device.
-
-        `sizes`: (H, W) of each level.
-        """
-        with torch.inference_mode(False), torch.device(device):
-            grids = [
-                torch.cartesian_prod(torch.arange(h) + 0.5, torch.arange(w) + 0.5).flip(1)
-                for h, w in sizes
-            ]
-            step = [torch.full((len(x), 1), float(s)) for x, s in zip(grids, stride, strict=True)]
-            cells, pixels = torch.cat(grids), torch.cat(step)
-            return Points(cells * pixels, cells, pixels)
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """The points that each of M targets takes: K candidates, of which those with a score count.
-
-    Shapes do not depend on the values, so that a CUDA step never waits for the device.
-    """
-
-    point: Tensor  # (M, K) int64, of the N of an image
-    cell: Tensor  # (M, K) int64, of the B * N of the batch
-    score: Tensor  # (M, K) float in [0, 1]: the class target; 0: not taken
-
-
-@torch.no_grad()
-def assign(
-    targets: Targets, points: Points, scores: Tensor, boxes: Tensor, *, small_objects: bool
-) -> Assignment:
-    """Task-aligned assignment (TOOD, arXiv:2108.07755, section 3.2), in float32.
-
-    `scores` (B, N, classes) in [0, 1] and `boxes` (B, N, 4), xyxy pixels, are predictions.  Each
-    target takes the `CANDIDATES` best points inside it by t = score^ALPHA * IoU^BETA; one that
-    several want goes to the largest IoU, then to the first target.  The class target of a point is
-    t / max t * max IoU, the maxima over the target's points.  A target without area, which pads a
-    batch, takes none.
-    """
-    image, truth = targets.image_index, targets.boxes[:, None]  # (M, 1, 4)
-    low, high = truth.split(2, -1)
-    found_low, found_high = boxes[image].split(2, -1)  # (M, N, 2)
-    common = (torch.minimum(high, found_high) - torch.maximum(low, found_low)).clamp_(min=0)
-    size = high - low
-    area, shared = size.prod(-1), common.prod(-1)
-    overlap = shared / ((found_high - found_low).prod(-1) + area - shared).clamp_(min=TINY)
-
-    if small_objects:
-        grow = torch.where((size < SMALL) & (area > 0)[..., None], (ENLARGED - size) / 2, 0)
-        low, high = low - grow, high + grow
-    outside = torch.minimum(points.pixels - low, high - points.pixels).amin(-1) <= 0  # (M, N)
-    aligned = scores.transpose(1, 2)[image, targets.labels].pow(ALPHA) * overlap.pow(BETA)
-    aligned.masked_fill_(outside, -1)
-    best, point = aligned.topk(min(CANDIDATES, aligned.shape[1]), 1)  # (M, K)
-    overlap = overlap.gather(1, point)
-
-    # floats over 0 are ordered like the integers of their bits; the first target breaks a tie
-    number = torch.arange(len(targets), 0, -1, device=point.device)[:, None]
-    claim = overlap.view(torch.int32).long() * 2**32 + number
-    claim.masked_fill_(best < 0, -2)
-    cell = image[:, None] * boxes.shape[1] + point
-    held = claim.new_full((boxes.shape[0] * boxes.shape[1],), -1)
-    held = held.scatter_reduce(0, cell.flatten(), claim.flatten(), "amax")
-    taken = held[cell] == claim
-
-    best, overlap = best * taken, overlap * taken
-    scale = overlap.amax(1, keepdim=True) / best.amax(1, keepdim=True).clamp_(min=TINY)
-    return Assignment(point, cell, best * scale)
+QUALITY = 2.0  # exponent of the quality focal loss
+NEGATIVE = 0.75  # weight of the varifocal loss where a class is not there
+MANY, FALL = 0.1, 0.7  # share of the one-to-many branch at the end, and how much it falls till then
 
 
 class FreeLoss:
@@ -110,8 +26,9 @@ class FreeLoss:
 
     box: 1 - CIoU; side: absolute error of the distances in strides, mean over four, with `reg_max`
     over 1 the distribution focal loss (arXiv:2006.04388, equation 6); both weighted by the class
-    targets.  cls: BCE of every score against its target.  Each is a sum over the batch divided by
-    the sum of the class targets, at least 1, and has its gain.
+    targets.  cls: the head's `class_loss` of every score against its target.  Each is a sum over
+    the batch divided by the sum of the class targets, at least 1, and has its gain.  Of a head with
+    two branches it is the mean of both, weighed by `shares`.
     """
 
     def __init__(
@@ -126,9 +43,20 @@ class FreeLoss:
         assert isinstance(head, FreeDetect)
         if label_smoothing:
             raise UserError("--label-smoothing: the class targets of FreeDetect are soft already")
-        self.head, self.classes, self.gamma = head, head.classes, hyp.fl_gamma
+        self.head, self.classes = head, head.classes
+        self.gamma = QUALITY if head.class_loss == "qfl" else hyp.fl_gamma
         side = SIDE if head.reg_max == 1 else DISTRIBUTION
-        self.gains = torch.tensor([BOX, side, CLASS], device=next(head.parameters()).device)
+        device = next(head.parameters()).device
+        self.gains = torch.tensor([BOX, side, CLASS], device=device)
+        self.branches = 1 if head.one is None else 2
+        self.shares = torch.ones(self.branches, device=device)
+        self.start_epoch(0, 1)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """One-to-many counts 0.8 at first and 0.1 in the last epoch, one-to-one the rest."""
+        if self.branches == 2:
+            many = max(1 - epoch / max(epochs - 1, 1), 0) * FALL + MANY
+            self.shares.copy_(torch.tensor([many, 1 - many]))  # in place: a compiled step reads it
 
     def __call__(
         self,
@@ -144,7 +72,8 @@ class FreeLoss:
         Under DDP `reduce` sums a tensor over the ranks, as in AnchorLoss.
         """
         if grid is None:
-            sizes = tuple((int(y.shape[1]), int(y.shape[2])) for y in raw)
+            levels = raw[: len(self.head.stride)]
+            sizes = tuple((int(y.shape[1]), int(y.shape[2])) for y in levels)
             grid = Points.of(sizes, self.head.stride, raw[0].device)
         with torch.autocast(raw[0].device.type, enabled=False):
             losses = self._losses(raw, targets, grid, reduce, world_size) * self.gains
@@ -164,55 +93,63 @@ class FreeLoss:
         reduce: Callable[[Tensor], Tensor] | None,
         world_size: int,
     ) -> Tensor:
-        head, batch = self.head, raw[0].shape[0]
-        y = torch.cat([level.flatten(1, 2) for level in raw], 1).float()
-        box_outputs, logits = y.flatten(0, 1).split((4 * head.reg_max, self.classes), -1)
+        """(3,) parts without gains.  Two branches are a batch of twice as many images."""
+        head, batch, levels = self.head, raw[0].shape[0], len(self.head.stride)
+        y = torch.cat([level.flatten(1, 2) for level in raw[:levels]], 1).float()
+        number, single = len(targets), 0
+        if self.branches == 2:
+            one = torch.cat([level.flatten(1, 2) for level in raw[levels:]], 1).float()
+            y, targets, single = torch.cat((y, one)), targets.twice(batch), number
+        outputs, logits = y.split((4 * head.reg_max, self.classes), -1)
         with torch.no_grad():
-            sides = head.sides(box_outputs).view(batch, -1, 4) * points.stride
-            low, high = sides.split(2, -1)
-            item = assign(
-                targets,
-                points,
-                logits.sigmoid().view(batch, -1, self.classes),
-                torch.cat((points.pixels - low, points.pixels + high), -1),
-                small_objects=head.small_objects,
-            )
+            low, high = (head.sides(outputs) * points.stride).split(2, -1)
+            boxes = torch.cat((points.pixels - low, points.pixels + high), -1)
+            pairs = Pairs(targets, points, logits, boxes, head.small_objects)
+            item = assign(pairs, head.assigner, single=single)
             flat = item.cell * self.classes + targets.labels[:, None]
             truth = logits.new_zeros(logits.numel())
             truth = truth.scatter_reduce(0, flat.flatten(), item.score.flatten(), "amax")
-            total = item.score.sum()
+            scores = item.score.unflatten(0, (self.branches, number))
+            total = scores.sum((1, 2))
             if reduce is not None:
                 total = reduce(total)
             total = total.clamp(min=1)
             if world_size > 1:
                 total = total / world_size
-            weight = item.score / total
+            share = self.shares / total
+            weight = (scores * share[:, None, None]).view_as(item.score)
 
         # what follows is in strides, for the M x K candidates
         place = points.strides[item.point]
         low, high = (targets.boxes[:, None] / points.stride[item.point]).split(2, -1)
-        outputs, true_sides = box_outputs[item.cell], torch.cat((place - low, high - place), -1)
-        sides = head.sides(outputs)
+        chosen, true_sides = (
+            outputs.flatten(0, 1)[item.cell],
+            torch.cat((place - low, high - place), -1),
+        )
+        sides = head.sides(chosen)
         overlap = complete_iou(*centre_size(sides), *centre_size(true_sides))
         if head.reg_max == 1:
             error = (sides - true_sides).abs()
         else:
-            error = distribution_loss(outputs, true_sides, head.reg_max)
-        return torch.stack(
-            [
-                ((1 - overlap) * weight).sum(),
-                (error.mean(-1) * weight).sum(),
-                self._class_loss(logits, truth.view_as(logits)) / total,
-            ]
-        )
+            error = distribution_loss(chosen, true_sides, head.reg_max)
+        classes = [
+            self._class_loss(*both)
+            for both in zip(logits.split(batch), truth.view_as(logits).split(batch), strict=True)
+        ]
+        of_boxes = (torch.stack((1 - overlap, error.mean(-1))) * weight).sum((1, 2))
+        return torch.cat((of_boxes, (torch.stack(classes) @ share)[None]))
 
     def _class_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """The sum of the BCE, with |truth - p|^gamma where gamma is over 0."""
-        if self.gamma <= 0:
+        """The sum of the BCE, each score's weighed by the head's `class_loss` or hyp.fl_gamma."""
+        varifocal = self.head.class_loss == "vfl"
+        if self.gamma <= 0 and not varifocal:
             return F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
         loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        # quality focal loss, arXiv:2006.04388, equation 5
-        return (loss * (truth - logits.sigmoid()).abs().pow(self.gamma)).sum()
+        if varifocal:  # arXiv:2008.13367, equation 2
+            weight = torch.where(truth > 0, truth, NEGATIVE * logits.sigmoid().square())
+        else:  # quality focal loss, arXiv:2006.04388, equation 5
+            weight = (truth - logits.sigmoid()).abs().pow(self.gamma)
+        return (loss * weight).sum()
 
 
 def distribution_loss(outputs: Tensor, sides: Tensor, reg_max: int) -> Tensor:

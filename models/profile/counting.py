@@ -123,10 +123,10 @@ def profile(model: RowGraph, image_size: int = 640, *, batch: int = 1) -> ModelP
 
 
 def profile_spec(spec: GraphSpec, *, image_size: int, classes: int) -> ModelProfile:
-    """Profile a spec without giving memory to its weights."""
+    """Profile a spec, of a detector what inference needs, without giving memory to its weights."""
     with torch.device("meta"):
         if isinstance(spec, ModelSpec):
-            return profile(build_detector(spec, classes=classes), image_size)
+            return profile(build_detector(spec, classes=classes).deploy(), image_size)
         return profile(build_classifier(spec), image_size)
 
 

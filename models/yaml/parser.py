@@ -203,7 +203,9 @@ def _with_head(draft: Draft, kind: str) -> Draft:
     block, args = HEAD_ROWS[kind]
     if row.block == block == DETECT:
         return draft
-    own = bind_arguments(row) if row.block == block else {}
-    row = replace(row, block=block, args={**own, **args})
+    args = {**(bind_arguments(row) if row.block == block else {}), **args}
+    known = HEADS[block].arguments
+    args = {key: value for key, value in args.items() if value != known[key].default}
+    row = replace(row, block=block, args=args)
     sections = {**draft.sections, "head": Section((*filter(None, others), row))}
     return replace(draft, values={"anchors": ANCHORS_TO_FIND, **draft.values}, sections=sections)

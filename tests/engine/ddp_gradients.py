@@ -53,10 +53,10 @@ def whole(boxes):
 
 
 def main(model_file, out):
-    """Write {case: {parameter: gradient}} from rank 0, of both heads."""
+    """Write {case: {parameter: gradient}} from rank 0, of all heads."""
     world = distributed.start("cpu", timeout=60)
     result = {}
-    for head, (name, batches) in product(("anchor", "free"), CASES.items()):
+    for head, (name, batches) in product(("anchor", "free", "free-e2e"), CASES.items()):
         torch.manual_seed(0)
         model = build_detector(load_spec(model_file, head=head), classes=3).train()
         for module in model.modules():

@@ -72,7 +72,9 @@ def test_gradients_equal_those_of_one_rank(tiny_model, tmp_path):
     subprocess.run(command, env={**os.environ, **path}, check=True)
     two, one = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("two", "one"))
     cases = ("equal", "unequal", "one without", "none", "accumulated")
-    assert list(one) == [f"{head}: {case}" for head in ("anchor", "free") for case in cases]
+    assert list(one) == [
+        f"{head}: {case}" for head in ("anchor", "free", "free-e2e") for case in cases
+    ]
     for case, gradients in one.items():
         for key, gradient in gradients.items():
             error = (two[case][key] - gradient).norm()

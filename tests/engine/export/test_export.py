@@ -212,6 +212,31 @@ def test_the_free_head_is_exported(tiny_model, tmp_path):
     torch.testing.assert_close(found_scores, scores, rtol=1e-4, atol=1e-5)
 
 
+def test_an_end_to_end_head_is_exported_with_its_best_boxes(tiny_model, tmp_path):
+    torch.manual_seed(0)
+    model = build_detector(load_spec(str(tiny_model), head="free-e2e"), classes=3).eval()
+    weights = tmp_path / "tiny.pt"
+    save_checkpoint(weights, model_payload(model))
+    words = ["--weights", str(weights), "--img", "64", "96", "--include"]
+    pictures = [generator(1, i).integers(0, 256, (80, 70, 3), dtype=np.uint8) for i in range(2)]
+    flags = {"image_size": (64, 96), "device": "cpu", "conf": 0.001}
+    export.main([*words, *FORMATS, "--dynamic"])
+    ours = Predictor(weights, **flags).batch(pictures)
+    for file in NAMES.values():
+        network = open_exported(tmp_path / file, CPU)
+        (rows,) = network.outputs(torch.rand(2, 3, 256, 128))
+        assert (rows.shape, network.end_to_end) == ((2, 300, 6), True)
+        assert (rows[..., 4] > 0).all()
+        (rows,) = network.outputs(torch.rand(1, 3, 64, 96))
+        assert rows[0, :126, 4].gt(0).all()  # 96 + 24 + 6 points
+        assert not rows[0, 126:].any()
+        for a, b in zip(ours, Predictor(tmp_path / file, **flags).batch(pictures), strict=True):
+            assert len(a.detections) == len(b.detections) == 126
+            torch.testing.assert_close(a.detections.scores, b.detections.scores, rtol=1e-4, atol=0)
+        with pytest.raises(UserError, match="the end-to-end branch only; export it with --nms"):
+            load_network(tmp_path / file, device=CPU, nms=True)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_detections_are_those_of_the_detector(weights, files, name):
     pictures = [generator(1, i).integers(0, 256, (80, 70, 3), dtype=np.uint8) for i in range(3)]

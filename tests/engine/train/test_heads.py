@@ -1,11 +1,16 @@
 """A whole run with the anchor-free head: files, checkpoint, resume, validation."""
 
+import json
+import re
+
+import numpy
 import pytest
 import torch
 
 import train
 import val
 from engine.checkpoint import load_checkpoint, load_detector, transfer
+from engine.predict.predictor import Predictor
 from engine.train import loop
 from models.builder import build_detector
 from models.heads.free import FreeDetect
@@ -45,8 +50,39 @@ def test_a_run_with_the_free_head(train_flags, rectangles, tiny_model, tmp_path,
     assert "not in the file: model.6.anchors, model.6.m.0.weight" in report
 
 
+def test_a_run_without_suppression(train_flags, rectangles, tmp_path, capsys):
+    """Both columns of AP, each that of its branch; the parts of the second branch are loaded."""
+    runs = tmp_path / "runs"
+    train.main([*train_flags, "--head", "free-e2e", "--epochs", "2", "--name", "two"])
+    (line,) = re.findall("end to end: .*", capsys.readouterr().out)
+    best = runs / "two" / "weights" / "best.pt"
+    settings = ["--data", str(rectangles), "--img", "64", "--workers", "0", "--device", "cpu"]
+    found = []
+    for name, more in (("one", []), ("many", ["--nms"])):
+        words = ["--weights", str(best), *settings, "--noplots", "--project", str(runs), *more]
+        val.main([*words, "--name", name])
+        assert line in capsys.readouterr().out
+        document = json.loads((runs / name / "metrics.json").read_text())
+        found.append(({key: document[key] for key in ("map50", "map")}, document["other_branch"]))
+    (one, many), (again, other) = found
+    assert (one, many) == (other, again)
+    whole = load_detector(best, device="cpu")
+    images = torch.rand(1, 3, 64, 64)
+    raw = whole(images)
+    assert len(raw) == 2 * len(whole.stride)
+    for nms, part in ((False, raw[3:]), (True, raw[:3])):
+        single = load_detector(best, device="cpu").fuse(nms=nms)
+        assert (single.end_to_end, single.has_branches) == (not nms, True)
+        for mine, expected in zip(single(images), part, strict=True):
+            torch.testing.assert_close(mine, expected, atol=1e-4, rtol=1e-4)
+    image = numpy.zeros((64, 64, 3), numpy.uint8)
+    flags = {"image_size": 64, "device": "cpu", "conf": 0.0}
+    assert len(Predictor(best, **flags)(image).detections) == 8 * 8 + 4 * 4 + 2 * 2
+    assert len(Predictor(best, **flags, use_nms=True, iou=0.01)(image).detections) < 84
+
+
 def test_a_resumed_run_is_the_same(train_flags, tmp_path, monkeypatch):
-    flags = [*train_flags, "--head", "free", "--epochs", "2"]
+    flags = [*train_flags, "--head", "free-e2e", "--optimizer", "MuSGD", "--epochs", "2"]
     train.main([*flags, "--name", "whole"])
     close = loop._close_epoch
 

@@ -1,9 +1,12 @@
 """Rows chosen by name, parameter groups, rates, and one update by hand."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from engine.train.musgd import orthogonalised
 from engine.train.optimizer import (
     Rates,
     Schedule,
@@ -243,3 +246,65 @@ def test_fused_sgd_equals_the_plain_one_from_the_first_update(device):
             optimizer.step()
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def five_rounds(gradient):
+    """Newton-Schulz of Muon on one matrix, as published."""
+    x = gradient.flatten(1)
+    x = x / (x.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return (x.T if tall else x).view(gradient.shape)
+
+
+def test_musgd_mixes_orthogonal_steps_with_those_of_sgd(device):
+    """Against the formulas, one tensor at a time; matrices of one shorter side run together."""
+    torch.manual_seed(0)
+    shapes = {"wide": (4, 3, 3, 3), "square": (4, 4), "tall": (9, 4, 1, 1), "norm": (5,)}
+    model = nn.ParameterDict({key: torch.randn(shape) for key, shape in shapes.items()}).to(device)
+    expected = {key: value.detach().clone() for key, value in model.items()}
+    moments = {key: torch.zeros_like(value) for key, value in expected.items()}
+    hyp = Hyperparameters(lr0=0.1, momentum=0.9)
+    optimizer = build_optimizer(model, "MuSGD", hyp, weight_decay=0.01)
+    apply_rates(optimizer, Rates((0.3, 0.1, 0.2), 0.9, 1))
+    for _ in range(3):
+        for key, value in expected.items():
+            model[key].grad = gradient = torch.randn_like(value)
+            moments[key] = 0.9 * moments[key] + gradient
+            step = gradient + 0.9 * moments[key]
+            if key == "norm":
+                value -= 0.2 * step
+            else:
+                side = max(value.flatten(1).shape)
+                step = 0.5 * 0.2 * side**0.5 * five_rounds(step) + 0.5 * step
+                value -= 0.1 * 0.01 * value + 0.1 * step
+        optimizer.step()
+        for key, value in expected.items():
+            torch.testing.assert_close(model[key].detach(), value, rtol=1e-4, atol=1e-5)
+    mixed = [torch.randn(30, 6, 3, 3), torch.randn(30, 40), torch.randn(60, 30), torch.randn(8, 30)]
+    plain, filled = (orthogonalised(mixed, fill=fill) for fill in (False, True))
+    for matrix, other in zip(plain, filled, strict=True):
+        torch.testing.assert_close(matrix, other, rtol=1e-3, atol=1e-5)
+        assert 0.5 < torch.linalg.svdvals(matrix.flatten(1)).min() < 1.3
+    assert orthogonalised([torch.zeros(3, 5)], fill=True)[0].eq(0).all()
+
+
+def test_musgd_is_restored_exactly():
+    def trained(optimizer, model, seeds):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            model(torch.rand(2, 3, 8, 8)).sum().backward()
+            update_weights(optimizer, NO_SCALER, max_norm=10.0)
+
+    one, two = net(), net()
+    first = build_optimizer(one, "MuSGD", HYP, weight_decay=0.1)
+    trained(first, one, range(3))
+    second = build_optimizer(two, "MuSGD", HYP, weight_decay=0.1)
+    two.load_state_dict(one.state_dict())
+    load_optimizer(second, copy.deepcopy(first.state_dict()))
+    trained(first, one, range(3, 5))
+    trained(second, two, range(3, 5))
+    assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))

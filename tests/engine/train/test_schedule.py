@@ -53,6 +53,15 @@ def test_the_fall_reaches_lrf_after_the_last_epoch(cosine, fifth):
     assert found == pytest.approx([1, fifth, 0.505, 0.01])
 
 
+def test_a_flat_rate_may_come_before_the_cosine():
+    plan = schedule(epochs=10, hyp=Hyperparameters(cosine=0.5), cosine=True)
+    found = [plan.factor(epoch) for epoch in (0, 4, 5, 6, 10)]
+    sixth = 0.01 + 0.99 * (1 + math.cos(math.pi / 5)) / 2
+    assert found == pytest.approx([1, 1, 1, sixth, 0.01])
+    whole = schedule(hyp=Hyperparameters(cosine=1))
+    assert whole.factor(30) == schedule(cosine=True).factor(30)
+
+
 def test_the_rate_changes_per_epoch_not_per_step():
     plan = schedule()
     assert plan.at(200).lr == plan.at(249).lr

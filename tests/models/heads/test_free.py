@@ -82,10 +82,10 @@ def test_cost_of_the_smallest_size_is_bounded() -> None:
     """The gain is not bought by FLOPs."""
     flops = {
         name: profile_spec(load_spec("yolov5n", head=name), image_size=640, classes=3).flops / 1e9
-        for name in ("anchor", "free")
+        for name in ("anchor", "free", "free-e2e")
     }
     assert flops["anchor"] == pytest.approx(4.137, abs=1e-3)
-    assert flops["anchor"] < flops["free"] <= 4.7
+    assert flops["anchor"] < flops["free"] == flops["free-e2e"] <= 4.7  # one branch is deployed
     dense = load_spec("yolov5s", head="free")
     convolutions = [
         part
@@ -132,12 +132,17 @@ class TestYaml:
             ("swap: {Detect: {block: FreeDetect, reg_max: 0}}", "reg_max must be"),
             ("swap: {Detect: {block: FreeDetect, depthwise: 1}}", "depthwise must be true"),
             ("swap: {Detect: FreeDetct}", "did you mean 'FreeDetect'"),
+            (
+                "swap: {Detect: {block: FreeDetect, assigner: simota, small_objects: true}}",
+                "small_objects changes nothing",
+            ),
+            ("swap: {Detect: {block: FreeDetect, assigner: topk}}", "assigner must be aligned or"),
             ("swap: {C3: FreeDetect}", "FreeDetect in place of C3"),
         ],
     )
     def test_mistakes_name_the_remedy(self, tmp_path, text: str, message: str) -> None:
         with pytest.raises(UserError, match=message):
-            self.variant(tmp_path, text)
+            build_detector(self.variant(tmp_path, text), classes=2)
 
     def test_the_flag_replaces_either_head_and_keeps_its_own_options(self, tmp_path) -> None:
         file = tmp_path / "free.yaml"
@@ -147,11 +152,15 @@ class TestYaml:
         )
         assert load_spec(str(file)).anchors == ()
         assert load_spec(str(file), head="free").layers[-1].args == {"reg_max": 4}
+        two = load_spec(str(file), head="free-e2e").layers[-1].args
+        assert two == {"reg_max": 4, "end_to_end": True}
+        file.write_text(file.read_text().replace("reg_max: 4", "reg_max: 4, end_to_end: true"))
+        assert load_spec(str(file), head="free").layers[-1].args == {"reg_max": 4}
         anchor = load_spec(str(file), head="anchor")
         assert (anchor.layers[-1].block, anchor.anchors) == ("Detect", 3)  # AutoAnchor finds them
         assert isinstance(build_detector(anchor, classes=2).head, Detect)
         same = load_spec("yolov5n", head="anchor")
         assert (same.layers, same.anchors) == (load_spec("yolov5n").layers, same.anchors)
         narrow = load_spec(str(file), neck="pan-p2")
-        assert narrow.layers[-1].args == {"reg_max": 4}
+        assert narrow.layers[-1].args == two
         assert len(narrow.layers[-1].sources) == 4

@@ -12,8 +12,9 @@ from torchvision.ops import box_iou, complete_box_iou_loss
 
 from models.builder import build_detector
 from models.heads.free import FreeDetect
+from models.losses.assign import Assignment, Pairs, Points, assign
 from models.losses.build import build_loss
-from models.losses.free import Assignment, FreeLoss, Points, assign, distribution_loss
+from models.losses.free import FreeLoss, distribution_loss
 from models.yaml.parser import parse_spec
 from utils.boxes import Targets
 from utils.errors import UserError
@@ -41,7 +42,7 @@ def make_loss(device: torch.device, classes: int = 3, gamma: float = 0, **option
 def random_maps(loss: FreeLoss, batch: int, size: int) -> list[Tensor]:
     torch.manual_seed(1)
     head, maps = loss.head, []
-    for stride in head.stride:
+    for stride in head.stride * loss.branches:
         y = torch.randn(batch, size // stride, size // stride, 4 * head.reg_max + loss.classes)
         if head.reg_max == 1:
             y[..., :4] += 1.5
@@ -53,7 +54,13 @@ CELLS = ((4, 4),)  # one level of 4 x 4 cells of 8 px; point n is at (4 + 8 (n %
 
 
 def assigned(
-    truth: Targets, scores: dict[int, float], boxes: dict[int, list[float]], small: bool = False
+    truth: Targets,
+    scores: dict[int, float],
+    boxes: dict[int, list[float]],
+    small: bool = False,
+    *,
+    assigner: str = "aligned",
+    single: int = 0,
 ) -> Assignment:
     """On one image of one class; points not given predict a score of 0.25 and the whole image."""
     device = truth.boxes.device
@@ -64,7 +71,7 @@ def assigned(
     for point, corners in boxes.items():
         box[0, point] = torch.tensor(corners)
     points = Points.of(CELLS, (8,), device)
-    return assign(truth, points, score, box, small_objects=small)
+    return assign(Pairs(truth, points, score.logit(), box, small), assigner, single=single)
 
 
 def taken(item: Assignment, row: int) -> dict[int, float]:
@@ -129,21 +136,59 @@ def test_no_overlap_takes_nothing_and_stays_finite(device: torch.device) -> None
     assert taken(assigned(truth, {}, inverted), 0) == {}
 
 
-def loss_by_loop(raw: list[Tensor], truth: Targets, loss: FreeLoss) -> Tensor:
-    """The same formulas as loops over images, targets and points."""
+def ranked(
+    assigner: str, corners: Tensor, label: int, *, logits: Tensor, boxes: Tensor, points: Tensor
+) -> list[tuple[int, float, float]]:
+    """(point, quality, IoU) of those that a box would take, best first; points (N, 3): x y stride.
+
+    One box and one point at a time, as the papers have it.
+    """
+    (x1, y1, x2, y2), found = corners.tolist(), []
+    for n, (x, y, stride) in enumerate(points.tolist()):
+        u = float(box_iou(corners[None], boxes[n][None]))
+        scores = logits[n].sigmoid().double()
+        p = float(scores[label])
+        across, down = abs(x - (x1 + x2) / 2) / stride, abs(y - (y1 + y2) / 2) / stride
+        candidate = x1 < x < x2 and y1 < y < y2
+        truth = torch.zeros_like(scores)
+        if assigner == "aligned":
+            quality = p**0.5 * u**6
+        elif assigner == "simota":
+            candidate = max(across, down) < 1.5
+            truth[label] = 1
+            cost = F.binary_cross_entropy(scores, truth, reduction="sum") - 3 * math.log(u + 1e-7)
+            quality = 1 / (1 + float(cost))
+        else:
+            truth[label] = u
+            entropy = F.binary_cross_entropy(scores, truth, reduction="none")
+            cost = (entropy * (truth - scores) ** 2).sum() - 3 * math.log(u + 1e-7)
+            quality = 1 / (1 + float(cost) + 10 ** (math.hypot(across, down) - 3))
+        if candidate:
+            found.append((n, quality, u))
+    number = 10
+    if assigner != "aligned":
+        most = 10 if assigner == "simota" else 13
+        best = sorted((u for *_, u in found), reverse=True)[:most]
+        number = max(math.floor(sum(best)), 1)
+    return sorted(found, key=lambda item: -item[1])[:number]
+
+
+def loss_by_loop(raw: list[Tensor], truth: Targets, loss: FreeLoss, single: bool) -> Tensor:
+    """The same formulas as loops over images, targets and points; `single`: of the second branch."""
     head = loss.head
-    points = [
+    cells = [
         (level, row, column)
         for level, y in enumerate(raw)
         for row in range(y.shape[1])
         for column in range(y.shape[2])
     ]
-    strides = torch.tensor([head.stride[level] for level, *_ in points])
-    centres = torch.tensor([[c + 0.5, r + 0.5] for _, r, c in points]) * strides[:, None]
+    strides = torch.tensor([head.stride[level] for level, *_ in cells])
+    centres = torch.tensor([[c + 0.5, r + 0.5] for _, r, c in cells]) * strides[:, None]
+    points = torch.cat((centres, strides[:, None]), 1)
     box = side = cls = torch.zeros(())
     positive = 0.0
     for image in range(len(raw[0])):
-        y = torch.stack([raw[level][image, r, c].cpu() for level, r, c in points])
+        y = torch.stack([raw[level][image, r, c].cpu() for level, r, c in cells])
         values, logits = y[:, : 4 * head.reg_max], y[:, 4 * head.reg_max :]
         sides = values
         if head.reg_max > 1:
@@ -151,22 +196,26 @@ def loss_by_loop(raw: list[Tensor], truth: Targets, loss: FreeLoss) -> Tensor:
             sides = (values.view(-1, 4, head.reg_max).softmax(-1) * steps).sum(-1)
         pixels = sides * strides[:, None]
         boxes = torch.cat((centres - pixels[:, :2], centres + pixels[:, 2:]), 1)
-        rows = [i for i in range(len(truth)) if truth.image_index[i] == image]
-        chosen: dict[int, tuple[int, float, float]] = {}  # point: target, t, IoU
-        for i in rows:
-            corners = truth.boxes[i].cpu()
-            u = box_iou(corners[None], boxes.detach())[0]
-            t = logits.detach()[:, truth.labels[i]].sigmoid().sqrt() * u**6
-            x, y_ = centres.unbind(1)
-            x1, y1, x2, y2 = corners.tolist()
-            inside = [p for p in range(len(t)) if x1 < x[p] < x2 and y1 < y_[p] < y2]
-            for p in sorted(inside, key=lambda p: -t[p])[:10]:
-                if p not in chosen or u[p] > chosen[p][2]:
-                    chosen[p] = (i, float(t[p]), float(u[p]))
+        found = {"logits": logits.detach(), "boxes": boxes.detach(), "points": points}
+        chosen: dict[int, tuple[int, float, float]] = {}  # point: target, quality, IoU
+        for i in range(len(truth)):
+            if truth.image_index[i] == image:
+                corners, label = truth.boxes[i].cpu(), int(truth.labels[i])
+                for p, quality, u in ranked(head.assigner, corners, label, **found)[
+                    : 7 if single else None
+                ]:
+                    by = 2 if head.assigner == "aligned" else 1
+                    if p not in chosen or (i, quality, u)[by] > chosen[p][by]:
+                        chosen[p] = (i, quality, u)
+        if single:
+            best = {i: max(t for n, t, _ in chosen.values() if n == i) for i, *_ in chosen.values()}
+            chosen = {p: item for p, item in chosen.items() if item[1] == best[item[0]]}
         soft = torch.zeros_like(logits)
-        for p, (i, t, _) in chosen.items():
+        for p, (i, quality, u) in chosen.items():
             own = [item for item in chosen.values() if item[0] == i]
-            score = t / max(item[1] for item in own) * max(item[2] for item in own)
+            score = u
+            if head.assigner == "aligned":
+                score = quality / max(item[1] for item in own) * max(item[2] for item in own)
             soft[p, truth.labels[i]] = score
             corners, s = truth.boxes[i].cpu(), strides[p]
             box = box + score * complete_box_iou_loss(boxes[p][None] / s, corners[None] / s)[0]
@@ -181,9 +230,13 @@ def loss_by_loop(raw: list[Tensor], truth: Targets, loss: FreeLoss) -> Tensor:
                     error = error - ((i + 1 - end) * log[i] + (end - i) * log[i + 1]) / 4
             side = side + score * error
             positive += score
+        weight = torch.ones_like(logits)
+        if head.class_loss == "vfl":
+            weight = torch.where(soft > 0, soft, 0.75 * logits.sigmoid() ** 2)
+        elif head.class_loss == "qfl" or loss.gamma:
+            weight = (soft - logits.sigmoid()).abs() ** 2
         bce = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
-        focal = (soft - logits.sigmoid()).abs() ** loss.gamma if loss.gamma else 1
-        cls = cls + (bce * focal).sum()
+        cls = cls + (bce * weight).sum()
     side_gain = 6.0 if head.reg_max == 1 else 1.5
     return (7.5 * box + side_gain * side + 0.5 * cls) / max(positive, 1) * len(raw[0])
 
@@ -194,21 +247,83 @@ ROWS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"reg_max": 8}, {"gamma": 2.0}], ids=["sides", "distribution", "focal"]
-)
+VARIANTS = {
+    "aligned": {}, "distribution": {"reg_max": 8}, "focal": {"gamma": 2.0},
+    "simota": {"assigner": "simota"}, "dynamic": {"assigner": "dynamic", "class_loss": "qfl"},
+    "two branches": {"end_to_end": True, "class_loss": "vfl"},
+    "two branches, dynamic": {"end_to_end": True, "assigner": "dynamic"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 def test_loss_equals_a_plain_loop_value_and_gradient(device: torch.device, options: dict) -> None:
     loss = make_loss(device, **options)
     truth, raw = targets(device, *ROWS), random_maps(loss, 4, 64)  # the last image is empty
-    ours, reference = loss(raw, truth)[0], loss_by_loop(raw, truth, loss)
+    loss.start_epoch(2, 5)
+    ours, reference = loss(raw, truth)[0], loss_by_loop(raw[:3], truth, loss, False)
+    if loss.branches == 2:  # 0.8, 0.625, 0.45, 0.275, 0.1 on one-to-many
+        reference = 0.45 * reference + 0.55 * loss_by_loop(raw[3:], truth, loss, True)
     assert ours.item() == pytest.approx(reference.item(), rel=1e-5)
     pairs = zip(*(torch.autograd.grad(value, raw) for value in (ours, reference)), strict=True)
     for mine, expected in pairs:
         assert torch.allclose(mine, expected, atol=1e-5)
 
 
-def test_the_order_of_images_does_not_matter(device: torch.device) -> None:
-    loss = make_loss(device, small_objects=True)
+def test_two_branches_begin_at_much_and_end_at_one(device: torch.device) -> None:
+    loss = make_loss(device, end_to_end=True)
+    found = []
+    for epoch, epochs in ((0, 1), (0, 11), (5, 11), (10, 11), (11, 11)):
+        loss.start_epoch(epoch, epochs)
+        found.append(loss.shares[0].item())
+    assert found == pytest.approx([0.8, 0.8, 0.45, 0.1, 0.1])
+
+
+def test_of_one_to_one_a_box_keeps_its_best_point(device: torch.device) -> None:
+    boxes = {5: [8.0, 8, 24, 24], 6: [8.0, 8, 24, 23]}
+    same = targets(device, *[(0, 0, 8, 8, 24, 24)] * 3)  # the second and third look for one
+    found = assigned(same, {}, boxes, single=2)
+    assert set(taken(found, 0)) == {5, 6, 9, 10}
+    assert taken(found, 1) == taken(found, 2) == {}  # the first target has all
+    alone = assigned(targets(device, (0, 0, 8, 8, 24, 24)), {}, boxes, single=1)
+    assert taken(alone, 0) == pytest.approx({5: 1.0})
+    # of 16 points it looks at the best 7, all of which another box holds
+    scores = {point: (1 + point) / 32 for point in range(16)}
+    pair = targets(device, *[(0, 0, 0, 0, 32, 32)] * 2)
+    found = assigned(pair, scores, {}, single=1)
+    assert (set(taken(found, 0)), taken(found, 1)) == (set(range(6, 16)), {})
+
+
+def test_simota_and_dynamic_by_hand(device: torch.device) -> None:
+    """All points predict the whole image, so that IoU is 1/4: one point, or four of 16 x 0.25."""
+    truth = targets(device, (0, 0, 8, 8, 24, 24), (0, 0, 0, 0, 0, 0))
+    high = {**dict.fromkeys(range(16), 0.5), 9: 0.25}  # nearest to the IoU
+    for assigner, scores in (("simota", {9: 0.5}), ("dynamic", high)):
+        found = assigned(truth, scores, {}, assigner=assigner)
+        assert taken(found, 0) == pytest.approx({9: 0.25})  # the sum of the IoUs is 1
+        exact = {point: [8.0, 8, 24, 24] for point in range(16)}
+        found = assigned(truth, {}, exact, assigner=assigner)
+        assert taken(found, 0) == pytest.approx(dict.fromkeys((5, 6, 9, 10), 1.0))
+        assert taken(found, 1) == {}  # the second one pads
+    near = targets(device, (0, 0, 11, 11, 13, 13))  # a box of 2 px around point 5: 1.5 strides
+    found = assigned(near, {}, {5: [11, 11, 13, 13]}, assigner="simota")
+    assert taken(found, 0) == pytest.approx({5: 1.0})
+    pixel = targets(device, (0, 0, 15, 15, 16, 16))  # no point inside, but SimOTA finds four
+    assert len(taken(assigned(pixel, {}, {5: [15, 15, 16, 16]}, assigner="simota"), 0)) == 1
+    assert taken(assigned(pixel, {}, {}, assigner="dynamic"), 0) == {}
+    assert set(taken(assigned(pixel, {5: 0.01}, {}, True, assigner="dynamic"), 0)) == {5}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"small_objects": True},
+        {"end_to_end": True},
+        {"assigner": "simota"},
+        {"assigner": "dynamic", "small_objects": True},
+    ],
+)
+def test_the_order_of_images_does_not_matter(device: torch.device, options: dict) -> None:
+    loss = make_loss(device, **options)
     raw = random_maps(loss, 3, 64)
     total, parts = loss(raw, targets(device, *ROWS))
     backwards = [(2 - image, *rest) for image, *rest in reversed(ROWS)]
@@ -222,8 +337,11 @@ def test_the_order_of_images_does_not_matter(device: torch.device) -> None:
         assert torch.allclose(one, three, atol=1e-5)
 
 
-def test_no_targets_leaves_only_the_classes(device: torch.device) -> None:
-    loss = make_loss(device, 2)
+@pytest.mark.parametrize(
+    "options", [{}, {"end_to_end": True}, {"assigner": "simota"}, {"assigner": "dynamic"}]
+)
+def test_no_targets_leaves_only_the_classes(device: torch.device, options: dict) -> None:
+    loss = make_loss(device, 2, **options)
     raw = [torch.zeros_like(y, requires_grad=True) for y in random_maps(loss, 2, 64)]
     total, parts = loss(raw, targets(device))
     points = 2 * (8 * 8 + 4 * 4 + 2 * 2)
@@ -261,9 +379,12 @@ def test_distribution_loss_by_hand(device: torch.device) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_split_over_ranks_the_gradient_is_that_of_one_process(device: torch.device) -> None:
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_split_over_ranks_the_gradient_is_that_of_one_process(
+    device: torch.device, end_to_end: bool
+) -> None:
     """Two ranks with 3 and 0 boxes: average of their gradients = gradient of the whole batch."""
-    loss = make_loss(device)
+    loss = make_loss(device, end_to_end=end_to_end)
     truth = targets(device, *ROWS[:3])
     whole = random_maps(loss, 4, 64)
     loss(whole, truth)[0].backward()
