@@ -124,6 +124,8 @@ def _models(config: CompareConfig, classes: int) -> Iterator[ModelEntry]:
                 notes.append(fitted.text(found))
             profile = profile_spec(spec, image_size=config.imgsz, classes=classes)
         except UserError as error:
+            if fitter is not None and fitter.busy:
+                raise
             yield ModelEntry(name, model, cause=str(error))
             continue
         notes += [*spec.notes, *profile.notes()]
