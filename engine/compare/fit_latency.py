@@ -107,22 +107,14 @@ class LatencyFitter:
     ) -> None:
         self.target, self.size, self.classes = target, config.imgsz, classes
         self.device, runtime = _device(config, target.place), PLACES[target.place]
-        plain = runtime != TORCH
-        self.timing = LatencyConfig(
-            batches=(1,),
-            rounds=200,
-            seconds=SECONDS,
-            dtype="fp32" if plain else config.latency_dtype,
-            graph=False if plain else config.latency_graph,
-            runtimes=(runtime,),
-        )
+        sizes: dict[str, Any] = {"batches": (1,), "rounds": 200, "seconds": SECONDS}
+        how: dict[str, Any] = {"dtype": config.latency_dtype, "graph": config.latency_graph}
+        self.timing = LatencyConfig(**sizes, **how, runtimes=(runtime,))
         self.reference, self.drifts = reference, [0.0]
         self.exports, self.busy = Path(), False
-        threads = torch.get_num_threads() if self.device.type == "cpu" else None
-        conditions = [device_name(self.device), threads, self.size, classes, model_id(reference)]
-        used = {**asdict(self.timing), "versions": versions((TORCH, runtime))}
-        folder = cache_file("fits", "").parent / "fits"
-        self.file = folder / f"{digest([*conditions, used])}.json"
+        where = [device_name(self.device), torch.get_num_threads(), versions((TORCH, runtime))]
+        key = digest([*where, self.size, classes, model_id(reference), asdict(self.timing)])
+        self.file = cache_file("fits", "").parent / "fits" / f"{key}.json"
         try:
             self.kept: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
             self.reference_ms = float(self.kept[KIND])
@@ -209,9 +201,9 @@ class LatencyFitter:
             if self.drifts[-1] < -BUSY:
                 self.busy = True
                 self.file.unlink(missing_ok=True)
+                times = f"{self.reference_ms:.1f} ms, now {reference:.1f} ms"
                 raise UserError(
-                    f"--fit ms={self.target.ms:g}@{self.target.place}: the device was busy when the"
-                    f" reference was measured ({self.reference_ms:.1f} ms, now {reference:.1f} ms);"
+                    f"--fit: the device was busy when the reference was measured ({times});"
                     " run it again when nothing else runs"
                 )
             found.append(own * self.reference_ms / reference)
@@ -226,5 +218,5 @@ class LatencyFitter:
         found, _ = measure_latency(models, self.timing, device=self.device, exports=self.exports)
         for one in found.values():
             if one.cause is not None or one.p50_ms is None:
-                raise UserError(f"--fit ms={self.target.ms:g}@{self.target.place}: {one.cause}")
+                raise UserError(f"--fit: {one.cause}")
         return [one.p50_ms for one in found.values() if one.p50_ms is not None]
