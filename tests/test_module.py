@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,3 +104,24 @@ def test_importing_is_cheap_and_a_foreign_package_of_our_name_is_named(
         f"FeatherDet's package 'utils' is hidden by {tmp_path / 'utils' / '__init__.py'}: models,"
         " data, utils, engine and cfg are top-level names; rename yours\n"
     )
+
+
+def test_the_examples_of_the_docs(
+    root: Path, rectangles: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (root / "docs" / "python-api.md").read_text(encoding="utf-8")
+    first, callbacks, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    small = f'data={str(rectangles)!r}, cfg={str(tiny_model)!r}, img=64, batch=4, epochs=1, device="cpu", workers=0, noplots=True'
+    first = first.replace('data="mine.yaml", cfg="yolov5n", img=640, epochs=50', small)
+    first = first.replace("evaluate(run.best)", "evaluate(run.best, workers=0, noplots=True)")
+    first = first.replace("image.jpg", str(rectangles.parent / "val" / "0.png"))
+    names: dict[str, Any] = {}
+    exec(
+        compile(first + callbacks.replace('data="mine.yaml"', small), "python-api.md", "exec"),
+        names,
+    )
+    assert names["metrics"].map == names["run"].metrics.map
+    assert (tmp_path / "runs" / "train" / "exp2").is_dir()
+    with pytest.raises(RuntimeError, match="pruned"):
+        names["Prune"]().on_epoch_end(None, {"epoch": 9, "metrics/mAP_0.5": 0.05})
