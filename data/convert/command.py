@@ -102,9 +102,11 @@ def main(argv: list[str] | None = None) -> None:
     lowered = Counter(name.lower() for name in found.names)
     if alike := [name for name in found.names if lowered[name.lower()] > 1]:
         warn(f"warning: these class names differ only in case: {', '.join(alike)}")
-    say(f"wrote {config.out}/data.yaml; to train:\n  python train.py --data {config.out}")
+    out = f'"{config.out}"' if " " in config.out else config.out
+    say(f"wrote {config.out}/data.yaml; to train:\n  python train.py --data {out}")
     skipped = found.skipped
     if any(skipped):
         raise PartlyDoneError(
-            f"skipped: {skipped[0]} images, {skipped[1]} boxes; see {config.out}/problems.txt"
+            f"skipped: {skipped[0]} images, {skipped[1]} boxes; the rest was converted; see"
+            f" {config.out}/problems.txt"
         )

@@ -331,9 +331,11 @@ def test_out_and_the_command_line_are_checked_first(src, tmp_path, capsys):
         main([])
     printed = capsys.readouterr().out
     assert all(name in printed for name in FORMATS)
-    (tmp_path / "out").mkdir()  # empty: fine
-    main(["voc", str(folder), str(tmp_path / "out")])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    spaced = tmp_path / "my set"
+    spaced.mkdir()  # empty: fine
+    main(["voc", str(folder), str(spaced)])
+    assert capsys.readouterr().out.endswith(f'python train.py --data "{spaced}"\n')
+    assert sorted(path.name for path in spaced.iterdir()) == [
         "annotations",
         "data.yaml",
         "train",
