@@ -112,7 +112,7 @@ def _expand(value: str, report: Callable[[str], None]) -> list[SourceItem]:
     if not items:
         where = "in this folder" if path.is_dir() else "match this pattern"
         folders = len(found) - len(files)
-        hint = f"; {folders} folders are not searched" if folders else ""
+        hint = f"; {folders} folders are not searched: use '{path}/**'" if folders else ""
         raise UserError(f"{path}: no images or videos {where} ({KNOWN}){hint}")
     unknown = [file.name for file in files if not _kind(file)]
     if unknown:

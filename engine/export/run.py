@@ -47,7 +47,9 @@ def run(config: ExportConfig) -> list[Path]:
     sides = config.imgsz or (trained.image_size or DEFAULT_SIZE,)
     size = sides[0], sides[-1]
     if any(side % stride for side in size):
-        raise UserError(f"--img {' '.join(map(str, sides))}: not multiples of {stride}")
+        fit = " ".join(str(-(-side // stride) * stride) for side in sides)
+        given = " ".join(map(str, sides))
+        raise UserError(f"--img {given}: not a multiple of the stride {stride}; use --img {fit}")
     metadata = Metadata(
         names=model.names,
         stride=stride,

@@ -203,7 +203,12 @@ def run_openvino(file: Path, *, precision: str = "float32") -> Run:
 def _openvino(path: Path, device: torch.device, *, precision: str) -> tuple[str | None, Run]:
     files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
     if len(files) != 1:
-        raise UserError(f"{path}: no folder of an OpenVINO model: {len(files)} .xml files in it")
+        inside = (
+            file for name in ("best.pt", "weights/best.pt") if (file := path / name).is_file()
+        )
+        hint = "".join(f"; use {file}" for file in inside)  # the folder of a run
+        cause = f"no folder of an OpenVINO model: {len(files)} .xml files in it{hint}"
+        raise UserError(f"{path}: {cause}")
     stated = files[0].with_name(f"{KEY}.json")
     text = stated.read_text(encoding="utf-8") if stated.is_file() else None
     return text, run_openvino(files[0], precision=precision)

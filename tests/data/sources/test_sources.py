@@ -137,6 +137,7 @@ def test_bad_lines_of_a_list_are_named_with_their_number(tmp_path):
     [
         (lambda d: d / "missing.jpg", "no such file or folder"),
         (lambda d: d, "no images or videos in this folder"),
+        (lambda d: (d / "x").mkdir() or d, r"1 folders are not searched: use '.*/\*\*'"),
         (lambda d: d / "*.jpg", "no images or videos match this pattern"),
         (lambda d: (d / "x.xyz").write_text("x") and d / "*.xyz", "no images or videos match"),
         (lambda d: (d / "x.xyz").write_text("x") and d / "x.xyz", "unknown file type"),

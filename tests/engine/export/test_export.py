@@ -287,7 +287,7 @@ def test_half_takes_half_the_room(weights, files, tmp_path):
 def test_mistakes_are_one_line(weights, files, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="give --weights, or --cfg"):
         export.main([])
-    with pytest.raises(UserError, match="--img 65: not multiples of 32"):
+    with pytest.raises(UserError, match="--img 65: not a multiple of the stride 32; use --img 96"):
         export.main(["--weights", str(weights), "--img", "65"])
     with pytest.raises(UserError, match="no such file"):
         load_network(tmp_path / "missing.onnx", device=CPU)
@@ -298,6 +298,10 @@ def test_mistakes_are_one_line(weights, files, tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"0 \.xml files"):
         load_network(files.parent, device=CPU)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "best.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"; use .*weights.best\.pt$"):
+        load_network(tmp_path / "weights", device=CPU)
     monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="missing: pip install onnx onnxscript openvino"):
         export.main(["--weights", str(weights), "--include", "openvino"])
