@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.index.cache import cache_file, load_cache, save_cache
 from data.index.coco import MAX_CLASSES, CocoSource, read_coco
-from data.index.columns import Texts
+from data.index.columns import Records, Texts
 from data.index.records import SKIPPED_IMAGE, DataIndex, build_index
 from data.index.scan import report_problems, scan_images
 from data.index.yolo import YoloSource, read_yolo
@@ -25,6 +27,7 @@ SHIPPED = ROOT / "cfg" / "data"
 MAX_BAD = 0.5  # share of a split's images that may be unusable before it is refused
 _KEYS = ("path", *SPLITS, "names", "nc", "generate")
 _COCO_KEYS = ("images", "annotations")
+_NAMED = 5  # classes that a warning names
 _MISSPELT = 0.75  # similarity of a key to one of ours from which it is not another program's
 
 
@@ -120,6 +123,12 @@ def load_split(
             f"WARNING: {where}: no box in any of the {len(index.records)} images; are the labels in"
             " the right folder (docs/data-formats.md)?"
         )
+    elif split == "train":  # a class that is never trained is never found
+        columns = Records.of(index.records)
+        present = np.bincount(columns.labels[~columns.crowd], minlength=len(index.names))
+        if missing := [text for text, n in zip(index.names, present, strict=True) if not n]:
+            more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            warn_main(f"warning: {where} has no box of {', '.join(missing[:_NAMED])}{more}")
     warn_main(f"{name}: {index.describe()}")
     return index
 
