@@ -128,7 +128,7 @@ def load_split(
         present = np.bincount(columns.labels[~columns.crowd], minlength=len(index.names))
         if missing := [text for text, n in zip(index.names, present, strict=True) if not n]:
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-            warn_main(f"warning: {where} has no box of {', '.join(missing[:_NAMED])}{more}")
+            warn_main(f"WARNING: {where}: no box of {', '.join(missing[:_NAMED])}{more}")
     warn_main(f"{name}: {index.describe()}")
     return index
 

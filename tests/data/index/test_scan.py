@@ -210,7 +210,7 @@ def test_nothing_usable_stops_and_no_box_at_all_is_said_loudly(scan, tmp_path, y
     yaml_file("train: t\nnames: [a, b, c]\n")
     (tmp_path / "t" / "a.txt").write_text("1 .5 .5 .5 .5\n")
     assert scan(file).boxes == 1
-    assert "train has no box of a, c\n" in capsys.readouterr().err
+    assert "train: no box of a, c\n" in capsys.readouterr().err
 
 
 def test_only_the_first_rank_speaks_and_shows_a_bar(scan, images, monkeypatch, capsys):
