@@ -110,9 +110,11 @@ def _compare_names(model: Network, index: DataIndex, config: EvalConfig) -> None
         return
     pairs = zip(model.names, index.names, strict=True)
     mine, theirs = next(pair for pair in pairs if pair[0] != pair[1])
+    reordered = sorted(model.names) == sorted(index.names)
+    wrong = ", so the metrics are wrong: the same names are in another order" if reordered else ""
     warn_main(
         f"warning: class names of model and data set differ, first {mine!r} and {theirs!r}; "
-        "classes are compared by their numbers"
+        f"classes are compared by their numbers{wrong}"
     )
 
 

@@ -146,7 +146,7 @@ def _plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> Non
     size = float(np.clip(3 + 0.55 * side, 7, 18))
     figure = Figure(figsize=(size + 1.5, size), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(np.ma.masked_equal(share, 0), cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(np.ma.masked_equal(share, 0), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the column")
     letters = float(np.clip(POINTS_PER_INCH * 0.6 * size / side, 5, 10))
     ticks = [*(plot_name(name) for name in names), "background"]

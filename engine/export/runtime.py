@@ -68,7 +68,7 @@ class Exported:
         if size is not None and tuple(images.shape[2:]) != size:
             raise UserError(
                 f"the exported network takes images of {size[0]} x {size[1]} pixels, not"
-                f" {images.shape[2]} x {images.shape[3]}: use --img, or export with --dynamic"
+                f" {images.shape[2]} x {images.shape[3]}: leave --img out, or export with --dynamic"
             )
         parts: list[Sequence[Tensor]] = []
         for some in images.cpu().contiguous().split(batch):

@@ -21,7 +21,7 @@ from engine.checkpoint import load_detector
 from engine.evaluate.config import EvalConfig
 from engine.evaluate.evaluator import evaluate
 from engine.evaluate.metrics import DetectionMetrics, save_labels, save_metrics, save_predictions
-from engine.evaluate.plots import BatchImages, save_plots
+from engine.evaluate.plots import BatchImages, _plot_confusion, save_plots
 from engine.evaluate.tta import decode_augmented
 from models.builder import build_detector
 from models.losses.anchor import AnchorLoss
@@ -53,6 +53,7 @@ class Finder(nn.Module):
 
     names: tuple[str, ...] = ("red", "green")
     max_stride = 32
+    end_to_end = False
 
     def __init__(self, broken: tuple[float, float] = (1, 1)) -> None:
         super().__init__()
@@ -258,7 +259,11 @@ class TestModel:
                 run(index, model=broken)
 
     def test_other_names_are_reported_and_a_loader_that_forgets_images(self, run, index, capsys):
-        for names, text in ((("red", "blue"), "first 'blue' and 'green'"), (("0", "1"), "")):
+        for names, text in (
+            (("red", "blue"), "first 'blue' and 'green'; classes are compared by their numbers\n"),
+            (("green", "red"), "the metrics are wrong: the same names are in another order"),
+            (("0", "1"), ""),
+        ):
             model = Finder()
             model.names = names  # numbers: a model without names
             assert run(index, model=model).map == pytest.approx(1)
@@ -336,6 +341,9 @@ class TestFiles:
         batches = [f"val_batch{n}_{kind}.jpg" for n in range(3) for kind in ("labels", "pred")]
         for name in (*curves, "confusion_matrix.png", *batches):
             assert cv2.imread(str(tmp_path / name)).std() > 5, name
+        _plot_confusion(np.eye(4), ("RBC", "WBC", "Platelets"), tmp_path / "matrix.png")
+        matrix = cv2.imread(str(tmp_path / "matrix.png"))
+        assert all((edge == 255).all() for edge in (matrix[:, :3], matrix[:, -3:]))  # nothing cut
         drawn = cv2.imread(str(tmp_path / "val_batch0_labels.jpg")).astype(int)[..., ::-1]
         assert drawn.shape[0] > SMALLEST_TILE  # enlarged, and with the names of the files
         curve = cv2.imread(str(tmp_path / "PR_curve.png")).astype(int)[..., ::-1]
