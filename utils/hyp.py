@@ -103,8 +103,8 @@ def choose_recipe(
         hyp = ("finetune" if pretrained else "small") if short else "default"
         optimizer = "AdamW" if short else "SGD"
         say_main(
-            f"--hyp {hyp} --optimizer {optimizer}: {images} images in {epochs} epochs are {updates}"
-            f" updates of {nominal} images, {'fewer than' if short else 'at least'} {SHORT_RUN}"
+            f"--hyp {hyp} --optimizer {optimizer}: {images} images x {epochs} epochs / {nominal} ="
+            f" {updates} updates, {'fewer than' if short else 'at least'} {SHORT_RUN}"
         )
     elif hyp == AUTO:
         hyp = "default" if optimizer in FOR_DEFAULT else "finetune" if pretrained else "small"

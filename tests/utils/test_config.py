@@ -107,7 +107,7 @@ def test_a_recipe_by_the_length_of_the_run(hyp, optimizer, images, batch, chosen
     run = {"images": images, "epochs": 100, "batch_size": batch}
     assert choose_recipe(hyp, optimizer, **run, pretrained=False) == chosen
     both = hyp == optimizer == "auto"
-    text = f"--hyp {chosen[0]} --optimizer {chosen[1]}: {images} images in 100 epochs are "
+    text = f"--hyp {chosen[0]} --optimizer {chosen[1]}: {images} images x 100 epochs / "
     assert capsys.readouterr().out.startswith(text if both else "")
     fine = choose_recipe(hyp, optimizer, **run, pretrained=True)
     short = hyp == "auto" and chosen[0] == "small"
