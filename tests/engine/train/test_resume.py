@@ -209,10 +209,8 @@ def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(flags, tmp_path,
     deadline = time.monotonic() + 120
     while not results.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
-    sent = time.monotonic()
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - sent < 10
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert "continue with: --resume" in errors
