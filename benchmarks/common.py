@@ -52,14 +52,18 @@ def copied(index: DataIndex, number: int, folder: Path) -> tuple[DataIndex, Path
 
 @contextmanager
 def training_run(**flags: Any) -> Iterator[TrainRun]:
-    """A run as train.py makes it of these flags, in a folder that goes away afterwards."""
+    """A run as train.py makes it of these flags, in a folder that goes away afterwards.
+
+    Its recipe is YOLOv5's, whatever the number of images: times do not depend on --hyp auto.
+    """
     world = distributed.start(flags.get("device", ""))
     with (
         tempfile.TemporaryDirectory() as folder,
         reproducible(world.device, benchmark=True),
         ExitStack() as locks,
     ):
-        config = TrainConfig(**flags, project=folder, noplots=True)
+        recipe = {"hyp": "default", "optimizer": "SGD"}
+        config = TrainConfig(**recipe, **flags, project=folder, noplots=True)
         yield prepare_run(config, world, locks)
 
 
