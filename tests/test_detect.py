@@ -146,7 +146,7 @@ def test_bad_files_among_good_ones_exit_3(weights, root, tmp_path):  # D1 D7 D8
     assert empty == ["skipped: in/b.jpg: empty file", "skipped: in/c.mp4: empty file"]
     assert incomplete.startswith("incomplete: in/d.avi: read ")
     assert incomplete.endswith(" of 20 frames")
-    assert last == "error: sources skipped or incomplete: 4, see above"
+    assert last == "error: 4 sources skipped or cut short, see above"
     assert "image 1/4 in/a.jpg: 64x64 " in done.stdout
     assert "Speed: " in done.stdout
 
