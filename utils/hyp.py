@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, nearest
@@ -17,6 +18,7 @@ AUTO = "auto"
 SHORT_RUN = 1000  # updates; where min_updates of YOLOv5's recipe begins to act, too
 FOR_DEFAULT = ("SGD", "MuSGD")
 FOR_ADAMW = ("small", "finetune")
+FORMER = {"demo": "small"}  # names of recipes
 
 
 def _number(default: float, *, low: float = 0.0, high: float = 1e9) -> Any:
@@ -109,14 +111,17 @@ def choose_recipe(
     elif hyp == AUTO:
         hyp = "default" if optimizer in FOR_DEFAULT else "finetune" if pretrained else "small"
     elif optimizer == AUTO:
-        optimizer = "AdamW" if hyp in FOR_ADAMW else "SGD"
+        file = _file_of(hyp)
+        known = any(file.samefile(_file_of(name)) for name in FOR_ADAMW)
+        optimizer = "AdamW" if known else "SGD"
     return hyp, optimizer
 
 
-def load_hyp(name: str) -> Hyperparameters:
-    """Read a recipe, by path or by its name in cfg/train/; `AUTO`, before it is chosen: 'default'.
+def _file_of(name: str) -> Path:
+    return find_config(FORMER.get(name, name), "train")
 
-    'small' was once called 'demo'.
-    """
-    document = load_yaml(find_config({AUTO: "default", "demo": "small"}.get(name, name), "train"))
+
+def load_hyp(name: str) -> Hyperparameters:
+    """Read a recipe, by path or by its name in cfg/train/; `AUTO` not yet chosen: 'default'."""
+    document = load_yaml(_file_of("default" if name == AUTO else name))
     return Hyperparameters.from_dict(document.mapping(), document.at)

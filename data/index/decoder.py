@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from typing import IO
 
 import numpy as np
@@ -22,11 +23,16 @@ class DecoderLog:
     """What libjpeg writes to the process's stderr, where no line names its image.
 
     While entered, file descriptor 2 leads into a file in memory; at the end libjpeg's complaints
-    are dropped and the rest is passed on.  Where the system has no room for that, nothing is
-    redirected and nothing is found; nor on Windows, which cannot read at a place of a file.
+    are dropped and the rest is passed on.  One thread enters at a time; others wait.  Where the
+    system has no room for that, nothing is redirected and nothing is found; nor on Windows, which
+    cannot read at a place of a file.
     """
 
+    turn = threading.RLock()  # two at once would restore descriptor 2 in the wrong order
+
     def __enter__(self) -> DecoderLog:
+        self._mine = self.turn
+        self._mine.acquire()
         self.stderr: IO[str] = sys.stderr  # for a progress bar: the terminal
         self._saved: int | None = None
         if not hasattr(os, "pread"):
@@ -43,6 +49,12 @@ class DecoderLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        try:
+            self._restore()
+        finally:
+            self._mine.release()
+
+    def _restore(self) -> None:
         if self._saved is None:
             return
         os.dup2(self._saved, _STDERR)

@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.queues
 import os
 import signal
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from data.index.decoder import DecoderLog
 from data.loading.memory import Allocate, BatchMemory, images_at
 from data.loading.sample import Batch, Sample, collate
 from utils.boxes import Letterbox
@@ -204,6 +206,7 @@ def _kill_workers() -> None:
 def _start_worker(number: int) -> None:
     gc.freeze()  # to collect the parent's objects would write to all of them, and so copy them
     cv2.setNumThreads(0)  # the processes are the parallelism
+    DecoderLog.turn = threading.RLock()  # a thread of the parent may hold the other
     for number in STOP_SIGNALS:  # sent to whole groups
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
     _reuse_memory()

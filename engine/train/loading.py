@@ -61,10 +61,15 @@ def make_loaders(
         replace(common, on_device=on_device, device_memory=memory),
         hyp,
         epochs=config.epochs,
-        mosaic_epochs=config.epochs - (config.close_mosaic or round(hyp.close_mosaic)),
+        mosaic_epochs=mosaic_epochs(config, hyp),
     )
     images = DeviceImages(loader.slots, config.imgsz, device) if on_device else None
     return loader, ValLoader(val, common), images
+
+
+def mosaic_epochs(config: TrainConfig, hyp: Hyperparameters) -> int:
+    """How many epochs may have mosaics: all but the last ones, by --close-mosaic or the recipe."""
+    return max(config.epochs - (config.close_mosaic or round(hyp.close_mosaic)), 0)
 
 
 def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

@@ -115,6 +115,7 @@ def prepare_run(
     data_info = {
         "train data": train.fingerprint,
         "validation data": val.fingerprint,
+        "images": [len(train), len(val)],  # some may be found damaged after the first scan
         "classes": list(train.names),
         "batches per epoch": len(loader),
         "world size": world.world_size,
@@ -247,7 +248,8 @@ def _restore(
         changed = [
             f"{name} changed since the run was saved ({before[name]} -> {value})"
             for name, value in data_info.items()
-            if before[name] != value and name != "world size"
+            # older checkpoints have no number of images
+            if name != "world size" and before.get(name, value) != value
         ]
         if not changed:
             state.load_dict(saved, epochs=schedule.epochs, steps=schedule.steps_per_epoch)

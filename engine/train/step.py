@@ -17,6 +17,7 @@ from data.loading.plots import plot_batch
 from data.loading.sample import Batch
 from engine import distributed
 from engine.train.interrupts import StopRequest
+from engine.train.loading import mosaic_epochs
 from engine.train.model import to_network
 from engine.train.optimizer import apply_rates, trainable, update_weights
 from engine.train.state import NonFiniteError, TrainRun, TrainState
@@ -150,14 +151,18 @@ def train_epoch(run: TrainRun, batches: Iterable[Batch], request: StopRequest) -
 def draw_batch(run: TrainRun, batch: Batch) -> None:
     """Rank 0: train_batch0.jpg to train_batch2.jpg from the run's first batches.
 
-    And train_batch_no_mosaic.jpg from the first one that --close-mosaic leaves without mosaics.
+    And train_batch_no_mosaic.jpg from the first one that close_mosaic leaves without mosaics.
     """
     config, epoch, index = run.config, run.state.epoch, run.state.batches
     if config.noplots or not run.world.is_main:
         return
     names = [str(index)] * (epoch == 0 and index < DRAWN_BATCHES)
-    mosaics = bool(config.close_mosaic and run.hyp.mosaic and not config.rect)
-    if mosaics and index == 0 and epoch == max(config.epochs - config.close_mosaic, 0):
+    if (
+        index == 0
+        and epoch == mosaic_epochs(config, run.hyp)
+        and run.hyp.mosaic
+        and not config.rect
+    ):
         names.append("_no_mosaic")
     for name in names:
         plot_batch(batch, run.train, run.folder / f"train_batch{name}.jpg")

@@ -100,6 +100,9 @@ def test_recipes() -> None:
         ("auto", "Adam", 99_999, 16, ("small", "Adam")),
         ("default", "auto", 48, 16, ("default", "SGD")),
         ("small", "auto", 99_999, 16, ("small", "AdamW")),
+        ("demo", "auto", 48, 16, ("demo", "AdamW")),  # small's former name
+        ("cfg/train/small.yaml", "auto", 48, 16, ("cfg/train/small.yaml", "AdamW")),
+        ("hyp.VOC", "auto", 48, 16, ("hyp.VOC", "SGD")),
         ("mine.yaml", "AdamW", 48, 16, ("mine.yaml", "AdamW")),
     ],
 )

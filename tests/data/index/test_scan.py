@@ -1,5 +1,6 @@
 import hashlib
 import os
+import threading
 
 import cv2
 import numpy as np
@@ -121,6 +122,25 @@ def test_what_others_print_during_a_scan_is_passed_on(capfd):
         assert log.complaint(start) == "Corrupt JPEG data: premature end of data segment"
         assert log.complaint(log.size()) is None
     assert capfd.readouterr().err == "first\nlast\n"
+
+
+def test_threads_take_turns_with_the_error_stream(capfd):
+    """Two at once would leave descriptor 2 in the file of one of them."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def second():
+        with DecoderLog():
+            entered.set()
+            leave.wait()
+
+    with DecoderLog():
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert not entered.wait(0.2)
+    leave.set()
+    thread.join()
+    os.write(2, b"seen\n")
+    assert capfd.readouterr().err == "seen\n"
 
 
 def test_paths_that_cannot_be_read_are_named(scan, images, monkeypatch):

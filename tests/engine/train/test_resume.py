@@ -295,6 +295,21 @@ def test_resume_refuses_changed_data(stopped, rectangles, tmp_path):
         fit(TrainConfig(resume=str(stopped), data=str(copy / rectangles.name)))
 
 
+def test_resume_refuses_other_numbers_of_images(stopped):
+    """As when damage was found meanwhile; older checkpoints do not state them."""
+    last = stopped / "weights" / "last.pt"
+    saved = load_checkpoint(last)
+    data = saved["train_state"]["data_info"]
+    train, val = data["images"]
+    data["images"] = [train + 1, val]
+    save_checkpoint(last, saved)
+    with pytest.raises(UserError, match=rf"images changed .*\[{train + 1}, {val}\] -> "):
+        prepared(TrainConfig(resume=str(stopped)))
+    del data["images"]
+    save_checkpoint(last, saved)
+    assert prepared(TrainConfig(resume=str(stopped))).folder == stopped
+
+
 def test_a_second_process_on_a_run_is_refused_until_the_first_ends(flags, stopped):
     script = (
         "import pathlib, sys, time\nfrom utils.files import locked\n"

@@ -299,13 +299,16 @@ def test_multi_scale_draws_multiples_of_the_stride_within_half():
     assert seen == set(range(32, 97, 4))
 
 
-def test_the_first_batches_and_the_first_one_without_mosaic_are_drawn(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("by_flag", "by_recipe"), [(2, 0), (0, 2), (2, 4)])
+def test_the_first_batches_and_the_first_one_without_mosaic_are_drawn(
+    by_flag, by_recipe, monkeypatch, tmp_path
+):
     drawn = []
     monkeypatch.setattr(step, "plot_batch", lambda batch, index, path: drawn.append(path.name))
     run = SimpleNamespace(
         state=SimpleNamespace(epoch=0, batches=0),
-        config=TrainConfig(epochs=5, close_mosaic=2),
-        hyp=Hyperparameters(),
+        config=TrainConfig(epochs=5, close_mosaic=by_flag),
+        hyp=Hyperparameters(close_mosaic=by_recipe),
         world=SimpleNamespace(is_main=True),
         train=None,
         folder=tmp_path,
