@@ -326,7 +326,7 @@ def test_profile_only_needs_no_data(common, models, tmp_path, monkeypatch, capsy
     with pytest.raises(PartlyDoneError, match="1 latencies could not be measured") as caught:
         compare.main(words)
     assert caught.value.exit_code == 3
-    assert "tiny: latency at batch 2: no memory" in capsys.readouterr().err.splitlines()
+    assert "tiny: latency at batch 2 in torch: no memory" in capsys.readouterr().err.splitlines()
 
 
 def test_both_heads_of_a_model_are_rows(common, models, tmp_path):

@@ -64,7 +64,7 @@ def compare(config: CompareConfig) -> Path | None:
 def _report_failures(results: Results, folder: Path) -> None:
     """PartlyDoneError where a row failed or could not be measured."""
     unmeasured = [
-        f"{row.name}: latency at batch {one.batch}: {one.cause}"
+        f"{row.name}: latency at batch {one.batch} in {one.runtime}: {one.cause}"
         for row in results.rows
         for one in row.latency
         if one.cause is not None

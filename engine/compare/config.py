@@ -172,8 +172,7 @@ class CompareConfig:
 
     @property
     def kind(self) -> str:
-        """RUNTIMES = ("torch", "onnxruntime", "openvino")
-        TRAIN, EVALUATE, PROFILE, or TABLE (of records alone)."""
+        """TRAIN, EVALUATE, PROFILE, or TABLE (of records alone)."""
         if self.profile_only:
             return PROFILE
         if self.cfg:

@@ -108,7 +108,8 @@ class LatencyFitter:
         self.target, self.size, self.classes = target, config.imgsz, classes
         self.device, runtime = _device(config, target.place), PLACES[target.place]
         sizes: dict[str, Any] = {"batches": (1,), "rounds": 200, "seconds": SECONDS}
-        how: dict[str, Any] = {"dtype": config.latency_dtype, "graph": config.latency_graph}
+        graph = config.latency_graph and self.device.type == "cuda"
+        how: dict[str, Any] = {"dtype": config.latency_dtype, "graph": graph}
         self.timing = LatencyConfig(**sizes, **how, runtimes=(runtime,))
         self.reference, self.drifts = reference, [0.0]
         self.exports, self.busy = Path(), False

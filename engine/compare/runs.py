@@ -234,7 +234,7 @@ def evaluate_run(plan: Comparison, run: RunPlan, device: str) -> Record:
     trained = run.seed is not None
     folder = plan.run_folder(run)
     weights = folder / "weights" / "best.pt" if trained else Path(entry.model.weights)
-    detector = load_detector(weights, device=target, fuse=True)
+    detector = load_detector(weights, device=target)
     saved = load_checkpoint(weights) if trained else {}
     settings: dict[str, Any] = {}
     if trained:

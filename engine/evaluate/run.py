@@ -89,6 +89,11 @@ class Validation:
             openvino_precision=config.openvino_precision,
             nms=config.nms,
         )
+        where = runtime_of(self.model)
+        if config.openvino_precision != "float32" and not where.startswith("openvino"):
+            raise UserError(
+                f"--openvino-precision is for OpenVINO's files; {config.weights} runs in {where}"
+            )
         self.other: Network | None = None  # the head's other branch
         if isinstance(self.model, Detector) and self.model.has_branches:
             self.other, _ = load_network(config.weights, device=world.device, nms=not config.nms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -15,9 +16,16 @@ from data.index.cache import cache_file
 from engine.checkpoint import load_trained
 from engine.export.formats import Exportable, onnx_bytes
 from engine.export.metadata import FORMAT, Metadata
-from engine.export.runtime import Exported, Network, open_exported, required, run_openvino
+from engine.export.runtime import (
+    Exported,
+    Network,
+    open_exported,
+    required,
+    run_openvino,
+    runtime_of,
+)
 from models.detector import Detector
-from utils.errors import cause_of
+from utils.errors import UserError, cause_of
 from utils.files import write_bytes, write_text
 from utils.terminal import say, warn
 
@@ -40,18 +48,23 @@ def in_runtime(
     """The checkpoint's network in `runtime` on a CPU; 'auto': in the fastest one at `size` pixels.
 
     Exports and measures once for each checkpoint; prints a line.  Where that fails with 'auto',
-    PyTorch, with a warning.  Raises UserError for a runtime that is not installed.  What is not a
-    checkpoint, or not on a CPU, stays as it is.
+    PyTorch, with a warning.  What is not a checkpoint, or not on a CPU, stays as it is with 'auto'.
+    Raises UserError for any other runtime there, and for one that is not installed.
     """
-    on_cpu = isinstance(model, Detector) and next(model.parameters()).device.type == "cpu"
+    if runtime not in {"auto", "torch", *RUNTIMES}:
+        raise UserError(f"runtime {runtime}: expected auto, torch, {' or '.join(RUNTIMES)}")
+    of_file = isinstance(model, Detector) and not isinstance(weights, Detector)
+    on_cpu = of_file and next(model.parameters()).device.type == "cpu"  # type: ignore[attr-defined]
     if runtime == "torch" or not on_cpu:
+        if runtime in RUNTIMES and not runtime_of(model).startswith(runtime):
+            raise UserError(f"--runtime {runtime} is for checkpoints on a CPU (--device cpu)")
         return model
     names = [name for name in RUNTIMES if importlib.util.find_spec(name)]
-    if not names:
-        return model
     if runtime != "auto":
         required(runtime)
         names = [runtime]
+    if not names:
+        return model
     try:
         required("onnx")
         end_to_end = model.end_to_end
@@ -101,13 +114,10 @@ def _times(
     """Milliseconds for an image in each runtime, in turn; kept next to `file`."""
     key = f"{size}, {torch.get_num_threads()} threads, {openvino_precision}"
     kept_in = file.with_suffix(".json")
-    try:
-        kept = json.loads(kept_in.read_text(encoding="utf-8"))
-        times = {name: float(kept[key][name]) for name in networks}
-    except Exception:
-        kept = {}
-    else:
-        return times
+    kept: dict[str, dict[str, float]] = {}
+    with contextlib.suppress(Exception):
+        kept = dict(json.loads(kept_in.read_text(encoding="utf-8")))
+        return {name: float(kept[key][name]) for name in networks}
     image = torch.rand(1, 3, size, size).contiguous(memory_format=torch.channels_last)
     found: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(ROUNDS + 1):

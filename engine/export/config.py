@@ -46,7 +46,10 @@ class ExportConfig:
     )
     data: str = option("", help="data set YAML, by path or name, for --int8")
     max_ap_loss: float = option(
-        1.0, min=0, max=1, help="more AP than this must not be lost by --int8 on the val split"
+        1.0,
+        min=0,
+        max=1,
+        help="refuse an --int8 file that loses more AP than this on the val split",
     )
     nms: str = option(
         "none",

@@ -49,21 +49,18 @@ def write_int8(
     calibration = Calibration(dataset, metadata, size)
     conf = max(EvalConfig.conf, metadata.suppression.conf if metadata.suppression else 0)
     content = onnx_bytes(network, images, metadata)
-    exact: float | None = None
     paths = []
     for name in config.include:
         start = time.perf_counter()
         path, plain = named(base, name, metadata), base.with_name(f".{base.name}-float32.onnx")
         try:
             write_bytes(plain, content)
-            if exact is None:
-                same = (
-                    Exported(metadata, run_openvino(plain), "openvino")
-                    if name == "openvino"
-                    else None
-                )
-                same = same or open_exported(plain, CPU)
-                exact = precision_at(same, index, size, conf=conf)
+            same = (
+                Exported(metadata, run_openvino(plain), "openvino")
+                if name == "openvino"
+                else open_exported(plain, CPU)
+            )
+            exact = precision_at(same, index, size, conf=conf)
             if name == "onnx":
                 write_bytes(path, stated(quantized_onnx(content, calibration), metadata))
             else:
@@ -182,7 +179,7 @@ def _decoding(
     kind: Callable[[Any], str],
     following: Callable[[Any], list[Any]],
 ) -> list[str]:
-    """The names of the `nodes` (each before its readers) that come after the last convolutions.
+    """The names of the `nodes` (each before its readers) from the last convolutions on.
 
     They turn raw maps into boxes, where a step of 1/255 of the image would be many pixels.
     """

@@ -10,7 +10,7 @@ from typing import Any
 from utils.errors import UserError, cause_of
 from utils.nms import NmsConfig
 
-FORMAT = "featherdet-export-1"
+FORMAT = "featherdet-export-2"
 KEY = "featherdet"  # under which a file keeps it
 
 
@@ -43,24 +43,31 @@ class Metadata:
         """The inverse of `to_text`. UserError, naming `file`, for anything else."""
         try:
             values: Mapping[str, Any] = json.loads(text or "")
-            names, size = tuple(map(str, values["names"])), values["size"]
-            suppression = values["suppression"]
-            found = Metadata(
-                names=names,
-                stride=int(values["stride"]),
-                size=None if size is None else (int(size[0]), int(size[1])),
-                batch=None if values["batch"] is None else int(values["batch"]),
-                head=str(values["head"]),
-                data=str(values["data"]),
-                precision=str(values["precision"]),
-                suppression=None if suppression is None else NmsConfig(**suppression),
-                end_to_end=bool(values.get("end_to_end", False)),
-            )
-            known = bool(names) and found.stride > 0 and values["format"] == FORMAT
+            found = _of(values) if values["format"] == FORMAT else None
         except Exception as error:
             raise UserError(
                 f"{file}: not written by FeatherDet's export.py, or damaged: {cause_of(error)}"
             ) from error
-        if not known:
+        if found is None:
             raise UserError(f"{file}: written by another version of FeatherDet; export it again")
         return found
+
+
+def _of(values: Mapping[str, Any]) -> Metadata:
+    """The inverse of `asdict`; any exception where it is not one."""
+    names, size, batch = tuple(map(str, values["names"])), values["size"], values["batch"]
+    suppression = values["suppression"]
+    found = Metadata(
+        names=names,
+        stride=int(values["stride"]),
+        size=None if size is None else (int(size[0]), int(size[1])),
+        batch=None if batch is None else int(batch),
+        head=str(values["head"]),
+        data=str(values["data"]),
+        precision=str(values["precision"]),
+        suppression=None if suppression is None else NmsConfig(**suppression),
+        end_to_end=bool(values["end_to_end"]),
+    )
+    if not names or found.stride < 1:
+        raise ValueError(f"{len(names)} classes, stride {found.stride}")
+    return found

@@ -261,7 +261,8 @@ class _ExportedRun(_Run):
         self._step = exported_step(self._model, self._images, self._runtime, file)
 
     def result(self) -> Latency:
-        flops = self._attempt(lambda: count(self._model, (1, *self._images.shape[1:])).flops)
+        shape = (1, *self._images.shape[1:])
+        flops = self._attempt(lambda: count(self.candidate.model, shape).flops)
         if flops is None:
             return Latency(self._batch, self.cause, runtime=self._runtime)
         return replace(Latency.of(self._batch, self.durations, flops), runtime=self._runtime)

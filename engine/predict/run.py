@@ -5,6 +5,7 @@ from __future__ import annotations
 from data.index.dataset import load_dataset_config
 from data.sources.capture import StreamConfig
 from data.sources.frames import Sources
+from engine.export.runtime import runtime_of
 from engine.predict.config import MANY, DetectConfig
 from engine.predict.console import Console, require_display, show_window
 from engine.predict.outputs import Outputs
@@ -14,7 +15,7 @@ from utils.environment import keep_freed_memory, use_threads
 from utils.errors import PartlyDoneError, UserError
 from utils.files import check_run_dir
 from utils.nms import NmsConfig
-from utils.terminal import say
+from utils.terminal import say, warn
 
 
 def run(config: DetectConfig) -> None:
@@ -58,6 +59,9 @@ def run(config: DetectConfig) -> None:
         names=names,
         classes=config.classes,
     )
+    where = runtime_of(predictor.model)
+    if config.openvino_precision != "float32" and not where.startswith("openvino"):
+        warn(f"warning: --openvino-precision does nothing: {config.weights} runs in {where}")
     if not config.imgsz:
         known = "the size of its training" if predictor.trained.image_size else "the default"
         say(f"{config.weights}: --img {predictor.image_size} ({known})")

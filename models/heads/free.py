@@ -99,8 +99,12 @@ class FreeDetect(Head):
     def deployed(self, *, nms: bool) -> Head:
         """As in Head."""
         one, self.one = self.one, None
-        if one is None or nms:
-            self.end_to_end = self.end_to_end and not nms
+        if one is None:
+            if nms and self.end_to_end:
+                raise ValueError("of this head only the end-to-end branch is left")
+            return self
+        if nms:
+            self.end_to_end = False
             return self
         return one
 

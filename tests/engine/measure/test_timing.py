@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from engine.measure.latency import (
     Candidate,
     Latency,
     LatencyConfig,
+    _ExportedRun,
     interleave,
     measure_latency,
 )
@@ -344,10 +346,15 @@ class TestLatency:
         """Not of the zeros that a fused MixConv multiplies by."""
         model = build_detector(load_spec("yolov5n-mixconv"), classes=3)
         config = LatencyConfig(batches=(1,), rounds=1, warm_up=0)
-        found = measure_latency([Candidate("mix", model, 64)], config, device=CPU)[0]["mix", 1]
-        assert found.gflops_per_second == pytest.approx(
-            profile(model, 64).flops * found.images_per_second / 1e9
-        )
+        item = Candidate("mix", model, 64)
+        (found,) = measure_latency([item], config, device=CPU)[0].values()
+        exported = _ExportedRun(item, ONNXRUNTIME, config, Path())
+        exported._model, exported._images = prepare(model, CPU), torch.zeros(1, 3, 64, 64)
+        exported._batch, exported.durations = 1, [0.5]
+        for one in (found, exported.result()):
+            assert one.gflops_per_second == pytest.approx(
+                profile(model, 64).flops * one.images_per_second / 1e9
+            )
         assert profile(model, 64).flops < profile(prepare(model, CPU), 64).flops
 
     def test_the_order_of_two_models_is_right(self):

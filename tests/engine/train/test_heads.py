@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 
+import compare
 import train
 import val
 from engine.checkpoint import load_checkpoint, load_detector, transfer
@@ -66,7 +67,13 @@ def test_a_run_without_suppression(train_flags, rectangles, tmp_path, capsys):
         found.append(({key: document[key] for key in ("map50", "map")}, document["other_branch"]))
     (one, many), (again, other) = found
     assert (one, many) == (other, again)
+    quick = ["--latency-batches", "1", "--latency-seconds", "0.1", "--project", str(runs)]
+    compare.main(["--weights", str(best), *settings, *quick, "--name", "table"])
+    (record,) = (runs / "table" / "records").glob("*.json")
+    assert json.loads(record.read_text())["metrics"]["other_branch"] == pytest.approx(many)
     whole = load_detector(best, device="cpu")
+    with pytest.raises(ValueError, match="only the end-to-end branch is left"):
+        load_detector(best, device="cpu", fuse=True).fuse(nms=True)
     images = torch.rand(1, 3, 64, 64)
     raw = whole(images)
     assert len(raw) == 2 * len(whole.stride)
