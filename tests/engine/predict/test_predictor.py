@@ -237,7 +237,7 @@ def test_every_form_of_an_image_gives_the_network_the_same_pixels(made, tmp_path
         (np.zeros((5, 5, 2), np.uint8), "uint8 of"),
         (np.zeros((1, 5, 5, 3), np.uint8), "uint8 of"),
         (b"", "no bytes"),
-        ("", "empty file name"),
+        ("", "file name is empty"),
         ([], "not list; several of them go to batch"),
         (None, "not NoneType"),
         (Image.new("F", (4, 4)), "mode F"),
