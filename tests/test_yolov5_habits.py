@@ -89,7 +89,6 @@ REFUSED = {
     "val.py model=yolov5n.pt": "flags here; use --weights yolov5n.pt",
     "export.py --weights yolov5s.pt --include onnx --simplify": "apply onnxsim",
     "export.py --weights yolov5s.pt --opset 12": "of opset 18",
-    "export.py --weights yolov5s.pt --int8": "float16 with --half",
     "detect.py --update": "nothing is uploaded or downloaded",
     "detect.py --visualize": "feature maps",
     "detect.py --line 2": "did you mean '--line-thickness'?",
@@ -106,7 +105,6 @@ REFUSED = {
     "detect.py --save-img": "unless --nosave is given",
     "detect.py --save-json": "val.py has it",
     "export.py --weights yolov5s.pt --include onnx --device 0": "this runs on the CPU",
-    "export.py --weights yolov5s.pt --data coco128.yaml": "holds its class names",
     "export.py --weights yolov5s.pt --topk-all 100": "no TensorFlow files",
     "detect.py half=True": "flags here; use --half (",
 }
