@@ -83,7 +83,7 @@ class ExportConfig:
         if self.int8 and len(set(self.imgsz)) > 1:
             raise ValueError("--int8 measures AP, which needs a square: one number for --img")
         if not self.int8 and {"data", "max_ap_loss"} & changed(self).keys():
-            raise ValueError("--data and --max-ap-loss do nothing without --int8")
+            raise ValueError("--data and --max-ap-loss do nothing without --int8; leave them out")
         idle = {"conf_thres", "iou_thres", "max_det"} & changed(self).keys()
         if self.nms == "none" and idle:
             raise ValueError(f"{flag(min(idle))} does nothing without --nms in-graph")
