@@ -33,7 +33,7 @@ ALLOWED = {
 }
 LONGEST_FILE = 320
 LARGEST_FOLDER = 16  # Python files
-LINES = 27_700  # Python outside tests/; goes down, and up only with a capability
+LINES = 27_360  # Python outside tests/; goes down, and up only with a capability
 SCRIPT_LINES = 1_150  # JavaScript, CSS and HTML of our own
 REPORTING = {"nncf", "onnxruntime", "openvino"}  # to their makers, unless told otherwise
 # What runs text or bytes from outside as code.
