@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -63,33 +62,27 @@ class Assignment:
     score: Tensor  # (M, K) float in [0, 1]: the class target; 0: not taken
 
 
-@dataclass(frozen=True)
 class Pairs:
-    """M targets and the N points of their images: what assigners choose by."""
+    """M targets and the N points of their images: what assigners choose by.
 
-    targets: Targets
-    points: Points
-    logits: Tensor  # (B, N, classes), predicted
-    boxes: Tensor  # (B, N, 4), predicted, xyxy pixels
-    small_objects: bool  # whether `outside` means enlarged sides
+    `logits` (B, N, classes) and `boxes` (B, N, 4), xyxy pixels, are predictions; `small_objects`
+    enlarges sides in `outside`.  `overlap` is the (M, N) IoU of prediction and target, `corners`
+    the low and the high corner of the targets, (M, 1, 2) each.
+    """
 
-    @cached_property
-    def corners(self) -> tuple[Tensor, Tensor]:
-        """Low and high corner of the targets, (M, 1, 2)."""
-        low, high = self.targets.boxes[:, None].split(2, -1)
-        return low, high
-
-    @cached_property
-    def overlap(self) -> Tensor:
-        """(M, N) IoU of prediction and target."""
-        low, high = self.corners
-        found_low, found_high = self.boxes[self.targets.image_index].split(2, -1)  # (M, N, 2)
+    def __init__(
+        self, targets: Targets, points: Points, logits: Tensor, boxes: Tensor, small_objects: bool
+    ) -> None:
+        self.targets, self.points, self.logits = targets, points, logits
+        self.small_objects = small_objects
+        low, high = self.corners = targets.boxes[:, None].split(2, -1)
+        found_low, found_high = boxes[targets.image_index].split(2, -1)  # (M, N, 2)
         common = (torch.minimum(high, found_high) - torch.maximum(low, found_low)).clamp_(min=0)
         area, shared = (high - low).prod(-1), common.prod(-1)
         union = (found_high - found_low).prod(-1) + area - shared
-        return shared / union.clamp_(min=TINY)
+        self.overlap = shared / union.clamp_(min=TINY)
 
-    @cached_property
+    @property
     def logit(self) -> Tensor:
         """(M, N) that of the target's class."""
         return self.logits.transpose(1, 2)[self.targets.image_index, self.targets.labels]

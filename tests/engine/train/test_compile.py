@@ -47,9 +47,10 @@ def batch_of(boxes, seed=1, size=64, images=2):
     )
 
 
-def test_forward_and_loss_are_one_graph_of_the_same_numbers():
+@pytest.mark.parametrize("head", ["anchor", "free", "free-e2e"])
+def test_forward_and_loss_are_one_graph_of_the_same_numbers(head):
     """No break, so nothing in them waits for the device."""
-    plain, compiled, batch = make_step(), make_step(), batch_of(5)
+    plain, compiled, batch = make_step(head=head), make_step(head=head), batch_of(5)
     counter = CompileCounter()
     compiled.compile_step(varying=False, backend=counter, fullgraph=True)
     for _ in range(2):
